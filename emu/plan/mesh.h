@@ -1,0 +1,52 @@
+// The rank mesh: where each rank stands on the attention axes and on the expert axes.
+//
+// Two generators over the same ranks, leftmost axis fastest (Megatron's order tp-cp-ep-dp-pp):
+//   attention: rank = tp + TP * (cp + CP * (dp + DP * pp))
+//   experts:   rank = etp + ETP * (ep + EP * (edp + EDP * pp))
+// The pipeline axis is slowest in both, so a rank has one stage.
+//
+// Example, tp2 dp2 pp2 with ep4 (8 ranks): rank 5 is attention (tp 1, dp 0, pp 1) and experts (ep 1, pp 1); its tp group
+// is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "emu/plan/parallel.h"
+
+namespace shardproof {
+
+enum class Axis { tp, cp, dp, pp, etp, ep, edp };
+
+/// "tp", "cp", "dp", "pp", "etp", "ep", "edp".
+std::string_view to_string(Axis axis);
+
+/// A rank's index along every axis.
+struct Coordinates {
+  int tp = 0, cp = 0, dp = 0, pp = 0, etp = 0, ep = 0, edp = 0;
+  int operator[](Axis axis) const;
+  bool operator==(const Coordinates&) const = default;
+};
+
+class Mesh {
+ public:
+  explicit Mesh(const Parallel& parallel) : parallel_(parallel) {}
+
+  const Parallel& parallel() const { return parallel_; }
+  int world() const { return parallel_.world(); }
+  int degree(Axis axis) const;
+
+  Coordinates coordinates(int rank) const;
+  int rank_at(int tp, int cp, int dp, int pp) const;
+  int expert_rank_at(int etp, int ep, int edp, int pp) const;
+
+  /// The ranks that differ from `rank` only along `axis` (on that axis' own mesh), in order of their index.
+  std::vector<int> group(Axis axis, int rank) const;
+  /// Every group of the axis, ordered by its lowest rank.
+  std::vector<std::vector<int>> groups(Axis axis) const;
+
+ private:
+  Parallel parallel_;
+};
+
+}  // namespace shardproof

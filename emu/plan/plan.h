@@ -1,0 +1,67 @@
+// A deployment plan: model, hardware, parallel degrees, workload and the claims its authors make.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "emu/plan/model_config.h"
+#include "emu/plan/parallel.h"
+
+namespace shardproof {
+
+struct Hardware {
+  std::int64_t gpus = 0;
+  std::int64_t gpus_per_node = 8;
+  double memory_gb = 0;               ///< per GPU, 10^9 bytes; 0 when not stated (so with every field below)
+  double tflops = 0;                  ///< per GPU, dense, in the model's format
+  double mfu = 0;                     ///< share of tflops reached, 0..1
+  double memory_bandwidth_tbps = 0;   ///< 10^12 bytes a second
+  double bandwidth_utilization = 0;   ///< share of the bandwidth reached, 0..1
+  double link_gbps = 0;               ///< per GPU, 10^9 bytes a second
+  double link_latency_us = 0;
+};
+
+struct Workload {
+  std::vector<std::int64_t> lengths;  ///< tokens of each sequence of the (global) batch
+  std::int64_t microbatches = 1;      ///< per data-parallel replica
+  std::uint64_t seed = 1;
+
+  std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
+  std::int64_t tokens() const {
+    std::int64_t sum = 0;
+    for (std::int64_t length : lengths) sum += length;
+    return sum;
+  }
+};
+
+/// A figure that the plan's authors state.
+struct Claim {
+  std::string document;   ///< where it is stated
+  std::string text;       ///< in words
+  std::string quantity;   ///< a named function of the plan; see `check --list-quantities`
+  std::string relation;   ///< "=", "<=", ">=", "~"
+  double stated = 0;
+  std::string unit;
+};
+
+struct Plan {
+  std::string name;
+  ModelConfig model;
+  std::optional<Hardware> hardware;
+  Parallel parallel;
+  Workload workload;
+  std::vector<std::string> notes;
+  std::vector<Claim> claims;
+
+  int world() const { return parallel.world(); }
+};
+
+/// One thing that is wrong with a plan.
+struct Problem {
+  std::string field;    ///< dotted path in the file: "parallel.tp"
+  std::string message;  ///< the value, the arithmetic, and what would be right
+};
+
+}  // namespace shardproof

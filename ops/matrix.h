@@ -1,0 +1,113 @@
+// Dense row-major matrices: a non-owning view and an owning buffer.
+//
+// MatrixView is what every op takes. It is two words of shape, a stride and a pointer, so that headers of this
+// folder need no linear-algebra library. A view never owns; Matrix does, and copying one is the named act `copy()`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+namespace shardproof::ops {
+
+using Index = std::int64_t;
+
+/// A view of `rows` x `cols` elements; element (i, j) is data[i * stride + j], stride >= cols.
+template <class T>
+struct MatrixView {
+  T* data = nullptr;
+  Index rows = 0;
+  Index cols = 0;
+  Index stride = 0;
+
+  constexpr MatrixView() = default;
+  constexpr MatrixView(T* data_, Index rows_, Index cols_) : MatrixView(data_, rows_, cols_, cols_) {}
+  constexpr MatrixView(T* data_, Index rows_, Index cols_, Index stride_)
+      : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
+  /// A mutable view converts to a read-only one.
+  template <class U>
+    requires(std::is_same_v<T, const U>)
+  constexpr MatrixView(MatrixView<U> other)  // NOLINT(google-explicit-constructor): as span<const T> from span<T>
+      : MatrixView(other.data, other.rows, other.cols, other.stride) {}
+
+  constexpr T& operator()(Index row, Index col) const { return data[row * stride + col]; }
+  constexpr std::span<T> row(Index index) const { return {data + index * stride, static_cast<std::size_t>(cols)}; }
+  constexpr MatrixView row_range(Index begin, Index count) const {
+    return {data + begin * stride, count, cols, stride};
+  }
+  constexpr MatrixView col_range(Index begin, Index count) const { return {data + begin, rows, count, stride}; }
+  constexpr bool contiguous() const { return stride == cols || rows <= 1; }
+  constexpr Index size() const { return rows * cols; }
+  /// All elements in row-major order; only for a contiguous view.
+  constexpr std::span<T> span() const { return {data, static_cast<std::size_t>(size())}; }
+};
+
+/// Owns `rows` x `cols` contiguous elements, aligned to 64 bytes; not initialised unless made by `zeros`.
+template <class T>
+class Matrix {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  Matrix() = default;
+  Matrix(Index rows, Index cols) : data_(allocate(rows * cols)), rows_(rows), cols_(cols) {}
+  static Matrix zeros(Index rows, Index cols) {
+    Matrix matrix(rows, cols);
+    for (T& value : matrix.span()) value = T{};
+    return matrix;
+  }
+  Matrix(Matrix&& other) noexcept { swap(other); }
+  Matrix& operator=(Matrix&& other) noexcept {
+    Matrix(static_cast<Matrix&&>(other)).swap(*this);
+    return *this;
+  }
+  Matrix(const Matrix&) = delete;
+  Matrix& operator=(const Matrix&) = delete;
+  ~Matrix() = default;
+  Matrix copy() const {
+    Matrix result(rows_, cols_);
+    for (Index i = 0; i < rows_ * cols_; ++i) result.data_[i] = data_[i];
+    return result;
+  }
+
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  Index size() const { return rows_ * cols_; }
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  T& operator()(Index row, Index col) { return data_[row * cols_ + col]; }
+  const T& operator()(Index row, Index col) const { return data_[row * cols_ + col]; }
+  std::span<T> row(Index index) { return view().row(index); }
+  std::span<const T> row(Index index) const { return view().row(index); }
+  std::span<T> span() { return {data_.get(), static_cast<std::size_t>(size())}; }
+  std::span<const T> span() const { return {data_.get(), static_cast<std::size_t>(size())}; }
+  MatrixView<T> view() { return {data_.get(), rows_, cols_}; }
+  MatrixView<const T> view() const { return {data_.get(), rows_, cols_}; }
+  operator MatrixView<T>() { return view(); }              // NOLINT(google-explicit-constructor)
+  operator MatrixView<const T>() const { return view(); }  // NOLINT(google-explicit-constructor)
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(T* pointer) const { ::operator delete[](pointer, kAlignment); }
+  };
+  static std::unique_ptr<T[], Free> allocate(Index count) {
+    if (count == 0) return {};
+    return std::unique_ptr<T[], Free>(
+        static_cast<T*>(::operator new[](static_cast<std::size_t>(count) * sizeof(T), kAlignment)));
+  }
+  void swap(Matrix& other) noexcept {
+    data_.swap(other.data_);
+    std::swap(rows_, other.rows_);
+    std::swap(cols_, other.cols_);
+  }
+
+  std::unique_ptr<T[], Free> data_;
+  Index rows_ = 0;
+  Index cols_ = 0;
+};
+
+}  // namespace shardproof::ops
