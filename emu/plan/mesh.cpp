@@ -1,0 +1,136 @@
+#include "emu/plan/mesh.h"
+
+namespace shardproof {
+
+std::string_view to_string(Axis axis) {
+  switch (axis) {
+    case Axis::tp:
+      return "tp";
+    case Axis::cp:
+      return "cp";
+    case Axis::dp:
+      return "dp";
+    case Axis::pp:
+      return "pp";
+    case Axis::etp:
+      return "etp";
+    case Axis::ep:
+      return "ep";
+    case Axis::edp:
+      return "edp";
+  }
+  return "?";
+}
+
+int Coordinates::operator[](Axis axis) const {
+  switch (axis) {
+    case Axis::tp:
+      return tp;
+    case Axis::cp:
+      return cp;
+    case Axis::dp:
+      return dp;
+    case Axis::pp:
+      return pp;
+    case Axis::etp:
+      return etp;
+    case Axis::ep:
+      return ep;
+    case Axis::edp:
+      return edp;
+  }
+  return 0;
+}
+
+int Mesh::degree(Axis axis) const {
+  switch (axis) {
+    case Axis::tp:
+      return parallel_.tp;
+    case Axis::cp:
+      return parallel_.cp;
+    case Axis::dp:
+      return parallel_.dp;
+    case Axis::pp:
+      return parallel_.pp;
+    case Axis::etp:
+      return parallel_.etp;
+    case Axis::ep:
+      return parallel_.ep;
+    case Axis::edp:
+      return parallel_.edp;
+  }
+  return 1;
+}
+
+Coordinates Mesh::coordinates(int rank) const {
+  Coordinates at;
+  int rest = rank;
+  at.tp = rest % parallel_.tp;
+  rest /= parallel_.tp;
+  at.cp = rest % parallel_.cp;
+  rest /= parallel_.cp;
+  at.dp = rest % parallel_.dp;
+  at.pp = rest / parallel_.dp;
+
+  rest = rank;
+  at.etp = rest % parallel_.etp;
+  rest /= parallel_.etp;
+  at.ep = rest % parallel_.ep;
+  rest /= parallel_.ep;
+  at.edp = rest % parallel_.edp;
+  return at;
+}
+
+int Mesh::rank_at(int tp, int cp, int dp, int pp) const {
+  return tp + parallel_.tp * (cp + parallel_.cp * (dp + parallel_.dp * pp));
+}
+
+int Mesh::expert_rank_at(int etp, int ep, int edp, int pp) const {
+  return etp + parallel_.etp * (ep + parallel_.ep * (edp + parallel_.edp * pp));
+}
+
+namespace {
+
+/// How far apart in rank two neighbours along the axis are: the product of the degrees before it.
+int stride_of(const Parallel& p, Axis axis) {
+  switch (axis) {
+    case Axis::tp:
+    case Axis::etp:
+      return 1;
+    case Axis::cp:
+      return p.tp;
+    case Axis::dp:
+      return p.tp * p.cp;
+    case Axis::pp:
+      return p.tp * p.cp * p.dp;
+    case Axis::ep:
+      return p.etp;
+    case Axis::edp:
+      return p.etp * p.ep;
+  }
+  return 1;
+}
+
+}  // namespace
+
+std::vector<int> Mesh::group(Axis axis, int rank) const {
+  const int size = degree(axis);
+  const int stride = stride_of(parallel_, axis);
+  const int first = rank - coordinates(rank)[axis] * stride;
+  std::vector<int> members;
+  members.reserve(static_cast<std::size_t>(size));
+  for (int i = 0; i < size; ++i) members.push_back(first + i * stride);
+  return members;
+}
+
+std::vector<std::vector<int>> Mesh::groups(Axis axis) const {
+  std::vector<std::vector<int>> all;
+  all.reserve(static_cast<std::size_t>(world() / degree(axis)));
+  // A group is met first at its lowest member, whose index along the axis is zero.
+  for (int rank = 0; rank < world(); ++rank) {
+    if (coordinates(rank)[axis] == 0) all.push_back(group(axis, rank));
+  }
+  return all;
+}
+
+}  // namespace shardproof
