@@ -27,7 +27,9 @@ std::string_view to_string(Format format);
 std::optional<Format> parse_format(std::string_view name);
 
 /// The format computes in double (fp64, exact); otherwise in float.
-constexpr bool computes_in_double(Format format) { return format == Format::fp64 || format == Format::exact; }
+constexpr bool computes_in_double(Format format) {
+  return format == Format::fp64 || format == Format::exact;
+}
 
 /// Bytes that one stored element takes on the device (exact counts as the double it is kept in).
 constexpr int bytes_per_element(Format format) {

@@ -30,8 +30,8 @@ struct MatrixView {
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
   /// A mutable view converts to a read-only one.
   template <class U>
-    requires(std::is_same_v<T, const U>)
-  constexpr MatrixView(MatrixView<U> other)  // NOLINT(google-explicit-constructor): as span<const T> from span<T>
+  requires(std::is_same_v<T, const U>) constexpr MatrixView(
+      MatrixView<U> other)  // NOLINT(google-explicit-constructor): as span<const T> from span<T>
       : MatrixView(other.data, other.rows, other.cols, other.stride) {}
 
   constexpr T& operator()(Index row, Index col) const { return data[row * stride + col]; }

@@ -1,0 +1,20 @@
+// One expert's SwiGLU MLP on the tokens routed to it:
+//   g = stored(x Wg^T), u = stored(x Wu^T), h = stored(silu(g) * u), y = h Wd^T
+// y is not rounded: under expert tensor parallelism it is a partial sum, stored after its reduction.
+#pragma once
+
+#include "ops/cost.h"
+#include "ops/format.h"
+#include "ops/matrix.h"
+
+namespace shardproof::ops {
+
+/// x, y [tokens, hidden], w_gate, w_up [width, hidden], w_down [hidden, width]. No tokens cost nothing.
+template <class T>
+void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const T> w_up, MatrixView<const T> w_down,
+            Format format, MatrixView<T> y);
+
+/// Three gemms and the activation; weights, x and y once, g, u and h written and read. Zero for no tokens.
+Cost expert_cost(Index tokens, Index hidden, Index width, int bytes_per_element);
+
+}  // namespace shardproof::ops
