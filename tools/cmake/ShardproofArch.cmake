@@ -1,7 +1,7 @@
 # SHARDPROOF_ARCH -> SHARDPROOF_ARCH_FLAGS.
 #
-# -march=native is not used: GCC 12 takes newer AMD processors for an older one and prefers 256-bit vectors there.
-# Naming the architecture level and the vector width says what is meant.
+# On x86-64 -march=native is not used: GCC 12 takes newer AMD processors for an older one and prefers 256-bit vectors
+# there. Naming the architecture level and the vector width says what is meant.
 
 function(shardproof_arch_flags out)
   set(arch "${SHARDPROOF_ARCH}")

@@ -1,15 +1,21 @@
 # Compile options and helpers shared by every target of the project.
 
 include(ShardproofArch)
+include(ShardproofEmbed)
 
 # Settings of our own code only: consumers of an installed library get the C++ standard and nothing else.
 add_library(shardproof_options INTERFACE)
 target_compile_options(shardproof_options INTERFACE
-  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor -Woverloaded-virtual -Werror
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor -Woverloaded-virtual
   # A fused multiply-add where the compiler sees fit would make a value depend on how its loop was vectorised;
   # kernels that want one ask for it by name.
   -ffp-contract=off
+  # Source locations in messages are paths inside the project, the same on every machine.
+  -ffile-prefix-map=${PROJECT_SOURCE_DIR}/=
   ${SHARDPROOF_ARCH_FLAGS})
+if(SHARDPROOF_WERROR)
+  target_compile_options(shardproof_options INTERFACE -Werror)
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 reports false positives of these in inlined library code.
   target_compile_options(shardproof_options INTERFACE -Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow
@@ -19,6 +25,13 @@ if(SHARDPROOF_SANITIZE)
   target_compile_options(shardproof_options INTERFACE -fsanitize=${SHARDPROOF_SANITIZE} -fno-omit-frame-pointer
                                                       -fno-sanitize-recover=all)
   target_link_options(shardproof_options INTERFACE -fsanitize=${SHARDPROOF_SANITIZE})
+  if(SHARDPROOF_SANITIZE MATCHES "thread" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # GCC warns that the fences inside oneTBB's headers are not modelled.
+    target_compile_options(shardproof_options INTERFACE -Wno-tsan)
+  endif()
+endif()
+if(SHARDPROOF_FUZZ)
+  target_compile_options(shardproof_options INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
 # shardproof_library(<folder>): the target shardproof_<folder>, its alias shardproof::<folder>.
@@ -36,10 +49,13 @@ function(shardproof_library name)
 endfunction()
 
 # shardproof_test(<name> SOURCES ... LIBRARIES ... [LABELS ...]): a GoogleTest program, one ctest entry per test.
+# The label `nightly` keeps a program out of the default run. A test whose name contains ThreadExecutor also runs under
+# the thread sanitizer.
 function(shardproof_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE shardproof_options ${ARG_LIBRARIES} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_compile_features(${name} PRIVATE cxx_std_20)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_definitions(${name} PRIVATE SHARDPROOF_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60 PROPERTIES LABELS "${ARG_LABELS}")
@@ -50,24 +66,25 @@ function(shardproof_benchmark name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE shardproof_options ${ARG_LIBRARIES} benchmark::benchmark)
+  target_compile_features(${name} PRIVATE cxx_std_20)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
 endfunction()
 
-function(shardproof_install)
-  include(CMakePackageConfigHelpers)
-  get_property(libraries GLOBAL PROPERTY SHARDPROOF_LIBRARIES)
-  install(TARGETS ${libraries} EXPORT shardproof-targets)
-  install(EXPORT shardproof-targets NAMESPACE shardproof:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/shardproof)
-  configure_package_config_file(${PROJECT_SOURCE_DIR}/tools/cmake/shardproof-config.cmake.in
-    ${PROJECT_BINARY_DIR}/shardproof-config.cmake INSTALL_DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/shardproof)
-  write_basic_package_version_file(${PROJECT_BINARY_DIR}/shardproof-config-version.cmake COMPATIBILITY SameMinorVersion)
-  install(FILES ${PROJECT_BINARY_DIR}/shardproof-config.cmake ${PROJECT_BINARY_DIR}/shardproof-config-version.cmake
-          DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/shardproof)
-  foreach(folder ops collectives emu)
-    install(DIRECTORY ${PROJECT_SOURCE_DIR}/${folder} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/shardproof
-            FILES_MATCHING PATTERN "*.h" PATTERN "internal" EXCLUDE)
-  endforeach()
-  if(TARGET shardproof)
-    install(TARGETS shardproof)
-    install(DIRECTORY ${PROJECT_SOURCE_DIR}/plans DESTINATION ${CMAKE_INSTALL_DATADIR}/shardproof)
+# shardproof_fuzzer(<name> SOURCES ... LIBRARIES ... [CORPUS <folder>]): a libFuzzer program, only with SHARDPROOF_FUZZ;
+# its ctest entry fuzz.<name> starts from the files of CORPUS and runs for a minute.
+function(shardproof_fuzzer name)
+  if(NOT SHARDPROOF_FUZZ)
+    return()
   endif()
+  cmake_parse_arguments(ARG "" "CORPUS" "SOURCES;LIBRARIES" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_link_libraries(${name} PRIVATE shardproof_options ${ARG_LIBRARIES})
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  target_compile_features(${name} PRIVATE cxx_std_20)
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  # What a run finds is added to the first folder; the second is only read.
+  set(found ${CMAKE_CURRENT_BINARY_DIR}/${name}_corpus)
+  file(MAKE_DIRECTORY ${found})
+  add_test(NAME fuzz.${name} COMMAND ${name} -max_total_time=60 -timeout=10 -rss_limit_mb=2048 ${found} ${ARG_CORPUS})
+  set_tests_properties(fuzz.${name} PROPERTIES LABELS "nightly;fuzz" TIMEOUT 300)
 endfunction()
