@@ -5,8 +5,8 @@
 //   experts:   rank = etp + ETP * (ep + EP * (edp + EDP * pp))
 // The pipeline axis is slowest in both, so a rank has one stage.
 //
-// Example, tp2 dp2 pp2 with ep4 (8 ranks): rank 5 is attention (tp 1, dp 0, pp 1) and experts (ep 1, pp 1); its tp group
-// is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
+// Example, tp2 dp2 pp2 with ep4 (8 ranks): rank 5 is attention (tp 1, dp 0, pp 1) and experts (ep 1, pp 1); its tp
+// group is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
 #pragma once
 
 #include <string_view>

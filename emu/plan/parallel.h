@@ -5,14 +5,14 @@ namespace shardproof {
 
 /// Attention and experts each span the whole world: tp * cp * dp * pp = world = etp * ep * edp * pp.
 struct Parallel {
-  int tp = 1;        ///< tensor parallel degree of attention, embedding and head
-  int cp = 1;        ///< context parallel degree
-  int dp = 1;        ///< data parallel degree (of attention)
-  int pp = 1;        ///< pipeline stages
-  int ep = 1;        ///< expert parallel degree
-  int etp = 1;       ///< tensor parallel degree inside an expert
-  int edp = 1;       ///< replicas of each expert; derived
-  bool sp = false;   ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
+  int tp = 1;       ///< tensor parallel degree of attention, embedding and head
+  int cp = 1;       ///< context parallel degree
+  int dp = 1;       ///< data parallel degree (of attention)
+  int pp = 1;       ///< pipeline stages
+  int ep = 1;       ///< expert parallel degree
+  int etp = 1;      ///< tensor parallel degree inside an expert
+  int edp = 1;      ///< replicas of each expert; derived
+  bool sp = false;  ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
 
   int world() const { return tp * cp * dp * pp; }
   bool operator==(const Parallel&) const = default;

@@ -14,12 +14,12 @@ namespace shardproof {
 struct Hardware {
   std::int64_t gpus = 0;
   std::int64_t gpus_per_node = 8;
-  double memory_gb = 0;               ///< per GPU, 10^9 bytes; 0 when not stated (so with every field below)
-  double tflops = 0;                  ///< per GPU, dense, in the model's format
-  double mfu = 0;                     ///< share of tflops reached, 0..1
-  double memory_bandwidth_tbps = 0;   ///< 10^12 bytes a second
-  double bandwidth_utilization = 0;   ///< share of the bandwidth reached, 0..1
-  double link_gbps = 0;               ///< per GPU, 10^9 bytes a second
+  double memory_gb = 0;              ///< per GPU, 10^9 bytes; 0 when not stated (so with every field below)
+  double tflops = 0;                 ///< per GPU, dense, in the model's format
+  double mfu = 0;                    ///< share of tflops reached, 0..1
+  double memory_bandwidth_tbps = 0;  ///< 10^12 bytes a second
+  double bandwidth_utilization = 0;  ///< share of the bandwidth reached, 0..1
+  double link_gbps = 0;              ///< per GPU, 10^9 bytes a second
   double link_latency_us = 0;
 };
 
@@ -38,10 +38,10 @@ struct Workload {
 
 /// A figure that the plan's authors state.
 struct Claim {
-  std::string document;   ///< where it is stated
-  std::string text;       ///< in words
-  std::string quantity;   ///< a named function of the plan; see `check --list-quantities`
-  std::string relation;   ///< "=", "<=", ">=", "~"
+  std::string document;  ///< where it is stated
+  std::string text;      ///< in words
+  std::string quantity;  ///< a named function of the plan; see `check --list-quantities`
+  std::string relation;  ///< "=", "<=", ">=", "~"
   double stated = 0;
   std::string unit;
 };

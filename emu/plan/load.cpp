@@ -1,0 +1,257 @@
+#include "emu/plan/load.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "emu/plan/load_model.h"
+#include "emu/plan/object_reader.h"
+#include "emu/plan/validate.h"
+
+namespace shardproof {
+namespace {
+
+using Kind = JsonValue::Kind;
+using Problems = std::vector<Problem>;
+
+constexpr std::int64_t kMaxGpus = 1'000'000;
+constexpr std::int64_t kMaxBatch = 1'000'000;
+constexpr std::int64_t kMaxSequence = 1 << 24;
+
+LoadedModel read_model_member(const JsonValue& value, const std::filesystem::path& base_dir, Problems& problems) {
+  if (!value.is(Kind::string)) return read_model(value, "model", problems);
+  const std::filesystem::path path = base_dir / std::filesystem::path(value.text);
+  FileText file = read_file(path, kMaxPlanBytes);
+  if (!file.text) {
+    for (const Problem& problem : file.problems) {
+      problems.push_back({"model", fmt::format("{}: {}", in_quotes(problem.field), problem.message)});
+    }
+    return {};
+  }
+  JsonDocument document = parse_json(*file.text, path.string(), kMaxPlanDepth);
+  problems.insert(problems.end(), document.problems.begin(), document.problems.end());
+  if (!document.value) return {};
+  return read_model(*document.value, "model", problems);
+}
+
+Hardware read_hardware(const JsonValue& value, Problems& problems) {
+  Hardware hardware;
+  ObjectReader reader(value, "hardware", problems);
+  const std::size_t before = problems.size();
+  const auto gpus = reader.integer({"gpus"}, 1, kMaxGpus);
+  if (!gpus && problems.size() == before) reader.missing("gpus", "the number of GPUs is needed");
+  hardware.gpus = gpus.value_or(0);
+  hardware.gpus_per_node = reader.integer({"gpus_per_node"}, 1, kMaxGpus).value_or(hardware.gpus_per_node);
+  const auto positive = [&](std::string_view name, double most) {
+    return reader.number({name}, 1e-6, most).value_or(0);
+  };
+  hardware.memory_gb = positive("memory_gb", 1e6);
+  hardware.tflops = positive("tflops", 1e9);
+  hardware.mfu = positive("mfu", 1.0);
+  hardware.memory_bandwidth_tbps = positive("memory_bandwidth_tbps", 1e6);
+  hardware.bandwidth_utilization = positive("bandwidth_utilization", 1.0);
+  hardware.link_gbps = positive("link_gbps", 1e9);
+  hardware.link_latency_us = reader.number({"link_latency_us"}, 0.0, 1e9).value_or(0);
+  reader.finish();
+  return hardware;
+}
+
+/// `sp` is true or false; documents also write the degree, which is that of tp, or 1 for none.
+bool read_sequence_parallel(ObjectReader& reader, int tp) {
+  const auto found = reader.find({"sp", "sequence_parallel"});
+  if (!found) return false;
+  const JsonValue& value = *found->value;
+  if (value.is(Kind::boolean)) return value.boolean;
+  if (value.is(Kind::integer) && value.integer == 1) return false;
+  if (value.is(Kind::integer) && value.integer == tp) return true;
+  reader.problem(found->field,
+                 fmt::format("{}; sequence parallelism shards activations over the tensor-parallel group: "
+                             "true or false is needed (or its degree, tp = {})",
+                             describe(value), tp));
+  return false;
+}
+
+Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, Problems& problems) {
+  Parallel parallel;
+  ObjectReader reader(value, "parallel", problems);
+  const auto degree = [&](ObjectReader::Names names) -> std::optional<int> {
+    const auto read = reader.integer(names, 1, kMaxWorld);
+    if (!read) return std::nullopt;
+    return static_cast<int>(*read);
+  };
+  parallel.tp = degree({"tp", "tensor_model_parallel_size", "tensor_parallel_size"}).value_or(1);
+  parallel.cp = degree({"cp", "context_parallel_size"}).value_or(1);
+  parallel.pp = degree({"pp", "pipeline_model_parallel_size", "pipeline_parallel_size"}).value_or(1);
+  parallel.ep = degree({"ep", "expert_model_parallel_size", "expert_parallel_size"}).value_or(1);
+  parallel.etp = degree({"etp", "expert_tensor_parallel_size"}).value_or(1);
+  const std::int64_t without_dp = std::int64_t{parallel.tp} * parallel.cp * parallel.pp;
+  if (const auto dp = degree({"dp", "data_parallel_size"})) {
+    parallel.dp = *dp;
+  } else if (hardware && hardware->gpus > 0) {
+    parallel.dp = static_cast<int>(std::clamp<std::int64_t>(hardware->gpus / without_dp, 1, kMaxWorld));
+  }
+  const std::int64_t attention = std::int64_t{parallel.tp} * parallel.cp * parallel.dp;
+  const std::int64_t replicas = attention / (std::int64_t{parallel.etp} * parallel.ep);
+  parallel.edp = static_cast<int>(std::clamp<std::int64_t>(replicas, 1, INT32_MAX));
+  if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
+  parallel.sp = read_sequence_parallel(reader, parallel.tp);
+  reader.finish();
+  return parallel;
+}
+
+Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
+  Workload workload;
+  if (value == nullptr) {
+    workload.lengths.assign(static_cast<std::size_t>(dp), 128);
+    return workload;
+  }
+  ObjectReader reader(*value, "workload", problems);
+  const auto batch = reader.integer({"batch"}, 1, kMaxBatch);
+  const auto sequence = reader.integer({"sequence"}, 1, kMaxSequence);
+  const auto lengths = reader.find({"lengths"});
+  if (lengths && lengths->value->is(Kind::array)) {
+    const std::vector<JsonValue>& items = lengths->value->items;
+    if (items.empty()) reader.problem(lengths->field, "is empty; a length for each sequence of the batch is needed");
+    int wrong = 0;
+    for (std::size_t i = 0; i < items.size(); ++i) {
+      const auto length = integer_of(items[i], fmt::format("{}[{}]", lengths->field, i), 1, kMaxSequence, problems);
+      if (length) workload.lengths.push_back(*length);
+      if (!length && ++wrong == 10) break;
+    }
+    if (sequence) {
+      reader.problem(reader.field("sequence"),
+                     "given together with \"lengths\", which says the same for every sequence; "
+                     "keep one");
+    }
+    if (batch && *batch != static_cast<std::int64_t>(items.size())) {
+      reader.problem(reader.field("batch"), fmt::format("{} but \"lengths\" has {} entries", *batch, items.size()));
+    }
+  } else if (lengths) {
+    reader.problem(lengths->field, fmt::format("{} where an array of lengths is needed", describe(*lengths->value)));
+  } else {
+    workload.lengths.assign(static_cast<std::size_t>(batch.value_or(dp)), sequence.value_or(128));
+  }
+  workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
+  workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
+  reader.finish();
+  return workload;
+}
+
+std::vector<std::string> read_notes(const JsonValue& value, Problems& problems) {
+  std::vector<std::string> notes;
+  if (value.is(Kind::string)) return {value.text};
+  if (!value.is(Kind::array)) {
+    problems.push_back({"notes", fmt::format("{} where a string or an array of strings is needed", describe(value))});
+    return notes;
+  }
+  for (std::size_t i = 0; i < value.items.size(); ++i) {
+    if (value.items[i].is(Kind::string)) {
+      notes.push_back(value.items[i].text);
+    } else {
+      problems.push_back(
+          {fmt::format("notes[{}]", i), fmt::format("{} where a string is needed", describe(value.items[i]))});
+      return notes;
+    }
+  }
+  return notes;
+}
+
+Claim read_claim(const JsonValue& value, const std::string& path, Problems& problems) {
+  Claim claim;
+  ObjectReader reader(value, path, problems);
+  if (!value.is(Kind::object)) return claim;
+  const auto require = [&](std::string_view name, std::string_view what) {
+    const std::size_t before = problems.size();
+    auto text = reader.string({name});
+    if (!text && problems.size() == before) reader.missing(name, what);
+    return text.value_or("");
+  };
+  claim.document = reader.string({"document"}).value_or("");
+  claim.text = reader.string({"text"}).value_or("");
+  claim.unit = reader.string({"unit"}).value_or("");
+  claim.quantity = require("quantity", "the name of a quantity is needed");
+  const std::size_t before = problems.size();
+  claim.relation = require("relation", "one of \"=\", \"<=\", \">=\", \"~\" is needed");
+  if (problems.size() == before && claim.relation != "=" && claim.relation != "<=" && claim.relation != ">=" &&
+      claim.relation != "~") {
+    reader.problem(reader.field("relation"),
+                   fmt::format("{}; one of \"=\", \"<=\", \">=\", \"~\" is needed", in_quotes(claim.relation)));
+  }
+  const std::size_t before_stated = problems.size();
+  const auto stated = reader.number({"stated"}, -1e30, 1e30);
+  if (!stated && problems.size() == before_stated) reader.missing("stated", "the figure that is claimed is needed");
+  claim.stated = stated.value_or(0);
+  reader.finish();
+  return claim;
+}
+
+Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Problems& problems) {
+  Plan plan;
+  ObjectReader reader(root, "", problems);
+  if (!root.is(Kind::object)) return plan;
+  plan.name = reader.string({"name"}).value_or("");
+  LoadedModel loaded;
+  if (const auto model = reader.find({"model"})) {
+    loaded = read_model_member(*model->value, base_dir, problems);
+    plan.model = loaded.model;
+  } else {
+    reader.missing("model", "a Hugging Face config.json object, or a path to one, is needed");
+  }
+  if (const auto hardware = reader.find({"hardware"})) plan.hardware = read_hardware(*hardware->value, problems);
+  if (const auto parallel = reader.find({"parallel"})) {
+    plan.parallel = read_parallel(*parallel->value, plan.hardware, problems);
+  } else {
+    reader.missing("parallel", "the degrees tp, cp, dp, pp, ep, etp (1 where left out) are needed");
+  }
+  const auto workload = reader.find({"workload"});
+  plan.workload = read_workload(workload ? workload->value : nullptr, plan.parallel.dp, problems);
+  if (loaded.sliding_window) {
+    const auto longest = std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
+    if (longest != plan.workload.lengths.end() && *loaded.sliding_window < *longest) {
+      problems.push_back(
+          {"model.sliding_window",
+           fmt::format("{} is shorter than the longest sequence, {}: windowed attention is not computed; "
+                       "null, or at least {}, is needed",
+                       *loaded.sliding_window, *longest, *longest)});
+    }
+  }
+  if (const auto notes = reader.find({"notes"})) plan.notes = read_notes(*notes->value, problems);
+  plan.notes.insert(plan.notes.end(), loaded.notes.begin(), loaded.notes.end());
+  if (const auto claims = reader.find({"claims"})) {
+    if (!claims->value->is(Kind::array)) {
+      reader.problem("claims", fmt::format("{} where an array is needed", describe(*claims->value)));
+    }
+    for (std::size_t i = 0; i < claims->value->items.size(); ++i) {
+      plan.claims.push_back(read_claim(claims->value->items[i], fmt::format("claims[{}]", i), problems));
+      if (problems.size() > 100) break;
+    }
+  }
+  reader.finish();
+  return plan;
+}
+
+}  // namespace
+
+LoadedPlan parse_plan(std::string_view text, std::string_view name, const std::filesystem::path& base_dir) {
+  LoadedPlan loaded;
+  if (text.size() > kMaxPlanBytes) {
+    loaded.problems.push_back({std::string(name), fmt::format("{} bytes, larger than the limit of {} bytes; not read",
+                                                              text.size(), kMaxPlanBytes)});
+    return loaded;
+  }
+  JsonDocument document = parse_json(text, name, kMaxPlanDepth);
+  loaded.problems = std::move(document.problems);
+  if (!document.value) return loaded;
+  Plan plan = read_plan(*document.value, base_dir, loaded.problems);
+  if (plan.name.empty()) plan.name = std::filesystem::path(name).stem().string();
+  if (loaded.problems.empty()) loaded.plan = std::move(plan);
+  return loaded;
+}
+
+LoadedPlan load_plan(const std::filesystem::path& path) {
+  FileText file = read_file(path, kMaxPlanBytes);
+  if (!file.text) return {std::nullopt, std::move(file.problems)};
+  return parse_plan(*file.text, path.string(), path.parent_path());
+}
+
+}  // namespace shardproof

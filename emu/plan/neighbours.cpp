@@ -1,0 +1,180 @@
+#include "emu/plan/neighbours.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <initializer_list>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "emu/plan/validate.h"
+
+namespace shardproof {
+
+std::int64_t safe_product(std::initializer_list<std::int64_t> factors) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 62;
+  std::int64_t product = 1;
+  for (const std::int64_t factor : factors) {
+    if (factor < 0 || product < 0) return -1;
+    if (factor != 0 && product > kMost / factor) return -1;
+    product *= factor;
+  }
+  return product;
+}
+
+namespace {
+
+bool tp_fits(std::int64_t tp, const ModelConfig& model) {
+  if (tp < 1 || model.num_heads < 1 || model.num_kv_heads < 1) return false;
+  return model.num_heads % tp == 0 && (model.num_kv_heads % tp == 0 || tp % model.num_kv_heads == 0) &&
+         tp <= model.vocab_size;
+}
+
+std::vector<int> divisors(std::int64_t n) {
+  std::vector<int> all;
+  for (std::int64_t d = 1; d <= n && d <= kMaxWorld; ++d) {
+    if (n % d == 0) all.push_back(static_cast<int>(d));
+  }
+  return all;
+}
+
+double distance(const Parallel& a, const Parallel& b) {
+  const auto apart = [](int x, int y) { return std::fabs(std::log2(static_cast<double>(x) / static_cast<double>(y))); };
+  // A different dp changes least of what the plan means, so it breaks ties.
+  return apart(a.tp, b.tp) + apart(a.cp, b.cp) + 0.99 * apart(a.dp, b.dp) + apart(a.pp, b.pp) + apart(a.ep, b.ep) +
+         apart(a.etp, b.etp);
+}
+
+/// The number from 1 to `most` nearest to `wanted` (by ratio) for which `fits` holds; 0 when there is none.
+template <class Fits>
+int nearest_number(int wanted, std::int64_t most, Fits fits) {
+  int best = 0;
+  double least = std::numeric_limits<double>::infinity();
+  for (int candidate = 1; candidate <= most && candidate <= kMaxWorld; ++candidate) {
+    if (!fits(candidate)) continue;
+    const double apart = std::fabs(std::log2(static_cast<double>(candidate) / static_cast<double>(wanted)));
+    if (apart < least) {
+      least = apart;
+      best = candidate;
+    }
+  }
+  return best;
+}
+
+std::optional<Parallel> search_same_gpus(const Parallel& wanted, const ModelConfig& model, std::int64_t gpus) {
+  if (gpus < 1 || gpus > kMaxWorld) return std::nullopt;
+  std::optional<Parallel> best;
+  double least = std::numeric_limits<double>::infinity();
+  for (const int pp : divisors(gpus)) {
+    if (pp > model.num_layers) continue;
+    const std::int64_t stage = gpus / pp;
+    for (const int ep : divisors(stage)) {
+      if (model.num_experts % ep != 0) continue;
+      for (const int etp : divisors(stage / ep)) {
+        if (model.expert_width % etp != 0) continue;
+        Parallel candidate = {.tp = 1, .cp = 1, .dp = 1, .pp = pp, .ep = ep, .etp = etp};
+        candidate.edp = static_cast<int>(stage / ep / etp);
+        // The expert mesh alone may be too far already.
+        Parallel bound = wanted;
+        bound.pp = pp;
+        bound.ep = ep;
+        bound.etp = etp;
+        if (distance(bound, wanted) >= least) continue;
+        for (const int tp : divisors(stage)) {
+          if (!tp_fits(tp, model)) continue;
+          // Context parallelism is kept as it is asked for, or given up.
+          for (const int cp : {wanted.cp, 1}) {
+            if (stage / tp % cp != 0) continue;
+            candidate.tp = tp;
+            candidate.cp = cp;
+            candidate.dp = static_cast<int>(stage / tp / cp);
+            candidate.sp = wanted.sp && tp > 1;
+            const double apart = distance(candidate, wanted);
+            if (apart < least) {
+              least = apart;
+              best = candidate;
+            }
+          }
+        }
+      }
+    }
+  }
+  return best;
+}
+
+std::optional<Parallel> search_same_degrees(const Parallel& wanted, const ModelConfig& model) {
+  Parallel found = wanted;
+  found.tp = nearest_number(wanted.tp, model.num_heads, [&](int tp) { return tp_fits(tp, model); });
+  found.pp = static_cast<int>(std::min<std::int64_t>(wanted.pp, model.num_layers));
+  found.ep = nearest_number(wanted.ep, model.num_experts, [&](int ep) { return model.num_experts % ep == 0; });
+  found.etp = nearest_number(wanted.etp, model.expert_width, [&](int etp) { return model.expert_width % etp == 0; });
+  if (found.tp < 1 || found.pp < 1 || found.ep < 1 || found.etp < 1) return std::nullopt;
+  const std::int64_t experts = std::int64_t{found.ep} * found.etp;
+  const std::int64_t attention = std::int64_t{found.tp} * found.cp;
+  // Experts span tp * cp * dp ranks of a stage, so dp must make up what tp * cp lacks of ep * etp.
+  const std::int64_t step = experts / std::gcd(experts, attention);
+  const std::int64_t below = std::max<std::int64_t>(1, wanted.dp / step) * step;
+  const std::int64_t above = below + step;
+  const auto apart = [&](std::int64_t dp) {
+    return std::fabs(std::log2(static_cast<double>(dp) / static_cast<double>(wanted.dp)));
+  };
+  const std::int64_t dp = apart(below) <= apart(above) ? below : above;
+  const std::int64_t world = safe_product({attention, dp, found.pp});
+  if (world < 0 || world > kMaxWorld) return std::nullopt;
+  found.dp = static_cast<int>(dp);
+  found.edp = static_cast<int>(attention * dp / experts);
+  found.sp = wanted.sp && found.tp > 1;
+  return found;
+}
+
+}  // namespace
+
+bool fits_model(const Parallel& p, const ModelConfig& model) {
+  if (p.tp < 1 || p.cp < 1 || p.dp < 1 || p.pp < 1 || p.ep < 1 || p.etp < 1 || p.edp < 1) return false;
+  return tp_fits(p.tp, model) && p.pp <= model.num_layers && model.num_experts % p.ep == 0 &&
+         model.expert_width % p.etp == 0 && (!p.sp || p.tp > 1) &&
+         safe_product({p.tp, p.cp, p.dp}) == safe_product({p.etp, p.ep, p.edp});
+}
+
+Neighbours nearest_valid(const Plan& plan) {
+  const ModelConfig& model = plan.model;
+  const Parallel& wanted = plan.parallel;
+  for (const std::int64_t count : {model.num_layers, model.num_heads, model.num_kv_heads, model.num_experts,
+                                   model.expert_width, model.vocab_size}) {
+    if (count < 1) return {};
+  }
+  for (const int degree : {wanted.tp, wanted.cp, wanted.dp, wanted.pp, wanted.ep, wanted.etp}) {
+    if (degree < 1 || degree > kMaxWorld) return {};
+  }
+  Neighbours neighbours;
+  const std::int64_t world = safe_product({wanted.tp, wanted.cp, wanted.dp, wanted.pp});
+  neighbours.same_gpus = search_same_gpus(wanted, model, plan.hardware ? plan.hardware->gpus : world);
+  neighbours.same_degrees = search_same_degrees(wanted, model);
+  return neighbours;
+}
+
+std::string describe(const Parallel& p) {
+  std::string text;
+  const auto add = [&](std::string_view name, int degree) {
+    if (degree != 1) text += fmt::format("{}{}{}", text.empty() || text.ends_with(", ") ? "" : " ", name, degree);
+  };
+  add("tp", p.tp);
+  add("cp", p.cp);
+  add("dp", p.dp);
+  add("pp", p.pp);
+  if (text.empty()) text = "tp1";
+  if (p.sp) text += " sp";
+  std::string experts;
+  text += ", ";
+  const std::size_t before = text.size();
+  add("ep", p.ep);
+  add("etp", p.etp);
+  if (text.size() == before) text += "ep1";
+  add("edp", p.edp);
+  const std::int64_t world = safe_product({p.tp, p.cp, p.dp, p.pp});
+  return text + fmt::format(": {} GPU{}", world, world == 1 ? "" : "s");
+}
+
+}  // namespace shardproof

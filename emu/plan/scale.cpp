@@ -1,0 +1,95 @@
+#include "emu/plan/scale.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace shardproof {
+namespace {
+
+using Mode = ScaleOptions::Mode;
+
+constexpr std::int64_t kHidden = 48;
+constexpr std::int64_t kHeadDim = 4;
+constexpr std::int64_t kExpertWidth = 16;
+constexpr std::int64_t kVocabulary = 96;
+constexpr std::int64_t kTokens = 128;
+
+/// The smallest multiple of `step` that is at least `wanted`, unless `most` (itself a multiple) is less.
+std::int64_t multiple_at_least(std::int64_t wanted, std::int64_t step, std::int64_t most) {
+  return std::min(most, (std::max<std::int64_t>(wanted, 1) + step - 1) / step * step);
+}
+
+void set_widths(Plan& plan, std::int64_t hidden, std::int64_t head_dim, std::int64_t expert_width,
+                std::int64_t vocabulary) {
+  ModelConfig& model = plan.model;
+  model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(hidden, 1));
+  model.head_dim = multiple_at_least(head_dim, 2, model.head_dim);
+  model.expert_width = multiple_at_least(expert_width, plan.parallel.etp, model.expert_width);
+  model.vocab_size = std::min(model.vocab_size, std::max<std::int64_t>({vocabulary, plan.parallel.tp, 2}));
+}
+
+/// `count` of the lengths, evenly spaced and the longest always among them; repeated from the start when there are
+/// fewer.
+std::vector<std::int64_t> resampled(const std::vector<std::int64_t>& lengths, std::int64_t count) {
+  const auto size = static_cast<std::int64_t>(lengths.size());
+  std::vector<std::int64_t> picked;
+  picked.reserve(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t from = count < size ? i * size / count : i % size;
+    picked.push_back(lengths[static_cast<std::size_t>(from)]);
+  }
+  const std::int64_t longest = *std::max_element(lengths.begin(), lengths.end());
+  const auto widest = std::max_element(picked.begin(), picked.end());
+  if (widest != picked.end()) *widest = longest;
+  return picked;
+}
+
+/// How many sequences are enough to keep what the batch exercises.
+std::int64_t enough_sequences(const Plan& plan) {
+  const std::int64_t batch = plan.workload.batch();
+  const std::int64_t dp = plan.parallel.dp;
+  if (batch <= dp) return batch;
+  const std::int64_t microbatches = std::min<std::int64_t>(plan.workload.microbatches, 8);
+  const std::int64_t each = std::max({microbatches, std::int64_t{1}, std::min<std::int64_t>(4, 16 / dp)});
+  return std::min(batch, dp * each + batch % dp);
+}
+
+void shrink_lengths(std::vector<std::int64_t>& lengths, std::int64_t cp) {
+  const auto count = static_cast<std::int64_t>(lengths.size());
+  const std::int64_t mean =
+      std::max(count > 64 ? std::int64_t{2} : std::clamp<std::int64_t>(kTokens / count, 4, 32), 2 * cp);
+  double total = 0;
+  for (const std::int64_t length : lengths) total += static_cast<double>(length);
+  const double factor = std::min(1.0, static_cast<double>(mean * count) / total);
+  for (std::int64_t& length : lengths) {
+    length = std::max<std::int64_t>(1, std::llround(static_cast<double>(length) * factor));
+  }
+}
+
+}  // namespace
+
+Plan scaled(const Plan& plan, const ScaleOptions& options) {
+  Plan small = plan;
+  const ModelConfig& model = plan.model;
+  Workload& workload = small.workload;
+  if (options.mode == Mode::automatic) {
+    set_widths(small, kHidden, kHeadDim, kExpertWidth, kVocabulary);
+  } else if (options.mode == Mode::divide) {
+    const std::int64_t n = std::max<std::int64_t>(options.divisor, 1);
+    set_widths(small, model.hidden_size / n, model.head_dim / n, model.expert_width / n, model.vocab_size / n);
+  }
+  const std::int64_t batch = std::max<std::int64_t>(
+      options.batch.value_or(options.mode == Mode::automatic ? enough_sequences(plan) : workload.batch()), 1);
+  if (batch != workload.batch()) workload.lengths = resampled(plan.workload.lengths, batch);
+  if (options.sequence) {
+    std::fill(workload.lengths.begin(), workload.lengths.end(), std::max<std::int64_t>(*options.sequence, 1));
+  } else if (options.mode == Mode::automatic) {
+    shrink_lengths(workload.lengths, plan.parallel.cp);
+  }
+  const std::int64_t largest = (workload.batch() + plan.parallel.dp - 1) / plan.parallel.dp;
+  workload.microbatches = std::min(workload.microbatches, largest);
+  return small;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,236 @@
+#include "emu/plan/validate.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "emu/plan/neighbours.h"
+
+namespace shardproof {
+namespace {
+
+/// Collects problems; every method words one kind of rule.
+class Checker {
+ public:
+  explicit Checker(const Plan& plan) : plan_(plan), model_(plan.model), p_(plan.parallel) {}
+
+  std::vector<Problem> run() {
+    const bool model_counts = check_model();
+    const bool degrees = check_degrees();
+    if (degrees) check_world();
+    if (degrees && model_counts) check_divisions();
+    check_workload(degrees);
+    if (degrees && model_counts && !problems_.empty()) suggest();
+    return std::move(problems_);
+  }
+
+ private:
+  void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+
+  bool at_least_one(const char* field, std::int64_t value) {
+    if (value >= 1) return true;
+    problem(field, fmt::format("{} is needed to be at least 1", value));
+    return false;
+  }
+
+  bool check_model() {
+    bool good = true;
+    good &= at_least_one("model.hidden_size", model_.hidden_size);
+    good &= at_least_one("model.num_hidden_layers", model_.num_layers);
+    good &= at_least_one("model.num_attention_heads", model_.num_heads);
+    good &= at_least_one("model.num_key_value_heads", model_.num_kv_heads);
+    good &= at_least_one("model.head_dim", model_.head_dim);
+    good &= at_least_one("model.intermediate_size", model_.expert_width);
+    good &= at_least_one("model.num_local_experts", model_.num_experts);
+    good &= at_least_one("model.num_experts_per_tok", model_.top_k);
+    good &= at_least_one("model.vocab_size", model_.vocab_size);
+    if (!good) return false;
+    if (model_.head_dim % 2 != 0) {
+      problem("model.head_dim", fmt::format("{} is odd; rotary embeddings turn pairs, so {} or {} is needed",
+                                            model_.head_dim, model_.head_dim - 1, model_.head_dim + 1));
+    }
+    if (model_.num_heads % model_.num_kv_heads != 0) {
+      problem(
+          "model.num_key_value_heads",
+          fmt::format("{} query heads / {} key-value heads = {} remainder {}; {}", model_.num_heads,
+                      model_.num_kv_heads, model_.num_heads / model_.num_kv_heads,
+                      model_.num_heads % model_.num_kv_heads, divisors_near(model_.num_heads, model_.num_kv_heads)));
+    }
+    if (model_.top_k > model_.num_experts) {
+      problem("model.num_experts_per_tok", fmt::format("{} experts for a token, but a layer has {}; 1 to {} is needed",
+                                                       model_.top_k, model_.num_experts, model_.num_experts));
+    }
+    if (!std::isfinite(model_.rms_norm_eps) || model_.rms_norm_eps < 0) {
+      problem("model.rms_norm_eps", fmt::format("{}; a finite number, 0 or above, is needed", model_.rms_norm_eps));
+    }
+    if (!std::isfinite(model_.rope_theta) || model_.rope_theta <= 0) {
+      problem("model.rope_theta", fmt::format("{}; a finite number above 0 is needed", model_.rope_theta));
+    }
+    return true;
+  }
+
+  bool check_degrees() {
+    bool good = true;
+    const auto degree = [&](const char* field, int value) {
+      if (value >= 1 && value <= kMaxWorld) return;
+      problem(field, fmt::format("{} is out of range; 1 to {} is needed", value, kMaxWorld));
+      good = false;
+    };
+    degree("parallel.tp", p_.tp);
+    degree("parallel.cp", p_.cp);
+    degree("parallel.dp", p_.dp);
+    degree("parallel.pp", p_.pp);
+    degree("parallel.ep", p_.ep);
+    degree("parallel.etp", p_.etp);
+    return good;
+  }
+
+  std::string product() const {
+    return fmt::format("tp {} * cp {} * dp {} * pp {} = {}", p_.tp, p_.cp, p_.dp, p_.pp, world_text());
+  }
+
+  std::int64_t world() const { return safe_product({p_.tp, p_.cp, p_.dp, p_.pp}); }
+  std::string world_text() const { return world() < 0 ? "more than 2^62" : fmt::format("{}", world()); }
+
+  void check_world() {
+    if (world() < 0 || world() > kMaxWorld) {
+      problem("parallel", fmt::format("{}, more than {} ranks", product(), kMaxWorld));
+    } else if (plan_.hardware && world() > plan_.hardware->gpus) {
+      const std::int64_t rest = std::int64_t{p_.tp} * p_.cp * p_.pp;
+      const std::int64_t fitting = plan_.hardware->gpus / rest;
+      problem("parallel", fmt::format("{} GPUs needed, but hardware.gpus is {}{}", product(), plan_.hardware->gpus,
+                                      fitting >= 1 ? fmt::format("; with the other degrees kept, dp {} fits", fitting)
+                                                   : fmt::format("; tp * cp * pp alone is {}", rest)));
+    }
+    const std::int64_t attention = safe_product({p_.tp, p_.cp, p_.dp});
+    const std::int64_t experts = std::int64_t{p_.ep} * p_.etp;
+    if (attention < 0) return;
+    if (attention % experts != 0) {
+      problem(
+          "parallel.ep",
+          fmt::format("a stage has tp {} * cp {} * dp {} = {} ranks, which ep {} * etp {} = {} {}; edp = {}/{} must be "
+                      "a whole number",
+                      p_.tp, p_.cp, p_.dp, attention, p_.ep, p_.etp, experts,
+                      experts > attention ? "exceeds" : "does not divide", attention, experts));
+    } else if (attention / experts != p_.edp) {
+      problem("parallel.edp", fmt::format("{}, but tp {} * cp {} * dp {} / (ep {} * etp {}) = {}", p_.edp, p_.tp, p_.cp,
+                                          p_.dp, p_.ep, p_.etp, attention / experts));
+    }
+  }
+
+  /// "3 or 6 would do": the divisors of count on both sides of the value.
+  static std::string divisors_near(std::int64_t count, std::int64_t value) {
+    std::int64_t below = 1;
+    std::int64_t above = count;
+    for (std::int64_t d = 1; d <= count / d; ++d) {
+      if (count % d != 0) continue;
+      for (const std::int64_t divisor : {d, count / d}) {
+        if (divisor <= value) below = std::max(below, divisor);
+        if (divisor >= value) above = std::min(above, divisor);
+      }
+    }
+    if (value > count || below == above) return fmt::format("{} would do", below);
+    return fmt::format("{} or {} would do", below, above);
+  }
+
+  void divides(const char* field, std::int64_t count, const char* what, const char* degree, int value) {
+    if (count % value == 0) return;
+    problem(field, fmt::format("{} {} / {} {} = {} remainder {}; {}", count, what, degree, value, count / value,
+                               count % value, divisors_near(count, value)));
+  }
+
+  void check_divisions() {
+    divides("parallel.tp", model_.num_heads, "query heads", "tp", p_.tp);
+    if (model_.num_kv_heads % p_.tp != 0 && p_.tp % model_.num_kv_heads != 0) {
+      problem("parallel.tp",
+              fmt::format("{} key-value heads and tp {}: neither divides the other ({} / {} remainder {}), so "
+                          "heads can be neither split nor replicated evenly",
+                          model_.num_kv_heads, p_.tp, std::max<std::int64_t>(model_.num_kv_heads, p_.tp),
+                          std::min<std::int64_t>(model_.num_kv_heads, p_.tp),
+                          std::max<std::int64_t>(model_.num_kv_heads, p_.tp) %
+                              std::min<std::int64_t>(model_.num_kv_heads, p_.tp)));
+    }
+    if (model_.vocab_size < p_.tp) {
+      problem("parallel.tp", fmt::format("a vocabulary of {} cannot be split over tp {}", model_.vocab_size, p_.tp));
+    }
+    divides("parallel.ep", model_.num_experts, "experts", "ep", p_.ep);
+    divides("parallel.etp", model_.expert_width, "columns of an expert", "etp", p_.etp);
+    if (p_.pp > model_.num_layers) {
+      problem("parallel.pp", fmt::format("{} stages for {} layers leaves {} stages empty; at most {} is needed", p_.pp,
+                                         model_.num_layers, p_.pp - model_.num_layers, model_.num_layers));
+    }
+    if (p_.sp && p_.tp == 1) {
+      problem("parallel.sp",
+              "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
+              "false, or tp > 1, is needed");
+    }
+  }
+
+  void check_workload(bool degrees) {
+    const Workload& workload = plan_.workload;
+    if (workload.lengths.empty()) problem("workload.batch", "0 sequences; at least 1 is needed");
+    std::int64_t tokens = 0;
+    for (std::size_t i = 0; i < workload.lengths.size(); ++i) {
+      const std::int64_t length = workload.lengths[i];
+      if (length < 1 || length > (std::int64_t{1} << 40) || tokens > (std::int64_t{1} << 50)) {
+        problem(fmt::format("workload.lengths[{}]", i), fmt::format("{} tokens; at least 1 is needed", length));
+        break;
+      }
+      tokens += length;
+    }
+    if (workload.microbatches < 1) {
+      problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
+    } else if (degrees && !workload.lengths.empty()) {
+      const std::int64_t largest = (workload.batch() + p_.dp - 1) / p_.dp;
+      if (workload.microbatches > largest) {
+        problem(
+            "workload.microbatches",
+            fmt::format("{} microbatches, but a replica has at most ceil(batch {} / dp {}) = {} sequence{}; at most {} "
+                        "is needed",
+                        workload.microbatches, workload.batch(), p_.dp, largest, largest == 1 ? "" : "s", largest));
+      }
+    }
+  }
+
+  /// The nearest valid plans, and what else the degrees leave over, on one last line.
+  void suggest() {
+    const bool about_degrees = std::any_of(problems_.begin(), problems_.end(), [](const Problem& problem) {
+      return problem.field.starts_with("parallel");
+    });
+    if (!about_degrees) return;
+    const Neighbours near = nearest_valid(plan_);
+    std::string text;
+    const auto add = [&](const std::string& more) { text += (text.empty() ? "" : "; ") + more; };
+    if (plan_.hardware && world() > 0 && world() < plan_.hardware->gpus) {
+      add(fmt::format("{} uses {} of {} GPUs", product(), world(), plan_.hardware->gpus));
+    }
+    if (p_.tp > 1 && model_.num_heads % p_.tp != 0 && model_.num_layers % p_.tp != 0 &&
+        model_.num_experts % p_.tp != 0) {
+      add(fmt::format("{} layers and {} experts do not divide by {} either ({} remainder {}, {} remainder {})",
+                      model_.num_layers, model_.num_experts, p_.tp, model_.num_layers / p_.tp,
+                      model_.num_layers % p_.tp, model_.num_experts / p_.tp, model_.num_experts % p_.tp));
+    }
+    if (near.same_degrees) {
+      add(fmt::format("{} {}", fits_model(p_, model_) ? "the same degrees need" : "nearest degrees that fit the model:",
+                      describe(*near.same_degrees)));
+    }
+    if (near.same_gpus && (!near.same_degrees || *near.same_gpus != *near.same_degrees)) {
+      add(fmt::format("nearest on {} GPUs: {}", near.same_gpus->world(), describe(*near.same_gpus)));
+    }
+    if (!text.empty()) problem("parallel", text);
+  }
+
+  const Plan& plan_;
+  const ModelConfig& model_;
+  const Parallel& p_;
+  std::vector<Problem> problems_;
+};
+
+}  // namespace
+
+std::vector<Problem> validate(const Plan& plan) {
+  return Checker(plan).run();
+}
+
+}  // namespace shardproof
