@@ -1,0 +1,63 @@
+// The functions the reference model is made of, over whole row-major matrices of float64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace shardproof::reference {
+
+struct Matrix {
+  Matrix() = default;
+  Matrix(std::int64_t rows_, std::int64_t cols_)
+      : rows(rows_), cols(cols_), values(static_cast<std::size_t>(rows_ * cols_)) {}
+
+  double* row(std::int64_t r) { return values.data() + r * cols; }
+  const double* row(std::int64_t r) const { return values.data() + r * cols; }
+
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::vector<double> values;
+};
+
+/// What is rounded, and to which multiples. kActivationStep is the grid of stored values, kExpStep that of exponentials
+/// and of the sines and cosines of RoPE. Ties go to the even multiple; a zero is always +0.
+inline constexpr double kActivationStep = 0x1p-10;
+inline constexpr double kExpStep = 0x1p-20;
+double to_grid(double value, double step);
+
+/// Every element as a kernel would store it: on the grid of kActivationStep if `exact`, else unchanged.
+Matrix stored(Matrix x, bool exact);
+
+/// E(x) = exp(x), rounded to a multiple of kExpStep if `exact`.
+double exponential(double x, bool exact);
+
+/// silu(g) = g / (1 + E(-g)). In `exact`, -g is first clamped to [-40, 20], so that 1 + E(-g) needs at most 50 bits.
+double silu(double gate, bool exact);
+
+/// y[t, o] = sum over i, in order, of x[t, i] * w[o, i], for w of [outputs, x.cols]. Not rounded.
+Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs);
+
+/// y[t, i] = stored((x[t, i] * inv) * weight[i]), inv = 1 / sqrt(sum over i of x[t, i]^2 / cols + eps).
+Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps, bool exact);
+
+/// Rotates each head: pairs (i, i + head_dim / 2) by the angle position * theta^(-2 i / head_dim), and stores the
+/// result. positions has one entry a row.
+Matrix rope(const Matrix& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact);
+
+/// Causal grouped-query attention inside each sequence: query head h reads key-value head h / (heads / kv_heads).
+/// s_j = stored(q . k_j / sqrt(head_dim)), p_j = E(s_j - max s), out = stored((sum_j p_j v_j) / (sum_j p_j)).
+Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::span<const std::int64_t> lengths,
+                 std::int64_t head_dim, bool exact);
+
+struct Routing {
+  Matrix choice;   ///< [tokens, top_k] expert ids by falling logit, of equal ones the lower id first
+  Matrix weights;  ///< [tokens, top_k]
+};
+
+/// weight = stored(e / sum of e), e = E(logit - the row's largest logit), the sum over the chosen experts if
+/// `normalise`, else over all.
+Routing route(const Matrix& logits, std::int64_t top_k, bool normalise, bool exact);
+
+}  // namespace shardproof::reference
