@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <numeric>
 #include <vector>
 
 namespace shardproof {
@@ -29,19 +31,27 @@ void set_widths(Plan& plan, std::int64_t hidden, std::int64_t head_dim, std::int
   model.vocab_size = std::min(model.vocab_size, std::max<std::int64_t>({vocabulary, plan.parallel.tp, 2}));
 }
 
-/// `count` of the lengths, evenly spaced and the longest always among them; repeated from the start when there are
-/// fewer.
+/// `count` of the lengths in the plan's order: the shortest, the longest, and evenly many of those between when ordered
+/// by length. Repeated from the start when there are fewer.
 std::vector<std::int64_t> resampled(const std::vector<std::int64_t>& lengths, std::int64_t count) {
-  const auto size = static_cast<std::int64_t>(lengths.size());
-  std::vector<std::int64_t> picked;
-  picked.reserve(static_cast<std::size_t>(count));
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::int64_t from = count < size ? i * size / count : i % size;
-    picked.push_back(lengths[static_cast<std::size_t>(from)]);
+  const std::size_t size = lengths.size();
+  const auto wanted = static_cast<std::size_t>(count);
+  std::vector<std::size_t> chosen(wanted);
+  if (wanted >= size) {
+    for (std::size_t i = 0; i < wanted; ++i) chosen[i] = i % size;
+  } else {
+    std::vector<std::size_t> by_length(size);
+    std::iota(by_length.begin(), by_length.end(), std::size_t{0});
+    std::stable_sort(by_length.begin(), by_length.end(),
+                     [&](std::size_t a, std::size_t b) { return lengths[a] < lengths[b]; });
+    for (std::size_t i = 0; i < wanted; ++i) {
+      chosen[i] = by_length[wanted == 1 ? size - 1 : i * (size - 1) / (wanted - 1)];
+    }
+    std::sort(chosen.begin(), chosen.end());
   }
-  const std::int64_t longest = *std::max_element(lengths.begin(), lengths.end());
-  const auto widest = std::max_element(picked.begin(), picked.end());
-  if (widest != picked.end()) *widest = longest;
+  std::vector<std::int64_t> picked;
+  picked.reserve(wanted);
+  for (const std::size_t index : chosen) picked.push_back(lengths[index]);
   return picked;
 }
 
