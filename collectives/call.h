@@ -1,0 +1,105 @@
+// One call of one rank: what it asks for, and where it was written.
+#pragma once
+
+#include <coroutine>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "collectives/group.h"
+#include "collectives/options.h"
+#include "collectives/source_location.h"
+#include "collectives/types.h"
+
+namespace shardproof {
+
+/// A call as errors and wait-for graphs show it.
+struct CallInfo {
+  GlobalRank rank{};
+  Operation operation{};
+  bool counts_given = false;  ///< the v variant, with a count per rank
+  std::string group;          ///< "tp[3]"
+  int group_size = 0;
+  std::uint64_t sequence = 0;  ///< how many calls of its kind (collective, point-to-point) the rank made there before
+  ElementType type{};
+  std::uint64_t elements = 0;  ///< of the input; of the output for recv
+  int peer = -1;               ///< global rank of the root or of the other side; -1 where there is none
+  Reduction reduction{};
+  Algorithm algorithm{};
+  std::string_view wire;        ///< name of the wire format
+  std::string_view accumulate;  ///< name of the accumulation format
+  SourceLocation where{};
+
+  /// "rank 5: all_reduce #3 in tp[1] of 1024 f32 (sum, ring) at layer.cpp:40".
+  std::string to_string() const;
+  /// "all_reduce", "all_gather_v", ...
+  std::string operation_name() const;
+};
+
+namespace internal {
+
+struct GroupState;
+
+/// One send or receive of a point-to-point call.
+struct Part {
+  bool is_send = false;
+  ElementType type{};
+  std::size_t count = 0;
+  const void* source = nullptr;  // of a send
+  void* target = nullptr;        // of a receive
+  GroupRank peer{};
+};
+
+/// A call in flight; it lives in the frame of the coroutine that awaits it.
+struct Call {
+  GroupState* group = nullptr;
+  GroupRank rank{};
+  Operation operation{};
+  ElementType type{};
+  bool counts_given = false;
+  int root = -1;  // of broadcast and reduce; the other rank of send and recv
+  const void* in = nullptr;
+  void* out = nullptr;
+  std::size_t in_count = 0;
+  std::size_t out_count = 0;
+  // The v variants: elements per rank. all_gather and reduce_scatter: of the one that is gathered or scattered;
+  // all_to_all: what goes to each rank, and what comes from each.
+  std::span<const std::size_t> counts;
+  std::span<const std::size_t> recv_counts;
+  std::span<const Part> sends;  // point-to-point
+  std::span<const Part> recvs;
+  ReduceOptions options;
+  SourceLocation where;
+  std::uint64_t sequence = 0;
+  std::coroutine_handle<> waiter;
+};
+
+/// Throws InvalidCall when the call is wrong by itself, whatever other ranks do.
+void check(const Call& call);
+/// The rank arrives. False: the call is complete and the rank goes on; true: it stays suspended and will be resumed.
+bool arrive(Call& call) noexcept;
+/// The rank goes on after a complete call.
+void leave(Call& call);
+
+}  // namespace internal
+
+/// What a Communicator's functions return: co_await it, at once and once.
+class [[nodiscard]] PendingCall {
+ public:
+  explicit PendingCall(const internal::Call& call) : call_(call) { internal::check(call_); }
+  PendingCall(const PendingCall&) = delete;
+  PendingCall& operator=(const PendingCall&) = delete;
+
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> waiter) noexcept {
+    call_.waiter = waiter;
+    return internal::arrive(call_);
+  }
+  void await_resume() { internal::leave(call_); }
+
+ private:
+  internal::Call call_;
+};
+
+}  // namespace shardproof

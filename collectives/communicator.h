@@ -1,0 +1,211 @@
+// A rank's way into one group: the collectives, and point-to-point messages.
+//
+//   co_await tp.all_reduce(y.span());                                         // in place, sum in rank order
+//   co_await tp.all_reduce(x.span(), y.span(), {.algorithm = Algorithm::ring});
+//   co_await ep.all_to_all_v(rows, send_counts, received, recv_counts);
+//
+// Buffers are contiguous ranges of one element type (vector, span, array); they belong to the caller and must live
+// until the co_await returns. n is the group's size, counts are in elements. Every rank of the group makes the same
+// calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not fit
+// each other end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see
+// World::run).
+//
+// Unless said otherwise an output must not overlap any input or another rank's output, except that it may be exactly
+// the rank's own input (all_reduce, reduce, broadcast), or the input may be the rank's own part of the output
+// (all_gather), or the output the rank's own part of the input (reduce_scatter).
+#pragma once
+
+#include <ranges>
+#include <span>
+#include <type_traits>
+
+#include "collectives/call.h"
+
+namespace shardproof {
+
+/// A contiguous range of elements that may be read.
+template <class R>
+concept ReadBuffer = std::ranges::contiguous_range<R> && std::ranges::sized_range<R> &&
+    Element<std::remove_cv_t<std::ranges::range_value_t<R>>>;
+/// A contiguous range of elements that may be written.
+template <class R>
+concept WriteBuffer = ReadBuffer<R> && !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<R>>>;
+
+template <ReadBuffer R>
+using ElementOf = std::remove_cv_t<std::ranges::range_value_t<R>>;
+
+/// One message to, or from, another rank of the group; for Communicator::exchange.
+class Send {
+ public:
+  template <ReadBuffer R>
+  Send(const R& data, GroupRank to)
+      : part{true, element_type<ElementOf<R>>(), std::ranges::size(data), std::ranges::data(data), nullptr, to} {}
+  internal::Part part;
+};
+class Recv {
+ public:
+  template <WriteBuffer R>
+  Recv(R&& data, GroupRank from)
+      : part{false, element_type<ElementOf<R>>(), std::ranges::size(data), nullptr, std::ranges::data(data), from} {}
+  internal::Part part;
+};
+static_assert(sizeof(Send) == sizeof(internal::Part) && sizeof(Recv) == sizeof(internal::Part));
+
+/// Messages that are under way together: none waits for another of the same exchange. Two messages between the same
+/// pair of ranks in the same direction match in order.
+struct Exchange {
+  std::span<const Send> sends;
+  std::span<const Recv> recvs;
+};
+
+/// A small handle, cheap to copy; valid as long as its World.
+class Communicator {
+ public:
+  Communicator() = default;
+  Communicator(internal::GroupState& state, GroupRank rank) : state_(&state), rank_(rank) {}
+
+  GroupRank rank() const { return rank_; }
+  int size() const { return group().size(); }
+  const Group& group() const;
+  GlobalRank global_rank() const { return group().global(rank_); }
+
+  /// out[i] = the reduction of every rank's in[i], with the same bits on all ranks.
+  template <WriteBuffer Out>
+  PendingCall all_reduce(std::span<const ElementOf<Out>> in, Out&& out, ReduceOptions options = {},
+                         SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::all_reduce, in, std::span(out), options, where));
+  }
+  template <WriteBuffer InOut>
+  PendingCall all_reduce(InOut&& in_out, ReduceOptions options = {},
+                         SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::all_reduce, constant(in_out), std::span(in_out), options, where));
+  }
+
+  /// out = in of rank 0, in of rank 1, ...; out has n times as many elements as in.
+  template <WriteBuffer Out>
+  PendingCall all_gather(std::span<const ElementOf<Out>> in, Out&& out, MoveOptions options = {},
+                         SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::all_gather, in, std::span(out), widen(options), where));
+  }
+  /// The same with counts[i] elements from rank i; every rank gives the same counts.
+  template <WriteBuffer Out>
+  PendingCall all_gather_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
+                           MoveOptions options = {}, SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(with(make(Operation::all_gather, in, std::span(out), widen(options), where), counts));
+  }
+
+  /// out = part rank() of the reduction of all inputs; in has n parts of out's size.
+  template <WriteBuffer Out>
+  PendingCall reduce_scatter(std::span<const ElementOf<Out>> in, Out&& out, ReduceOptions options = {},
+                             SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::reduce_scatter, in, std::span(out), options, where));
+  }
+  /// The same with counts[i] elements in part i; every rank gives the same counts.
+  template <WriteBuffer Out>
+  PendingCall reduce_scatter_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
+                               ReduceOptions options = {}, SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(with(make(Operation::reduce_scatter, in, std::span(out), options, where), counts));
+  }
+
+  /// Part j of in goes to rank j, as part rank() of its out; all parts have the same size.
+  template <WriteBuffer Out>
+  PendingCall all_to_all(std::span<const ElementOf<Out>> in, Out&& out, MoveOptions options = {},
+                         SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::all_to_all, in, std::span(out), widen(options), where));
+  }
+  /// The same with send_counts[j] elements to rank j and recv_counts[i] from rank i, parts lying one after another.
+  template <WriteBuffer Out>
+  PendingCall all_to_all_v(std::span<const ElementOf<Out>> in, std::span<const std::size_t> send_counts, Out&& out,
+                           std::span<const std::size_t> recv_counts, MoveOptions options = {},
+                           SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(
+        with(make(Operation::all_to_all, in, std::span(out), widen(options), where), send_counts, recv_counts));
+  }
+
+  /// The root's elements to every rank.
+  template <WriteBuffer InOut>
+  PendingCall broadcast(InOut&& in_out, GroupRank root, SourceLocation where = SourceLocation::current()) const {
+    internal::Call call = make(Operation::broadcast, constant(in_out), std::span(in_out), {}, where);
+    call.root = to_int(root);
+    return PendingCall(call);
+  }
+
+  /// As all_reduce, but only the root receives the result; elsewhere out is not touched and may be empty.
+  template <WriteBuffer Out>
+  PendingCall reduce(std::span<const ElementOf<Out>> in, Out&& out, GroupRank root, ReduceOptions options = {},
+                     SourceLocation where = SourceLocation::current()) const {
+    internal::Call call = make(Operation::reduce, in, std::span(out), options, where);
+    call.root = to_int(root);
+    return PendingCall(call);
+  }
+
+  /// Returns once every rank of the group has called it.
+  PendingCall barrier(SourceLocation where = SourceLocation::current()) const {
+    return PendingCall(make(Operation::barrier, std::span<const float>(), std::span<float>(), {}, where));
+  }
+
+  /// Rendezvous: returns once the other side has the message. Sends and receives between two ranks match in order.
+  template <ReadBuffer In>
+  PendingCall send(const In& data, GroupRank to, SourceLocation where = SourceLocation::current()) const {
+    using T = ElementOf<In>;
+    internal::Call call = make(Operation::send, std::span<const T>(data), std::span<T>(), {}, where);
+    call.root = to_int(to);
+    return PendingCall(call);
+  }
+  template <WriteBuffer Out>
+  PendingCall recv(Out&& data, GroupRank from, SourceLocation where = SourceLocation::current()) const {
+    using T = ElementOf<Out>;
+    internal::Call call = make(Operation::recv, std::span<const T>(), std::span(data), {}, where);
+    call.root = to_int(from);
+    return PendingCall(call);
+  }
+  /// All messages together; returns once all of them have arrived.
+  PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const {
+    internal::Call call = make(Operation::exchange, std::span<const float>(), std::span<float>(), {}, where);
+    call.sends = messages.sends.empty() ? std::span<const internal::Part>()
+                                        : std::span(&messages.sends.front().part, messages.sends.size());
+    call.recvs = messages.recvs.empty() ? std::span<const internal::Part>()
+                                        : std::span(&messages.recvs.front().part, messages.recvs.size());
+    return PendingCall(call);
+  }
+
+ private:
+  template <WriteBuffer R>
+  static std::span<const ElementOf<R>> constant(R& range) {
+    return std::span<const ElementOf<R>>(range);
+  }
+  static ReduceOptions widen(MoveOptions options) {
+    ReduceOptions wide;
+    wide.algorithm = options.algorithm;
+    wide.gpus_per_node = options.gpus_per_node;
+    return wide;
+  }
+  static internal::Call with(internal::Call call, std::span<const std::size_t> counts,
+                             std::span<const std::size_t> recv_counts = {}) {
+    call.counts_given = true;
+    call.counts = counts;
+    call.recv_counts = recv_counts;
+    return call;
+  }
+  template <class T>
+  internal::Call make(Operation operation, std::span<const T> in, std::span<T> out, const ReduceOptions& options,
+                      SourceLocation where) const {
+    internal::Call call;
+    call.group = state_;
+    call.rank = rank_;
+    call.operation = operation;
+    call.type = element_type<T>();
+    call.in = in.data();
+    call.in_count = in.size();
+    call.out = out.data();
+    call.out_count = out.size();
+    call.options = options;
+    call.where = where;
+    return call;
+  }
+
+  internal::GroupState* state_ = nullptr;
+  GroupRank rank_{};
+};
+
+}  // namespace shardproof

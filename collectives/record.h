@@ -1,0 +1,28 @@
+// What a rank communicated, call by call.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "collectives/algorithm.h"
+#include "collectives/group.h"
+#include "collectives/types.h"
+
+namespace shardproof {
+
+/// One completed call of one rank. Tests and reports read these: which collectives ran, in which group, with how many
+/// bytes.
+struct CollectiveRecord {
+  Operation operation;
+  ElementType type;
+  Algorithm algorithm;
+  GroupId group;
+  std::string_view axis;  ///< lives as long as the World
+  std::int32_t group_index;
+  std::int32_t group_size;
+  std::int32_t peer;       ///< root of broadcast and reduce, the other rank of send and recv (GroupRank); else -1
+  std::uint64_t elements;  ///< elements of this rank's input (of its output for recv)
+  std::uint64_t bytes;     ///< bytes that this rank sends under the algorithm (see traffic.h)
+};
+
+}  // namespace shardproof

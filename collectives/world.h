@@ -1,0 +1,67 @@
+// All virtual ranks of a run, their groups, and the run itself.
+//
+//   World world(4);
+//   const GroupId all = world.add_group("world", {GlobalRank{0}, GlobalRank{1}, GlobalRank{2}, GlobalRank{3}});
+//   TbbExecutor executor;
+//   world.run(executor, [&](GlobalRank rank) -> Task<> { return program(world.communicator(all, rank)); });
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/errors.h"
+#include "collectives/executor.h"
+#include "collectives/group.h"
+#include "collectives/record.h"
+#include "collectives/task.h"
+
+namespace shardproof {
+
+namespace internal {
+struct WorldState;
+}
+
+struct WorldOptions {
+  bool keep_records = true;   ///< one CollectiveRecord per call and rank; off, records() stays empty
+  bool check_overlap = true;  ///< compare the buffers of all ranks of a collective, O(n log n)
+};
+
+class World {
+ public:
+  using Program = std::function<Task<>(GlobalRank)>;
+
+  /// Throws std::invalid_argument unless size >= 1.
+  explicit World(int size, WorldOptions options = {});
+  World(World&&) noexcept;
+  World& operator=(World&&) noexcept;
+  ~World();
+
+  int size() const;
+  /// Throws std::invalid_argument when a member is outside the world, listed twice, or none is given.
+  GroupId add_group(std::string axis, std::vector<GlobalRank> members);
+  int group_count() const;
+  const Group& group(GroupId id) const;
+  /// Throws std::invalid_argument when the rank is not a member.
+  Communicator communicator(GroupId id, GlobalRank rank) const;
+
+  /// Runs program(rank) for every rank, until no rank can run any further. Returns when all have finished. Otherwise
+  /// throws, after every frame has been destroyed, the error of the lowest rank among: a CollectiveMismatch (counted
+  /// for the lowest rank that takes part), an InvalidCall, a RankError for anything else that a program threw; and
+  /// DeadlockError when ranks wait for ever without any of these. Ranks not held up by a failed one run on until they
+  /// finish or wait, so what is thrown does not depend on the schedule. The world can run again afterwards.
+  ///
+  /// `program` must return the task of a coroutine that owns what it needs: a lambda that is itself a coroutine must
+  /// outlive the run, with its captures.
+  void run(Executor& executor, const Program& program);
+
+  /// What the rank communicated in the last run, in its program's order.
+  const std::vector<CollectiveRecord>& records(GlobalRank rank) const;
+
+ private:
+  std::unique_ptr<internal::WorldState> state_;
+};
+
+}  // namespace shardproof
