@@ -4,7 +4,7 @@
 // the format:
 //   fp64, fp32   none (the scalar already has that format)
 //   bf16, fp16   to the nearest representable value, ties to even; fp16 overflows to infinity, subnormals are kept
-//   exact        to the nearest multiple of kActivationStep, ties to even
+//   exact        to the nearest multiple of kActivationStep, ties to even; a zero is always +0
 //
 // In `exact`, stored activations and weights are dyadic rationals on a coarse grid, so that every sum of products of
 // them is exact in double in any order; a partial sum is therefore not rounded before it is reduced. The non-linear

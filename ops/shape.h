@@ -12,11 +12,11 @@ namespace shardproof::ops {
 /// Thrown by every op before it writes anything: names the op, the quantity, and both values.
 class ShapeError : public std::invalid_argument {
  public:
-  ShapeError(std::string_view op, std::string_view what, Index expected, Index got)
-      : std::invalid_argument(std::string(op) + ": " + std::string(what) + " is " + std::to_string(got) +
-                              ", expected " + std::to_string(expected)),
-        expected(expected),
-        got(got) {}
+  ShapeError(std::string_view op, std::string_view what, Index expected_, Index got_)
+      : std::invalid_argument(std::string(op) + ": " + std::string(what) + " is " + std::to_string(got_) +
+                              ", expected " + std::to_string(expected_)),
+        expected(expected_),
+        got(got_) {}
 
   Index expected;
   Index got;

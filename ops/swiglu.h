@@ -1,6 +1,6 @@
 // The gated activation (Shazeer 2020): out = stored(silu(gate) * up), silu(g) = g / (1 + exp(-g)).
 // In `exact` exp(-g) is rounded to a multiple of kExpStep, with -g held at most kSiluExponentMax so that 1 + exp(-g)
-// stays exact (silu(-22) is under 10^-8: what the clamp changes is far below the step of a stored value).
+// stays exact (silu(-20) is about -4e-8: what the clamp changes is far below the step of a stored value).
 #pragma once
 
 #include "ops/cost.h"
@@ -9,7 +9,7 @@
 
 namespace shardproof::ops {
 
-inline constexpr double kSiluExponentMax = 22;
+inline constexpr double kSiluExponentMax = 20;
 
 /// gate, up, out [rows, cols]; out may be gate or up.
 template <class T>

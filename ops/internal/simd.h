@@ -1,0 +1,115 @@
+// Vectors of the build's width over compiler vector extensions: one source for every instruction set.
+//
+// A kernel is written once over Vec<T>. The tail of a row goes through the same code on a vector padded with zeros, so
+// an element's value never depends on where in the row it stands.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "ops/matrix.h"
+
+namespace shardproof::ops::simd {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class T>
+inline constexpr Index kLanes = kVectorBytes / static_cast<Index>(sizeof(T));
+
+template <class T>
+using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+template <class T>
+struct VectorOf {
+  // `may_alias` and `aligned` let it be read from any address of T.
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef T unaligned __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));
+};
+
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+inline Vec<T> load(const T* from) {
+  return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
+}
+
+template <class T>
+inline void store(T* to, Vec<T> value) {
+  *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+/// The first `count` < kLanes elements, zeros after them.
+template <class T>
+inline Vec<T> load_partial(const T* from, Index count) {
+  Vec<T> result{};
+  std::memcpy(&result, from, static_cast<std::size_t>(count) * sizeof(T));
+  return result;
+}
+
+template <class T>
+inline void store_partial(T* to, Vec<T> value, Index count) {
+  std::memcpy(to, &value, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+template <class T>
+inline Vec<T> broadcast(T value) {
+  return Vec<T>{} + value;
+}
+
+template <class T>
+inline Vec<Bits<T>> to_bits(Vec<T> value) {
+  return std::bit_cast<Vec<Bits<T>>>(value);
+}
+
+template <class T>
+inline Vec<T> from_bits(Vec<Bits<T>> value) {
+  return std::bit_cast<Vec<T>>(value);
+}
+
+template <class T>
+inline Vec<T> absolute(Vec<T> value) {
+  constexpr Bits<T> kMask = sizeof(T) == 4 ? static_cast<Bits<T>>(0x7fffffff) : static_cast<Bits<T>>(~(1ULL << 63));
+  return from_bits<T>(to_bits<T>(value) & kMask);
+}
+
+/// The magnitude of one value with the sign of another.
+template <class T>
+inline Vec<T> copy_sign(Vec<T> magnitude, Vec<T> sign) {
+  constexpr Bits<T> kMask = sizeof(T) == 4 ? static_cast<Bits<T>>(0x7fffffff) : static_cast<Bits<T>>(~(1ULL << 63));
+  return from_bits<T>((to_bits<T>(magnitude) & kMask) | (to_bits<T>(sign) & ~kMask));
+}
+
+template <class T>
+inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return a > b ? a : b;
+}
+
+/// out[i] = f(in[i]...) for i < count, vector by vector; f takes and returns Vec<T>.
+template <class T, class F, class... In>
+inline void transform(Index count, T* out, F f, const In*... in) {
+  Index i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) store<T>(out + i, f(load<T>(in + i)...));
+  if (i < count) store_partial<T>(out + i, f(load_partial<T>(in + i, count - i)...), count - i);
+}
+
+/// Calls f(row count as a flat run, pointers...) so that contiguous operands go as one run and strided ones row by row.
+template <class Out, class F, class... In>
+inline void for_each_run(MatrixView<Out> out, F f, In... in) {
+  if (out.rows == 0 || out.cols == 0) return;
+  if (out.contiguous() && (in.contiguous() && ...)) {
+    f(out.rows * out.cols, out.data, in.data...);
+    return;
+  }
+  for (Index row = 0; row < out.rows; ++row) f(out.cols, out.row(row).data(), in.row(row).data()...);
+}
+
+}  // namespace shardproof::ops::simd

@@ -1,0 +1,80 @@
+#include "ops/router.h"
+
+#include <cmath>
+#include <vector>
+
+#include "ops/internal/math.h"
+#include "ops/shape.h"
+
+namespace shardproof::ops {
+
+namespace {
+
+/// The expert of the largest logit among those that come after `last` in the order of falling logit, ties to the lower
+/// index, NaN after everything else. last < 0: the first of all.
+template <class T>
+Index next_expert(std::span<const T> logits, Index last) {
+  const auto before = [&](Index a, Index b) {
+    const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+    const bool x_is_nan = std::isnan(x), y_is_nan = std::isnan(y);
+    if (x_is_nan != y_is_nan) return y_is_nan;
+    if (x > y) return true;
+    return !(x < y) && a < b;
+  };
+  Index best = -1;
+  for (Index e = 0; e < static_cast<Index>(logits.size()); ++e) {
+    if (last >= 0 && !before(last, e)) continue;
+    if (best < 0 || before(e, best)) best = e;
+  }
+  return best;
+}
+
+}  // namespace
+
+template <class T>
+void route(MatrixView<const T> logits, Index top_k, bool normalise, Format format, MatrixView<std::int32_t> ids,
+           MatrixView<T> weights) {
+  require_equal("route", "rows of the ids", logits.rows, ids.rows);
+  require_equal("route", "rows of the weights", logits.rows, weights.rows);
+  require_equal("route", "columns of the ids", top_k, ids.cols);
+  require_equal("route", "columns of the weights", top_k, weights.cols);
+  if (logits.rows == 0) return;
+  if (top_k < 1 || top_k > logits.cols) throw ShapeError("route", "top_k (at most the experts)", logits.cols, top_k);
+
+  const auto exponentials = [&](const T* in, Index count, T largest, T* out) {
+    simd::transform<T>(
+        count, out,
+        [&](auto value) {
+          const simd::Vec<T> e = simd::exponential<T>(value - largest);
+          return format == Format::exact ? simd::round_to_multiple<T>(e, static_cast<T>(kExpStep)) : e;
+        },
+        in);
+  };
+  std::vector<T> all(static_cast<std::size_t>(normalise ? 0 : logits.cols));
+  for (Index t = 0; t < logits.rows; ++t) {
+    const std::span<const T> row = logits.row(t);
+    const std::span<T> weight = weights.row(t);
+    Index last = -1;
+    for (Index slot = 0; slot < top_k; ++slot) {
+      last = next_expert(row, last);
+      ids(t, slot) = static_cast<std::int32_t>(last);
+      weights(t, slot) = row[static_cast<std::size_t>(last)];
+    }
+    const T largest = weight[0];
+    exponentials(weight.data(), top_k, largest, weight.data());
+    T sum = 0;
+    if (normalise) {
+      for (const T e : weight) sum += e;
+    } else {
+      exponentials(row.data(), logits.cols, largest, all.data());
+      for (const T e : all) sum += e;
+    }
+    for (T& e : weight) e /= sum;
+    store(weight, format);
+  }
+}
+
+template void route(MatrixView<const float>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<float>);
+template void route(MatrixView<const double>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<double>);
+
+}  // namespace shardproof::ops

@@ -1,0 +1,40 @@
+#include "ops/swiglu.h"
+
+#include "ops/internal/exact_exp.h"
+#include "ops/internal/math.h"
+#include "ops/shape.h"
+
+namespace shardproof::ops {
+
+template <class T>
+void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, MatrixView<T> out) {
+  require_equal("swiglu", "rows of up", gate.rows, up.rows);
+  require_equal("swiglu", "columns of up", gate.cols, up.cols);
+  require_equal("swiglu", "rows of the output", gate.rows, out.rows);
+  require_equal("swiglu", "columns of the output", gate.cols, out.cols);
+  simd::with_rounding<T>(format, [&](auto rounding) {
+    const auto run = [&](auto exponential) {
+      simd::for_each_run(
+          out,
+          [&](Index count, T* to, const T* g, const T* u) {
+            simd::transform<T>(
+                count, to, [&](auto a, auto b) { return rounding((a / (exponential(-a) + T{1})) * b); }, g, u);
+          },
+          gate, up);
+    };
+    if (format == Format::exact) {
+      run([exact = ExactExponential()](simd::Vec<T> x) {
+        for (Index lane = 0; lane < simd::kLanes<T>; ++lane)
+          x[lane] = static_cast<T>(exact(static_cast<double>(x[lane])));
+        return x;
+      });
+    } else {
+      run([](simd::Vec<T> x) { return simd::exponential<T>(x); });
+    }
+  });
+}
+
+template void swiglu(MatrixView<const float>, MatrixView<const float>, Format, MatrixView<float>);
+template void swiglu(MatrixView<const double>, MatrixView<const double>, Format, MatrixView<double>);
+
+}  // namespace shardproof::ops
