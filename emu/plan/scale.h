@@ -15,9 +15,9 @@ struct ScaleOptions {
     divide,     ///< divide widths (hidden, head, expert) and vocabulary by `divisor`
   };
   Mode mode = Mode::automatic;
-  std::int64_t divisor = 1;              ///< Mode::divide only; at least 1
-  std::optional<std::int64_t> batch;     ///< exactly so many sequences
-  std::optional<std::int64_t> sequence;  ///< every sequence exactly so long
+  std::int64_t divisor = 1;                             ///< Mode::divide only; at least 1
+  std::optional<std::int64_t> batch = std::nullopt;     ///< exactly so many sequences
+  std::optional<std::int64_t> sequence = std::nullopt;  ///< every sequence exactly so long
 };
 
 /// The plan at another size. Layers, heads, key-value heads, experts, top-k and every degree stay; hidden_size need not

@@ -1,0 +1,56 @@
+// Random valid plans for property tests.
+#pragma once
+
+#include <cstdint>
+#include <random>
+
+#include "emu/plan/plan.h"
+
+namespace shardproof::testing {
+
+/// A plan that validate() accepts, of at most `max_world` ranks: every degree, folding, grouped-query attention with
+/// fewer key-value heads than tp, uneven layers and batches, replicas without a sequence.
+inline Plan random_valid_plan(std::mt19937_64& random, int max_world) {
+  const auto pick = [&](std::int64_t least, std::int64_t most) {
+    return std::uniform_int_distribution<std::int64_t>(least, most)(random);
+  };
+  Plan plan;
+  Parallel& p = plan.parallel;
+  do {
+    p.tp = static_cast<int>(1LL << pick(0, 3));
+    p.cp = pick(0, 5) == 0 ? 2 : 1;
+    p.dp = static_cast<int>(pick(1, 6));
+    p.pp = static_cast<int>(pick(1, 4));
+  } while (p.world() > max_world);
+  const int stage = p.tp * p.cp * p.dp;
+  do {
+    p.ep = static_cast<int>(pick(1, stage));
+    p.etp = static_cast<int>(pick(1, 4));
+  } while (stage % (p.ep * p.etp) != 0);
+  p.edp = stage / (p.ep * p.etp);
+  p.sp = p.tp > 1 && pick(0, 1) == 1;
+
+  ModelConfig& model = plan.model;
+  model.num_layers = p.pp + pick(0, 3);
+  model.num_heads = p.tp * pick(1, 3);
+  do {
+    model.num_kv_heads = pick(1, model.num_heads);
+  } while (model.num_heads % model.num_kv_heads != 0 ||
+           (model.num_kv_heads % p.tp != 0 && p.tp % model.num_kv_heads != 0));
+  model.head_dim = 2 * pick(2, 8);
+  model.hidden_size = pick(8, 96);
+  model.num_experts = p.ep * pick(1, 5);
+  model.top_k = pick(1, model.num_experts);
+  model.expert_width = p.etp * pick(4, 24);
+  model.vocab_size = pick(p.tp + 8, 500);
+  model.tie_word_embeddings = pick(0, 3) == 0;
+
+  const std::int64_t batch = pick(1, 3 * p.dp);
+  for (std::int64_t i = 0; i < batch; ++i) plan.workload.lengths.push_back(pick(1, 40));
+  plan.workload.microbatches = pick(1, (batch + p.dp - 1) / p.dp);
+  plan.workload.seed = random() >> 1;
+  plan.name = "generated";
+  return plan;
+}
+
+}  // namespace shardproof::testing

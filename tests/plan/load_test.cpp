@@ -1,0 +1,307 @@
+#include "emu/plan/load.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "emu/plan/save.h"
+
+namespace shardproof {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr const char* kModel =
+    R"("model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96,
+                 "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100 %s})";
+
+/// A plan with more keys in its model, and other top-level members instead of the usual `parallel`.
+std::string plan_text(const std::string& model_more = "", const std::string& rest = R"("parallel": {"tp": 2})") {
+  std::string model = kModel;
+  model.replace(model.find("%s"), 2, model_more.empty() ? "" : ", " + model_more);
+  return "{" + model + ", " + rest + "}";
+}
+
+LoadedPlan parse(const std::string& text) {
+  return parse_plan(text, "plan.json", ".");
+}
+
+Plan parsed(const std::string& text) {
+  const LoadedPlan loaded = parse(text);
+  for (const Problem& problem : loaded.problems) ADD_FAILURE() << problem.field << ": " << problem.message;
+  return loaded.plan.value_or(Plan{});
+}
+
+/// The text is refused with a problem at the field whose message contains the words.
+void expect_refused(const std::string& text, const std::string& field, const std::string& words) {
+  const LoadedPlan loaded = parse(text);
+  EXPECT_FALSE(loaded.plan) << text.substr(0, 300);
+  const bool found = std::any_of(loaded.problems.begin(), loaded.problems.end(), [&](const Problem& problem) {
+    return problem.field == field && problem.message.find(words) != std::string::npos;
+  });
+  if (found) return;
+  std::string all;
+  for (const Problem& problem : loaded.problems) all += "  " + problem.field + ": " + problem.message + "\n";
+  ADD_FAILURE() << "no problem at " << field << " with \"" << words << "\" among:\n" << all;
+}
+
+TEST(LoadPlan, ReadsMixtralKeysAndDerivesTheRest) {
+  const Plan plan = parsed(plan_text());
+
+  EXPECT_EQ(plan.model.hidden_size, 64);
+  EXPECT_EQ(plan.model.num_kv_heads, 8);
+  EXPECT_EQ(plan.model.head_dim, 8);
+  EXPECT_EQ(plan.model.expert_width, 96);
+  EXPECT_TRUE(plan.model.norm_topk_prob);
+  EXPECT_EQ(plan.parallel, (Parallel{.tp = 2, .edp = 2}));
+  EXPECT_EQ(plan.workload.lengths, std::vector<std::int64_t>{128});
+  EXPECT_EQ(plan.name, "plan");
+}
+
+TEST(LoadPlan, TakesAliasesOfOtherMixtureOfExpertsConfigs) {
+  const Plan plan = parsed(R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+      "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 999, "moe_intermediate_size": 48, "num_experts": 6,
+      "num_experts_per_tok": 2, "vocab_size": 100, "model_type": "qwen3_moe", "dtype": "float16", "mlp_only_layers": [],
+      "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.5}}, "parallel": {}})");
+
+  EXPECT_EQ(plan.model.expert_width, 48);
+  EXPECT_EQ(plan.model.num_experts, 6);
+  EXPECT_EQ(plan.model.rope_theta, 5000.5);
+  EXPECT_EQ(plan.model.dtype, "float16");
+  EXPECT_FALSE(plan.model.norm_topk_prob);
+  ASSERT_EQ(plan.notes.size(), 1u);
+  EXPECT_THAT(plan.notes[0], HasSubstr("norms of queries and keys"));
+}
+
+TEST(LoadPlan, TakesMegatronsAndVllmsNamesOfDegrees) {
+  const Plan megatron =
+      parsed(plan_text("", R"("parallel": {"tensor_model_parallel_size": 2, "context_parallel_size": 2,
+      "pipeline_model_parallel_size": 2, "data_parallel_size": 3, "expert_model_parallel_size": 4,
+      "expert_tensor_parallel_size": 3, "sequence_parallel": true})"));
+  const Plan vllm = parsed(plan_text("", R"("parallel": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2,
+      "data_parallel_size": 2, "expert_parallel_size": 4})"));
+
+  EXPECT_EQ(megatron.parallel, (Parallel{.tp = 2, .cp = 2, .dp = 3, .pp = 2, .ep = 4, .etp = 3, .edp = 1, .sp = true}));
+  EXPECT_EQ(vllm.parallel, (Parallel{.tp = 2, .dp = 2, .pp = 2, .ep = 4}));
+}
+
+TEST(LoadPlan, DataParallelDegreeFollowsFromTheGpus) {
+  const auto dp = [](const char* gpus, const char* degrees) {
+    return parsed(plan_text("", std::string(R"("hardware": {"gpus": )") + gpus + R"(}, "parallel": )" + degrees))
+        .parallel.dp;
+  };
+
+  EXPECT_EQ(dp("16", R"({"tp": 2, "pp": 2})"), 4);
+  EXPECT_EQ(dp("19", R"({"tp": 2, "pp": 2})"), 4);
+  EXPECT_EQ(dp("2", R"({"tp": 4})"), 1);
+  EXPECT_EQ(dp("16", R"({"tp": 2, "dp": 3})"), 3);
+}
+
+TEST(LoadPlan, ReadsSequenceParallelismAsAFlagOrAsTheTensorDegree) {
+  const auto sp = [](const char* value) {
+    return parsed(plan_text("", std::string(R"("parallel": {"tp": 2, "sp": )") + value + "}")).parallel.sp;
+  };
+
+  EXPECT_TRUE(sp("true"));
+  EXPECT_TRUE(sp("2"));
+  EXPECT_FALSE(sp("false"));
+  EXPECT_FALSE(sp("1"));
+  expect_refused(plan_text("", R"("parallel": {"tp": 2, "sp": 4})"), "parallel.sp", "tp = 2");
+}
+
+TEST(LoadPlan, ReadsLengthsOrBatchAndSequence) {
+  const auto lengths = [](const char* workload) {
+    return parsed(plan_text("", std::string(R"("parallel": {}, "workload": )") + workload)).workload.lengths;
+  };
+
+  EXPECT_EQ(lengths(R"({"lengths": [3, 1, 2]})"), (std::vector<std::int64_t>{3, 1, 2}));
+  EXPECT_EQ(lengths(R"({"batch": 2, "sequence": 5})"), (std::vector<std::int64_t>{5, 5}));
+  const std::string rest = R"("parallel": {}, "workload": )";
+  expect_refused(plan_text("", rest + R"({"lengths": [1], "sequence": 2})"), "workload.sequence", "keep one");
+  expect_refused(plan_text("", rest + R"({"lengths": [1], "batch": 2})"), "workload.batch", "1 entries");
+  expect_refused(plan_text("", rest + R"({"lengths": []})"), "workload.lengths", "empty");
+  expect_refused(plan_text("", rest + R"({"lengths": [1, 0]})"), "workload.lengths[1]", "0 is out of range");
+  expect_refused(plan_text("", rest + R"({"batch": 0})"), "workload.batch", "0 is out of range");
+}
+
+TEST(LoadPlan, KeepsClaimsAsWritten) {
+  const Plan plan = parsed(plan_text("", R"("parallel": {}, "claims": [{"document": "000", "text": "t",
+      "quantity": "world", "relation": "<=", "stated": 1.5, "unit": "GPUs"}])"));
+
+  ASSERT_EQ(plan.claims.size(), 1u);
+  EXPECT_EQ(plan.claims[0].quantity, "world");
+  EXPECT_EQ(plan.claims[0].relation, "<=");
+  EXPECT_EQ(plan.claims[0].stated, 1.5);
+}
+
+TEST(LoadPlan, ReadsTheModelFromAFileBesideThePlan) {
+  const std::filesystem::path folder = std::filesystem::path(::testing::TempDir()) / "load_plan_beside";
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder / "config.json") << R"({"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
+      "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100, "use_cache": true,
+      "sliding_window": null, "architectures": ["MixtralForCausalLM"], "hidden_act": "silu"})";
+  std::ofstream(folder / "plan.json") << R"({"model": "config.json", "parallel": {"tp": 2}})";
+  std::ofstream(folder / "broken.json") << R"({"model": "nowhere.json", "parallel": {"tp": 2}})";
+
+  const LoadedPlan loaded = load_plan(folder / "plan.json");
+  const LoadedPlan broken = load_plan(folder / "broken.json");
+
+  ASSERT_TRUE(loaded.plan) << loaded.problems[0].message;
+  EXPECT_EQ(loaded.plan->model.hidden_size, 64);
+  ASSERT_EQ(broken.problems.size(), 1u);
+  EXPECT_EQ(broken.problems[0].field, "model");
+  EXPECT_THAT(broken.problems[0].message, HasSubstr("no such file"));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(LoadPlan, RefusesKeysThatChangeTheMathematics) {
+  expect_refused(plan_text(R"("hidden_act": "gelu")"), "model.hidden_act", "only silu");
+  expect_refused(plan_text(R"("attention_bias": true)"), "model.attention_bias", "biases");
+  expect_refused(plan_text(R"("n_shared_experts": 1)"), "model.n_shared_experts", "shared experts");
+  expect_refused(plan_text(R"("sliding_window": 64)"), "model.sliding_window", "longest sequence, 128");
+  expect_refused(plan_text(R"("rope_scaling": {"type": "yarn", "factor": 4.0})"), "model.rope_scaling.type",
+                 "unscaled");
+  expect_refused(plan_text(R"("model_type": "deepseek_v3")"), "model.model_type", "mixtral");
+  expect_refused(plan_text(R"("first_k_dense_replace": 1)"), "model.first_k_dense_replace", "dense");
+  expect_refused(plan_text(R"("scoring_func": "sigmoid")"), "model.scoring_func", "softmax");
+  expect_refused(plan_text(R"("quantization_config": {"bits": 4})"), "model.quantization_config", "quantised");
+  expect_refused(plan_text(R"("torch_dtype": "int8")"), "model.torch_dtype", "bfloat16");
+  EXPECT_TRUE(parse(plan_text(R"("sliding_window": 4096)")).plan);
+  EXPECT_TRUE(parse(plan_text(R"("sliding_window": 4, "use_sliding_window": false)")).plan);
+  EXPECT_TRUE(parse(plan_text(R"("rope_scaling": null, "attention_bias": false, "hidden_act": "silu")")).plan);
+}
+
+TEST(LoadPlan, RefusesUnknownKeysAndGuessesWhatWasMeant) {
+  expect_refused(plan_text(R"("hiden_size": 3)"), "model.hiden_size", "did you mean \"hidden_size\"");
+  expect_refused(plan_text("", R"("parallel": {"tpp": 3})"), "parallel.tpp", "unknown key");
+  expect_refused(plan_text("", R"("parallel": {}, "hardware": {"gpus": 1, "gpu": 1})"), "hardware.gpu", "unknown key");
+  expect_refused(plan_text("", R"("parallel": {}, "workload": {"sequences": 1})"), "workload.sequences",
+                 "\"sequence\"");
+  expect_refused(
+      plan_text("", R"("parallel": {}, "claims": [{"quantity": "world", "relation": "=", "stated": 1, "x": 1}])"),
+      "claims[0].x", "unknown key");
+  expect_refused(plan_text("", R"("parallel": {}, "paralel": {})"), "paralel", "did you mean \"parallel\"");
+}
+
+TEST(LoadPlan, RefusesAKeyTogetherWithItsAlias) {
+  expect_refused(plan_text("", R"("parallel": {"tp": 2, "tensor_parallel_size": 2})"), "parallel.tensor_parallel_size",
+                 "together with \"tp\"");
+  expect_refused(plan_text(R"("num_experts": 4)"), "model.num_experts", "together with \"num_local_experts\"");
+  expect_refused(plan_text(R"("rope_theta": 10.0, "rope_parameters": {"rope_theta": 20.0})"),
+                 "model.rope_parameters.rope_theta", "contradicts");
+}
+
+TEST(LoadPlan, RefusesDuplicateKeysWhereverTheyStand) {
+  expect_refused(R"({"parallel": {"tp": 1, "tp": 2}})", "parallel.tp", "twice");
+  expect_refused(R"({"claims": [{}, {"text": "a", "text": "b"}]})", "claims[1].text", "twice");
+  expect_refused(R"({"name": "a", "name": "b"})", "name", "twice");
+}
+
+TEST(LoadPlan, RefusesWrongTypes) {
+  expect_refused("3", "plan", "3 where an object is needed");
+  expect_refused(R"({"model": 3, "parallel": {}})", "model", "3 where an object is needed");
+  expect_refused(plan_text("", R"("parallel": [])"), "parallel", "an array of 0");
+  expect_refused(plan_text("", R"("parallel": {"tp": "2"})"), "parallel.tp", "\"2\" is not a number");
+  expect_refused(plan_text("", R"("parallel": {"tp": 2.5})"), "parallel.tp", "2.5 is not an integer");
+  expect_refused(plan_text("", R"("parallel": {"tp": null})"), "parallel.tp", "null is not a number");
+  expect_refused(plan_text("", R"("parallel": {}, "name": 7)"), "name", "7 where a string is needed");
+  expect_refused(plan_text("", R"("parallel": {}, "notes": [1])"), "notes[0]", "1 where a string is needed");
+  expect_refused(plan_text("", R"("parallel": {}, "claims": {})"), "claims", "where an array is needed");
+  expect_refused(plan_text("", R"("parallel": {}, "claims": [{"quantity": "world", "relation": "==", "stated": 1}])"),
+                 "claims[0].relation", "\"==\"");
+}
+
+TEST(LoadPlan, RefusesNumbersOutOfRange) {
+  for (const char* value : {"0", "-1", "1000000000", "99999999999999999999", "1e300"}) {
+    expect_refused(plan_text("", std::string(R"("parallel": {"tp": )") + value + "}"), "parallel.tp", "out of range");
+  }
+  expect_refused(plan_text("", R"("parallel": {}, "hardware": {"gpus": 0})"), "hardware.gpus", "out of range");
+  expect_refused(plan_text("", R"("parallel": {}, "hardware": {"gpus": 1, "mfu": 1.5})"), "hardware.mfu",
+                 "out of range");
+  expect_refused(plan_text("", R"("parallel": {}, "workload": {"batch": 1000000000})"), "workload.batch",
+                 "out of range");
+}
+
+TEST(LoadPlan, NamesWhatIsMissing) {
+  expect_refused("{}", "model", "is missing");
+  expect_refused("{}", "parallel", "is missing");
+  expect_refused(R"({"model": {}, "parallel": {}})", "model.vocab_size", "is missing");
+  expect_refused(plan_text("", R"("parallel": {}, "hardware": {})"), "hardware.gpus", "is missing");
+  expect_refused(plan_text("", R"("parallel": {}, "claims": [{"relation": "="}])"), "claims[0].quantity", "is missing");
+  expect_refused(R"({"model": {"hidden_size": 65, "num_attention_heads": 8}, "parallel": {}})", "model.head_dim",
+                 "65 / num_attention_heads 8 = 8 remainder 1");
+}
+
+TEST(LoadPlan, PlacesSyntaxErrors) {
+  expect_refused("{\n  \"name\": \"a\",\n  \"model\" 3}", "plan.json:3:11", "syntax error");
+  expect_refused("", "plan.json:1:1", "unexpected end of input");
+  expect_refused(R"({"name": NaN})", "plan.json:1:10", "invalid literal");
+  expect_refused(R"({"name": 1e999})", "plan.json:1:14", "number overflow");
+  expect_refused(R"({"name": "a"} x)", "plan.json:1:15", "syntax error");
+  expect_refused("{\"name\": \"\xff\"}", "plan.json:1:11", "ill-formed UTF-8");
+}
+
+TEST(LoadPlan, RefusesEveryTruncation) {
+  const std::string text = plan_text("", R"("parallel": {"tp": 2}, "workload": {"lengths": [1, 2]}, "notes": ["a"])");
+  ASSERT_TRUE(parse(text).plan);
+
+  for (std::size_t length = 0; length < text.size(); ++length) {
+    const LoadedPlan loaded = parse(text.substr(0, length));
+    ASSERT_FALSE(loaded.plan) << length;
+    ASSERT_EQ(loaded.problems.size(), 1u) << length;
+  }
+}
+
+TEST(LoadPlan, RefusesDeepNestingWithoutRecursing) {
+  expect_refused(std::string(1'000'000, '['), "[0][0][0][0][0][0][0][0][0][0][0][0][0][0][0][0]", "deeper than 16");
+  std::string objects;
+  for (int i = 0; i < 100'000; ++i) objects += R"({"a":)";
+  expect_refused(objects, "a.a.a.a.a.a.a.a.a.a.a.a.a.a.a.a", "deeper than 16");
+}
+
+TEST(LoadPlan, RefusesFilesItCannotReadWithOneProblem) {
+  const auto problem = [](const std::filesystem::path& path) {
+    const LoadedPlan loaded = load_plan(path);
+    EXPECT_FALSE(loaded.plan);
+    EXPECT_EQ(loaded.problems.size(), 1u);
+    return loaded.problems.empty() ? "" : loaded.problems[0].message;
+  };
+  const std::filesystem::path large = std::filesystem::path(::testing::TempDir()) / "large_plan.json";
+  std::ofstream(large).put('{');
+  std::filesystem::resize_file(large, 100'000'000);
+
+  EXPECT_THAT(problem("/no/such/plan.json"), HasSubstr("no such file"));
+  EXPECT_THAT(problem(::testing::TempDir()), HasSubstr("is a directory"));
+  EXPECT_THAT(problem(large), HasSubstr("100000000 bytes, larger than the limit"));
+  EXPECT_THAT(problem("/dev/zero"), HasSubstr("larger than the limit"));
+  std::filesystem::remove(large);
+}
+
+TEST(LoadPlan, ReportsManyProblemsAtOnce) {
+  const LoadedPlan loaded =
+      parse(R"({"model": {"hidden_size": -1}, "parallel": {"tp": 0, "pp": "x", "q": 1}, "z": 0})");
+
+  EXPECT_FALSE(loaded.plan);
+  EXPECT_GE(loaded.problems.size(), 10u);
+}
+
+TEST(PlanJson, IsReadBackAsTheSamePlan) {
+  const LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/ep4_tp2_pp2_sp.json");
+  ASSERT_TRUE(loaded.plan);
+
+  const std::string text = plan_json(*loaded.plan);
+  const LoadedPlan again = parse(text);
+
+  ASSERT_TRUE(again.plan) << again.problems[0].field << again.problems[0].message;
+  EXPECT_EQ(again.plan->model, loaded.plan->model);
+  EXPECT_EQ(again.plan->parallel, loaded.plan->parallel);
+  EXPECT_EQ(again.plan->workload.lengths, loaded.plan->workload.lengths);
+  EXPECT_EQ(again.plan->notes, loaded.plan->notes);
+  EXPECT_EQ(plan_json(*again.plan), text);
+}
+
+}  // namespace
+}  // namespace shardproof
