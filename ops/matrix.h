@@ -4,6 +4,7 @@
 // folder need no linear-algebra library. A view never owns; Matrix does, and copying one is the named act `copy()`.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -69,7 +70,7 @@ class Matrix {
   ~Matrix() = default;
   Matrix copy() const {
     Matrix result(rows_, cols_);
-    for (Index i = 0; i < rows_ * cols_; ++i) result.data_[i] = data_[i];
+    std::copy_n(data_.get(), rows_ * cols_, result.data_.get());
     return result;
   }
 
@@ -78,8 +79,8 @@ class Matrix {
   Index size() const { return rows_ * cols_; }
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
-  T& operator()(Index row, Index col) { return data_[row * cols_ + col]; }
-  const T& operator()(Index row, Index col) const { return data_[row * cols_ + col]; }
+  T& operator()(Index row, Index col) { return data_.get()[row * cols_ + col]; }
+  const T& operator()(Index row, Index col) const { return data_.get()[row * cols_ + col]; }
   std::span<T> row(Index index) { return view().row(index); }
   std::span<const T> row(Index index) const { return view().row(index); }
   std::span<T> span() { return {data_.get(), static_cast<std::size_t>(size())}; }

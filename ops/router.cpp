@@ -1,6 +1,7 @@
 #include "ops/router.h"
 
 #include <cmath>
+#include <string_view>
 #include <vector>
 
 #include "ops/internal/math.h"
@@ -29,18 +30,20 @@ Index next_expert(std::span<const T> logits, Index last) {
   return best;
 }
 
+template <class T>
+void require_choice_shape(std::string_view op, MatrixView<const T> logits, MatrixView<const std::int32_t> ids,
+                          MatrixView<T> weights) {
+  require_equal(op, "rows of the ids", logits.rows, ids.rows);
+  require_equal(op, "rows of the weights", logits.rows, weights.rows);
+  require_equal(op, "columns of the weights", ids.cols, weights.cols);
+}
+
 }  // namespace
 
 template <class T>
-void route(MatrixView<const T> logits, Index top_k, bool normalise, Format format, MatrixView<std::int32_t> ids,
-           MatrixView<T> weights) {
-  require_equal("route", "rows of the ids", logits.rows, ids.rows);
-  require_equal("route", "rows of the weights", logits.rows, weights.rows);
-  require_equal("route", "columns of the ids", top_k, ids.cols);
-  require_equal("route", "columns of the weights", top_k, weights.cols);
-  if (logits.rows == 0) return;
-  if (top_k < 1 || top_k > logits.cols) throw ShapeError("route", "top_k (at most the experts)", logits.cols, top_k);
-
+void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
+                   MatrixView<T> weights) {
+  require_choice_shape("route_weights", logits, ids, weights);
   const auto exponentials = [&](const T* in, Index count, T largest, T* out) {
     simd::transform<T>(
         count, out,
@@ -54,14 +57,9 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
   for (Index t = 0; t < logits.rows; ++t) {
     const std::span<const T> row = logits.row(t);
     const std::span<T> weight = weights.row(t);
-    Index last = -1;
-    for (Index slot = 0; slot < top_k; ++slot) {
-      last = next_expert(row, last);
-      ids(t, slot) = static_cast<std::int32_t>(last);
-      weights(t, slot) = row[static_cast<std::size_t>(last)];
-    }
-    const T largest = weight[0];
-    exponentials(weight.data(), top_k, largest, weight.data());
+    for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = row[static_cast<std::size_t>(ids(t, slot))];
+    const T largest = row[static_cast<std::size_t>(next_expert(row, -1))];
+    exponentials(weight.data(), ids.cols, largest, weight.data());
     T sum = 0;
     if (normalise) {
       for (const T e : weight) sum += e;
@@ -74,6 +72,26 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
   }
 }
 
+template <class T>
+void route(MatrixView<const T> logits, Index top_k, bool normalise, Format format, MatrixView<std::int32_t> ids,
+           MatrixView<T> weights) {
+  require_choice_shape<T>("route", logits, ids, weights);
+  require_equal("route", "columns of the ids", top_k, ids.cols);
+  if (logits.rows == 0) return;
+  if (top_k < 1 || top_k > logits.cols) throw ShapeError("route", "top_k (at most the experts)", logits.cols, top_k);
+  for (Index t = 0; t < logits.rows; ++t) {
+    Index last = -1;
+    for (Index slot = 0; slot < top_k; ++slot) {
+      last = next_expert(logits.row(t), last);
+      ids(t, slot) = static_cast<std::int32_t>(last);
+    }
+  }
+  route_weights<T>(logits, ids, normalise, format, weights);
+}
+
+template void route_weights(MatrixView<const float>, MatrixView<const std::int32_t>, bool, Format, MatrixView<float>);
+template void route_weights(MatrixView<const double>, MatrixView<const std::int32_t>, bool, Format,
+                            MatrixView<double>);
 template void route(MatrixView<const float>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<float>);
 template void route(MatrixView<const double>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<double>);
 

@@ -18,6 +18,12 @@ template <class T>
 void route(MatrixView<const T> logits, Index top_k, bool normalise, Format format, MatrixView<std::int32_t> ids,
            MatrixView<T> weights);
 
+/// The weights of experts that are chosen already: ids [tokens, slots], each in 0..experts-1. The same rule and the same
+/// bits as `route` for the ids that it chooses.
+template <class T>
+void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
+                   MatrixView<T> weights);
+
 /// About top_k + 3 flops a logit (compare per slot, subtract, exp and add); ids count 4 bytes.
 constexpr Cost route_cost(Index tokens, Index experts, Index top_k, int bytes_per_element) {
   const auto rows = static_cast<double>(tokens), width = static_cast<double>(experts), k = static_cast<double>(top_k);

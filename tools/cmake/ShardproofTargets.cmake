@@ -7,6 +7,8 @@ include(ShardproofEmbed)
 add_library(shardproof_options INTERFACE)
 target_compile_options(shardproof_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wnon-virtual-dtor -Woverloaded-virtual
+  # Designated initialisers leave the rest at its default on purpose.
+  -Wno-missing-field-initializers
   # A fused multiply-add where the compiler sees fit would make a value depend on how its loop was vectorised;
   # kernels that want one ask for it by name.
   -ffp-contract=off
@@ -19,7 +21,7 @@ endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # GCC 12 reports false positives of these in inlined library code.
   target_compile_options(shardproof_options INTERFACE -Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow
-                                                      -Wno-stringop-overread -Wno-dangling-pointer)
+                                                      -Wno-stringop-overread -Wno-dangling-pointer -Wno-restrict)
 endif()
 if(SHARDPROOF_SANITIZE)
   target_compile_options(shardproof_options INTERFACE -fsanitize=${SHARDPROOF_SANITIZE} -fno-omit-frame-pointer
@@ -39,7 +41,8 @@ endif()
 function(shardproof_library name)
   add_library(shardproof_${name} STATIC)
   add_library(shardproof::${name} ALIAS shardproof_${name})
-  set_target_properties(shardproof_${name} PROPERTIES EXPORT_NAME ${name} POSITION_INDEPENDENT_CODE ON)
+  set_target_properties(shardproof_${name} PROPERTIES EXPORT_NAME ${name} POSITION_INDEPENDENT_CODE ON
+                                                 LINKER_LANGUAGE CXX)
   target_compile_features(shardproof_${name} PUBLIC cxx_std_20)
   target_include_directories(shardproof_${name} PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}>

@@ -1,0 +1,70 @@
+#include "emu/run/dispatch.h"
+
+#include <numeric>
+
+namespace shardproof {
+namespace {
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+}  // namespace
+
+Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners) {
+  const std::int64_t per_owner = std::ssize(expert_owner) / owners;
+  // Expert -> its bucket: the owner's buckets are consecutive, in order of the experts it holds.
+  std::vector<std::int64_t> bucket(expert_owner.size());
+  std::vector<std::int64_t> held(at(owners), 0);
+  for (std::size_t expert = 0; expert < expert_owner.size(); ++expert) {
+    const int owner = expert_owner[expert];
+    bucket[expert] = owner * per_owner + held[at(owner)]++;
+  }
+
+  Permutation result;
+  result.counts.assign(expert_owner.size(), 0);
+  for (std::int64_t token = 0; token < ids.rows; ++token) {
+    for (const std::int32_t expert : ids.row(token)) ++result.counts[at(bucket[at(expert)])];
+  }
+  std::vector<std::int64_t> next(result.counts.size());
+  std::exclusive_scan(result.counts.begin(), result.counts.end(), next.begin(), std::int64_t{0});
+  result.rows.resize(at(ids.size()));
+  result.positions = ops::Matrix<std::int64_t>(ids.rows, ids.cols);
+  for (std::int64_t token = 0; token < ids.rows; ++token) {
+    for (std::int64_t slot = 0; slot < ids.cols; ++slot) {
+      const std::int64_t position = next[at(bucket[at(ids(token, slot))])]++;
+      result.rows[at(position)] = token;
+      result.positions(token, slot) = position;
+    }
+  }
+  return result;
+}
+
+std::vector<std::int64_t> sort_by_expert(std::span<const std::int64_t> counts, std::int64_t experts) {
+  const std::int64_t chunks = std::ssize(counts) / experts;
+  std::vector<std::int64_t> begin(counts.size());
+  std::exclusive_scan(counts.begin(), counts.end(), begin.begin(), std::int64_t{0});
+  std::vector<std::int64_t> sorted;
+  for (std::int64_t expert = 0; expert < experts; ++expert) {
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const std::size_t cell = at(chunk * experts + expert);
+      for (std::int64_t i = 0; i < counts[cell]; ++i) sorted.push_back(begin[cell] + i);
+    }
+  }
+  return sorted;
+}
+
+std::vector<std::int64_t> inverse(std::span<const std::int64_t> permutation) {
+  std::vector<std::int64_t> result(permutation.size());
+  for (std::size_t i = 0; i < permutation.size(); ++i) result[at(permutation[i])] = static_cast<std::int64_t>(i);
+  return result;
+}
+
+std::vector<std::size_t> element_counts(std::span<const std::int64_t> counts, std::int64_t run, std::int64_t width) {
+  std::vector<std::size_t> result;
+  for (std::size_t begin = 0; begin < counts.size(); begin += at(run)) {
+    const std::span<const std::int64_t> part = counts.subspan(begin, at(run));
+    result.push_back(at(std::accumulate(part.begin(), part.end(), std::int64_t{0}) * width));
+  }
+  return result;
+}
+
+}  // namespace shardproof

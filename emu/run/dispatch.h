@@ -1,0 +1,33 @@
+// Bookkeeping of the token dispatch: which row goes where, and how it comes back.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "ops/matrix.h"
+
+namespace shardproof {
+
+/// How one rank's routed tokens are ordered for the all-to-all: by owner, then by the owner's experts, then by token.
+/// A slot is one (token, choice) pair; there are tokens * top_k.
+struct Permutation {
+  std::vector<std::int64_t> rows;            ///< sorted slot -> token row
+  ops::Matrix<std::int64_t> positions;       ///< [tokens, top_k]: where each slot went
+  std::vector<std::int64_t> counts;          ///< [owners * experts of an owner] slots
+};
+
+/// expert_owner[e] is the ep index that holds expert e; each owner holds the same number of experts.
+Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners);
+
+/// For chunks laid one after another, chunk c holding counts[c * experts + e] rows of expert e, in order of e: the rows
+/// reordered by expert, then chunk. Returns for each reordered row its place in the chunks.
+std::vector<std::int64_t> sort_by_expert(std::span<const std::int64_t> counts, std::int64_t experts);
+
+/// The inverse of a permutation of 0..n-1.
+std::vector<std::int64_t> inverse(std::span<const std::int64_t> permutation);
+
+/// Sums of consecutive runs of `run` counts, each times `width`: element counts of an all-to-all.
+std::vector<std::size_t> element_counts(std::span<const std::int64_t> counts, std::int64_t run, std::int64_t width);
+
+}  // namespace shardproof

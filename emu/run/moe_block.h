@@ -1,0 +1,36 @@
+// The Mixture-of-Experts half of a layer on one rank.
+//
+// A token is routed once within its tp group: by the rank whose own rows it belongs to (its sequence-parallel shard; without
+// sp, the slice of the replicated rows that this rank takes). Dispatch, dropless:
+//   permute by (owner, expert) -> all-to-all(ep) -> all-gather(etp) -> sort by local expert -> experts
+//   -> unsort -> reduce-scatter(etp) -> all-to-all(ep) -> combine with the router's weights
+// and, without sp, an all-gather of the rows over tp. Every rank takes part in every collective, with zero tokens too.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "emu/run/stage.h"
+
+namespace shardproof {
+
+/// This rank's slice of one expert.
+template <class T>
+struct ExpertWeights {
+  std::shared_ptr<const ops::Matrix<T>> gate;  // [width, hidden]
+  std::shared_ptr<const ops::Matrix<T>> up;    // [width, hidden]
+  std::shared_ptr<const ops::Matrix<T>> down;  // [hidden, width]
+};
+
+template <class T>
+struct MoeWeights {
+  std::shared_ptr<const ops::Matrix<T>> norm;    // [1, hidden]
+  std::shared_ptr<const ops::Matrix<T>> router;  // [experts, hidden]
+  std::vector<ExpertWeights<T>> experts;         // those of layout.experts, in order
+};
+
+/// x += moe(norm(x)). x is [stream rows, hidden] and is replaced.
+template <class T>
+Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::Matrix<T>& x);
+
+}  // namespace shardproof

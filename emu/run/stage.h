@@ -1,0 +1,74 @@
+// What one rank carries through one microbatch: who it is, which rows it has, and how it reports what it does.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/run/transformer.h"
+#include "ops/cost.h"
+
+namespace shardproof {
+
+/// "layer.3.attention.q"; without a layer (-1) the name alone.
+inline std::string tap_name(int layer, std::string_view name) {
+  return layer < 0 ? std::string(name) : fmt::format("layer.{}.{}", layer, name);
+}
+
+/// The rank's place in the run, for one microbatch. Row ranges are relative to the microbatch.
+template <class T>
+struct Stage {
+  Rank& rank;
+  const TransformerProgram<T>& program;
+  const Layout& layout;
+  const MicroBatch& microbatch;
+  int microbatch_index = 0;
+
+  const ModelConfig& model() const { return program.model; }
+  ops::Format format() const { return program.format; }
+  std::int64_t rows() const { return microbatch.rows.count; }
+  /// The rows that belong to this rank alone within its tp group: its sequence-parallel shard, and the tokens it routes.
+  Range own_rows() const { return partition(rows(), layout.parallel.tp, layout.at.tp); }
+  /// The rows of the residual stream that this rank holds.
+  Range stream_rows() const { return layout.parallel.sp ? own_rows() : Range{0, rows()}; }
+
+  /// Element counts of every tp rank's own rows, `width` elements each.
+  std::vector<std::size_t> own_counts(std::int64_t width) const {
+    std::vector<std::size_t> counts;
+    for (int t = 0; t < layout.parallel.tp; ++t) {
+      counts.push_back(static_cast<std::size_t>(partition(rows(), layout.parallel.tp, t).count * width));
+    }
+    return counts;
+  }
+
+  template <class U>
+  void tap(int layer, std::string_view name, ops::MatrixView<const U> part, Range part_rows, std::int64_t cols,
+           Range part_cols) const {
+    if (!rank.tapped()) return;
+    const Range global{microbatch.rows.begin + part_rows.begin, part_rows.count};
+    const auto tokens = static_cast<std::int64_t>(program.batch.tokens().size());
+    rank.tap<U>(tap_name(layer, name), part, Placement{tokens, cols, global, part_cols, {}});
+  }
+  template <class U>
+  void tap(int layer, std::string_view name, const ops::Matrix<U>& part, Range part_rows) const {
+    tap<U>(layer, name, part.view(), part_rows, part.cols(), {0, part.cols()});
+  }
+
+  void record(std::string_view op, int layer, std::int64_t rows_, std::int64_t cols, ops::Cost cost,
+              int expert = -1) const {
+    rank.trace().ops.push_back({.op = op,
+                                .layer = layer,
+                                .microbatch = microbatch_index,
+                                .expert = expert,
+                                .rows = rows_,
+                                .cols = cols,
+                                .flops = cost.flops,
+                                .bytes = cost.bytes,
+                                .collectives = rank.collectives_done()});
+  }
+  int element_bytes() const { return ops::bytes_per_element(program.format); }
+};
+
+}  // namespace shardproof

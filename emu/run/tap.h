@@ -1,0 +1,51 @@
+// Taps: named intermediate tensors, handed out by the ranks with their placement.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "collectives/rank.h"
+#include "emu/plan/mesh.h"
+#include "emu/plan/partition.h"
+#include "ops/matrix.h"
+
+namespace shardproof {
+
+/// Where a rank's part of a tensor lies, in DTensor's words. A tensor is a matrix [rows, cols]; a part is a block of it.
+/// Ranks that hold the same block are replicas and must agree bit for bit; the blocks must cover the tensor.
+struct Placement {
+  std::int64_t rows = 0;  ///< shape of the whole tensor
+  std::int64_t cols = 0;
+  Range row_part;         ///< the block that this rank holds
+  Range col_part;
+  /// Set when the parts of the ranks along this axis are addends of the tensor, summed in rank order.
+  std::optional<Axis> partial;
+
+  /// Every rank holds the whole.
+  static constexpr Placement replicate(std::int64_t rows, std::int64_t cols) {
+    return {rows, cols, {0, rows}, {0, cols}, {}};
+  }
+  /// The rank holds `part` of dim 0 (rows) or dim 1 (columns).
+  static constexpr Placement shard(int dim, std::int64_t rows, std::int64_t cols, Range part) {
+    return dim == 0 ? Placement{rows, cols, part, {0, cols}, {}} : Placement{rows, cols, {0, rows}, part, {}};
+  }
+  /// The rank holds an addend of the whole.
+  static constexpr Placement partial_sum(std::int64_t rows, std::int64_t cols, Axis axis) {
+    return {rows, cols, {0, rows}, {0, cols}, axis};
+  }
+};
+
+/// Receives taps while a run goes on, from several threads at once. `part` is valid during the call only.
+class TapSink {
+ public:
+  virtual ~TapSink() = default;
+  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                   ops::MatrixView<const float> part) = 0;
+  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                   ops::MatrixView<const double> part) = 0;
+  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                   ops::MatrixView<const std::int32_t> part) = 0;
+};
+
+}  // namespace shardproof

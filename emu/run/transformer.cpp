@@ -1,0 +1,145 @@
+#include "emu/run/transformer.h"
+
+#include <memory>
+#include <utility>
+
+#include "emu/run/attention_block.h"
+#include "emu/run/moe_block.h"
+#include "emu/run/reduction.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+
+namespace shardproof {
+namespace {
+
+template <class T>
+using Weight = std::shared_ptr<const ops::Matrix<T>>;
+
+/// Every weight slice that one rank holds.
+template <class T>
+struct RankWeights {
+  Weight<T> embedding;   // first stage: [local vocabulary, hidden]
+  std::vector<AttentionWeights<T>> attention;  // of the stage's layers
+  std::vector<MoeWeights<T>> moe;
+  Weight<T> final_norm;  // last stage: [1, hidden]
+  Weight<T> head;        // last stage: [local vocabulary, hidden]
+};
+
+template <class T>
+RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, const Layout& layout) {
+  const ModelConfig& model = program.model;
+  const auto load = [&](const WeightSpec& spec) {
+    const Range rows = part_of(layout, model, spec.row_split, spec.rows);
+    const Range cols = part_of(layout, model, spec.col_split, spec.cols);
+    rank.trace().weights.push_back({.name = spec.name,
+                                    .layer = spec.layer,
+                                    .rows = rows.count,
+                                    .cols = cols.count,
+                                    .bytes = rows.count * cols.count * ops::bytes_per_element(program.format)});
+    return program.weights.get(spec, rows, cols);
+  };
+
+  RankWeights<T> weights;
+  if (layout.first_stage()) weights.embedding = load(registry::embedding(model));
+  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
+    weights.attention.push_back({.norm = load(registry::attention_norm(model, layer)),
+                                 .q = load(registry::attention_q(model, layer)),
+                                 .k = load(registry::attention_k(model, layer)),
+                                 .v = load(registry::attention_v(model, layer)),
+                                 .output = load(registry::attention_output(model, layer))});
+    MoeWeights<T> moe{.norm = load(registry::moe_norm(model, layer)),
+                      .router = load(registry::router(model, layer)),
+                      .experts = {}};
+    for (auto expert = static_cast<int>(layout.experts.begin); expert < layout.experts.end(); ++expert) {
+      moe.experts.push_back({.gate = load(registry::expert_gate(model, layer, expert)),
+                             .up = load(registry::expert_up(model, layer, expert)),
+                             .down = load(registry::expert_down(model, layer, expert))});
+    }
+    weights.moe.push_back(std::move(moe));
+  }
+  if (layout.last_stage()) {
+    weights.final_norm = load(registry::final_norm(model));
+    const bool shares_embedding = model.tie_word_embeddings && layout.first_stage();
+    weights.head = shares_embedding ? weights.embedding : load(registry::head(model));
+  }
+  return weights;
+}
+
+/// Vocabulary-parallel embedding: each rank looks up the ids that it holds, the others' rows are zero.
+template <class T>
+Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, const Weight<T>& table) {
+  const std::int64_t hidden = stage.model().hidden_size;
+  const std::span<const std::int32_t> ids = stage.program.batch.tokens().subspan(
+      static_cast<std::size_t>(stage.microbatch.rows.begin), static_cast<std::size_t>(stage.rows()));
+  ops::Matrix<T> addend(stage.rows(), hidden);
+  ops::embed<T>(ids, *table, stage.layout.vocabulary.begin, addend);
+  stage.record("embedding", -1, stage.rows(), hidden, ops::embed_cost(stage.rows(), hidden, stage.element_bytes()));
+  ops::Matrix<T> x = co_await reduce_over_tp(stage, std::move(addend));
+  stage.tap(-1, "embedding", x, stage.stream_rows());
+  co_return x;
+}
+
+/// The final norm and the vocabulary-parallel head; logits stay sharded.
+template <class T>
+Task<> finish(const Stage<T>& stage, const RankWeights<T>& weights, const ops::Matrix<T>& x) {
+  const ModelConfig& model = stage.model();
+  ops::Matrix<T> norm(x.rows(), x.cols());
+  ops::rms_norm<T>(x, weights.final_norm->span(), model.rms_norm_eps, stage.format(), norm);
+  stage.record("final_norm", -1, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
+  stage.tap(-1, "final_norm", norm, stage.stream_rows());
+
+  const ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
+  ops::Matrix<T> logits(full.rows(), weights.head->rows());
+  ops::linear<T>(full, *weights.head, logits);
+  ops::store<T>(logits.span(), stage.format());
+  stage.record("logits", -1, logits.rows(), logits.cols(),
+               ops::linear_cost(logits.rows(), logits.cols(), full.cols(), stage.element_bytes()));
+  stage.template tap<T>(-1, "logits", logits.view(), {0, stage.rows()}, model.vocab_size, stage.layout.vocabulary);
+}
+
+template <class T>
+Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
+  const Layout& layout = stage.layout;
+  ops::Matrix<T> x;
+  if (layout.first_stage()) {
+    x = co_await embed_tokens(stage, weights.embedding);
+  } else {
+    x = ops::Matrix<T>(stage.stream_rows().count, stage.model().hidden_size);
+    co_await stage.rank.pp().recv(x.span(), GroupRank{layout.at.pp - 1});
+  }
+  for (std::size_t i = 0; i < weights.attention.size(); ++i) {
+    const int layer = static_cast<int>(layout.layers.begin) + static_cast<int>(i);
+    co_await attention_block(stage, weights.attention[i], layer, x);
+    co_await moe_block(stage, weights.moe[i], layer, x);
+  }
+  if (layout.last_stage()) {
+    co_await finish(stage, weights, x);
+  } else {
+    co_await stage.rank.pp().send(std::as_const(x).span(), GroupRank{layout.at.pp + 1});
+  }
+}
+
+}  // namespace
+
+std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
+  std::vector<Layout> layouts;
+  for (int rank = 0; rank < mesh.world(); ++rank) layouts.push_back(make_layout(model, mesh, rank));
+  return layouts;
+}
+
+template <class T>
+Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
+  const Layout& layout = program.layouts[static_cast<std::size_t>(to_int(rank.id()))];
+  const RankWeights<T> weights = load_weights(rank, program, layout);
+  for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {
+    const MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
+    const Stage<T> stage{rank, program, layout, microbatch, static_cast<int>(index)};
+    co_await run_microbatch(stage, weights);
+  }
+}
+
+template Task<> run_transformer(Rank&, const TransformerProgram<float>&);
+template Task<> run_transformer(Rank&, const TransformerProgram<double>&);
+
+}  // namespace shardproof

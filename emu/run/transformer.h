@@ -1,0 +1,60 @@
+// The MoE transformer as every rank of a plan runs it.
+//
+// Written once, for any plan: column-parallel QKV, local heads, row-parallel output with an all-reduce over tp (or
+// reduce-scatter and all-gather under sequence parallelism), router, dispatch by all-to-all over ep with each expert split
+// over etp, combine; pipeline stages pass activations by P2P, microbatch by microbatch; vocabulary-parallel embedding and
+// head. Tensors are matrices [tokens, width]; tokens are those of one microbatch of one data-parallel replica.
+//
+// Taps, all [tokens of the global batch, width], in program order:
+//   embedding                        hidden
+//   layer.N.attention.norm           hidden
+//   layer.N.attention.q .k .v        heads * head_dim, kv heads * head_dim (q and k after the rotary embedding)
+//   layer.N.attention.context        heads * head_dim
+//   layer.N.attention.output         hidden, after its reduction
+//   layer.N.attention.residual       hidden
+//   layer.N.moe.norm                 hidden
+//   layer.N.moe.router_logits        experts
+//   layer.N.moe.router_choice        top_k expert ids, best first
+//   layer.N.moe.router_weights       top_k
+//   layer.N.moe.output               hidden, combined
+//   layer.N.moe.residual             hidden
+//   final_norm                       hidden
+//   logits                           vocabulary
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/task.h"
+#include "emu/plan/plan.h"
+#include "emu/run/batch.h"
+#include "emu/run/cluster.h"
+#include "emu/run/layout.h"
+#include "emu/run/weights.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+/// Router choices to use in place of the router's own: per layer, [tokens of the global batch, top_k]. The router still
+/// taps its own choice; the weights are its own for the replayed experts.
+using RoutingReplay = std::vector<ops::Matrix<std::int32_t>>;
+
+/// What all ranks of a run share. T is double for fp64 and exact, else float.
+template <class T>
+struct TransformerProgram {
+  const ModelConfig& model;
+  const Batch& batch;
+  WeightStore<T>& weights;
+  ops::Format format;
+  std::vector<Layout> layouts;                ///< one for each rank; see make_layouts
+  const RoutingReplay* replay = nullptr;
+};
+
+std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);
+
+/// One rank's run: all its layers over all its microbatches. `program` outlives the task.
+template <class T>
+Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program);
+
+}  // namespace shardproof

@@ -1,0 +1,46 @@
+// What the taps of a run should be: whole tensors in float64, in program order.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace shardproof {
+
+/// One expected tensor, [rows, cols] row-major. A row is a token.
+struct ExpectedTap {
+  std::string name;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  std::vector<double> values;
+  /// Per row, what an error of that row is measured by: the root mean square of its values, but at least 2^-10 of the
+  /// whole tensor's, so that a row near zero does not turn rounding into an error.
+  std::vector<double> scale;
+  /// Why a comparison with this tensor would prove nothing: "not finite", "zero", "constant"; empty when it would.
+  std::string vacuous;
+  /// Holds ids (the router's choice): compared as the set of its row, not by value.
+  bool ids = false;
+
+  double at(std::int64_t row, std::int64_t col) const {
+    return values[static_cast<std::size_t>(row * cols + col)];
+  }
+};
+
+/// The expected tensors of a run, by name and in program order.
+class ExpectedTaps {
+ public:
+  /// Throws std::invalid_argument when a tensor of that name was added before, or the values are not rows * cols.
+  void add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values, bool ids = false);
+
+  const std::vector<ExpectedTap>& all() const { return taps_; }
+  /// Index in `all()`, or -1.
+  int find(std::string_view name) const;
+
+ private:
+  std::vector<ExpectedTap> taps_;
+  std::map<std::string, int, std::less<>> index_;
+};
+
+}  // namespace shardproof

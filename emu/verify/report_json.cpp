@@ -1,0 +1,106 @@
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "emu/plan/save.h"
+#include "emu/verify/report.h"
+
+namespace shardproof {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// JSON has no infinity: an error that is not a number is written as a string.
+Json number(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+
+Json problems_json(const std::vector<Problem>& problems) {
+  Json array = Json::array();
+  for (const Problem& problem : problems) array.push_back({{"field", problem.field}, {"message", problem.message}});
+  return array;
+}
+
+Json taps_json(const std::vector<TapReport>& taps) {
+  Json array = Json::array();
+  for (const TapReport& tap : taps) {
+    array.push_back({{"name", tap.name},
+                     {"max_error", number(tap.max_error)},
+                     {"bound", number(tap.bound)},
+                     {"amplification", number(tap.amplification)},
+                     {"replicas_equal", tap.replicas_equal}});
+  }
+  return array;
+}
+
+Json divergence_json(const std::optional<Divergence>& divergence) {
+  if (!divergence) return nullptr;
+  return {{"tap", divergence->tap},
+          {"ranks", divergence->ranks},
+          {"index", {divergence->row, divergence->col}},
+          {"expected", number(divergence->expected)},
+          {"got", number(divergence->got)},
+          {"error", number(divergence->error)},
+          {"bound", number(divergence->bound)},
+          {"message", divergence->message}};
+}
+
+Json collectives_json(const std::vector<CollectiveReport>& collectives) {
+  Json array = Json::array();
+  for (const CollectiveReport& entry : collectives) {
+    array.push_back(
+        {{"operation", entry.operation}, {"group", entry.group}, {"calls", entry.calls}, {"bytes", entry.bytes}});
+  }
+  return array;
+}
+
+}  // namespace
+
+const char* to_string(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::pass:
+      return "pass";
+    case Verdict::mismatch:
+      return "mismatch";
+    case Verdict::inconclusive:
+      return "inconclusive";
+    case Verdict::deadlock:
+      return "deadlock";
+    case Verdict::invalid:
+      break;
+  }
+  return "invalid";
+}
+
+std::string to_json(const VerifyReport& report) {
+  Json document;
+  document["schema"] = "shardproof.verify/1";
+  document["plan"] = Json::parse(plan_json(report.plan));
+  document["ranks"] = report.plan.world();
+  document["format"] = ops::to_string(report.format);
+  document["seed"] = report.plan.workload.seed;
+  document["threads"] = report.threads;
+  document["schedule"] = report.schedule ? Json(*report.schedule) : Json(nullptr);
+  document["verdict"] = to_string(report.verdict);
+  document["problems"] = problems_json(report.problems);
+  document["taps"] = taps_json(report.taps);
+  document["first_divergence"] = divergence_json(report.first_divergence);
+  if (report.algebra) {
+    document["algebra"] = {{"verdict", to_string(report.algebra->verdict)},
+                           {"first_divergence", divergence_json(report.algebra->first_divergence)},
+                           {"taps", report.algebra->taps},
+                           {"elements", report.algebra->elements},
+                           {"seconds", report.algebra->seconds}};
+  }
+  document["routing"] = {{"tokens", report.routing.tokens},
+                         {"ambiguous", report.routing.ambiguous},
+                         {"flipped", report.routing.flipped},
+                         {"replayed", report.routing.replayed}};
+  document["tokens_per_expert"] = report.tokens_per_expert;
+  document["collectives"] = collectives_json(report.collectives);
+  document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
+  document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
+  return document.dump(2) + "\n";
+}
+
+}  // namespace shardproof

@@ -1,0 +1,298 @@
+#include "emu/verify/tap_collector.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "emu/run/random.h"
+
+namespace shardproof {
+namespace {
+
+using Block = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+Block block_of(const Placement& placement) {
+  return {placement.row_part.begin, placement.row_part.count, placement.col_part.begin, placement.col_part.count};
+}
+
+template <class T>
+std::uint64_t bits_of(T value) {
+  if constexpr (sizeof(T) == 8) {
+    return std::bit_cast<std::uint64_t>(value);
+  } else {
+    return std::bit_cast<std::uint32_t>(value);
+  }
+}
+
+template <class T>
+std::uint64_t hash_bits(ops::MatrixView<const T> part) {
+  std::uint64_t hash = 0;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (const T value : part.row(i)) hash = mix64(hash ^ bits_of(value)) + 0x9e3779b97f4a7c15U;
+  }
+  return hash;
+}
+
+double relative_error(double got, double expected, double scale) {
+  const double difference = std::abs(got - expected);
+  if (!(difference <= std::numeric_limits<double>::max())) return std::numeric_limits<double>::infinity();
+  if (difference == 0) return 0;
+  return scale > 0 ? difference / scale : std::numeric_limits<double>::infinity();
+}
+
+template <class T>
+WorstElement compare(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part) {
+  WorstElement worst;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    const std::int64_t row = placement.row_part.begin + i;
+    const double scale = expected.scale[static_cast<std::size_t>(row)];
+    const std::span<const T> values = part.row(i);
+    for (std::size_t j = 0; j < values.size(); ++j) {
+      const std::int64_t col = placement.col_part.begin + static_cast<std::int64_t>(j);
+      const double want = expected.at(row, col);
+      const auto got = static_cast<double>(values[j]);
+      if (got == want) continue;
+      const double error = relative_error(got, want, scale);
+      if (error > worst.error) worst = {error, row, col, want, got};
+    }
+  }
+  return worst;
+}
+
+/// A row of ids is right when it holds the expected ids, in any order unless `in_order`.
+WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement,
+                         ops::MatrixView<const std::int32_t> part, bool in_order) {
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    const std::int64_t row = placement.row_part.begin + i;
+    const std::span<const std::int32_t> ids = part.row(i);
+    std::set<double> wanted;
+    for (std::int64_t col = 0; col < expected.cols; ++col) wanted.insert(expected.at(row, col));
+    for (std::size_t j = 0; j < ids.size(); ++j) {
+      const auto col = static_cast<std::int64_t>(j);
+      const double want = expected.at(row, col);
+      const bool right = in_order ? ids[j] == want : wanted.contains(ids[j]);
+      if (!right) return {std::numeric_limits<double>::infinity(), row, col, want, static_cast<double>(ids[j])};
+    }
+  }
+  return {};
+}
+
+std::string shape_problem(const ExpectedTap& expected, const Placement& placement, std::int64_t rows,
+                          std::int64_t cols) {
+  if (placement.rows != expected.rows || placement.cols != expected.cols) {
+    return fmt::format("the tensor is placed as {} x {}, expected {} x {}", placement.rows, placement.cols,
+                       expected.rows, expected.cols);
+  }
+  const Range& row_part = placement.row_part;
+  const Range& col_part = placement.col_part;
+  if (row_part.count != rows || col_part.count != cols) {
+    return fmt::format("a part of {} x {} is placed as {} x {}", rows, cols, row_part.count, col_part.count);
+  }
+  if (row_part.begin < 0 || row_part.end() > expected.rows || col_part.begin < 0 || col_part.end() > expected.cols) {
+    return fmt::format("rows {}..{} and columns {}..{} reach outside {} x {}", row_part.begin, row_part.end(),
+                       col_part.begin, col_part.end(), expected.rows, expected.cols);
+  }
+  return {};
+}
+
+}  // namespace
+
+struct TapCollector::State {
+  struct Addend {
+    Placement placement;
+    ops::Matrix<double> values;
+  };
+
+  std::mutex mutex;
+  TapOutcome outcome;
+  std::map<Block, std::map<int, std::uint64_t>> blocks;  // who holds it -> the hash of its bits
+  std::vector<std::uint8_t> covered;     // per element
+  std::int64_t covered_count = 0;
+  std::map<int, std::vector<Addend>> addends;  // by rank
+
+  void note_problem(const std::string& problem, int rank) {
+    if (outcome.problem.empty()) outcome.problem = problem;
+    if (outcome.problem == problem) outcome.problem_ranks.push_back(rank);
+  }
+
+  void note_worst(const WorstElement& worst, int rank) {
+    WorstElement& mine = outcome.rank_worst[static_cast<std::size_t>(rank)];
+    if (worst.error > mine.error) mine = worst;
+    // The first row of the worst error, so that the outcome does not depend on who came first.
+    const WorstElement& seen = outcome.worst;
+    if (worst.error > seen.error ||
+        (worst.error == seen.error && worst.error > 0 &&
+         std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
+      outcome.worst = worst;
+    }
+  }
+
+  /// Marks a block as present; false when part of it was there already.
+  bool cover(const ExpectedTap& expected, const Placement& placement) {
+    if (covered.empty()) covered.assign(expected.values.size(), 0);
+    bool fresh = true;
+    for (std::int64_t row = placement.row_part.begin; row < placement.row_part.end(); ++row) {
+      for (std::int64_t col = placement.col_part.begin; col < placement.col_part.end(); ++col) {
+        std::uint8_t& mark = covered[static_cast<std::size_t>(row * expected.cols + col)];
+        fresh = fresh && mark == 0;
+        covered_count += mark == 0 ? 1 : 0;
+        mark = 1;
+      }
+    }
+    return fresh;
+  }
+};
+
+TapCollector::TapCollector(const ExpectedTaps& expected, int world, bool exact_ids, Completed completed)
+    : expected_(expected), world_(world), exact_ids_(exact_ids), completed_(std::move(completed)) {
+  for (std::size_t i = 0; i < expected.all().size(); ++i) {
+    states_.push_back(std::make_unique<State>());
+    states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(world));
+  }
+}
+
+TapCollector::~TapCollector() = default;
+
+template <class T>
+void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Placement& placement,
+                           ops::MatrixView<const T> part) {
+  const int index = expected_.find(name);
+  if (index < 0) {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.emplace_back(name);
+    return;
+  }
+  const ExpectedTap& expected = expected_.all()[static_cast<std::size_t>(index)];
+  State& state = *states_[static_cast<std::size_t>(index)];
+  const int rank = to_int(rank_id);
+  const std::string problem = shape_problem(expected, placement, part.rows, part.cols);
+  if (!problem.empty()) {
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.note_problem(problem, rank);
+    return;
+  }
+  if (placement.partial) {
+    ops::Matrix<double> copy(part.rows, part.cols);
+    for (ops::Index i = 0; i < part.rows; ++i) std::ranges::copy(part.row(i), copy.row(i).begin());
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.addends[rank].push_back({placement, std::move(copy)});
+    return;
+  }
+
+  WorstElement worst;
+  if constexpr (std::is_same_v<T, std::int32_t>) {
+    worst = compare_ids(expected, placement, part, exact_ids_);
+  } else {
+    worst = compare(expected, placement, part);
+  }
+  const std::uint64_t hash = hash_bits(part);
+  bool complete = false;
+  {
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.note_worst(worst, rank);
+    std::map<int, std::uint64_t>& holders = state.blocks[block_of(placement)];
+    holders.emplace(rank, hash);
+    if (holders.size() == 1) {
+      const std::int64_t before = state.covered_count;
+      if (!state.cover(expected, placement)) {
+        state.note_problem(fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block",
+                                       placement.row_part.begin, placement.row_part.end(), placement.col_part.begin,
+                                       placement.col_part.end()),
+                           rank);
+      }
+      complete = state.covered_count == std::ssize(expected.values) && state.covered_count > before;
+      if constexpr (std::is_same_v<T, std::int32_t>) {
+        std::vector<std::int32_t>& ids = state.outcome.ids;
+        if (ids.empty()) ids.assign(expected.values.size(), -1);
+        for (ops::Index i = 0; i < part.rows; ++i) {
+          const std::int64_t begin = (placement.row_part.begin + i) * expected.cols + placement.col_part.begin;
+          std::ranges::copy(part.row(i), ids.begin() + begin);
+        }
+      }
+    }
+  }
+  if (complete && completed_) completed_(expected.name);
+}
+
+void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                       ops::MatrixView<const float> part) {
+  collect(rank, name, placement, part);
+}
+
+void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                       ops::MatrixView<const double> part) {
+  collect(rank, name, placement, part);
+}
+
+void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
+                       ops::MatrixView<const std::int32_t> part) {
+  collect(rank, name, placement, part);
+}
+
+std::vector<TapOutcome> TapCollector::finish() {
+  std::vector<TapOutcome> outcomes;
+  for (std::size_t i = 0; i < states_.size(); ++i) {
+    State& state = *states_[i];
+    const ExpectedTap& expected = expected_.all()[i];
+    if (!state.addends.empty()) {
+      // Addends of one block, summed in rank order, are one part; their ranks share its error.
+      std::map<Block, std::pair<ops::Matrix<double>, std::vector<int>>> sums;
+      Placement whole{};
+      for (auto& [rank, parts] : state.addends) {
+        for (State::Addend& addend : parts) {
+          auto& [sum, ranks] = sums[block_of(addend.placement)];
+          if (ranks.empty()) {
+            sum = std::move(addend.values);
+          } else {
+            for (ops::Index k = 0; k < sum.size(); ++k) sum.span()[static_cast<std::size_t>(k)] += addend.values.span()[static_cast<std::size_t>(k)];
+          }
+          ranks.push_back(rank);
+        }
+      }
+      for (auto& [block, sum] : sums) {
+        const auto [row, rows, col, cols] = block;
+        whole = {expected.rows, expected.cols, {row, rows}, {col, cols}, {}};
+        const WorstElement worst = compare<double>(expected, whole, std::as_const(sum.first).view());
+        for (const int rank : sum.second) state.note_worst(worst, rank);
+        if (!state.cover(expected, whole)) state.note_problem("addends overlap another block", sum.second.front());
+      }
+    }
+    for (const auto& [block, holders] : state.blocks) {
+      for (const auto& [rank, hash] : holders) {
+        if (hash != holders.begin()->second) state.outcome.odd_replicas.push_back(rank);
+      }
+    }
+    state.outcome.replicas_equal = state.outcome.odd_replicas.empty();
+    if (!state.outcome.seen) {
+      state.outcome.problem = "no rank produced it";
+    } else if (state.outcome.problem.empty() && state.covered_count < std::ssize(expected.values)) {
+      const auto missing = std::ranges::find(state.covered, 0) - state.covered.begin();
+      state.outcome.problem = fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}",
+                                          std::ssize(expected.values) - state.covered_count, expected.values.size(),
+                                          missing / expected.cols, missing % expected.cols);
+    }
+    std::ranges::sort(state.outcome.odd_replicas);
+    state.outcome.odd_replicas.erase(std::ranges::unique(state.outcome.odd_replicas).begin(),
+                                     state.outcome.odd_replicas.end());
+    std::ranges::sort(state.outcome.problem_ranks);
+    outcomes.push_back(std::move(state.outcome));
+  }
+  return outcomes;
+}
+
+std::vector<std::string> TapCollector::unexpected() const {
+  const std::lock_guard lock(mutex_);
+  return unexpected_;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,59 @@
+// The verifier: runs a plan on virtual ranks and holds every tap to the unsharded float64 reference.
+//
+// Three runs of the same model on the same weights and tokens:
+//   reference   float64, unsharded, written independently of the program (reference.h)
+//   unsharded   the program on one rank, in the run's format: how much this format rounds
+//   sharded     the program on the plan's ranks, in the run's format
+// A tap of the sharded run passes when the error of its worst row is at most
+//   bound = max(kAmplificationBound * the unsharded run's worst error of that tap, kRoundoffFloor * u),
+// u the unit roundoff of the format; in `exact` the bound is zero. Replicas must agree bit for bit, and the parts must
+// cover the tensor.
+//
+// Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with the
+// reference's choices replayed (ids and slots; weights stay the run's own), so that each layer is judged on an equal
+// history. A choice that differs then is a bug when the reference's logits of the experts in question lie further apart
+// than twice the bound of the router's logits; within, rounding may decide, and the choice counts as ambiguous.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "emu/plan/plan.h"
+#include "emu/run/weights.h"
+#include "emu/verify/report.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+inline constexpr double kAmplificationBound = 4;
+inline constexpr double kRoundoffFloor = 16;
+
+/// Where a verification stands.
+struct Progress {
+  const char* run = "";  ///< "reference", "unsharded", "sharded"
+  int layer = 0;         ///< the layer that is complete
+  int layers = 0;
+};
+
+struct VerifyOptions {
+  ops::Format format = ops::Format::fp32;
+  int threads = 0;                        ///< 0: as many as the process may use
+  std::optional<std::uint64_t> schedule;  ///< run on one thread in the order this seed gives
+  const WeightSource* weights = nullptr;  ///< default: GeneratedWeights of the workload's seed
+  std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
+};
+
+/// Never throws for what a plan or its run does wrong: that is the report. An invalid plan gives Verdict::invalid.
+VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
+
+/// Two verdicts, never mixed: first the algebra in `exact`, with no tolerance; then the rounding in options.format. The
+/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report and nothing else
+/// is run. With options.format == exact this is verify().
+VerifyReport prove(const Plan& plan, const VerifyOptions& options = {});
+
+/// What `verify` will need at its peak, in bytes: weights, expected taps and the ranks' activations.
+double estimated_bytes(const Plan& plan, ops::Format format);
+
+}  // namespace shardproof

@@ -1,0 +1,31 @@
+// The PLAN argument and the flags that scale it, shared by the subcommands.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "emu/plan/plan.h"
+#include "emu/plan/scale.h"
+
+namespace shardproof::tools {
+
+/// Reads the plan, or the embedded default when `path` is empty. Throws UsageError listing every problem, each with the
+/// file's name.
+Plan read_plan(const std::string& path);
+
+/// Prints the validation problems of a plan as an UsageError would read; returns the text.
+std::string problems_text(const std::string& path, const std::vector<Problem>& problems);
+
+struct ScaleFlags {
+  std::string scale = "auto";
+  std::optional<std::int64_t> batch;
+  std::optional<std::int64_t> sequence;
+
+  void add_to(CLI::App& command);
+  /// Throws UsageError for a scale that is not auto, full or a positive whole number.
+  ScaleOptions options() const;
+};
+
+}  // namespace shardproof::tools

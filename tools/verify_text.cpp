@@ -1,0 +1,203 @@
+#include "tools/verify_text.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "emu/plan/mesh.h"
+#include "emu/run/layout.h"
+#include "tools/terminal.h"
+
+namespace shardproof::tools {
+namespace {
+
+constexpr int kFullRankTable = 32;
+
+std::string range_text(Range range) {
+  if (range.count == 0) return "-";
+  return range.count == 1 ? fmt::format("{}", range.begin) : fmt::format("{}-{}", range.begin, range.end() - 1);
+}
+
+std::string rank_table(const Plan& plan) {
+  const Mesh mesh(plan.parallel);
+  std::vector<std::vector<std::string>> rows{
+      {"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads", "kv", "experts", "width", "sequences"}};
+  const auto add = [&](int rank) {
+    const Layout layout = make_layout(plan.model, mesh, rank);
+    const Coordinates& at = layout.at;
+    rows.push_back({fmt::format("{}", rank), fmt::format("{}", at.tp), fmt::format("{}", at.dp),
+                    fmt::format("{}", at.pp), "|", fmt::format("{}", at.etp), fmt::format("{}", at.ep),
+                    fmt::format("{}", at.edp), "|", range_text(layout.layers), range_text(layout.heads),
+                    range_text(layout.kv_heads), range_text(layout.experts), range_text(layout.expert_width),
+                    range_text(partition(plan.workload.batch(), plan.parallel.dp, at.dp))});
+  };
+  const int world = plan.world();
+  const int shown = world <= kFullRankTable ? world : 4;
+  for (int rank = 0; rank < shown; ++rank) add(rank);
+  if (shown < world) {
+    rows.push_back({"..."});
+    add(world - 1);
+  }
+  return table(rows, 1);
+}
+
+/// "layer.3.attention.q" -> "attention.q"; others unchanged.
+std::string kind_of(const std::string& tap) {
+  if (!tap.starts_with("layer.")) return tap;
+  return tap.substr(tap.find('.', 6) + 1);
+}
+
+std::string error_text(double value) { return value == 0 ? "0" : fmt::format("{:.2e}", value); }
+
+struct TapLine {
+  std::string name;
+  int count = 0;
+  const TapReport* worst = nullptr;
+  bool replicas_equal = true;
+};
+
+double excess(const TapReport& tap) { return tap.bound > 0 ? tap.max_error / tap.bound : tap.max_error; }
+
+std::vector<TapLine> lines_by_kind(const std::vector<TapReport>& taps, bool all_taps) {
+  std::vector<TapLine> lines;
+  for (const TapReport& tap : taps) {
+    const std::string name = all_taps ? tap.name : kind_of(tap.name);
+    auto line = std::ranges::find(lines, name, &TapLine::name);
+    if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
+    ++line->count;
+    line->replicas_equal = line->replicas_equal && tap.replicas_equal;
+    if (line->worst == nullptr || excess(tap) > excess(*line->worst)) line->worst = &tap;
+  }
+  return lines;
+}
+
+std::string tap_table(const VerifyReport& report, bool all_taps) {
+  std::vector<std::vector<std::string>> rows{
+      {"tap", "tensors", "worst error", "bound", "amplification", "replicas", "worst in"}};
+  for (const TapLine& line : lines_by_kind(report.taps, all_taps)) {
+    rows.push_back({line.name, fmt::format("{}", line.count), error_text(line.worst->max_error),
+                    error_text(line.worst->bound), fmt::format("{:.2f}", line.worst->amplification),
+                    line.replicas_equal ? "equal" : "DIFFER", line.count > 1 ? line.worst->name : ""});
+  }
+  return table(rows, 1);
+}
+
+std::string collective_table(const VerifyReport& report) {
+  std::vector<std::vector<std::string>> rows{{"collective", "over", "calls", "bytes sent"}};
+  for (const CollectiveReport& entry : report.collectives) {
+    rows.push_back({entry.operation, entry.group, with_thousands(entry.calls), with_thousands(entry.bytes)});
+  }
+  return rows.size() > 1 ? table(rows, 2) : "";
+}
+
+std::string expert_load(const VerifyReport& report) {
+  if (report.tokens_per_expert.empty()) return {};
+  std::int64_t least = INT64_MAX;
+  std::int64_t most = 0;
+  std::int64_t idle = 0;
+  std::int64_t experts = 0;
+  for (const auto& layer : report.tokens_per_expert) {
+    for (const std::int64_t tokens : layer) {
+      least = std::min(least, tokens);
+      most = std::max(most, tokens);
+      idle += tokens == 0 ? 1 : 0;
+      ++experts;
+    }
+  }
+  return fmt::format("  routing: {} choices, {} to {} tokens an expert, {} of {} experts without a token\n",
+                     with_thousands(report.routing.tokens), least, most, with_thousands(idle), with_thousands(experts));
+}
+
+std::string verdict_word(Verdict verdict) {
+  return toned(to_string(verdict), verdict == Verdict::pass           ? Tone::good
+                                   : verdict == Verdict::inconclusive ? Tone::warning
+                                                                      : Tone::bad);
+}
+
+std::string worst_amplification(const VerifyReport& report) {
+  const TapReport* worst = nullptr;
+  for (const TapReport& tap : report.taps) {
+    if (worst == nullptr || tap.amplification > worst->amplification) worst = &tap;
+  }
+  return worst == nullptr ? "" : fmt::format("worst amplification {:.2f} at {}", worst->amplification, worst->name);
+}
+
+std::string ranks_text(const std::vector<int>& ranks) {
+  constexpr std::size_t kShown = 16;
+  if (ranks.size() <= kShown) return fmt::format("{}", fmt::join(ranks, ", "));
+  return fmt::format("{}, ... ({} ranks)", fmt::join(ranks.begin(), ranks.begin() + kShown, ", "), ranks.size());
+}
+
+std::string divergence_text(const Divergence& divergence) {
+  return fmt::format("  first divergence: {} on ranks {}\n  {}\n", toned(divergence.tap, Tone::bold),
+                     ranks_text(divergence.ranks), divergence.message);
+}
+
+std::string algebra_line(std::int64_t taps, std::int64_t elements, int ranks, double seconds) {
+  return fmt::format(
+      "algebra   {}  {} taps ({} values) on {} ranks equal the unsharded float64 reference bit for bit  ({:.2f} s)\n",
+      verdict_word(Verdict::pass), with_thousands(taps), with_thousands(elements), ranks, seconds);
+}
+
+}  // namespace
+
+std::string plan_text(const Plan& plan, const Plan& original, const std::string& scale) {
+  const Parallel& p = plan.parallel;
+  const ModelConfig& m = plan.model;
+  std::string text = toned(plan.name.empty() ? "plan" : plan.name, Tone::bold);
+  text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
+                      plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
+  if (plan.hardware && plan.hardware->gpus > plan.world()) {
+    text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
+  }
+  text += fmt::format("  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, expert width {}, vocabulary {}\n",
+                      m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.num_experts, m.top_k, m.hidden_size,
+                      m.expert_width, m.vocab_size);
+  const auto [shortest, longest] = std::ranges::minmax(plan.workload.lengths);
+  text += fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),
+                      shortest == longest ? fmt::format("{}", longest) : fmt::format("{} to {}", shortest, longest),
+                      plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
+  if (m != original.model || plan.workload.lengths != original.workload.lengths) {
+    text += fmt::format("  scale {}: from hidden {}, head {}, expert width {}, vocabulary {}, {} tokens\n", scale,
+                        original.model.hidden_size, original.model.head_dim, original.model.expert_width,
+                        original.model.vocab_size, with_thousands(original.workload.tokens()));
+  }
+  return text + "\n" + rank_table(plan) + "\n";
+}
+
+std::string report_text(const VerifyReport& report, bool all_taps) {
+  std::string text;
+  if (!report.taps.empty()) {
+    text += tap_table(report, all_taps) + "\n" + collective_table(report) + "\n" + expert_load(report);
+    const RoutingReport& routing = report.routing;
+    if (routing.replayed) {
+      text += fmt::format("  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
+                          "the reference's choices replayed\n",
+                          routing.ambiguous, routing.flipped);
+    }
+    text += "\n";
+  }
+  const double seconds = report.reference_seconds + report.sharded_seconds;
+  const bool exact = report.format == ops::Format::exact;
+  if (report.algebra) {
+    text += algebra_line(report.algebra->taps, report.algebra->elements, report.plan.world(), report.algebra->seconds);
+  }
+  if (exact && report.verdict == Verdict::pass) {
+    text += algebra_line(std::ssize(report.taps), report.elements, report.plan.world(), seconds);
+  } else {
+    text += fmt::format("{}   {}  {}", exact ? "algebra " : "rounding", verdict_word(report.verdict),
+                        ops::to_string(report.format));
+    if (report.verdict == Verdict::pass) text += fmt::format(": {}", worst_amplification(report));
+    text += fmt::format("  ({:.2f} s)\n", seconds);
+  }
+  if (report.first_divergence) text += divergence_text(*report.first_divergence);
+  if (!report.deadlock.empty()) text += report.deadlock + "\n";
+  for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
+  return text;
+}
+
+}  // namespace shardproof::tools
