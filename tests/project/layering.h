@@ -1,0 +1,27 @@
+// Which folder may include which, and where a library may be named: the drawing of the layers as a table.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tests/project/source_tree.h"
+
+namespace shardproof::project {
+
+struct Violation {
+  std::string file;
+  int line = 0;
+  std::string what;
+};
+
+/// What one file of the layers breaks: an arrow between folders that is not drawn, a library out of its place, or
+/// printing and ending the process in a library. Files outside the layers break nothing.
+std::vector<Violation> check_layering(const SourceFile& file);
+
+/// Circles of files that include one another, each as "a.h -> b.h -> a.h".
+std::vector<std::string> include_cycles(const std::vector<SourceFile>& files);
+
+std::string to_string(const Violation& violation);
+
+}  // namespace shardproof::project
