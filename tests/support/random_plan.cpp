@@ -1,0 +1,103 @@
+#include "tests/support/random_plan.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+namespace shardproof::testing {
+namespace {
+
+class Draw {
+ public:
+  explicit Draw(std::uint64_t seed) : engine_(seed) {}
+  /// Uniform in low..high.
+  int between(int low, int high) { return low + static_cast<int>(engine_() % static_cast<std::uint64_t>(high - low + 1)); }
+  int one_of(const std::vector<int>& values) {
+    return values[static_cast<std::size_t>(between(0, static_cast<int>(values.size()) - 1))];
+  }
+  bool chance(int percent) { return between(1, 100) <= percent; }
+
+ private:
+  std::mt19937_64 engine_;
+};
+
+std::vector<int> divisors(int value) {
+  std::vector<int> result;
+  for (int d = 1; d <= value; ++d) {
+    if (value % d == 0) result.push_back(d);
+  }
+  return result;
+}
+
+Parallel draw_parallel(Draw& draw, int max_world) {
+  Parallel p;
+  do {
+    p.tp = draw.one_of({1, 1, 2, 2, 3, 4, 4, 6, 8});
+    p.dp = draw.one_of({1, 1, 2, 2, 3, 4, 5, 8});
+    p.pp = draw.one_of({1, 1, 2, 2, 3, 4});
+  } while (p.world() > max_world);
+  const int stage = p.tp * p.dp;
+  p.etp = draw.one_of(divisors(stage));
+  p.ep = draw.one_of(divisors(stage / p.etp));
+  p.edp = stage / (p.etp * p.ep);
+  p.sp = p.tp > 1 && draw.chance(50);
+  return p;
+}
+
+ModelConfig draw_model(Draw& draw, const Parallel& p) {
+  ModelConfig m;
+  m.num_layers = p.pp + draw.between(0, 2);
+  m.num_heads = p.tp * draw.between(1, 3);
+  // Key/value heads divide the query heads, and tp and they divide one another.
+  std::vector<int> kv;
+  for (const int candidate : divisors(static_cast<int>(m.num_heads))) {
+    if (candidate % p.tp == 0 || p.tp % candidate == 0) kv.push_back(candidate);
+  }
+  m.num_kv_heads = draw.one_of(kv);
+  m.head_dim = 2 * draw.between(1, 4);
+  m.hidden_size = draw.between(4, 24);
+  m.expert_width = p.etp * draw.between(1, 6);
+  m.num_experts = p.ep * draw.between(1, 3);
+  m.top_k = draw.between(1, static_cast<int>(m.num_experts));
+  m.vocab_size = p.tp + draw.between(8, 60);
+  m.norm_topk_prob = draw.chance(70);
+  m.tie_word_embeddings = draw.chance(30);
+  m.rope_theta = draw.one_of({10000, 1000000});
+  return m;
+}
+
+}  // namespace
+
+std::uint64_t property_seed() {
+  const char* given = std::getenv("SHARDPROOF_TEST_SEED");
+  return given != nullptr ? std::strtoull(given, nullptr, 10) : 20240611;
+}
+
+Plan random_plan(std::uint64_t seed, int max_world) {
+  Draw draw(seed);
+  Plan plan;
+  plan.name = fmt::format("random {}", seed);
+  plan.parallel = draw_parallel(draw, max_world);
+  plan.model = draw_model(draw, plan.parallel);
+  const int batch = draw.between(1, 6);
+  for (int s = 0; s < batch; ++s) plan.workload.lengths.push_back(draw.between(1, 9));
+  plan.workload.microbatches = draw.between(1, 3);
+  plan.workload.seed = seed;
+  return plan;
+}
+
+std::string describe(const Plan& plan) {
+  const Parallel& p = plan.parallel;
+  const ModelConfig& m = plan.model;
+  return fmt::format(
+      "{}: tp{} dp{} pp{} sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts {} top {} "
+      "vocabulary {} normalise {} tied {}; lengths {} microbatches {}",
+      plan.name, p.tp, p.dp, p.pp, p.sp, p.etp, p.ep, p.edp, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim,
+      m.hidden_size, m.expert_width, m.num_experts, m.top_k, m.vocab_size, m.norm_topk_prob, m.tie_word_embeddings,
+      fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
+}
+
+}  // namespace shardproof::testing
