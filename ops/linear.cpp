@@ -1,7 +1,8 @@
 #include "ops/linear.h"
 
-#include <Eigen/Core>
+#include <algorithm>
 
+#include "ops/internal/gemm.h"
 #include "ops/shape.h"
 
 namespace shardproof::ops {
@@ -12,12 +13,12 @@ void linear(MatrixView<const T> x, MatrixView<const T> w, MatrixView<T> y) {
   require_equal("linear", "rows of the output", x.rows, y.rows);
   require_equal("linear", "columns of the output", w.rows, y.cols);
   if (y.size() == 0) return;
-  using Dense = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  using ConstMap = Eigen::Map<const Dense, Eigen::Unaligned, Eigen::OuterStride<>>;
-  using Map = Eigen::Map<Dense, Eigen::Unaligned, Eigen::OuterStride<>>;
-  const ConstMap input(x.data, x.rows, x.cols, Eigen::OuterStride<>(x.stride));
-  const ConstMap weights(w.data, w.rows, w.cols, Eigen::OuterStride<>(w.stride));
-  Map(y.data, y.rows, y.cols, Eigen::OuterStride<>(y.stride)).noalias() = input * weights.transpose();
+  gemm::PackedRows<T> packed;
+  for (Index i = 0; i < x.rows; i += gemm::rows_per_pack<T>()) {
+    const Index rows = std::min(gemm::rows_per_pack<T>(), x.rows - i);
+    packed.pack(x.row_range(i, rows));
+    gemm::multiply<T>(packed, w, y.row_range(i, rows));
+  }
 }
 
 template void linear(MatrixView<const float>, MatrixView<const float>, MatrixView<float>);

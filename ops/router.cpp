@@ -90,8 +90,7 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
 }
 
 template void route_weights(MatrixView<const float>, MatrixView<const std::int32_t>, bool, Format, MatrixView<float>);
-template void route_weights(MatrixView<const double>, MatrixView<const std::int32_t>, bool, Format,
-                            MatrixView<double>);
+template void route_weights(MatrixView<const double>, MatrixView<const std::int32_t>, bool, Format, MatrixView<double>);
 template void route(MatrixView<const float>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<float>);
 template void route(MatrixView<const double>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<double>);
 

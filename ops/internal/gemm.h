@@ -1,0 +1,42 @@
+// The register-tiled product behind linear, expert and attention: y = x * w^T over rows that are contiguous in k.
+//
+// Both operands are walked along k, so that neither needs a transposition: few rows go straight over row-major weights,
+// many rows over panels copied into a cache-friendly order. One element of y is always computed the same way:
+//   k is cut into blocks of kBlock; within a block, lane l of a vector sums the products of k = l mod kLanes in order;
+//   the lanes are folded in halves; the blocks' sums are added in order.
+// So its bits depend on its two rows, on k and on the build's vector width, and on nothing else.
+#pragma once
+
+#include "ops/matrix.h"
+
+namespace shardproof::ops::gemm {
+
+/// Rows of x copied for the kernel: per block of k, per panel of rows, the panel's vectors side by side.
+template <class T>
+class PackedRows {
+ public:
+  PackedRows() = default;
+  explicit PackedRows(MatrixView<const T> x) { pack(x); }
+  /// Replaces the contents; keeps the buffer when it is large enough.
+  void pack(MatrixView<const T> x);
+
+  Index rows() const { return rows_; }
+  Index depth() const { return depth_; }
+  /// The panel that begins with `row`, for the block of k that begins at `k`.
+  const T* panel(Index row, Index k) const;
+
+ private:
+  Matrix<T> buffer_;
+  Index rows_ = 0;
+  Index depth_ = 0;
+};
+
+/// Rows that one PackedRows should hold at most, for its blocks to stay in the second-level cache.
+template <class T>
+Index rows_per_pack();
+
+/// y[m, n] = x * w^T; w [n, k], y [m, n].
+template <class T>
+void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y);
+
+}  // namespace shardproof::ops::gemm

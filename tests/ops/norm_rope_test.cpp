@@ -1,0 +1,112 @@
+#include "ops/norm.h"
+#include "ops/rope.h"
+#include "ops/shape.h"
+#include "tests/ops/oracle.h"
+
+namespace shardproof::ops {
+namespace {
+
+using oracle::converted;
+using oracle::random_matrix;
+
+TEST(RmsNorm, EqualsTheOracleInExactAtEveryWidth) {
+  for (const Index width : {1, 2, 3, 7, 8, 16, 33, 64, 100, 512, 1000}) {
+    const Matrix<double> x = random_matrix<double>(5, width, 4, 1), weight = random_matrix<double>(1, width, 2, 2);
+    Matrix<double> y(5, width);
+
+    rms_norm<double>(x, weight.span(), 1e-5, Format::exact, y);
+
+    oracle::expect_equal<double, double>(oracle::rms_norm(x, weight.span(), 1e-5, true), y);
+  }
+}
+
+TEST(RmsNorm, ErrsByRoundingInEveryOtherFormat) {
+  const Matrix<float> x = random_matrix<float>(4, 300, 4, 3), weight = random_matrix<float>(1, 300, 2, 4);
+  const Matrix<double> expected =
+      oracle::rms_norm(converted<double, float>(x.view()), converted<double, float>(weight.view()).span(), 1e-5, false);
+  for (const Format format : {Format::fp32, Format::bf16, Format::fp16}) {
+    Matrix<float> y(4, 300);
+    rms_norm<float>(x, weight.span(), 1e-5, format, y);
+    oracle::expect_near<float>(expected, y, unit_roundoff(format) + 16 * 0x1p-24);
+  }
+}
+
+TEST(RmsNorm, RunsInPlaceAndOnStridedRows) {
+  const Matrix<float> x = random_matrix<float>(3, 70, 4, 5), weight = random_matrix<float>(1, 50, 2, 6);
+  Matrix<float> apart(3, 50), inside = x.copy();
+  rms_norm<float>(x.view().col_range(9, 50), weight.span(), 1e-5, Format::bf16, apart);
+
+  rms_norm<float>(inside.view().col_range(9, 50), weight.span(), 1e-5, Format::bf16, inside.view().col_range(9, 50));
+
+  EXPECT_TRUE(oracle::same_bits<float>(apart, inside.view().col_range(9, 50)));
+  EXPECT_EQ(inside(1, 8), x(1, 8));
+  EXPECT_EQ(inside(1, 59), x(1, 59));
+}
+
+TEST(RmsNorm, EqualElementsGiveEqualResultsWhereverTheyStand) {
+  Matrix<float> x(1, 77), weight(1, 77), y(1, 77);
+  for (float& value : x.span()) value = 1.2345F;
+  for (float& value : weight.span()) value = 0.777F;
+
+  rms_norm<float>(x, weight.span(), 1e-5, Format::fp32, y);
+
+  for (const float value : y.span()) EXPECT_EQ(value, y(0, 0));
+}
+
+TEST(RmsNorm, AcceptsNoRowsAndRefusesAWrongWeight) {
+  Matrix<float> none(0, 4);
+  const Matrix<float> weight = random_matrix<float>(1, 4, 2, 7);
+  rms_norm<float>(none, weight.span(), 1e-5, Format::fp32, none);
+
+  EXPECT_THROW(rms_norm<float>(none, weight.span().first(3), 1e-5, Format::fp32, none), ShapeError);
+}
+
+const std::vector<std::int64_t> kPositions{0, 1, 2, 7, 100, 10239, 3, 0};
+
+TEST(Rope, EqualsTheOracleInExact) {
+  for (const Index head_dim : {2, 6, 32, 64, 128}) {
+    const Matrix<double> x = random_matrix<double>(8, 3 * head_dim, 4, 8);
+    Matrix<double> y = x.copy();
+
+    rope<double>(y, kPositions, head_dim, 1e6, Format::exact);
+
+    oracle::expect_equal<double, double>(oracle::rope(x, kPositions, head_dim, 1e6, true), y);
+  }
+}
+
+TEST(Rope, ErrsByRoundingInEveryOtherFormat) {
+  const Matrix<float> x = random_matrix<float>(8, 192, 4, 9);
+  const Matrix<double> expected = oracle::rope(converted<double, float>(x.view()), kPositions, 64, 1e4, false);
+  for (const Format format : {Format::fp32, Format::bf16, Format::fp16}) {
+    Matrix<float> y = x.copy();
+    rope<float>(y, kPositions, 64, 1e4, format);
+    oracle::expect_near<float>(expected, y, unit_roundoff(format) + 4 * 0x1p-24);
+  }
+}
+
+TEST(Rope, PositionZeroIsTheIdentityAndARowDependsOnItselfAlone) {
+  const Matrix<float> x = random_matrix<float>(8, 128, 4, 10);
+  Matrix<float> all = x.copy(), one(1, 128), slice(8, 32);
+  std::copy_n(x.row(4).data(), 128, one.row(0).data());
+  for (Index t = 0; t < 8; ++t) std::copy_n(&x(t, 96), 32, slice.row(t).data());
+
+  rope<float>(all, kPositions, 32, 1e4, Format::fp32);
+  rope<float>(one, std::span(kPositions).subspan(4, 1), 32, 1e4, Format::fp32);
+  rope<float>(slice, kPositions, 32, 1e4, Format::fp32);
+
+  EXPECT_TRUE(oracle::same_bits<float>(x.view().row_range(0, 1), all.view().row_range(0, 1)));
+  EXPECT_TRUE(oracle::same_bits<float>(one, all.view().row_range(4, 1)));
+  EXPECT_TRUE(oracle::same_bits<float>(slice, all.view().col_range(96, 32)));
+}
+
+TEST(Rope, AcceptsNoTokensAndRefusesOddHeads) {
+  Matrix<float> none(0, 8), x(1, 9);
+  rope<float>(none, {}, 4, 1e4, Format::fp32);
+
+  EXPECT_THROW(rope<float>(none, {}, 3, 1e4, Format::fp32), ShapeError);
+  EXPECT_THROW(rope<float>(x, std::span(kPositions).first(1), 4, 1e4, Format::fp32), ShapeError);
+  EXPECT_THROW(rope<float>(none, kPositions, 4, 1e4, Format::fp32), ShapeError);
+}
+
+}  // namespace
+}  // namespace shardproof::ops
