@@ -75,8 +75,8 @@ struct Call {
   std::coroutine_handle<> waiter;
 };
 
-/// Throws InvalidCall when the call is wrong by itself, whatever other ranks do.
-void check(const Call& call);
+/// Numbers the call; throws InvalidCall when it is wrong by itself, whatever other ranks do.
+void check(Call& call);
 /// The rank arrives. False: the call is complete and the rank goes on; true: it stays suspended and will be resumed.
 bool arrive(Call& call) noexcept;
 /// The rank goes on after a complete call.

@@ -20,7 +20,8 @@ enum class Absence : std::uint8_t {
 struct AbsentRank {
   GlobalRank rank{};
   Absence why{};
-  int at = -1;  ///< index of the meeting where it waits; -1 if none
+  int at = -1;              ///< index of the (first) meeting where it waits; -1 if none
+  std::uint64_t calls = 0;  ///< collectives (or point-to-point calls) that it has made in the group
 };
 
 /// A collective, or a message between two ranks, that some of its ranks have reached and others have not.

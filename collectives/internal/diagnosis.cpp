@@ -1,0 +1,275 @@
+// The wait-for graph of a run that can go no further, and what it says.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+
+#include "collectives/internal/state.h"
+
+namespace shardproof::internal {
+
+namespace {
+
+class Diagnosis {
+ public:
+  explicit Diagnosis(const WorldState& world) : world_(world), meetings_of_(world.ranks.size()) {}
+
+  WaitGraph run() {
+    for (const auto& group : world_.groups) {
+      add_collective(*group);
+      add_messages(*group);
+    }
+    for (Meeting& meeting : graph_.meetings) {
+      for (AbsentRank& absent : meeting.absent) classify(absent);
+    }
+    find_cycle();
+    explain_endings();
+    explain_memberships();
+    explain_cycle();
+    explain_stragglers();
+    return std::move(graph_);
+  }
+
+ private:
+  static std::size_t index(GlobalRank rank) { return static_cast<std::size_t>(to_int(rank)); }
+
+  void add(Meeting meeting, const GroupState& group) {
+    for (const CallInfo& call : meeting.arrived) {
+      meetings_of_[index(call.rank)].push_back(static_cast<int>(graph_.meetings.size()));
+    }
+    graph_.meetings.push_back(std::move(meeting));
+    groups_.push_back(&group);
+  }
+
+  void add_collective(const GroupState& group) {
+    Meeting meeting;
+    meeting.group = group.group.name();
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      const Member& member = group.members[i];
+      if (member.call != nullptr && !is_point_to_point(member.call->operation)) {
+        meeting.arrived.push_back(describe(*member.call));
+      } else {
+        meeting.absent.push_back({group.group.members[i], Absence::outside, -1, member.collectives});
+      }
+    }
+    if (meeting.arrived.empty()) return;
+    meeting.operation = meeting.arrived.front().operation;
+    meeting.sequence = meeting.arrived.front().sequence;
+    add(std::move(meeting), group);
+  }
+
+  void add_messages(const GroupState& group) {
+    if (group.mailboxes == nullptr) return;
+    for (std::size_t i = 0; i < group.members.size(); ++i) {
+      for (const auto* waiting : {&group.mailboxes[i].sends, &group.mailboxes[i].recvs}) {
+        for (const Mailbox::Waiting& message : *waiting) {
+          Meeting meeting;
+          meeting.group = group.group.name();
+          meeting.operation = message.part->is_send ? Operation::send : Operation::recv;
+          meeting.arrived.push_back(describe(*message.call, *message.part));
+          meeting.sequence = message.call->sequence;
+          const auto peer = static_cast<std::size_t>(to_int(message.part->peer));
+          meeting.absent.push_back(
+              {group.group.members[peer], Absence::outside, -1, group.members[peer].point_to_point});
+          add(std::move(meeting), group);
+        }
+      }
+    }
+  }
+
+  void classify(AbsentRank& absent) const {
+    const RankState& rank = world_.ranks[index(absent.rank)];
+    if (!meetings_of_[index(absent.rank)].empty()) {
+      absent.why = Absence::waiting;
+      absent.at = meetings_of_[index(absent.rank)].front();
+    } else if (rank.start_error || rank.task.error()) {
+      absent.why = Absence::failed;
+    } else if (rank.task.done()) {
+      absent.why = Absence::finished;
+    }
+  }
+
+  // Depth-first over the meetings: one leads to another where an absent rank waits. Not recursive: a chain may be as
+  // long as the world.
+  void find_cycle() {
+    enum class Colour : char { white, grey, black };
+    struct Frame {
+      int meeting;
+      std::size_t absent;
+      std::size_t place;
+    };
+    std::vector<Colour> colour(graph_.meetings.size(), Colour::white);
+    for (std::size_t start = 0; start < colour.size(); ++start) {
+      if (colour[start] != Colour::white) continue;
+      std::vector<Frame> path{{static_cast<int>(start), 0, 0}};
+      colour[start] = Colour::grey;
+      while (!path.empty()) {
+        Frame& top = path.back();
+        const auto& absent = graph_.meetings[static_cast<std::size_t>(top.meeting)].absent;
+        if (top.absent == absent.size()) {
+          colour[static_cast<std::size_t>(top.meeting)] = Colour::black;
+          path.pop_back();
+          continue;
+        }
+        const auto& places = meetings_of_[index(absent[top.absent].rank)];
+        if (top.place == places.size()) {
+          ++top.absent;
+          top.place = 0;
+          continue;
+        }
+        const int next = places[top.place++];
+        Colour& seen = colour[static_cast<std::size_t>(next)];
+        if (seen == Colour::grey) {
+          const auto begin =
+              std::find_if(path.begin(), path.end(), [&](const Frame& frame) { return frame.meeting == next; });
+          for (auto frame = begin; frame != path.end(); ++frame) {
+            const Meeting& meeting = graph_.meetings[static_cast<std::size_t>(frame->meeting)];
+            graph_.cycle.push_back(meeting.absent[frame->absent].rank);
+            cycle_meetings_.push_back(frame->meeting);
+          }
+          // A frame's absent rank waits at the frame above; turn the list so that each rank stands with its own
+          // meeting.
+          std::rotate(graph_.cycle.rbegin(), graph_.cycle.rbegin() + 1, graph_.cycle.rend());
+          return;
+        }
+        if (seen == Colour::white) {
+          seen = Colour::grey;
+          path.push_back({next, 0, 0});
+        }
+      }
+    }
+  }
+
+  void explain_endings() {
+    for (const Meeting& meeting : graph_.meetings) {
+      for (const AbsentRank& absent : meeting.absent) {
+        if (absent.why != Absence::finished && absent.why != Absence::failed) continue;
+        const char* how = absent.why == Absence::finished ? "has returned" : "has thrown";
+        std::string sentence;
+        if (meeting.operation == Operation::send || meeting.operation == Operation::recv) {
+          const bool send = meeting.operation == Operation::send;
+          sentence =
+              fmt::format("rank {} {} rank {} in {}, but rank {} {} and never {}", to_int(meeting.arrived.front().rank),
+                          send ? "sends to" : "expects a message from", to_int(absent.rank), meeting.group,
+                          to_int(absent.rank), how, send ? "receives it" : "sends it");
+        } else if (absent.why == Absence::finished && meeting.arrived.size() < meeting.absent.size()) {
+          sentence = fmt::format("rank {} calls {} #{} in {}, one more than rank {}, which has returned after {}",
+                                 to_int(meeting.arrived.front().rank), to_string(meeting.operation), meeting.sequence,
+                                 meeting.group, to_int(absent.rank), absent.calls);
+        } else {
+          sentence = fmt::format("rank {} {} after {} collectives in {} and never joins {} #{}, where {} wait",
+                                 to_int(absent.rank), how, absent.calls, meeting.group, to_string(meeting.operation),
+                                 meeting.sequence, ranks_text(meeting));
+        }
+        if (graph_.causes.size() < 8) graph_.causes.push_back(sentence);
+        break;
+      }
+    }
+  }
+
+  static std::string ranks_text(const Meeting& meeting) {
+    if (meeting.arrived.size() == 1) return fmt::format("rank {}", to_int(meeting.arrived.front().rank));
+    return fmt::format("{} ranks (rank {} for one)", meeting.arrived.size(), to_int(meeting.arrived.front().rank));
+  }
+
+  // An absent rank that waits in another group of the same axis, with some of the same members.
+  void explain_memberships() {
+    for (std::size_t m = 0; m < graph_.meetings.size(); ++m) {
+      const Group& here = groups_[m]->group;
+      for (const AbsentRank& absent : graph_.meetings[m].absent) {
+        if (absent.at < 0) continue;
+        const Group& there = groups_[static_cast<std::size_t>(absent.at)]->group;
+        if (here.name() == there.name() || here.axis != there.axis) continue;
+        const GlobalRank waiting = graph_.meetings[m].arrived.front().rank;
+        if (here.index > there.index && overlaps(there, here)) continue;  // said from the other side
+        graph_.causes.push_back(fmt::format(
+            "rank {} calls {} in {} with members {{{}}}, rank {} in {} with members {{{}}}: they disagree on who is in "
+            "the group",
+            to_int(waiting), to_string(graph_.meetings[m].operation), here.name(), members(here), to_int(absent.rank),
+            there.name(), members(there)));
+        return;
+      }
+    }
+  }
+
+  static bool overlaps(const Group& a, const Group& b) {
+    return std::any_of(a.members.begin(), a.members.end(), [&](GlobalRank rank) {
+      return std::find(b.members.begin(), b.members.end(), rank) != b.members.end();
+    });
+  }
+
+  static std::string members(const Group& group) {
+    std::vector<int> ranks;
+    for (const GlobalRank rank : group.members) ranks.push_back(to_int(rank));
+    if (ranks.size() <= 16) return fmt::format("{}", fmt::join(ranks, ", "));
+    return fmt::format("{}, ... {} ranks", fmt::join(ranks.begin(), ranks.begin() + 8, ", "), ranks.size());
+  }
+
+  void explain_cycle() {
+    if (graph_.cycle.empty()) return;
+    const auto meeting = [&](std::size_t i) -> const Meeting& {
+      return graph_.meetings[static_cast<std::size_t>(cycle_meetings_[i])];
+    };
+    std::vector<int> ranks;
+    bool sends = true;
+    bool recvs = true;
+    for (std::size_t i = 0; i < graph_.cycle.size(); ++i) {
+      ranks.push_back(to_int(graph_.cycle[i]));
+      sends = sends && meeting(i).operation == Operation::send;
+      recvs = recvs && meeting(i).operation == Operation::recv;
+    }
+    ranks.push_back(ranks.front());
+    const std::string path = fmt::format("{}", fmt::join(ranks, " -> "));
+    if (sends) {
+      graph_.causes.push_back(fmt::format(
+          "a cycle of sends: ranks {} each send before they receive; exchange sends and receives together", path));
+    } else if (recvs) {
+      graph_.causes.push_back(fmt::format("a cycle of receives: ranks {} each wait for a message first", path));
+    } else if (graph_.cycle.size() == 2 && meeting(0).group != meeting(1).group) {
+      graph_.causes.push_back(fmt::format(
+          "ranks {} and {} make two calls in opposite order: rank {} is at {} #{} in {}, rank {} at {} #{} "
+          "in {}",
+          ranks[0], ranks[1], ranks[0], to_string(meeting(0).operation), meeting(0).sequence, meeting(0).group,
+          ranks[1], to_string(meeting(1).operation), meeting(1).sequence, meeting(1).group));
+    } else {
+      graph_.causes.push_back(fmt::format("a cycle: ranks {} each wait for the next", path));
+    }
+  }
+
+  // A rank for which others wait in several groups at once, while it waits itself or has gone.
+  void explain_stragglers() {
+    std::map<GlobalRank, std::vector<std::size_t>> missing;
+    for (std::size_t m = 0; m < graph_.meetings.size(); ++m) {
+      for (const AbsentRank& absent : graph_.meetings[m].absent) missing[absent.rank].push_back(m);
+    }
+    for (const auto& [rank, places] : missing) {
+      if (places.size() < 2 || graph_.causes.size() >= 8) continue;
+      std::vector<std::string> queues;
+      for (const std::size_t m : places) {
+        const Meeting& meeting = graph_.meetings[m];
+        const auto absent = std::find_if(meeting.absent.begin(), meeting.absent.end(),
+                                         [r = rank](const AbsentRank& a) { return a.rank == r; });
+        queues.push_back(fmt::format("{} ({} at {} #{}, it has made {})", meeting.group, ranks_text(meeting),
+                                     to_string(meeting.operation), meeting.sequence, absent->calls));
+        if (queues.size() == 4) break;
+      }
+      graph_.causes.push_back(fmt::format("rank {} is awaited in {} places at once: {}", to_int(rank), places.size(),
+                                          fmt::join(queues, ", ")));
+    }
+  }
+
+  const WorldState& world_;
+  WaitGraph graph_;
+  std::vector<std::vector<int>> meetings_of_;  // by rank
+  std::vector<const GroupState*> groups_;      // by meeting
+  std::vector<int> cycle_meetings_;            // where each rank of the cycle waits
+};
+
+}  // namespace
+
+WaitGraph make_wait_graph(const WorldState& world) {
+  return Diagnosis(world).run();
+}
+
+}  // namespace shardproof::internal

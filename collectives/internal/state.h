@@ -1,0 +1,149 @@
+// The state behind World and Communicator.
+//
+// A group is one meeting place. A rank has at most one call under way, so the calls of one sequence number fill the
+// group's member slots exactly once; the last to arrive finds all of them, moves the data (alone, or in pieces spread
+// over the threads), and posts the others. The slots point to calls in the frames of the waiting coroutines: an idle
+// rank costs its frame and one slot.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "collectives/algorithms/order.h"
+#include "collectives/call.h"
+#include "collectives/executor.h"
+#include "collectives/record.h"
+#include "collectives/task.h"
+#include "collectives/world.h"
+
+namespace shardproof::internal {
+
+struct WorldState;
+
+/// A member of a group; written by its own rank only, read by others once it has arrived or nothing runs.
+struct alignas(64) Member {
+  Call* call = nullptr;           // under way in this group
+  std::uint64_t collectives = 0;  // calls made in this group, by kind
+  std::uint64_t point_to_point = 0;
+};
+
+/// Messages to one rank that wait for their other side.
+struct alignas(64) Mailbox {
+  struct Waiting {
+    Call* call;
+    const Part* part;
+  };
+  std::mutex mutex;
+  std::vector<Waiting> sends;
+  std::vector<Waiting> recvs;
+};
+
+/// A buffer of a call, for the search for overlaps.
+struct Interval {
+  std::uintptr_t begin;
+  std::uintptr_t end;
+  std::size_t owner;
+  bool is_output;
+};
+/// Two overlapping buffers of different owners, one of them an output; the first owner is -1 if there are none.
+/// Sorts the intervals.
+struct Overlap {
+  std::ptrdiff_t first = -1;
+  std::ptrdiff_t second = -1;
+};
+Overlap find_overlap(std::vector<Interval>& intervals);
+
+/// What the last arriver prepares for the pieces of one movement.
+struct Movement {
+  std::vector<const void*> inputs;   // [2n] by rank, twice, so that a ring's order is a range
+  std::vector<void*> outputs;        // of the ranks that receive
+  std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
+  std::vector<NodeMembers> nodes;    // hierarchical
+  std::vector<Interval> intervals;
+  std::size_t elements = 0;  // what is split into pieces
+  std::size_t pieces = 1;
+  std::atomic<std::size_t> pieces_left{0};
+};
+
+struct GroupState {
+  WorldState* world = nullptr;
+  GroupId id{};
+  Group group;
+  std::vector<Member> members;
+  std::unique_ptr<Mailbox[]> mailboxes;  // [n], made at the first message
+  std::once_flag mailboxes_made;
+  std::size_t last = 0;  // who arrived last, when it goes on without suspending
+  Movement movement;
+  alignas(64) std::atomic<int> arrived{0};
+
+  const Call& call(std::size_t rank) const { return *members[rank].call; }
+  Call& call(std::size_t rank) { return *members[rank].call; }
+  int size() const { return group.size(); }
+};
+
+struct alignas(64) RankState {
+  Task<> task;
+  std::exception_ptr start_error;  // thrown before there was a task
+  std::vector<CollectiveRecord> records;
+  std::atomic<int> messages_left{0};
+  Part part;  // of a plain send or recv
+};
+
+struct Failure {
+  GlobalRank rank;
+  std::exception_ptr error;
+};
+
+struct WorldState {
+  WorldState(int size_, WorldOptions options_)
+      : size(size_), options(options_), ranks(static_cast<std::size_t>(size_)) {}
+
+  int size;
+  WorldOptions options;
+  std::vector<RankState> ranks;
+  std::vector<std::unique_ptr<GroupState>> groups;
+  std::map<std::string, int> groups_of_axis;
+  Executor* executor = nullptr;  // of the current run
+  const World::Program* program = nullptr;
+  std::mutex failure_mutex;
+  std::vector<Failure> failures;
+
+  RankState& rank(GlobalRank id) { return ranks[static_cast<std::size_t>(to_int(id))]; }
+  void fail(GlobalRank rank, std::exception_ptr error) {
+    const std::lock_guard lock(failure_mutex);
+    failures.push_back({rank, std::move(error)});
+  }
+};
+
+CallInfo describe(const Call& call);
+/// One message of a point-to-point call.
+CallInfo describe(const Call& call, const Part& part);
+
+/// Throws CollectiveMismatch if two of the arrived calls do not fit each other; also when not all have arrived.
+void check_match(const GroupState& state);
+/// The same, and what only shows when all are there: edges and overlaps.
+void check_complete(const GroupState& state);
+/// Throws CollectiveMismatch if a message is not what its receiver expects.
+void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv);
+
+/// Prepares state.movement for the arrived calls; returns the bytes that will be read and written.
+std::size_t prepare_movement(GroupState& state);
+/// Does one of movement.pieces.
+void move_piece(GroupState& state, std::size_t piece);
+
+bool arrive_point_to_point(Call& call);
+
+/// Bytes that the caller sends.
+std::uint64_t bytes_sent(const Call& call);
+
+/// Who waits for whom, when nothing runs any more.
+WaitGraph make_wait_graph(const WorldState& world);
+
+}  // namespace shardproof::internal

@@ -1,0 +1,74 @@
+#include "collectives/wait_graph.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+
+namespace shardproof {
+
+namespace {
+
+constexpr std::size_t kShownMeetings = 32;
+constexpr std::size_t kShownRanks = 8;
+
+std::string absence_text(const AbsentRank& absent) {
+  switch (absent.why) {
+    case Absence::waiting:
+      return fmt::format("waits in meeting {}", absent.at);
+    case Absence::finished:
+      return "has returned";
+    case Absence::failed:
+      return "has thrown";
+    case Absence::outside:
+      return "is suspended outside any collective";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string WaitGraph::to_text() const {
+  std::string text;
+  const auto out = std::back_inserter(text);
+  for (const std::string& cause : causes) fmt::format_to(out, "cause: {}\n", cause);
+  for (std::size_t m = 0; m < std::min(meetings.size(), kShownMeetings); ++m) {
+    const Meeting& meeting = meetings[m];
+    fmt::format_to(out, "meeting {}: {} #{} in {}, {} of {} ranks have come\n", m, to_string(meeting.operation),
+                   meeting.sequence, meeting.group, meeting.arrived.size(),
+                   meeting.arrived.size() + meeting.absent.size());
+    for (std::size_t i = 0; i < std::min(meeting.arrived.size(), kShownRanks); ++i) {
+      fmt::format_to(out, "  waiting  {}\n", meeting.arrived[i].to_string());
+    }
+    if (meeting.arrived.size() > kShownRanks)
+      fmt::format_to(out, "  and {} more\n", meeting.arrived.size() - kShownRanks);
+    for (std::size_t i = 0; i < std::min(meeting.absent.size(), kShownRanks); ++i) {
+      const AbsentRank& absent = meeting.absent[i];
+      fmt::format_to(out, "  missing  rank {}, which {} ({} calls made here)\n", to_int(absent.rank),
+                     absence_text(absent), absent.calls);
+    }
+    if (meeting.absent.size() > kShownRanks)
+      fmt::format_to(out, "  and {} more\n", meeting.absent.size() - kShownRanks);
+  }
+  if (meetings.size() > kShownMeetings) fmt::format_to(out, "and {} more meetings\n", meetings.size() - kShownMeetings);
+  return text;
+}
+
+std::string WaitGraph::to_dot() const {
+  std::string text = "digraph waits {\n  rankdir=LR;\n";
+  const auto out = std::back_inserter(text);
+  for (std::size_t m = 0; m < meetings.size(); ++m) {
+    const Meeting& meeting = meetings[m];
+    fmt::format_to(out, "  m{} [shape=box, label=\"{} #{}\\n{}\"];\n", m, to_string(meeting.operation),
+                   meeting.sequence, meeting.group);
+    for (const CallInfo& call : meeting.arrived) fmt::format_to(out, "  r{} -> m{};\n", to_int(call.rank), m);
+    for (const AbsentRank& absent : meeting.absent) {
+      fmt::format_to(out, "  m{} -> r{} [style=dashed{}];\n", m, to_int(absent.rank),
+                     absent.why == Absence::waiting ? "" : fmt::format(", label=\"{}\"", absence_text(absent)));
+    }
+  }
+  for (const GlobalRank rank : cycle) fmt::format_to(out, "  r{} [color=red];\n", to_int(rank));
+  return text + "}\n";
+}
+
+}  // namespace shardproof

@@ -1,0 +1,166 @@
+#include "collectives/world.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <unordered_set>
+
+#include "collectives/internal/state.h"
+
+namespace shardproof {
+
+namespace {
+
+using internal::Failure;
+using internal::GroupState;
+using internal::RankState;
+using internal::WorldState;
+
+void start_rank(void* context, std::size_t index) noexcept {
+  WorldState& world = *static_cast<WorldState*>(context);
+  RankState& rank = world.ranks[index];
+  try {
+    rank.task = (*world.program)(GlobalRank{static_cast<int>(index)});
+    if (!rank.task.valid()) throw std::invalid_argument("the program returned no task");
+  } catch (...) {
+    rank.start_error = std::current_exception();
+    return;
+  }
+  rank.task.handle().resume();
+}
+
+void reset(WorldState& world) {
+  for (RankState& rank : world.ranks) {
+    rank.task = {};
+    rank.start_error = nullptr;
+  }
+  for (const auto& group : world.groups) {
+    group->arrived.store(0, std::memory_order_relaxed);
+    for (internal::Member& member : group->members) member = {};
+    if (group->mailboxes == nullptr) continue;
+    for (std::size_t i = 0; i < group->members.size(); ++i) {
+      group->mailboxes[i].sends.clear();
+      group->mailboxes[i].recvs.clear();
+    }
+  }
+  world.failures.clear();
+  world.executor = nullptr;
+  world.program = nullptr;
+}
+
+std::exception_ptr rank_error(const WorldState& world, GlobalRank rank, const std::exception_ptr& error) {
+  try {
+    std::rethrow_exception(error);
+  } catch (const CollectiveError&) {
+    return std::current_exception();
+  } catch (const std::exception& e) {
+    return std::make_exception_ptr(RankError(rank, e.what(), internal::make_wait_graph(world)));
+  } catch (...) {
+    return std::make_exception_ptr(RankError(rank, "unknown exception", internal::make_wait_graph(world)));
+  }
+}
+
+// What the run ended with; null if every rank finished.
+std::exception_ptr verdict(WorldState& world) {
+  bool all_done = true;
+  for (std::size_t i = 0; i < world.ranks.size(); ++i) {
+    const RankState& rank = world.ranks[i];
+    all_done = all_done && rank.task.done();
+    const std::exception_ptr error = rank.start_error ? rank.start_error : rank.task.error();
+    if (error) world.failures.push_back({GlobalRank{static_cast<int>(i)}, error});
+  }
+  if (world.failures.empty() && all_done) return nullptr;
+  if (world.failures.empty()) {
+    // Calls that differ among those who have come explain a meeting that never completes.
+    for (const auto& group : world.groups) {
+      try {
+        internal::check_match(*group);
+      } catch (const CollectiveMismatch&) {
+        return std::current_exception();
+      }
+    }
+    return std::make_exception_ptr(DeadlockError(internal::make_wait_graph(world)));
+  }
+  const auto first = std::min_element(world.failures.begin(), world.failures.end(),
+                                      [](const Failure& a, const Failure& b) { return a.rank < b.rank; });
+  return rank_error(world, first->rank, first->error);
+}
+
+}  // namespace
+
+World::World(int size, WorldOptions options) {
+  if (size < 1) throw std::invalid_argument(fmt::format("a world of {} ranks", size));
+  state_ = std::make_unique<WorldState>(size, options);
+}
+World::World(World&&) noexcept = default;
+World& World::operator=(World&&) noexcept = default;
+World::~World() = default;
+
+int World::size() const {
+  return state_->size;
+}
+
+GroupId World::add_group(std::string axis, std::vector<GlobalRank> members) {
+  if (members.empty()) throw std::invalid_argument(fmt::format("a group of axis {} without members", axis));
+  std::unordered_set<int> seen;
+  for (const GlobalRank member : members) {
+    if (to_int(member) < 0 || to_int(member) >= state_->size) {
+      throw std::invalid_argument(fmt::format("rank {} of a group of axis {} is not in a world of {} ranks",
+                                              to_int(member), axis, state_->size));
+    }
+    if (!seen.insert(to_int(member)).second) {
+      throw std::invalid_argument(fmt::format("rank {} is twice in a group of axis {}", to_int(member), axis));
+    }
+  }
+  auto group = std::make_unique<GroupState>();
+  group->world = state_.get();
+  group->id = GroupId{static_cast<int>(state_->groups.size())};
+  group->group.index = state_->groups_of_axis[axis]++;
+  group->group.axis = std::move(axis);
+  group->group.members = std::move(members);
+  group->members.resize(group->group.members.size());
+  state_->groups.push_back(std::move(group));
+  return state_->groups.back()->id;
+}
+
+int World::group_count() const {
+  return static_cast<int>(state_->groups.size());
+}
+
+const Group& World::group(GroupId id) const {
+  return state_->groups.at(static_cast<std::size_t>(id))->group;
+}
+
+Communicator World::communicator(GroupId id, GlobalRank rank) const {
+  GroupState& group = *state_->groups.at(static_cast<std::size_t>(id));
+  const auto& members = group.group.members;
+  const auto found = std::find(members.begin(), members.end(), rank);
+  if (found == members.end()) {
+    throw std::invalid_argument(fmt::format("rank {} is not in {}", to_int(rank), group.group.name()));
+  }
+  return Communicator(group, GroupRank{static_cast<int>(found - members.begin())});
+}
+
+const Group& Communicator::group() const {
+  return state_->group;
+}
+
+void World::run(Executor& executor, const Program& program) {
+  WorldState& world = *state_;
+  reset(world);
+  for (RankState& rank : world.ranks) rank.records.clear();
+  world.executor = &executor;
+  world.program = &program;
+  executor.post({start_rank, &world, world.ranks.size()});
+  executor.run();
+  const std::exception_ptr error = verdict(world);
+  reset(world);
+  if (error) std::rethrow_exception(error);
+}
+
+const std::vector<CollectiveRecord>& World::records(GlobalRank rank) const {
+  return state_->ranks.at(static_cast<std::size_t>(to_int(rank))).records;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,136 @@
+#include "collectives/world.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <stdexcept>
+
+#include "tests/collectives/helpers.h"
+
+namespace shardproof {
+namespace {
+
+using testing::DefaultExecutor;
+using ::testing::HasSubstr;
+using testing::OneGroup;
+
+TEST(World, RefusesGroupsThatCannotBe) {
+  World world(4);
+
+  EXPECT_THROW(World(0), std::invalid_argument);
+  EXPECT_THROW(world.add_group("tp", {}), std::invalid_argument);
+  EXPECT_THROW(world.add_group("tp", {GlobalRank{4}}), std::invalid_argument);
+  EXPECT_THROW(world.add_group("tp", {GlobalRank{1}, GlobalRank{1}}), std::invalid_argument);
+}
+
+TEST(World, NumbersTheGroupsOfAnAxis) {
+  World world(4);
+
+  world.add_group("tp", {GlobalRank{0}, GlobalRank{1}});
+  const GroupId second = world.add_group("tp", {GlobalRank{3}, GlobalRank{2}});
+  const GroupId other = world.add_group("dp", {GlobalRank{0}});
+
+  EXPECT_EQ(world.group(second).name(), "tp[1]");
+  EXPECT_EQ(world.group(other).name(), "dp[0]");
+  EXPECT_EQ(world.communicator(second, GlobalRank{2}).rank(), GroupRank{1});
+  EXPECT_THROW(world.communicator(second, GlobalRank{0}), std::invalid_argument);
+}
+
+TEST(World, RanksMayFarOutnumberThreads) {
+  constexpr int kRanks = 16384;
+  OneGroup group(kRanks);
+  std::atomic<int> passed{0};
+
+  group.run([&](Communicator comm) -> Task<> {
+    co_await comm.barrier();
+    ++passed;
+    co_await comm.barrier();
+    EXPECT_EQ(passed, kRanks);
+  });
+
+  EXPECT_EQ(passed, kRanks);
+}
+
+TEST(World, RecordsWhatEveryRankCommunicated) {
+  OneGroup group(4);
+
+  group.run([](Communicator comm) -> Task<> {
+    std::vector<float> values(8);
+    std::vector<float> all(32);
+    co_await comm.all_reduce(values);
+    co_await comm.all_gather(values, all);
+    co_await comm.barrier();
+  });
+
+  const auto& records = group.world.records(GlobalRank{2});
+  ASSERT_EQ(records.size(), 3u);
+  EXPECT_EQ(records[0].operation, Operation::all_reduce);
+  EXPECT_EQ(records[0].bytes, 2u * 3 * 8 / 4 * sizeof(float));
+  EXPECT_EQ(records[0].axis, "world");
+  EXPECT_EQ(records[0].group_size, 4);
+  EXPECT_EQ(records[1].operation, Operation::all_gather);
+  EXPECT_EQ(records[1].bytes, 3u * 8 * sizeof(float));
+  EXPECT_EQ(records[2].operation, Operation::barrier);
+}
+
+TEST(World, RethrowsARanksErrorAndDestroysTheOthersFrames) {
+  OneGroup group(5);
+  const auto held = std::make_shared<int>(0);
+
+  try {
+    group.run([&held](Communicator comm) -> Task<> {
+      const std::shared_ptr<int> mine = held;
+      co_await comm.barrier();
+      if (to_int(comm.rank()) == 3) throw std::runtime_error("out of paper");
+      co_await comm.barrier();
+      ADD_FAILURE() << "a rank passed a barrier that rank 3 never reached";
+    });
+    FAIL() << "nothing was thrown";
+  } catch (const RankError& error) {
+    EXPECT_EQ(error.rank(), GlobalRank{3});
+    EXPECT_THAT(error.what(), HasSubstr("out of paper"));
+    EXPECT_THROW(error.rethrow_nested(), std::runtime_error);
+    EXPECT_EQ(error.graph().meetings.size(), 1u);
+  }
+
+  EXPECT_EQ(held.use_count(), 1);
+}
+
+TEST(World, RunsAgainAfterAFailure) {
+  OneGroup group(3);
+  EXPECT_THROW(group.run([](Communicator comm) -> Task<> {
+    if (to_int(comm.rank()) != 0) co_await comm.barrier();
+  }),
+               DeadlockError);
+  int sum = 0;
+
+  group.run([&sum](Communicator comm) -> Task<> {
+    std::vector<int> one{1};
+    co_await comm.all_reduce(one);
+    if (to_int(comm.rank()) == 0) sum = one[0];
+  });
+
+  EXPECT_EQ(sum, 3);
+}
+
+TEST(World, ThrowsTheErrorOfTheLowestRankWhateverTheSchedule) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    OneGroup group(6);
+    SeededExecutor executor(seed);
+
+    try {
+      group.run(executor, [](Communicator comm) -> Task<> {
+        co_await comm.barrier();
+        if (to_int(comm.rank()) >= 2) throw std::runtime_error("late");
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const RankError& error) {
+      EXPECT_EQ(error.rank(), GlobalRank{2});
+    }
+  }
+}
+
+}  // namespace
+}  // namespace shardproof
