@@ -244,7 +244,8 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
     : name_(path.string()), file_(path), header_(parse_safetensors(file_.bytes(), name_)) {}
 
 template <class T>
-void SafetensorsFile::read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const {
+void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
+                ops::MatrixView<T> out) {
   const auto inside = [](Range range, std::int64_t size) {
     return range.begin >= 0 && range.count >= 0 && range.begin <= size && range.count <= size - range.begin;
   };
@@ -258,9 +259,9 @@ void SafetensorsFile::read(const TensorEntry& tensor, Range rows, Range cols, op
                                             cols.count, tensor.name, out.rows, out.cols));
   }
   const std::int64_t size = bytes_of(tensor.type);
-  const std::byte* const data = file_.bytes().data() + header_.data_begin + tensor.begin;
+  const std::byte* const first = data.data() + tensor.begin;
   for (std::int64_t i = 0; i < rows.count; ++i) {
-    const std::byte* const source = data + ((rows.begin + i) * width + cols.begin) * size;
+    const std::byte* const source = first + ((rows.begin + i) * width + cols.begin) * size;
     switch (tensor.type) {
       case TensorType::f64:
         convert_row<double>(source, out.row(i), [](double value) { return value; });
@@ -278,7 +279,7 @@ void SafetensorsFile::read(const TensorEntry& tensor, Range rows, Range cols, op
   }
 }
 
-template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<float>) const;
-template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<double>) const;
+template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<float>);
+template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<double>);
 
 }  // namespace shardproof

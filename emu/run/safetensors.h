@@ -56,6 +56,13 @@ struct SafetensorsHeader {
 /// `file` is the whole file; `name` stands for it in messages. Throws CheckpointError.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& name);
 
+/// Writes rows x cols of the tensor to `out`, which has that shape; `data` are the bytes after the header. Each value
+/// is the file's; F64 read into float is rounded to nearest. Throws std::out_of_range when the slice leaves the tensor,
+/// std::invalid_argument when `out` has another shape. T is float or double.
+template <class T>
+void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
+                ops::MatrixView<T> out);
+
 /// An open file. Safe to read from several threads.
 class SafetensorsFile {
  public:
@@ -65,11 +72,11 @@ class SafetensorsFile {
   const std::string& name() const { return name_; }
   const SafetensorsHeader& header() const { return header_; }
 
-  /// Writes rows x cols of the tensor to `out`, which has that shape. Each value is the file's; F64 read into float is
-  /// rounded to nearest. Throws std::out_of_range when the slice leaves the tensor, std::invalid_argument when `out`
-  /// has another shape. T is float or double.
+  /// read_slice of this file's bytes.
   template <class T>
-  void read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const;
+  void read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const {
+    read_slice(file_.bytes().subspan(header_.data_begin), tensor, rows, cols, out);
+  }
 
  private:
   std::string name_;
