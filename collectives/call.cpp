@@ -26,7 +26,7 @@ std::string CallInfo::to_string() const {
     if (accumulate != "native") text += fmt::format(", accumulate {}", accumulate);
     text += ")";
   }
-  return text + fmt::format(" at {}:{} ({})", where.file_name(), where.line(), where.function_name());
+  return text + fmt::format(" at {}:{}", where.file_name(), where.line());
 }
 
 }  // namespace shardproof

@@ -63,7 +63,12 @@ class Diagnosis {
     if (group.mailboxes == nullptr) return;
     for (std::size_t i = 0; i < group.members.size(); ++i) {
       for (const auto* waiting : {&group.mailboxes[i].sends, &group.mailboxes[i].recvs}) {
-        for (const Mailbox::Waiting& message : *waiting) {
+        // They came in the order of the schedule; show them in the order of the ranks.
+        std::vector<Mailbox::Waiting> messages = *waiting;
+        std::stable_sort(messages.begin(), messages.end(), [](const Mailbox::Waiting& a, const Mailbox::Waiting& b) {
+          return a.call->rank < b.call->rank;
+        });
+        for (const Mailbox::Waiting& message : messages) {
           Meeting meeting;
           meeting.group = group.group.name();
           meeting.operation = message.part->is_send ? Operation::send : Operation::recv;
@@ -128,9 +133,7 @@ class Diagnosis {
             graph_.cycle.push_back(meeting.absent[frame->absent].rank);
             cycle_meetings_.push_back(frame->meeting);
           }
-          // A frame's absent rank waits at the frame above; turn the list so that each rank stands with its own
-          // meeting.
-          std::rotate(graph_.cycle.rbegin(), graph_.cycle.rbegin() + 1, graph_.cycle.rend());
+          turn_cycle();
           return;
         }
         if (seen == Colour::white) {
@@ -139,6 +142,16 @@ class Diagnosis {
         }
       }
     }
+  }
+
+  // A meeting's absent rank waits at the next one: shift the ranks so that each stands with its own meeting, and begin
+  // with the lowest.
+  void turn_cycle() {
+    auto& cycle = graph_.cycle;
+    std::rotate(cycle.rbegin(), cycle.rbegin() + 1, cycle.rend());
+    const auto lowest = std::min_element(cycle.begin(), cycle.end()) - cycle.begin();
+    std::rotate(cycle.begin(), cycle.begin() + lowest, cycle.end());
+    std::rotate(cycle_meetings_.begin(), cycle_meetings_.begin() + lowest, cycle_meetings_.end());
   }
 
   void explain_endings() {
