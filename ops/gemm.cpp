@@ -18,12 +18,14 @@ using simd::Vec;
 
 // The accumulators of a tile (kTileRows x kTileCols) and the operands of one step fill the vector registers: 16 of
 // them, or 32 with 512-bit vectors.
-constexpr Index kTileRows = simd::kVectorBytes == 64 ? 6 : 3;
-constexpr Index kTileCols = 4;
+constexpr int kTileRows = simd::kVectorBytes == 64 ? 6 : 3;
+constexpr int kTileCols = 4;
 // Steps of one vector along k between two foldings of the lanes: long enough to make the folding cheap, short enough
-// that kGroupCols rows of weights stay in the first-level cache.
-constexpr Index kSteps = 64;
-constexpr Index kGroupCols = 2 * kTileCols;
+// that kTileCols rows of weights stay in the first-level cache.
+constexpr Index kSteps = 128;
+// Weight rows that are walked together: one panel, or with few rows of x as many streams as memory likes.
+constexpr int kGroupCols = 2 * kTileCols;
+constexpr Index kLineBytes = 64;
 constexpr Index kRowsPerPack = 32 * kTileRows;
 // From this many rows on, copying a group of weights costs less than reading its rows where they lie.
 constexpr Index kRowsToPackWeights = 8 * kTileRows;
@@ -40,7 +42,7 @@ constexpr Index steps_of(Index depth) {
 /// Lane i of span S: the lower halves of every span of a, then of b, side by side; with `upper`, the upper halves.
 template <class V, int kSpan, bool kUpper, int... kLane>
 inline V halves(V a, V b, std::integer_sequence<int, kLane...>) {
-  constexpr int kCount = sizeof...(kLane);
+  constexpr int kCount = static_cast<int>(sizeof...(kLane));
   return __builtin_shufflevector(a, b,
                                  (kLane / kSpan * kSpan + kLane % (kSpan / 2) + (kUpper ? kSpan / 2 : 0) +
                                   (kLane % kSpan < kSpan / 2 ? 0 : kCount))...);
@@ -53,57 +55,63 @@ inline Vec<T> fold(Vec<T> a, Vec<T> b) {
   return halves<Vec<T>, kSpan, false>(a, b, Lanes{}) + halves<Vec<T>, kSpan, true>(a, b, Lanes{});
 }
 
+template <class T>
+struct QuadOf {
+  typedef T type __attribute__((vector_size(4 * sizeof(T))));
+  typedef T unaligned __attribute__((vector_size(4 * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
 /// The sums of the lanes of four vectors, each folded in halves.
 template <class T>
-inline std::array<T, 4> sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+inline typename QuadOf<T>::type sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
   constexpr int kWidth = static_cast<int>(kLanes<T>);
+  const Vec<T> ab = fold<T, kWidth>(a, b), cd = fold<T, kWidth>(c, d);
   if constexpr (kWidth == 2) {
-    const Vec<T> ab = fold<T, 2>(a, b), cd = fold<T, 2>(c, d);
-    return {ab[0], ab[1], cd[0], cd[1]};
+    return __builtin_shufflevector(ab, cd, 0, 1, 2, 3);
   } else {
-    Vec<T> all = fold<T, kWidth / 2>(fold<T, kWidth>(a, b), fold<T, kWidth>(c, d));
-    // Four accumulators, spans of kWidth / 4: in order a, c, b, d.
-    if constexpr (kWidth >= 16) all = fold<T, kWidth / 4>(all, all);
-    if constexpr (kWidth >= 8) {
-      constexpr int kSpan = kWidth >= 16 ? kWidth / 8 : kWidth / 4;
-      all = fold<T, kSpan>(all, all);
-    }
+    Vec<T> all = fold<T, kWidth / 2>(ab, cd);
+    // Four accumulators, spans of kWidth / 4, in the order a, c, b, d.
+    if constexpr (kWidth >= 16) all = fold<T, 4>(all, all);
+    if constexpr (kWidth >= 8) all = fold<T, 2>(all, all);
     constexpr int kQuarter = kWidth / 4;
-    return {all[0], all[2 * kQuarter], all[kQuarter], all[3 * kQuarter]};
+    return __builtin_shufflevector(all, all, 0, 2 * kQuarter, kQuarter, 3 * kQuarter);
   }
 }
 
-/// One tile over `steps` vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next vector
-/// kRows * kLanes further (packed); row j of w likewise if kPacked, else at w + j * w_stride and contiguous.
-template <class T, Index kRows, Index kCols, bool kPacked>
+/// One tile over `steps` >= 1 vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next
+/// vector kRows * kLanes further (packed); row j of w likewise if kPacked, else at w + j * w_stride and contiguous.
+template <class T, int kRows, int kCols, bool kPacked>
 void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool first, T* y, Index y_stride) {
   constexpr Index kL = kLanes<T>;
-  Vec<T> sum[kRows][kTileCols] = {};
+  constexpr int kQuads = (kCols + 3) / 4;
+  Vec<T> sum[kRows][4 * kQuads];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < 4 * kQuads; ++j) sum[i][j] = Vec<T>{};
+  }
   const auto step = [&](auto load_w) {
     Vec<T> row[kRows];
-    for (Index i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + i * kL);
-    for (Index j = 0; j < kCols; ++j) {
+    for (int i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + i * kL);
+    for (int j = 0; j < kCols; ++j) {
       const Vec<T> weight = load_w(j);
-      for (Index i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
+      for (int i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
     }
     x += kRows * kL;
   };
-  for (Index s = 0; s < steps; ++s) {
-    if constexpr (kPacked) {
-      step([&](Index j) { return simd::load<T>(w + j * kL); });
-      w += kCols * kL;
-    } else {
-      step([&](Index j) { return simd::load<T>(w + j * w_stride); });
-      w += kL;
-    }
-  }
-  if (!kPacked && rest > 0) step([&](Index j) { return simd::load_partial<T>(w + j * w_stride, rest); });
+  do {
+    step([&](int j) { return simd::load<T>(w + j * (kPacked ? kL : w_stride)); });
+    w += kPacked ? kCols * kL : kL;
+  } while (--steps > 0);
+  if (!kPacked && rest > 0) step([&](int j) { return simd::load_partial<T>(w + j * w_stride, rest); });
 
-  for (Index i = 0; i < kRows; ++i) {
-    const std::array<T, 4> sums = sums_of<T>(sum[i][0], sum[i][1], sum[i][2], sum[i][3]);
-    for (Index j = 0; j < kCols; ++j) {
-      T& to = y[i * y_stride + j];
-      to = first ? sums[static_cast<std::size_t>(j)] : to + sums[static_cast<std::size_t>(j)];
+  for (int i = 0; i < kRows; ++i, y += y_stride) {
+    for (int q = 0; q < kQuads; ++q) {
+      const auto sums = sums_of<T>(sum[i][4 * q], sum[i][4 * q + 1], sum[i][4 * q + 2], sum[i][4 * q + 3]);
+      if (4 * q + 4 <= kCols) {
+        auto& to = *reinterpret_cast<typename QuadOf<T>::unaligned*>(y + 4 * q);
+        to = first ? sums : to + sums;
+      } else {
+        for (int j = 0; 4 * q + j < kCols; ++j) y[4 * q + j] = first ? sums[j] : y[4 * q + j] + sums[j];
+      }
     }
   }
 }
@@ -111,15 +119,14 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
 template <class T>
 using Tile = void (*)(const T*, const T*, Index, Index, Index, bool, T*, Index);
 
-/// tiles[kPacked][rows - 1][cols - 1]
-template <class T, bool kPacked, Index... kShape>
-constexpr auto tiles_of(std::integer_sequence<Index, kShape...>) {
+template <class T, bool kPacked, int... kShape>
+constexpr auto tiles_of(std::integer_sequence<int, kShape...>) {
   return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kShape / kTileCols + 1, kShape % kTileCols + 1, kPacked>...};
 }
 
 template <class T, bool kPacked>
 Tile<T> tile_of(Index rows, Index cols) {
-  static constexpr auto kTiles = tiles_of<T, kPacked>(std::make_integer_sequence<Index, kTileRows * kTileCols>{});
+  static constexpr auto kTiles = tiles_of<T, kPacked>(std::make_integer_sequence<int, kTileRows * kTileCols>{});
   return kTiles[static_cast<std::size_t>((rows - 1) * kTileCols + cols - 1)];
 }
 
@@ -137,24 +144,59 @@ T* pack_panel(MatrixView<const T> rows, Index k, Index depth, T* to) {
   return to + rows.rows * steps_of<T>(depth) * kL;
 }
 
-/// One block of k for one group of at most kGroupCols weight rows and all rows of x.
+/// The rows of the next panel when `left` rows are left: no panel is much smaller than the others.
+constexpr Index panel_rows(Index left) {
+  return left > kTileRows && left < 2 * kTileRows ? (left + 1) / 2 : std::min<Index>(kTileRows, left);
+}
+
+/// Asks for the cache lines of rows that are contiguous in k, a few at a time, while other rows are computed on.
 template <class T>
-void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, T* packed, MatrixView<T> y) {
+class Prefetcher {
+ public:
+  /// The block of `depth` elements from `k` of each row.
+  Prefetcher(MatrixView<const T> rows, Index k, Index depth)
+      : from_(rows.data + k), stride_(rows.stride), rows_(rows.rows), line_(0), lines_(depth / kPerLine + 1) {}
+  Index lines() const { return rows_ * lines_; }
+  void ask(Index lines) {
+    for (; lines > 0 && rows_ > 0; --lines) {
+      __builtin_prefetch(from_ + line_ * kPerLine, 0, 2);
+      if (++line_ == lines_) line_ = 0, from_ += stride_, --rows_;
+    }
+  }
+
+ private:
+  static constexpr Index kPerLine = kLineBytes / static_cast<Index>(sizeof(T));
+  const T* from_;
+  Index stride_, rows_, line_, lines_;
+};
+
+/// One block of k for one group of at most kGroupCols weight rows and all rows of x; `next` will be asked for.
+template <class T>
+void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool many_rows, T* packed,
+                    MatrixView<const T> next, MatrixView<T> y) {
   const Index depth = std::min(kBlock<T>, x.depth() - k);
-  const bool pack = packed != nullptr;
+  Prefetcher<T> prefetcher(next, k, depth);
+  const bool pack = many_rows || depth < kLanes<T>;
   if (pack) {
     T* to = packed;
     for (Index j = 0; j < w.rows; j += kTileCols) {
-      to = pack_panel<T>(w.row_range(j, std::min(kTileCols, w.rows - j)), k, depth, to);
+      to = pack_panel<T>(w.row_range(j, std::min<Index>(kTileCols, w.rows - j)), k, depth, to);
     }
   }
   const Index steps = pack ? steps_of<T>(depth) : depth / kLanes<T>;
   const Index rest = depth % kLanes<T>;
-  for (Index i = 0; i < y.rows; i += kTileRows) {
-    const Index rows = std::min(kTileRows, y.rows - i);
+  const Index lines_per_row = prefetcher.lines() / y.rows + 1;
+  if (y.rows == 1 && !pack && w.rows == kGroupCols) {
+    // One row: eight accumulators hide the latency of the additions, where four would not.
+    tile<T, 1, kGroupCols, false>(x.panel(0, k), &w(0, k), w.stride, steps, rest, k == 0, y.data, y.stride);
+    return;
+  }
+  for (Index i = 0; i < y.rows;) {
+    const Index rows = panel_rows(y.rows - i);
     const T* panel = x.panel(i, k);
+    prefetcher.ask(lines_per_row * rows);
     for (Index j = 0; j < w.rows; j += kTileCols) {
-      const Index cols = std::min(kTileCols, w.rows - j);
+      const Index cols = std::min<Index>(kTileCols, w.rows - j);
       if (pack) {
         const T* weights = packed + j * steps * kLanes<T>;
         tile_of<T, true>(rows, cols)(panel, weights, 0, steps, 0, k == 0, &y(i, j), y.stride);
@@ -162,6 +204,7 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, T* p
         tile_of<T, false>(rows, cols)(panel, &w(j, k), w.stride, steps, rest, k == 0, &y(i, j), y.stride);
       }
     }
+    i += rows;
   }
 }
 
@@ -177,8 +220,10 @@ void PackedRows<T>::pack(MatrixView<const T> x) {
   T* to = buffer_.data();
   for (Index block = 0; block < blocks; ++block) {
     const Index k = block * kBlock<T>, depth = std::min(kBlock<T>, depth_ - k);
-    for (Index i = 0; i < rows_; i += kTileRows) {
-      to = pack_panel<T>(x.row_range(i, std::min(kTileRows, rows_ - i)), k, depth, to);
+    for (Index i = 0; i < rows_;) {
+      const Index rows = panel_rows(rows_ - i);
+      to = pack_panel<T>(x.row_range(i, rows), k, depth, to);
+      i += rows;
     }
   }
 }
@@ -202,20 +247,24 @@ void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
     for (Index i = 0; i < y.rows; ++i) std::fill_n(y.row(i).data(), y.cols, T{0});
     return;
   }
-  const auto group = [&](Index j, Index k, T* packed) {
-    const Index cols = std::min(kGroupCols, w.rows - j);
-    multiply_group<T>(x, w.row_range(j, cols), k, packed, y.col_range(j, cols));
+  const bool many_rows = y.rows >= kRowsToPackWeights;
+  const Index group_cols = many_rows ? kTileCols : kGroupCols;
+  alignas(64) T packed[static_cast<std::size_t>(kGroupCols * kBlock<T>)];
+  const auto part = [&](Index j) { return w.row_range(j, std::clamp(w.rows - j, Index{0}, group_cols)); };
+  const auto group = [&](Index j, Index k) {
+    const MatrixView<const T> rows = part(j);
+    const MatrixView<const T> next = many_rows ? part(j + group_cols) : MatrixView<const T>{};
+    multiply_group<T>(x, rows, k, many_rows, packed, next, y.col_range(j, rows.rows));
   };
-  if (y.rows < kRowsToPackWeights) {
-    // Few rows: memory is read once, each weight row from end to end.
-    for (Index j = 0; j < w.rows; j += kGroupCols) {
-      for (Index k = 0; k < x.depth(); k += kBlock<T>) group(j, k, nullptr);
+  if (many_rows) {
+    // A block of x stays in the second-level cache while all weights pass by.
+    for (Index k = 0; k < x.depth(); k += kBlock<T>) {
+      for (Index j = 0; j < w.rows; j += group_cols) group(j, k);
     }
   } else {
-    // Many rows: a block of x stays in the second-level cache while all weights pass by.
-    alignas(64) T packed[static_cast<std::size_t>(kGroupCols * kBlock<T>)];
-    for (Index k = 0; k < x.depth(); k += kBlock<T>) {
-      for (Index j = 0; j < w.rows; j += kGroupCols) group(j, k, packed);
+    // Memory is read once, each weight row from end to end.
+    for (Index j = 0; j < w.rows; j += group_cols) {
+      for (Index k = 0; k < x.depth(); k += kBlock<T>) group(j, k);
     }
   }
 }
