@@ -63,54 +63,56 @@ struct QuadOf {
 
 /// The sums of the lanes of four vectors, each folded in halves.
 template <class T>
-inline typename QuadOf<T>::type sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+inline void sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, typename QuadOf<T>::type& sums) {
   constexpr int kWidth = static_cast<int>(kLanes<T>);
   const Vec<T> ab = fold<T, kWidth>(a, b), cd = fold<T, kWidth>(c, d);
   if constexpr (kWidth == 2) {
-    return __builtin_shufflevector(ab, cd, 0, 1, 2, 3);
+    sums = __builtin_shufflevector(ab, cd, 0, 1, 2, 3);
   } else {
     Vec<T> all = fold<T, kWidth / 2>(ab, cd);
     // Four accumulators, spans of kWidth / 4, in the order a, c, b, d.
     if constexpr (kWidth >= 16) all = fold<T, 4>(all, all);
     if constexpr (kWidth >= 8) all = fold<T, 2>(all, all);
     constexpr int kQuarter = kWidth / 4;
-    return __builtin_shufflevector(all, all, 0, 2 * kQuarter, kQuarter, 3 * kQuarter);
+    sums = __builtin_shufflevector(all, all, 0, 2 * kQuarter, kQuarter, 3 * kQuarter);
   }
 }
 
 /// One tile over `steps` >= 1 vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next
 /// vector kRows * kLanes further (packed); row j of w likewise if kPacked, else at w + j * w_stride and contiguous.
-template <class T, int kRows, int kCols, bool kPacked>
+template <class T, std::size_t kRows, std::size_t kCols, bool kPacked>
 void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool first, T* y, Index y_stride) {
   constexpr Index kL = kLanes<T>;
-  constexpr int kQuads = (kCols + 3) / 4;
+  constexpr std::size_t kQuads = (kCols + 3) / 4;
   Vec<T> sum[kRows][4 * kQuads];
-  for (int i = 0; i < kRows; ++i) {
-    for (int j = 0; j < 4 * kQuads; ++j) sum[i][j] = Vec<T>{};
+  for (std::size_t i = 0; i < kRows; ++i) {
+    for (std::size_t j = 0; j < 4 * kQuads; ++j) sum[i][j] = Vec<T>{};
   }
   const auto step = [&](auto load_w) {
     Vec<T> row[kRows];
-    for (int i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + i * kL);
-    for (int j = 0; j < kCols; ++j) {
+    for (std::size_t i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + static_cast<Index>(i) * kL);
+    for (std::size_t j = 0; j < kCols; ++j) {
       const Vec<T> weight = load_w(j);
-      for (int i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
+      for (std::size_t i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
     }
-    x += kRows * kL;
+    x += static_cast<Index>(kRows) * kL;
   };
   do {
-    step([&](int j) { return simd::load<T>(w + j * (kPacked ? kL : w_stride)); });
-    w += kPacked ? kCols * kL : kL;
+    step([&](std::size_t j) { return simd::load<T>(w + static_cast<Index>(j) * (kPacked ? kL : w_stride)); });
+    w += kPacked ? static_cast<Index>(kCols) * kL : kL;
   } while (--steps > 0);
-  if (!kPacked && rest > 0) step([&](int j) { return simd::load_partial<T>(w + j * w_stride, rest); });
+  if (!kPacked && rest > 0)
+    step([&](std::size_t j) { return simd::load_partial<T>(w + static_cast<Index>(j) * w_stride, rest); });
 
-  for (int i = 0; i < kRows; ++i, y += y_stride) {
-    for (int q = 0; q < kQuads; ++q) {
-      const auto sums = sums_of<T>(sum[i][4 * q], sum[i][4 * q + 1], sum[i][4 * q + 2], sum[i][4 * q + 3]);
+  for (std::size_t i = 0; i < kRows; ++i, y += y_stride) {
+    for (std::size_t q = 0; q < kQuads; ++q) {
+      typename QuadOf<T>::type sums;
+      sums_of<T>(sum[i][4 * q], sum[i][4 * q + 1], sum[i][4 * q + 2], sum[i][4 * q + 3], sums);
       if (4 * q + 4 <= kCols) {
         auto& to = *reinterpret_cast<typename QuadOf<T>::unaligned*>(y + 4 * q);
         to = first ? sums : to + sums;
       } else {
-        for (int j = 0; 4 * q + j < kCols; ++j) y[4 * q + j] = first ? sums[j] : y[4 * q + j] + sums[j];
+        for (std::size_t j = 0; 4 * q + j < kCols; ++j) y[4 * q + j] = first ? sums[j] : y[4 * q + j] + sums[j];
       }
     }
   }
@@ -119,14 +121,14 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
 template <class T>
 using Tile = void (*)(const T*, const T*, Index, Index, Index, bool, T*, Index);
 
-template <class T, bool kPacked, int... kShape>
-constexpr auto tiles_of(std::integer_sequence<int, kShape...>) {
+template <class T, bool kPacked, std::size_t... kShape>
+constexpr auto tiles_of(std::index_sequence<kShape...>) {
   return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kShape / kTileCols + 1, kShape % kTileCols + 1, kPacked>...};
 }
 
 template <class T, bool kPacked>
 Tile<T> tile_of(Index rows, Index cols) {
-  static constexpr auto kTiles = tiles_of<T, kPacked>(std::make_integer_sequence<int, kTileRows * kTileCols>{});
+  static constexpr auto kTiles = tiles_of<T, kPacked>(std::make_index_sequence<kTileRows * kTileCols>{});
   return kTiles[static_cast<std::size_t>((rows - 1) * kTileCols + cols - 1)];
 }
 
