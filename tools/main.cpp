@@ -6,6 +6,7 @@
 #include <exception>
 #include <new>
 
+#include "tools/check.h"
 #include "tools/exit_code.h"
 #include "tools/usage_error.h"
 #include "tools/verify_command.h"
@@ -21,6 +22,7 @@ constexpr const char* kFooter = R"(Examples:
   shardproof verify plans/ep64_tp2.json            128 ranks, scaled to a size that runs in seconds
   shardproof verify PLAN --format fp16 --json -    the rounding verdict in fp16, as JSON on standard output
   shardproof verify PLAN --scale full --batch 4 --sequence 128
+  shardproof check plans/ep4_tp2_pp2_sp.json       arithmetic, memory, balance and claims of a plan
 
 Exit codes: 0 pass, 1 mismatch or refuted claim, 2 usage or invalid plan, 3 deadlock or collective mismatch,
 4 inconclusive, 70 internal error.)";
@@ -32,6 +34,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   int exit_code = 0;
   shardproof::tools::add_verify_command(app, exit_code);
+  shardproof::tools::add_check_command(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

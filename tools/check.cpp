@@ -1,0 +1,70 @@
+#include "tools/check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "emu/deploy/check.h"
+#include "tools/check_text.h"
+#include "tools/exit_code.h"
+#include "tools/output_file.h"
+#include "tools/plan_argument.h"
+#include "tools/usage_error.h"
+
+namespace shardproof::tools {
+namespace {
+
+struct CheckFlags {
+  std::string plan;
+  std::string json;
+  std::string markdown;
+  bool report_only = false;
+  bool all = false;
+  bool list_quantities = false;
+};
+
+int run_check(const CheckFlags& flags) {
+  if (flags.list_quantities) {
+    fmt::print("{}", quantity_list());
+    return kPass;
+  }
+  OutputFile json("--json", flags.json);
+  OutputFile markdown("--markdown", flags.markdown);
+  if (json.is_stdout() && markdown.is_stdout()) {
+    throw UsageError("--json and --markdown cannot both go to standard output");
+  }
+  const CheckReport report = check(read_plan(flags.plan));
+  if (json.wanted()) json.write(to_json(report));
+  if (markdown.wanted()) markdown.write(to_markdown(report));
+  const bool invalid = report.ranks.empty();
+  if (!invalid && !json.is_stdout() && !markdown.is_stdout()) {
+    fmt::print("{}", check_text(report, {.all_quantities = flags.all}));
+  }
+  if (!report.problems.empty()) {
+    throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
+  }
+  const bool refuted = std::any_of(report.claims.begin(), report.claims.end(),
+                                   [](const JudgedClaim& judged) { return judged.verdict == ClaimVerdict::fails; });
+  return refuted && !flags.report_only ? kMismatch : kPass;
+}
+
+}  // namespace
+
+void add_check_command(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<CheckFlags>();
+  CLI::App* command =
+      app.add_subcommand("check", "Arithmetic, memory, balance and claims of a plan; runs no mathematics");
+  command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
+  command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
+  command->add_option("--markdown", flags->markdown, "Write the report as Markdown; - for standard output")
+      ->type_name("FILE|-");
+  command->add_flag("--report-only", flags->report_only, "Exit 0 although claims fail");
+  command->add_flag("--all", flags->all, "Show quantities that are zero or need timing too");
+  command->add_flag("--list-quantities", flags->list_quantities, "Print every quantity with its formula, and exit");
+  command->footer("Exit codes: 0 no claim fails, 1 a claim fails, 2 usage or an invalid plan.");
+  command->callback([flags, &exit_code] { exit_code = run_check(*flags); });
+}
+
+}  // namespace shardproof::tools
