@@ -281,9 +281,9 @@ std::vector<TapOutcome> TapCollector::finish() {
                                           std::ssize(expected.values) - state.covered_count, expected.values.size(),
                                           missing / expected.cols, missing % expected.cols);
     }
-    std::ranges::sort(state.outcome.odd_replicas);
-    state.outcome.odd_replicas.erase(std::ranges::unique(state.outcome.odd_replicas).begin(),
-                                     state.outcome.odd_replicas.end());
+    std::vector<int>& odd = state.outcome.odd_replicas;
+    std::ranges::sort(odd);
+    odd.erase(std::unique(odd.begin(), odd.end()), odd.end());
     std::ranges::sort(state.outcome.problem_ranks);
     outcomes.push_back(std::move(state.outcome));
   }
