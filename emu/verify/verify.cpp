@@ -206,6 +206,7 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
     const bool replayed = report.routing.replayed;
     report.routing = judge_routing(expected, report.taps, result.outcomes);
     report.routing.replayed = replayed;
+    report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   }
   for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
   report.first_divergence = first_divergence(report.taps, result.outcomes);

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <random>
 #include <vector>
@@ -84,7 +85,8 @@ Plan random_plan(std::uint64_t seed, int max_world) {
   plan.model = draw_model(draw, plan.parallel);
   const int batch = draw.between(1, 6);
   for (int s = 0; s < batch; ++s) plan.workload.lengths.push_back(draw.between(1, 9));
-  plan.workload.microbatches = draw.between(1, 3);
+  // A replica never has more microbatches than sequences; ranks with none still take part in each.
+  plan.workload.microbatches = draw.between(1, std::min(3, (batch + plan.parallel.dp - 1) / plan.parallel.dp));
   plan.workload.seed = seed;
   return plan;
 }
