@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "collectives/algorithms/hierarchical.h"
-#include "collectives/algorithms/recursive_doubling.h"
 #include "collectives/algorithms/tree.h"
 #include "collectives/internal/state.h"
 
@@ -132,6 +131,7 @@ std::uint64_t bytes_sent(const Call& call) {
       return (call.out_count - (call.counts_given ? call.counts[successor] : call.in_count)) * width;
     }
     case Operation::all_to_all:
+      if (call.options.algorithm == Algorithm::hierarchical) return state.movement.sent[rank] * width;
       return (call.in_count - (call.counts_given ? call.counts[rank] : call.in_count / ranks)) * width;
     case Operation::broadcast: {
       const int distance = (to_int(call.rank) - call.root + state.size()) % state.size();

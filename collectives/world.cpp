@@ -119,6 +119,7 @@ GroupId World::add_group(std::string axis, std::vector<GlobalRank> members) {
   group->group.index = state_->groups_of_axis[axis]++;
   group->group.axis = std::move(axis);
   group->group.members = std::move(members);
+  group->ascending = std::is_sorted(group->group.members.begin(), group->group.members.end());
   group->members.resize(group->group.members.size());
   state_->groups.push_back(std::move(group));
   return state_->groups.back()->id;
@@ -135,8 +136,10 @@ const Group& World::group(GroupId id) const {
 Communicator World::communicator(GroupId id, GlobalRank rank) const {
   GroupState& group = *state_->groups.at(static_cast<std::size_t>(id));
   const auto& members = group.group.members;
-  const auto found = std::find(members.begin(), members.end(), rank);
-  if (found == members.end()) {
+  // Most groups list their ranks in ascending order.
+  const auto found = group.ascending ? std::lower_bound(members.begin(), members.end(), rank)
+                                     : std::find(members.begin(), members.end(), rank);
+  if (found == members.end() || *found != rank) {
     throw std::invalid_argument(fmt::format("rank {} is not in {}", to_int(rank), group.group.name()));
   }
   return Communicator(group, GroupRank{static_cast<int>(found - members.begin())});

@@ -55,4 +55,25 @@ std::size_t hierarchical_elements(std::span<const NodeMembers> nodes, int rank, 
   return (place > 0 ? count : across(0)) + (place + 1 < members ? count : 0);
 }
 
+std::vector<std::size_t> hierarchical_all_to_all_elements(
+    std::span<const NodeMembers> nodes, const std::function<std::size_t(std::size_t, std::size_t)>& count) {
+  std::size_t ranks = 0;
+  for (const NodeMembers& node : nodes) ranks += node.size();
+  std::vector<std::size_t> sent(ranks, 0);
+  for (const NodeMembers& here : nodes) {
+    for (const NodeMembers& there : nodes) {
+      for (std::size_t place = 0; place < there.size(); ++place) {
+        const auto to = static_cast<std::size_t>(there[place]);
+        const auto through = static_cast<std::size_t>(here[place % here.size()]);
+        for (const int member : here) {
+          const auto from = static_cast<std::size_t>(member);
+          if (from != through) sent[from] += count(from, to);
+          if (through != to) sent[through] += count(from, to);
+        }
+      }
+    }
+  }
+  return sent;
+}
+
 }  // namespace shardproof

@@ -9,6 +9,8 @@
 // for it.
 #pragma once
 
+#include <functional>
+
 #include "collectives/algorithms/order.h"
 
 namespace shardproof {
@@ -18,6 +20,11 @@ int node_parts(std::span<const NodeMembers> nodes);
 
 /// Elements that a rank sends in an all_reduce of `count` elements, both halves together.
 std::size_t hierarchical_elements(std::span<const NodeMembers> nodes, int rank, std::size_t count);
+
+/// Hierarchical all-to-all: what rank (m, g) has for rank (m', g') goes first to its neighbour (m, g' modulo the node's
+/// size), then across. Elements that every rank sends, forwarding included; count(i, j) is what i has for j.
+std::vector<std::size_t> hierarchical_all_to_all_elements(
+    std::span<const NodeMembers> nodes, const std::function<std::size_t(std::size_t, std::size_t)>& count);
 
 /// chunk = g * M + m.
 void append_hierarchical(std::span<const NodeMembers> nodes, std::size_t chunk, Order& order);

@@ -1,7 +1,8 @@
 // Moving the data of a complete collective: once, by ranges that any thread may do.
 #include <algorithm>
-#include <cstring>
 
+#include "collectives/algorithms/hierarchical.h"
+#include "collectives/internal/copy.h"
 #include "collectives/internal/reduce.h"
 #include "collectives/internal/state.h"
 
@@ -11,13 +12,11 @@ namespace {
 
 // What is read from one input stays in the cache while it is written to all outputs.
 constexpr std::size_t kCopyBlock = 16384;
+// From here on results are written past the caches: a write then costs no read of what it overwrites.
+constexpr std::size_t kStreamBytes = 16 * 1024 * 1024;
 
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
-}
-
-void copy(void* to, const void* from, std::size_t bytes) {
-  if (bytes != 0 && to != from) std::memcpy(to, from, bytes);
 }
 
 // offsets[i] = elements before part i.
@@ -50,7 +49,7 @@ void set_nodes(GroupState& state) {
 
 Reducer reducer(const GroupState& state) {
   const Call& call = state.call(0);
-  return {call.type, &call.options, state.size(), state.movement.inputs.data()};
+  return {call.type, &call.options, state.size(), state.movement.inputs.data(), state.movement.stream};
 }
 
 struct Range {
@@ -120,20 +119,22 @@ void move_all_gather(GroupState& state, Range range) {
     for (std::size_t at = part.begin; at < part.end; at += block) {
       const std::size_t bytes = std::min(block, part.end - at) * width;
       for (void* const out : movement.outputs) {
-        copy(static_cast<std::byte*>(out) + at * width, in + (at - movement.offsets[from]) * width, bytes);
+        copy_bytes(static_cast<std::byte*>(out) + at * width, in + (at - movement.offsets[from]) * width, bytes,
+                   movement.stream);
       }
     }
   }
 }
 
 void move_broadcast(GroupState& state, Range range) {
+  const Movement& movement = state.movement;
   const std::size_t width = size_of(state.call(0).type);
   const std::size_t block = kCopyBlock / width;
-  const std::byte* in = static_cast<const std::byte*>(state.movement.inputs[index(state.call(0).root)]);
+  const std::byte* in = static_cast<const std::byte*>(movement.inputs[index(state.call(0).root)]);
   for (std::size_t at = range.begin; at < range.end; at += block) {
     const std::size_t bytes = std::min(block, range.end - at) * width;
     for (void* const out : state.movement.outputs)
-      copy(static_cast<std::byte*>(out) + at * width, in + at * width, bytes);
+      copy_bytes(static_cast<std::byte*>(out) + at * width, in + at * width, bytes, movement.stream);
   }
 }
 
@@ -154,7 +155,8 @@ void move_all_to_all(GroupState& state, Range receivers) {
     std::byte* out = static_cast<std::byte*>(state.call(to).out);
     for (std::size_t from = 0; from < ranks; ++from) {
       const std::size_t elements = count(from, to);
-      copy(out, static_cast<const std::byte*>(state.call(from).in) + sent[from] * width, elements * width);
+      copy_bytes(out, static_cast<const std::byte*>(state.call(from).in) + sent[from] * width, elements * width,
+                 state.movement.stream);
       out += elements * width;
       sent[from] += elements;
     }
@@ -163,7 +165,10 @@ void move_all_to_all(GroupState& state, Range receivers) {
 
 }  // namespace
 
-std::size_t prepare_movement(GroupState& state) {
+namespace {
+
+// Returns the bytes that will be read and written.
+std::size_t prepare_operation(GroupState& state) {
   Movement& movement = state.movement;
   const Call& first = state.call(0);
   const std::size_t ranks = state.members.size();
@@ -202,6 +207,13 @@ std::size_t prepare_movement(GroupState& state) {
       movement.elements = ranks;
       std::size_t elements = 0;
       for (std::size_t i = 0; i < ranks; ++i) elements += state.call(i).in_count;
+      if (first.options.algorithm == Algorithm::hierarchical && state.world->options.keep_records) {
+        set_nodes(state);
+        movement.sent = hierarchical_all_to_all_elements(movement.nodes, [&](std::size_t from, std::size_t to) {
+          const Call& call = state.call(from);
+          return call.counts_given ? call.counts[to] : call.in_count / ranks;
+        });
+      }
       return 2 * elements * width;
     }
     default:
@@ -209,7 +221,7 @@ std::size_t prepare_movement(GroupState& state) {
   }
 }
 
-void move_piece(GroupState& state, std::size_t piece) {
+void move_range(GroupState& state, std::size_t piece) {
   const Movement& movement = state.movement;
   const Range range = piece_range(movement, piece);
   switch (state.call(0).operation) {
@@ -229,6 +241,19 @@ void move_piece(GroupState& state, std::size_t piece) {
     default:
       return;
   }
+}
+
+}  // namespace
+
+std::size_t prepare_movement(GroupState& state) {
+  const std::size_t bytes = prepare_operation(state);
+  state.movement.stream = bytes >= kStreamBytes;
+  return bytes;
+}
+
+void move_piece(GroupState& state, std::size_t piece) {
+  move_range(state, piece);
+  if (state.movement.stream) finish_streaming();
 }
 
 }  // namespace shardproof::internal

@@ -5,7 +5,10 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #include <vector>
+
+#include "collectives/internal/copy.h"
 
 namespace shardproof::internal {
 
@@ -45,23 +48,62 @@ void convert(Acc* __restrict to, const T* __restrict from, std::size_t count) {
   }
 }
 
-// top = (((top + a) + b) + c) + d, element by element: one load and store of the partial sum for four inputs.
+// The left fold of one element of several inputs, in their order.
+template <class Op, class Acc>
+Acc fold(Acc sum) {
+  return sum;
+}
+template <class Op, class Acc, class First, class... Rest>
+Acc fold(Acc sum, First first, Rest... rest) {
+  return fold<Op>(Op::apply(sum, static_cast<Acc>(first)), rest...);
+}
+
+// top = ((top + a) + b) + ..., one load and store of the partial sum for several inputs.
+template <class Op, class Acc, class T, std::size_t... K>
+void add_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
+  const T* const input[] = {inputs[K]...};
+  for (std::size_t e = 0; e < count; ++e) top[e] = fold<Op>(top[e], input[K][e]...);
+}
+// top = (a + b) + ...
+template <class Op, class Acc, class T, std::size_t... K>
+void load_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
+  const T* const input[] = {inputs[0], inputs[K + 1]...};
+  for (std::size_t e = 0; e < count; ++e) top[e] = fold<Op>(static_cast<Acc>(input[0][e]), input[K + 1][e]...);
+}
+
 template <class Op, class Acc, class T>
-void add_inputs(Acc* __restrict top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  std::size_t i = 0;
-  for (; i + 4 <= inputs_count; i += 4) {
-    const T* a = inputs[i];
-    const T* b = inputs[i + 1];
-    const T* c = inputs[i + 2];
-    const T* d = inputs[i + 3];
-    for (std::size_t e = 0; e < count; ++e) {
-      const Acc two = Op::apply(Op::apply(top[e], static_cast<Acc>(a[e])), static_cast<Acc>(b[e]));
-      top[e] = Op::apply(Op::apply(two, static_cast<Acc>(c[e])), static_cast<Acc>(d[e]));
-    }
+void add_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
+  for (; inputs_count >= 8; inputs += 8, inputs_count -= 8) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<8>());
   }
-  for (; i < inputs_count; ++i) {
-    const T* a = inputs[i];
-    for (std::size_t e = 0; e < count; ++e) top[e] = Op::apply(top[e], static_cast<Acc>(a[e]));
+  if (inputs_count >= 4) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<4>());
+    inputs += 4;
+    inputs_count -= 4;
+  }
+  if (inputs_count == 3) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<3>());
+  } else if (inputs_count == 2) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<2>());
+  } else if (inputs_count == 1) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<1>());
+  }
+}
+
+// The same from nothing.
+template <class Op, class Acc, class T>
+void sum_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
+  if (inputs_count >= 8) {
+    load_some<Op>(top, inputs, count, std::make_index_sequence<7>());
+    add_inputs<Op>(top, inputs + 8, inputs_count - 8, count);
+  } else if (inputs_count >= 4) {
+    load_some<Op>(top, inputs, count, std::make_index_sequence<3>());
+    add_inputs<Op>(top, inputs + 4, inputs_count - 4, count);
+  } else if (inputs_count >= 2) {
+    load_some<Op>(top, inputs, count, std::make_index_sequence<1>());
+    add_inputs<Op>(top, inputs + 2, inputs_count - 2, count);
+  } else {
+    convert(top, inputs[0], count);
   }
 }
 
@@ -90,7 +132,8 @@ class Evaluator {
       : reducer_(reducer),
         inputs_(reinterpret_cast<const T* const*>(reducer.inputs)),
         wire_rounds_(rounds<T>(reducer.options->wire)),
-        accumulate_rounds_(rounds<Acc>(reducer.options->accumulate)) {}
+        accumulate_rounds_(rounds<Acc>(reducer.options->accumulate)),
+        fuses_(std::is_same_v<T, Acc> && !wire_rounds_ && !accumulate_rounds_) {}
 
   void run(const Order& order, std::size_t begin, std::size_t end, std::span<void* const> outputs, std::size_t shift) {
     chain_.resize(order.size());
@@ -98,7 +141,9 @@ class Evaluator {
       const std::size_t count = std::min(kBlock, end - at);
       evaluate(order, at, count);
       const T* result = finish(count);
-      for (void* const output : outputs) std::memcpy(static_cast<T*>(output) + (at - shift), result, count * sizeof(T));
+      for (void* const output : outputs) {
+        copy_bytes(static_cast<T*>(output) + (at - shift), result, count * sizeof(T), reducer_.stream);
+      }
     }
   }
 
@@ -109,39 +154,46 @@ class Evaluator {
     depth_ = 0;
     for (std::size_t s = 0; s < order.size();) {
       const Step& step = order[s];
-      if (step.kind == Step::Kind::merge) {
-        --depth_;
-        const Acc* other = stack_[depth_].data();
-        add_inputs<Op>(top(), &other, 1, count);
-        round_accumulator(count);
-        if (step.hop) send(count);
-        ++s;
+      if (fuses_ && step.kind != Step::Kind::merge) {
+        s = evaluate_run(order, s, at, count);
         continue;
       }
-      if (step.kind == Step::Kind::load) {
-        convert(stack_[depth_++].data(), wired(step.rank, at, count), count);
-        ++s;
-        if (s == order.size() || order[s].kind != Step::Kind::add) continue;
+      switch (step.kind) {
+        case Step::Kind::load:
+          convert(stack_[depth_++].data(), wired(step.rank, at, count), count);
+          break;
+        case Step::Kind::add:
+          add_one(wired(step.rank, at, count), count);
+          break;
+        case Step::Kind::merge:
+          --depth_;
+          add_one(static_cast<const Acc*>(stack_[depth_].data()), count);
+          break;
       }
-      s = add_run(order, s, at, count);
+      if (step.hop && step.kind != Step::Kind::load) send(count);
+      ++s;
     }
   }
 
-  // Additions that nothing rounds between are done four at a time.
-  std::size_t add_run(const Order& order, std::size_t s, std::size_t at, std::size_t count) {
-    if (wire_rounds_ || accumulate_rounds_ || !std::is_same_v<T, Acc>) {
-      const T* input = wired(order[s].rank, at, count);
-      add_inputs<Op>(top(), &input, 1, count);
-      round_accumulator(count);
-      if (order[s].hop) send(count);
-      return s + 1;
-    }
+  // A load or an addition with all additions that follow, when nothing rounds between them.
+  std::size_t evaluate_run(const Order& order, std::size_t s, std::size_t at, std::size_t count) {
+    const bool load = order[s].kind == Step::Kind::load;
     std::size_t length = 0;
-    for (; s < order.size() && order[s].kind == Step::Kind::add; ++s) {
-      chain_[length++] = inputs_[order[s].rank] + at;
+    do {
+      chain_[length++] = inputs_[order[s++].rank] + at;
+    } while (s < order.size() && order[s].kind == Step::Kind::add);
+    if (load) {
+      sum_inputs<Op>(stack_[depth_++].data(), chain_.data(), length, count);
+    } else {
+      add_inputs<Op>(top(), chain_.data(), length, count);
     }
-    add_inputs<Op>(top(), chain_.data(), length, count);
     return s;
+  }
+
+  template <class From>
+  void add_one(const From* from, std::size_t count) {
+    add_inputs<Op>(top(), &from, 1, count);
+    round_accumulator(count);
   }
 
   Acc* top() { return stack_[depth_ - 1].data(); }
@@ -192,6 +244,7 @@ class Evaluator {
   const T* const* inputs_;
   bool wire_rounds_;
   bool accumulate_rounds_;
+  bool fuses_;  // a hop changes nothing
   std::size_t depth_ = 0;
   std::vector<const T*> chain_;
   alignas(64) std::array<T, kBlock> scratch_;

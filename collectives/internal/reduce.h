@@ -15,6 +15,7 @@ struct Reducer {
   const ReduceOptions* options = nullptr;
   int ranks = 0;
   const void* const* inputs = nullptr;  // by group rank
+  bool stream = false;                  // write the results past the caches
 };
 
 /// Elements [begin, end) of every input, reduced in the order given, go to elements [begin - shift, ...) of each

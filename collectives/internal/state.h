@@ -66,9 +66,11 @@ struct Movement {
   std::vector<void*> outputs;        // of the ranks that receive
   std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
   std::vector<NodeMembers> nodes;    // hierarchical
+  std::vector<std::size_t> sent;     // [n] elements sent, hierarchical all_to_all
   std::vector<Interval> intervals;
   std::size_t elements = 0;  // what is split into pieces
   std::size_t pieces = 1;
+  bool stream = false;  // write past the caches
   std::atomic<std::size_t> pieces_left{0};
 };
 
@@ -76,6 +78,7 @@ struct GroupState {
   WorldState* world = nullptr;
   GroupId id{};
   Group group;
+  bool ascending = false;  // group.members is sorted
   std::vector<Member> members;
   std::unique_ptr<Mailbox[]> mailboxes;  // [n], made at the first message
   std::once_flag mailboxes_made;

@@ -1,0 +1,61 @@
+// Collectives between virtual ranks: time, algbw and busbw by the definitions of nccl-tests, and the part of the
+// memory's speed that they reach (of_limit). Every case is checked element by element before it is timed.
+//
+//   collectives_bench --benchmark_filter='all_reduce.*/16/'
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include "collectives/bandwidth.h"
+#include "collectives/tbb_executor.h"
+
+namespace {
+
+using namespace shardproof;
+
+void run(benchmark::State& state, const BandwidthCase& what) {
+  TbbExecutor executor;
+  BandwidthRow best;
+  for (auto _ : state) {
+    const BandwidthRow row = measure_bandwidth(executor, what, 0.3);
+    state.SetIterationTime(row.seconds);
+    if (row.wrong != 0) {
+      state.SkipWithError(fmt::format("{} wrong elements", row.wrong).c_str());
+      return;
+    }
+    best = row;
+  }
+  if (what.operation == Operation::barrier) {
+    state.counters["ns_per_rank"] = best.seconds * 1e9 / what.ranks;
+    return;
+  }
+  state.counters["algbw_GBps"] = best.algbw;
+  state.counters["busbw_GBps"] = best.busbw;
+  state.counters["of_limit"] = best.of_limit();
+}
+
+void add(const BandwidthCase& what) {
+  const std::string name =
+      fmt::format("{}/{}/{}/{}", to_string(what.operation), to_string(what.algorithm), what.ranks, what.bytes);
+  benchmark::RegisterBenchmark(name.c_str(), [what](benchmark::State& state) { run(state, what); })
+      ->Iterations(1)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const int ranks : {2, 16, 128, 1024, 16384}) add({.operation = Operation::barrier, .ranks = ranks});
+  for (const Operation operation : {Operation::all_reduce, Operation::all_to_all, Operation::all_gather,
+                                    Operation::reduce_scatter, Operation::broadcast}) {
+    for (const std::size_t bytes : bandwidth_sizes()) add({.operation = operation, .ranks = 16, .bytes = bytes});
+    add({.operation = operation, .ranks = 16, .bytes = 8 << 20});
+  }
+  for (const Algorithm algorithm : kAlgorithms) {
+    for (const std::size_t bytes : {std::size_t{64} << 10, std::size_t{1} << 20, std::size_t{8} << 20}) {
+      if (algorithm != Algorithm::rank_order) add({.algorithm = algorithm, .ranks = 16, .bytes = bytes});
+    }
+  }
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}

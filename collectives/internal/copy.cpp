@@ -1,0 +1,75 @@
+#include "collectives/internal/copy.h"
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+namespace shardproof::internal {
+
+#if defined(__SSE2__)
+
+namespace {
+
+#if defined(__AVX__)
+using Vector = __m256i;
+Vector load(const char* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const Vector*>(from));
+}
+void stream_one(char* to, Vector value) {
+  _mm256_stream_si256(reinterpret_cast<Vector*>(to), value);
+}
+#else
+using Vector = __m128i;
+Vector load(const char* from) {
+  return _mm_loadu_si128(reinterpret_cast<const Vector*>(from));
+}
+void stream_one(char* to, Vector value) {
+  _mm_stream_si128(reinterpret_cast<Vector*>(to), value);
+}
+#endif
+
+// Whole cache lines go past the caches; what is left at both ends is copied as usual.
+void stream_bytes(char* to, const char* from, std::size_t bytes) {
+  constexpr std::size_t kLine = 64;
+  const std::size_t head = (kLine - reinterpret_cast<std::uintptr_t>(to) % kLine) % kLine;
+  if (bytes < head + kLine) {
+    std::memcpy(to, from, bytes);
+    return;
+  }
+  std::memcpy(to, from, head);
+  std::size_t at = head;
+  for (; at + kLine <= bytes; at += kLine) {
+    for (std::size_t i = 0; i < kLine; i += sizeof(Vector)) stream_one(to + at + i, load(from + at + i));
+  }
+  std::memcpy(to + at, from + at, bytes - at);
+}
+
+}  // namespace
+
+void copy_bytes(void* to, const void* from, std::size_t bytes, bool stream) {
+  if (bytes == 0 || to == from) return;
+  if (stream) {
+    stream_bytes(static_cast<char*>(to), static_cast<const char*>(from), bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
+void finish_streaming() {
+  _mm_sfence();
+}
+
+#else
+
+void copy_bytes(void* to, const void* from, std::size_t bytes, bool) {
+  if (bytes != 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+void finish_streaming() {}
+
+#endif
+
+}  // namespace shardproof::internal
