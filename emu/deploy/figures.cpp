@@ -97,7 +97,7 @@ class Workshop {
 class Walk {
  public:
   Walk(const Plan& plan, const RankFigures& rank, PassFigures& pass)
-      : plan_(plan), model_(plan.model), p_(plan.parallel), rank_(rank), pass_(pass), bytes_(dtype_bytes(plan.model)) {}
+      : model_(plan.model), p_(plan.parallel), rank_(rank), pass_(pass), bytes_(dtype_bytes(plan.model)) {}
 
   void run(const std::vector<Step>& steps) {
     for (const Step& step : steps) microbatch(step);
@@ -225,7 +225,6 @@ class Walk {
     op("moe.residual", stream, ops::add_cost(1, hidden, bytes_).flops);
   }
 
-  const Plan& plan_;
   const ModelConfig& model_;
   const Parallel& p_;
   const RankFigures& rank_;

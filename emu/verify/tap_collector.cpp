@@ -151,7 +151,7 @@ struct TapCollector::State {
 };
 
 TapCollector::TapCollector(const ExpectedTaps& expected, int world, bool exact_ids, Completed completed)
-    : expected_(expected), world_(world), exact_ids_(exact_ids), completed_(std::move(completed)) {
+    : expected_(expected), exact_ids_(exact_ids), completed_(std::move(completed)) {
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     states_.push_back(std::make_unique<State>());
     states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(world));

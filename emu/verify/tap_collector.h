@@ -68,7 +68,6 @@ class TapCollector final : public TapSink {
   void collect(GlobalRank rank, std::string_view name, const Placement& placement, ops::MatrixView<const T> part);
 
   const ExpectedTaps& expected_;
-  int world_;
   bool exact_ids_;
   Completed completed_;
   std::vector<std::unique_ptr<State>> states_;
