@@ -18,8 +18,8 @@ template <class T>
 void route(MatrixView<const T> logits, Index top_k, bool normalise, Format format, MatrixView<std::int32_t> ids,
            MatrixView<T> weights);
 
-/// The weights of experts that are chosen already: ids [tokens, slots], each in 0..experts-1. The same rule and the same
-/// bits as `route` for the ids that it chooses.
+/// The weights of experts that are chosen already: ids [tokens, slots], each in 0..experts-1. The same rule and the
+/// same bits as `route` for the ids that it chooses.
 template <class T>
 void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
                    MatrixView<T> weights);

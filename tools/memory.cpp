@@ -37,10 +37,9 @@ double cgroup_available(const char* limit, const char* usage) {
 }  // namespace
 
 double available_memory() {
-  return std::min({kernel_available(),
-                   cgroup_available("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                   cgroup_available("/sys/fs/cgroup/memory/memory.limit_in_bytes",
-                                    "/sys/fs/cgroup/memory/memory.usage_in_bytes")});
+  return std::min(
+      {kernel_available(), cgroup_available("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+       cgroup_available("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")});
 }
 
 }  // namespace shardproof::tools

@@ -6,9 +6,9 @@
 
 namespace shardproof::tools {
 
-/// The destination of --json and its like: "-" is standard output, anything else a file. Made before the work, so that a
-/// place that cannot be written is refused before anything is computed; written by renaming a finished temporary file,
-/// so that an earlier result survives a failure.
+/// The destination of --json and its like: "-" is standard output, anything else a file. Made before the work, so that
+/// a place that cannot be written is refused before anything is computed; written by renaming a finished temporary
+/// file, so that an earlier result survives a failure.
 class OutputFile {
  public:
   OutputFile() = default;

@@ -31,13 +31,16 @@ Plan read_plan(const std::string& path) {
 }
 
 void ScaleFlags::add_to(CLI::App& command) {
-  command.add_option("--scale", scale,
-                     "auto: keep layers, heads, experts and degrees, shrink widths, vocabulary, batch and lengths; "
-                     "N: divide widths by N; full: as the plan says")
+  command
+      .add_option("--scale", scale,
+                  "auto: keep layers, heads, experts and degrees, shrink widths, vocabulary, batch and lengths; "
+                  "N: divide widths by N; full: as the plan says")
       ->type_name("auto|full|N")
       ->capture_default_str();
   command.add_option("--batch", batch, "Run this many sequences")->type_name("N")->check(CLI::Range(1, 1 << 20));
-  command.add_option("--sequence", sequence, "Make every sequence this long")->type_name("N")->check(CLI::Range(1, 1 << 24));
+  command.add_option("--sequence", sequence, "Make every sequence this long")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1 << 24));
 }
 
 ScaleOptions ScaleFlags::options() const {

@@ -38,8 +38,12 @@ const char* escape_of(Tone tone) {
 
 }  // namespace
 
-bool stdout_is_terminal() { return isatty(STDOUT_FILENO) != 0; }
-bool stderr_is_terminal() { return isatty(STDERR_FILENO) != 0; }
+bool stdout_is_terminal() {
+  return isatty(STDOUT_FILENO) != 0;
+}
+bool stderr_is_terminal() {
+  return isatty(STDERR_FILENO) != 0;
+}
 
 std::string toned(std::string_view text, Tone tone) {
   if (tone == Tone::plain || !wants_colour()) return std::string(text);

@@ -16,8 +16,8 @@ enum class Tone { plain, good, bad, warning, dim, bold };
 /// The text in the tone's colour, if standard output is a terminal and NO_COLOR is not set.
 std::string toned(std::string_view text, Tone tone);
 
-/// Rows of cells, each column as wide as its widest cell; the first `left` columns are flush left, the rest flush right.
-/// The first row is the head.
+/// Rows of cells, each column as wide as its widest cell; the first `left` columns are flush left, the rest flush
+/// right. The first row is the head.
 std::string table(const std::vector<std::vector<std::string>>& rows, std::size_t left = 1);
 
 /// "1,234,567".

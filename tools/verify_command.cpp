@@ -102,7 +102,8 @@ int run_verify(const VerifyFlags& flags) {
   Plan original = read_plan(flags.plan);
   if (flags.seed) original.workload.seed = *flags.seed;
 
-  VerifyOptions options{.format = chosen_format(flags, original.model), .threads = flags.threads, .schedule = flags.schedule};
+  VerifyOptions options{
+      .format = chosen_format(flags, original.model), .threads = flags.threads, .schedule = flags.schedule};
   VerifyReport report;
   report.problems = validate(original);
   const bool human = !json.is_stdout();
@@ -129,8 +130,8 @@ int run_verify(const VerifyFlags& flags) {
 
 void add_verify_command(CLI::App& app, int& exit_code) {
   auto flags = std::make_shared<VerifyFlags>();
-  CLI::App* command = app.add_subcommand(
-      "verify", "Run a plan on virtual ranks and hold every tap to an unsharded float64 reference");
+  CLI::App* command =
+      app.add_subcommand("verify", "Run a plan on virtual ranks and hold every tap to an unsharded float64 reference");
   command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
   command
       ->add_option("--format", flags->format,

@@ -1,7 +1,8 @@
 // The tokens of a run and how data parallelism and microbatches split them.
 //
-// Sequences lie one after another; a data-parallel replica takes a contiguous run of them, a microbatch a contiguous run
-// of those, so that the rows of any part are one range of the global token rows. Both splits may be uneven, or empty.
+// Sequences lie one after another; a data-parallel replica takes a contiguous run of them, a microbatch a contiguous
+// run of those, so that the rows of any part are one range of the global token rows. Both splits may be uneven, or
+// empty.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,9 @@
 
 namespace shardproof {
 
-std::int64_t Rank::collectives_done() const { return std::ssize(world_->records(id_)); }
+std::int64_t Rank::collectives_done() const {
+  return std::ssize(world_->records(id_));
+}
 
 Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.world()) {
   for (int rank = 0; rank < size(); ++rank) {

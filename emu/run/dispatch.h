@@ -12,9 +12,9 @@ namespace shardproof {
 /// How one rank's routed tokens are ordered for the all-to-all: by owner, then by the owner's experts, then by token.
 /// A slot is one (token, choice) pair; there are tokens * top_k.
 struct Permutation {
-  std::vector<std::int64_t> rows;            ///< sorted slot -> token row
-  ops::Matrix<std::int64_t> positions;       ///< [tokens, top_k]: where each slot went
-  std::vector<std::int64_t> counts;          ///< [owners * experts of an owner] slots
+  std::vector<std::int64_t> rows;       ///< sorted slot -> token row
+  ops::Matrix<std::int64_t> positions;  ///< [tokens, top_k]: where each slot went
+  std::vector<std::int64_t> counts;     ///< [owners * experts of an owner] slots
 };
 
 /// expert_owner[e] is the ep index that holds expert e; each owner holds the same number of experts.

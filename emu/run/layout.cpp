@@ -27,7 +27,9 @@ Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
 }
 
 Range part_of(const Layout& layout, const ModelConfig& model, Split split, std::int64_t extent) {
-  const auto in_elements = [&](Range heads) { return Range{heads.begin * model.head_dim, heads.count * model.head_dim}; };
+  const auto in_elements = [&](Range heads) {
+    return Range{heads.begin * model.head_dim, heads.count * model.head_dim};
+  };
   switch (split) {
     case Split::q_heads:
       return in_elements(layout.heads);

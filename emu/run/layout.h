@@ -14,12 +14,12 @@ namespace shardproof {
 struct Layout {
   Coordinates at;
   Parallel parallel;
-  Range layers;             ///< partition(num_layers, pp, stage)
-  Range heads;              ///< query heads
-  Range kv_heads;           ///< at least one: head t * kv / tp where tp exceeds them
-  Range vocabulary;         ///< rows of embedding and head
-  Range experts;            ///< of each layer
-  Range expert_width;       ///< part of every local expert
+  Range layers;                   ///< partition(num_layers, pp, stage)
+  Range heads;                    ///< query heads
+  Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
+  Range vocabulary;               ///< rows of embedding and head
+  Range experts;                  ///< of each layer
+  Range expert_width;             ///< part of every local expert
   std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
 
   bool first_stage() const { return at.pp == 0; }

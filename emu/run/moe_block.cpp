@@ -55,8 +55,8 @@ Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, i
   return routing;
 }
 
-/// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden] addends
-/// over etp.
+/// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden]
+/// addends over etp.
 template <class T>
 ops::Matrix<T> run_experts(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, const ops::Matrix<T>& x,
                            std::span<const std::int64_t> rows_of) {
@@ -98,7 +98,8 @@ Task<ops::Matrix<T>> experts_over_etp(const Stage<T>& stage, const MoeWeights<T>
     co_await etp.all_gather(std::span<const std::int64_t>(counts), std::span<std::int64_t>(all_counts));
     element_of_member = element_counts(all_counts, std::ssize(counts), hidden);
     ops::Matrix<T> all_rows(sum(all_counts), hidden);
-    co_await etp.all_gather_v(std::as_const(x).span(), all_rows.span(), std::span<const std::size_t>(element_of_member));
+    co_await etp.all_gather_v(std::as_const(x).span(), all_rows.span(),
+                              std::span<const std::size_t>(element_of_member));
     x = std::move(all_rows);
     counts = std::move(all_counts);
   }

@@ -13,8 +13,8 @@ namespace shardproof {
 template <class T>
 Task<ops::Matrix<T>> gather_rows_over_tp(const Stage<T>& stage, ops::Matrix<T> x);
 
-/// Addends [all rows, n], one per tp rank -> their stored sum [stream rows, n]. An addend is rounded as a kernel stores a
-/// partial sum; the sum is taken in the order of the communicator's algorithm.
+/// Addends [all rows, n], one per tp rank -> their stored sum [stream rows, n]. An addend is rounded as a kernel stores
+/// a partial sum; the sum is taken in the order of the communicator's algorithm.
 template <class T>
 Task<ops::Matrix<T>> reduce_over_tp(const Stage<T>& stage, ops::Matrix<T> addend);
 

@@ -8,7 +8,9 @@
 namespace shardproof::registry {
 namespace {
 
-std::string layer_name(int layer, std::string_view rest) { return fmt::format("model.layers.{}.{}.weight", layer, rest); }
+std::string layer_name(int layer, std::string_view rest) {
+  return fmt::format("model.layers.{}.{}.weight", layer, rest);
+}
 
 std::string expert_name(int layer, int expert, std::string_view matrix) {
   return fmt::format("model.layers.{}.block_sparse_moe.experts.{}.{}.weight", layer, expert, matrix);
@@ -30,7 +32,8 @@ WeightSpec final_norm(const ModelConfig& model) {
 
 WeightSpec head(const ModelConfig& model) {
   if (model.tie_word_embeddings) return embedding(model);
-  return {.name = "lm_head.weight", .rows = model.vocab_size, .cols = model.hidden_size, .row_split = Split::vocabulary};
+  return {
+      .name = "lm_head.weight", .rows = model.vocab_size, .cols = model.hidden_size, .row_split = Split::vocabulary};
 }
 
 WeightSpec attention_norm(const ModelConfig& model, int layer) {

@@ -29,7 +29,8 @@ struct Stage {
   const ModelConfig& model() const { return program.model; }
   ops::Format format() const { return program.format; }
   std::int64_t rows() const { return microbatch.rows.count; }
-  /// The rows that belong to this rank alone within its tp group: its sequence-parallel shard, and the tokens it routes.
+  /// The rows that belong to this rank alone within its tp group: its sequence-parallel shard, and the tokens it
+  /// routes.
   Range own_rows() const { return partition(rows(), layout.parallel.tp, layout.at.tp); }
   /// The rows of the residual stream that this rank holds.
   Range stream_rows() const { return layout.parallel.sp ? own_rows() : Range{0, rows()}; }

@@ -12,12 +12,12 @@
 
 namespace shardproof {
 
-/// Where a rank's part of a tensor lies, in DTensor's words. A tensor is a matrix [rows, cols]; a part is a block of it.
-/// Ranks that hold the same block are replicas and must agree bit for bit; the blocks must cover the tensor.
+/// Where a rank's part of a tensor lies, in DTensor's words. A tensor is a matrix [rows, cols]; a part is a block of
+/// it. Ranks that hold the same block are replicas and must agree bit for bit; the blocks must cover the tensor.
 struct Placement {
   std::int64_t rows = 0;  ///< shape of the whole tensor
   std::int64_t cols = 0;
-  Range row_part;         ///< the block that this rank holds
+  Range row_part;  ///< the block that this rank holds
   Range col_part;
   /// Set when the parts of the ranks along this axis are addends of the tensor, summed in rank order.
   std::optional<Axis> partial;

@@ -19,7 +19,7 @@ using Weight = std::shared_ptr<const ops::Matrix<T>>;
 /// Every weight slice that one rank holds.
 template <class T>
 struct RankWeights {
-  Weight<T> embedding;   // first stage: [local vocabulary, hidden]
+  Weight<T> embedding;                         // first stage: [local vocabulary, hidden]
   std::vector<AttentionWeights<T>> attention;  // of the stage's layers
   std::vector<MoeWeights<T>> moe;
   Weight<T> final_norm;  // last stage: [1, hidden]
@@ -48,9 +48,8 @@ RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, co
                                  .k = load(registry::attention_k(model, layer)),
                                  .v = load(registry::attention_v(model, layer)),
                                  .output = load(registry::attention_output(model, layer))});
-    MoeWeights<T> moe{.norm = load(registry::moe_norm(model, layer)),
-                      .router = load(registry::router(model, layer)),
-                      .experts = {}};
+    MoeWeights<T> moe{
+        .norm = load(registry::moe_norm(model, layer)), .router = load(registry::router(model, layer)), .experts = {}};
     for (auto expert = static_cast<int>(layout.experts.begin); expert < layout.experts.end(); ++expert) {
       moe.experts.push_back({.gate = load(registry::expert_gate(model, layer, expert)),
                              .up = load(registry::expert_up(model, layer, expert)),

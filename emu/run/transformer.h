@@ -1,9 +1,10 @@
 // The MoE transformer as every rank of a plan runs it.
 //
 // Written once, for any plan: column-parallel QKV, local heads, row-parallel output with an all-reduce over tp (or
-// reduce-scatter and all-gather under sequence parallelism), router, dispatch by all-to-all over ep with each expert split
-// over etp, combine; pipeline stages pass activations by P2P, microbatch by microbatch; vocabulary-parallel embedding and
-// head. Tensors are matrices [tokens, width]; tokens are those of one microbatch of one data-parallel replica.
+// reduce-scatter and all-gather under sequence parallelism), router, dispatch by all-to-all over ep with each expert
+// split over etp, combine; pipeline stages pass activations by P2P, microbatch by microbatch; vocabulary-parallel
+// embedding and head. Tensors are matrices [tokens, width]; tokens are those of one microbatch of one data-parallel
+// replica.
 //
 // Taps, all [tokens of the global batch, width], in program order:
 //   embedding                        hidden
@@ -47,7 +48,7 @@ struct TransformerProgram {
   const Batch& batch;
   WeightStore<T>& weights;
   ops::Format format;
-  std::vector<Layout> layouts;                ///< one for each rank; see make_layouts
+  std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
   const RoutingReplay* replay = nullptr;
 };
 

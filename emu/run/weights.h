@@ -23,8 +23,8 @@ class WeightSource {
   virtual void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const = 0;
 };
 
-/// Weights from a counter-based generator keyed by (seed, name, global index): the same value at the same index whatever
-/// the plan. Values are 8-bit integers times a power of two, so every format holds them exactly:
+/// Weights from a counter-based generator keyed by (seed, name, global index): the same value at the same index
+/// whatever the plan. Values are 8-bit integers times a power of two, so every format holds them exactly:
 ///   linear     uniform in [-127, 127] * 2^-s with standard deviation near 1/sqrt(cols)
 ///   embedding  the same, standard deviation near 1
 ///   norm       1 + k/128, k uniform in [-32, 32]

@@ -24,7 +24,7 @@ const char* to_string(Verdict verdict);
 
 struct TapReport {
   std::string name;
-  double max_error = 0;      ///< of the worst row, relative to the row's scale (ExpectedTap::scale)
+  double max_error = 0;  ///< of the worst row, relative to the row's scale (ExpectedTap::scale)
   double bound = 0;
   double amplification = 1;  ///< max_error over the unsharded run's
   bool replicas_equal = true;
@@ -33,14 +33,14 @@ struct TapReport {
 /// The first tap in program order that is wrong.
 struct Divergence {
   std::string tap;
-  std::vector<int> ranks;     ///< whose part of it is wrong
-  std::int64_t row = 0;       ///< of the worst element: its token, and its place in the row
+  std::vector<int> ranks;  ///< whose part of it is wrong
+  std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
   std::int64_t col = 0;
   double expected = 0;
   double got = 0;
-  double error = 0;           ///< relative to the row's scale
+  double error = 0;  ///< relative to the row's scale
   double bound = 0;
-  std::string message;        ///< in words
+  std::string message;  ///< in words
 };
 
 /// Router choices against the reference's, over all layers.
@@ -70,19 +70,19 @@ struct AlgebraReport {
 
 struct VerifyReport {
   Verdict verdict = Verdict::invalid;
-  Plan plan;                                ///< as run, after scaling
+  Plan plan;  ///< as run, after scaling
   ops::Format format = ops::Format::fp32;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
   std::vector<Problem> problems;
-  std::vector<TapReport> taps;              ///< in program order
-  std::int64_t elements = 0;                ///< values compared, a replicated one once
+  std::vector<TapReport> taps;  ///< in program order
+  std::int64_t elements = 0;    ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
-  std::optional<AlgebraReport> algebra;     ///< set by prove()
+  std::optional<AlgebraReport> algebra;  ///< set by prove()
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
-  std::string deadlock;                     ///< the error's text when the verdict is deadlock
+  std::string deadlock;  ///< the error's text when the verdict is deadlock
   double reference_seconds = 0;
   double sharded_seconds = 0;
 };

@@ -113,7 +113,7 @@ struct TapCollector::State {
   std::mutex mutex;
   TapOutcome outcome;
   std::map<Block, std::map<int, std::uint64_t>> blocks;  // who holds it -> the hash of its bits
-  std::vector<std::uint8_t> covered;     // per element
+  std::vector<std::uint8_t> covered;                     // per element
   std::int64_t covered_count = 0;
   std::map<int, std::vector<Addend>> addends;  // by rank
 
@@ -127,9 +127,8 @@ struct TapCollector::State {
     if (worst.error > mine.error) mine = worst;
     // The first row of the worst error, so that the outcome does not depend on who came first.
     const WorstElement& seen = outcome.worst;
-    if (worst.error > seen.error ||
-        (worst.error == seen.error && worst.error > 0 &&
-         std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
+    if (worst.error > seen.error || (worst.error == seen.error && worst.error > 0 &&
+                                     std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
       outcome.worst = worst;
     }
   }
@@ -205,10 +204,10 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
     if (holders.size() == 1) {
       const std::int64_t before = state.covered_count;
       if (!state.cover(expected, placement)) {
-        state.note_problem(fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block",
-                                       placement.row_part.begin, placement.row_part.end(), placement.col_part.begin,
-                                       placement.col_part.end()),
-                           rank);
+        state.note_problem(
+            fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block", placement.row_part.begin,
+                        placement.row_part.end(), placement.col_part.begin, placement.col_part.end()),
+            rank);
       }
       complete = state.covered_count == std::ssize(expected.values) && state.covered_count > before;
       if constexpr (std::is_same_v<T, std::int32_t>) {
@@ -254,7 +253,8 @@ std::vector<TapOutcome> TapCollector::finish() {
           if (ranks.empty()) {
             sum = std::move(addend.values);
           } else {
-            for (ops::Index k = 0; k < sum.size(); ++k) sum.span()[static_cast<std::size_t>(k)] += addend.values.span()[static_cast<std::size_t>(k)];
+            for (ops::Index k = 0; k < sum.size(); ++k)
+              sum.span()[static_cast<std::size_t>(k)] += addend.values.span()[static_cast<std::size_t>(k)];
           }
           ranks.push_back(rank);
         }

@@ -1,7 +1,7 @@
 // Holds the taps of a run to what is expected, while the run goes on.
 //
-// Every part is compared where it arrives, so that no tensor of the run is kept (but addends, until they are summed). An
-// error is |got - expected| over the scale of its row (ExpectedTap::scale); a tap is judged by its worst row.
+// Every part is compared where it arrives, so that no tensor of the run is kept (but addends, until they are summed).
+// An error is |got - expected| over the scale of its row (ExpectedTap::scale); a tap is judged by its worst row.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ namespace shardproof {
 
 /// One element that a rank got wrong.
 struct WorstElement {
-  double error = 0;   ///< relative to the row's scale; infinite when the value is not finite
+  double error = 0;  ///< relative to the row's scale; infinite when the value is not finite
   std::int64_t row = 0;
   std::int64_t col = 0;
   double expected = 0;
@@ -28,11 +28,11 @@ struct WorstElement {
 
 /// What a run made of one expected tap.
 struct TapOutcome {
-  bool seen = false;                    ///< any rank tapped it
+  bool seen = false;  ///< any rank tapped it
   WorstElement worst;
   std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part
   bool replicas_equal = true;
-  std::vector<int> odd_replicas;        ///< ranks that differ from the lowest rank that holds the same block
+  std::vector<int> odd_replicas;  ///< ranks that differ from the lowest rank that holds the same block
   /// What is wrong with the parts themselves: shape, overlap, elements that no rank holds. Empty when nothing is.
   std::string problem;
   std::vector<int> problem_ranks;

@@ -26,7 +26,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 /// One call of the user's callback at a time.
 class ProgressReporter {
@@ -130,7 +132,8 @@ RunResult run_program(const Plan& plan, const Parallel& parallel, const Batch& b
   TapCollector collector(expected, cluster.size(), options.format == ops::Format::exact,
                          [&](const std::string& name) { progress.tap_complete(run, name); });
   const std::unique_ptr<Executor> executor = make_executor(options);
-  cluster.run(*executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &collector);
+  cluster.run(
+      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &collector);
   return {collector.finish(), collector.unexpected(), sum_collectives(cluster)};
 }
 
@@ -175,7 +178,8 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   report.reference_seconds = seconds_since(reference_start);
 
   const RoutingReplay choices = reference_choices(expected);
-  const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()}, 1);
+  const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()},
+                    1);
   const auto unsharded = [&](const RoutingReplay* replay) {
     return run_program<T>(plan, Parallel{}, whole, weights, options, expected, replay, "unsharded", progress);
   };
@@ -214,9 +218,9 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
     report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
   }
   for (Problem& problem : vacuous_taps(plan, expected)) report.problems.push_back(std::move(problem));
-  report.verdict = report.first_divergence       ? Verdict::mismatch
+  report.verdict = report.first_divergence    ? Verdict::mismatch
                    : !report.problems.empty() ? Verdict::inconclusive
-                                                 : Verdict::pass;
+                                              : Verdict::pass;
 }
 
 }  // namespace
@@ -226,9 +230,10 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   report.threads = options.schedule ? 1 : make_executor(options)->threads();
   report.problems = validate(plan);
   if (plan.parallel.cp > 1) {
-    report.problems.push_back({"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
-                                                          "plans with cp = 1",
-                                                          plan.parallel.cp)});
+    report.problems.push_back(
+        {"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
+                                    "plans with cp = 1",
+                                    plan.parallel.cp)});
   }
   if (!report.problems.empty()) return report;
   try {

@@ -90,7 +90,9 @@ TEST(Transformer, PassesActivationsOncePerMicrobatchBetweenStages) {
   EXPECT_EQ(counted.bytes.at({"pp", "send"}), 8U * 8 * sizeof(float));  // all tokens, hidden wide
 }
 
-TEST(Transformer, RunsNoCollectiveOnOneRank) { EXPECT_TRUE(run(plan_of({})).calls.empty()); }
+TEST(Transformer, RunsNoCollectiveOnOneRank) {
+  EXPECT_TRUE(run(plan_of({})).calls.empty());
+}
 
 TEST(Transformer, DoesTheSameArithmeticWhateverThePlan) {
   // Matrix products are split, never repeated: their flops add up to those of one rank.

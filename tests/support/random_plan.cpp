@@ -15,7 +15,9 @@ class Draw {
  public:
   explicit Draw(std::uint64_t seed) : engine_(seed) {}
   /// Uniform in low..high.
-  int between(int low, int high) { return low + static_cast<int>(engine_() % static_cast<std::uint64_t>(high - low + 1)); }
+  int between(int low, int high) {
+    return low + static_cast<int>(engine_() % static_cast<std::uint64_t>(high - low + 1));
+  }
   int one_of(const std::vector<int>& values) {
     return values[static_cast<std::size_t>(between(0, static_cast<int>(values.size()) - 1))];
   }
@@ -95,7 +97,8 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} dp{} pp{} sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts {} top {} "
+      "{}: tp{} dp{} pp{} sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts {} "
+      "top {} "
       "vocabulary {} normalise {} tied {}; lengths {} microbatches {}",
       plan.name, p.tp, p.dp, p.pp, p.sp, p.etp, p.ep, p.edp, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim,
       m.hidden_size, m.expert_width, m.num_experts, m.top_k, m.vocab_size, m.norm_topk_prob, m.tie_word_embeddings,
