@@ -8,6 +8,7 @@
 
 #include "tools/check.h"
 #include "tools/exit_code.h"
+#include "tools/graph.h"
 #include "tools/usage_error.h"
 #include "tools/verify_command.h"
 #include "tools/version.h"
@@ -35,6 +36,7 @@ int run(int argc, char** argv) {
   int exit_code = 0;
   shardproof::tools::add_verify_command(app, exit_code);
   shardproof::tools::add_check_command(app, exit_code);
+  shardproof::tools::add_graph_command(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -10,6 +10,7 @@
 
 #include "emu/plan/mesh.h"
 #include "emu/run/layout.h"
+#include "emu/verify/judge.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {
@@ -45,12 +46,6 @@ std::string rank_table(const Plan& plan) {
   return table(rows, 1);
 }
 
-/// "layer.3.attention.q" -> "attention.q"; others unchanged.
-std::string kind_of(const std::string& tap) {
-  if (!tap.starts_with("layer.")) return tap;
-  return tap.substr(tap.find('.', 6) + 1);
-}
-
 std::string error_text(double value) { return value == 0 ? "0" : fmt::format("{:.2e}", value); }
 
 struct TapLine {
@@ -65,7 +60,7 @@ double excess(const TapReport& tap) { return tap.bound > 0 ? tap.max_error / tap
 std::vector<TapLine> lines_by_kind(const std::vector<TapReport>& taps, bool all_taps) {
   std::vector<TapLine> lines;
   for (const TapReport& tap : taps) {
-    const std::string name = all_taps ? tap.name : kind_of(tap.name);
+    const std::string name = all_taps ? tap.name : tap_kind(tap.name);
     auto line = std::ranges::find(lines, name, &TapLine::name);
     if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
     ++line->count;

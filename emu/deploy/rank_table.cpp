@@ -78,7 +78,10 @@ void add_stage(const Plan& plan, const std::vector<RankFigures>& ranks, int stag
   const auto at = [&](int rank) -> const RankFigures& { return ranks[static_cast<std::size_t>(rank)]; };
   for (int rank = first; rank < first + block; ++rank) rows.push_back(rank_row(plan, at(rank)));
   if (block == size) return;
-  rows.push_back({fmt::format("... the next {}: {}", block, next_text(at(first), at(first + block)))});
+  std::vector<std::string> next(rows[0].size());
+  next.front() = "...";
+  next.back() = fmt::format("next {}: {}", block, next_text(at(first), at(first + block)));
+  rows.push_back(next);
   rows.push_back(rank_row(plan, at(first + size - 1)));
 }
 

@@ -10,7 +10,7 @@
 namespace shardproof {
 namespace {
 
-constexpr double kScaleFloor = 0x1p-10;
+constexpr double kScaleFloor = 0.25;
 
 double root_mean_square(const double* values, std::size_t count) {
   double sum = 0;

@@ -15,8 +15,8 @@ struct ExpectedTap {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::vector<double> values;
-  /// Per row, what an error of that row is measured by: the root mean square of its values, but at least 2^-10 of the
-  /// whole tensor's, so that a row near zero does not turn rounding into an error.
+  /// Per row, what an error of that row is measured by: the root mean square of its values, but at least a quarter of the
+  /// whole tensor's, so that a row whose sums cancel does not turn rounding into an error.
   std::vector<double> scale;
   /// Why a comparison with this tensor would prove nothing: "not finite", "zero", "constant"; empty when it would.
   std::string vacuous;

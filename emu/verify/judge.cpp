@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
 #include <string>
 
 #include "emu/verify/verify.h"
@@ -68,14 +69,20 @@ std::string divergence_message(const TapOutcome& outcome, const Divergence& dive
 
 }  // namespace
 
-double error_bound(double unsharded_error, ops::Format format) {
+double error_bound(UnshardedError unsharded, ops::Format format) {
   if (format == ops::Format::exact) return 0;
-  return std::max(kAmplificationBound * unsharded_error, kRoundoffFloor * ops::unit_roundoff(format));
+  const double few = 1 + kSmallSample / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, unsharded.values)));
+  return std::max(kAmplificationBound * few * unsharded.worst, kRoundoffFloor * ops::unit_roundoff(format));
+}
+
+std::string tap_kind(const std::string& name) {
+  return name.starts_with("layer.") ? name.substr(name.find('.', 6) + 1) : name;
 }
 
 std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vector<TapOutcome>& unsharded,
                                    const std::vector<TapOutcome>& sharded, ops::Format format) {
   std::vector<TapReport> reports;
+  std::map<std::string, UnshardedError> so_far;
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     const double base = unsharded[i].worst.error;
     const double error = sharded[i].worst.error;
@@ -84,12 +91,15 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
       reports.push_back({.name = expected.all()[i].name, .max_error = error, .replicas_equal = sharded[i].replicas_equal});
       continue;
     }
+    UnshardedError& kind = so_far[tap_kind(expected.all()[i].name)];
+    kind.worst = std::max(kind.worst, base);
+    kind.values += std::ssize(expected.all()[i].values);
     // An unsharded error of zero happens by luck; one rounding is the least that makes a ratio meaningful.
     const double unit = std::max(base, ops::unit_roundoff(format));
     const double amplification = error == base ? 1 : unit > 0 ? error / unit : std::numeric_limits<double>::infinity();
     reports.push_back({.name = expected.all()[i].name,
                        .max_error = error,
-                       .bound = error_bound(base, format),
+                       .bound = error_bound(kind, format),
                        .amplification = amplification,
                        .replicas_equal = sharded[i].replicas_equal});
   }

@@ -1,7 +1,9 @@
 // From outcomes to a verdict: bounds, amplification, the first divergence, and which router choices are ambiguous.
 #pragma once
 
+#include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "emu/verify/expected_taps.h"
@@ -10,8 +12,17 @@
 
 namespace shardproof {
 
-/// The largest error that a tap of the sharded run may have, from the unsharded run's error of the same tap.
-double error_bound(double unsharded_error, ops::Format format);
+/// What the unsharded run says of a kind of tap so far: its worst error, over how many values.
+struct UnshardedError {
+  double worst = 0;
+  std::int64_t values = 0;
+};
+
+/// The largest error that a tap of the sharded run may have (verify.h).
+double error_bound(UnshardedError unsharded, ops::Format format);
+
+/// "layer.3.attention.q" -> "attention.q"; a name without a layer is its own kind.
+std::string tap_kind(const std::string& name);
 
 /// One entry for each expected tap. `unsharded` and `sharded` are in the order of `expected`.
 std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vector<TapOutcome>& unsharded,

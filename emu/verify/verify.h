@@ -5,8 +5,9 @@
 //   unsharded   the program on one rank, in the run's format: how much this format rounds
 //   sharded     the program on the plan's ranks, in the run's format
 // A tap of the sharded run passes when the error of its worst row is at most
-//   bound = max(kAmplificationBound * the unsharded run's worst error of that tap, kRoundoffFloor * u),
-// u the unit roundoff of the format; in `exact` the bound is zero. Replicas must agree bit for bit, and the parts must
+//   bound = max(kAmplificationBound * (1 + kSmallSample / sqrt(N)) * e, kRoundoffFloor * u)
+// e the unsharded run's worst error of that kind of tap in this or an earlier layer, over N values (the worst of few
+// values is small by luck, so few widen the bound), u the unit roundoff of the format; in `exact` the bound is zero. Replicas must agree bit for bit, and the parts must
 // cover the tensor.
 //
 // Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with the
@@ -28,6 +29,7 @@
 namespace shardproof {
 
 inline constexpr double kAmplificationBound = 4;
+inline constexpr double kSmallSample = 8;
 inline constexpr double kRoundoffFloor = 16;
 
 /// Where a verification stands.

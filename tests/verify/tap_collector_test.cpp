@@ -70,7 +70,7 @@ TEST(TapCollector, FindsReplicasThatDifferInABit) {
   ops::Matrix<float> odd = rows_of_y(0, 4);
   odd(2, 1) = std::nextafter(odd(2, 1), 0.0F);
   for (int rank = 0; rank < 3; ++rank) {
-    tap(collector, rank, rank == 1 ? odd : rows_of_y(0, 4), Placement::replicate(4, 2));
+    tap(collector, rank, rank == 1 ? odd.copy() : rows_of_y(0, 4), Placement::replicate(4, 2));
   }
 
   const TapOutcome outcome = collector.finish().front();

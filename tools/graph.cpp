@@ -1,0 +1,169 @@
+#include "tools/graph.h"
+
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <utility>
+
+#include "emu/deploy/audit.h"
+#include "emu/deploy/graph.h"
+#include "emu/plan/validate.h"
+#include "tools/exit_code.h"
+#include "tools/output_file.h"
+#include "tools/plan_argument.h"
+#include "tools/terminal.h"
+#include "tools/usage_error.h"
+
+extern char** environ;  // NOLINT(readability-redundant-declaration): unistd.h declares it for GNU only
+
+namespace shardproof::tools {
+namespace {
+
+struct GraphFlags {
+  std::string plan;
+  std::string format = "json";
+  std::string layers;
+  std::string ranks;
+  bool fold = false;
+  std::string output = "-";
+  std::string audit;
+  std::string json;
+  ScaleFlags scale;
+  int threads = 0;
+};
+
+/// "3" or "2-5".
+std::pair<int, int> parse_range(std::string_view flag, const std::string& text) {
+  const auto refuse = [&]() -> std::pair<int, int> {
+    throw UsageError(fmt::format("{}: '{}' is neither a number nor a range like 0-3", flag, text));
+  };
+  const char* end = text.data() + text.size();
+  std::pair<int, int> range{};
+  auto [stop, error] = std::from_chars(text.data(), end, range.first);
+  if (error != std::errc{} || range.first < 0) return refuse();
+  range.second = range.first;
+  if (stop != end) {
+    if (*stop != '-') return refuse();
+    const auto last = std::from_chars(stop + 1, end, range.second);
+    if (last.ec != std::errc{} || last.ptr != end || range.second < range.first) return refuse();
+  }
+  return range;
+}
+
+/// A file that is gone at the end of the scope.
+class TemporaryFile {
+ public:
+  TemporaryFile() {
+    descriptor_ = mkstemp(path_.data());
+    if (descriptor_ < 0) throw UsageError("--format svg: no temporary file can be made in /tmp");
+    close(descriptor_);
+  }
+  TemporaryFile(const TemporaryFile&) = delete;
+  TemporaryFile& operator=(const TemporaryFile&) = delete;
+  ~TemporaryFile() { std::remove(path_.c_str()); }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_ = "/tmp/shardproof-graph-XXXXXX";
+  int descriptor_ = -1;
+};
+
+/// Has Graphviz lay the graph out.
+std::string svg_of(const std::string& dot) {
+  const TemporaryFile in;
+  const TemporaryFile out;
+  std::ofstream(in.path()) << dot;
+  std::string arguments[] = {"dot", "-Tsvg", "-o", out.path(), in.path()};
+  char* argv[] = {arguments[0].data(), arguments[1].data(), arguments[2].data(),
+                  arguments[3].data(), arguments[4].data(), nullptr};
+  pid_t child = 0;
+  if (posix_spawnp(&child, "dot", nullptr, nullptr, argv, environ) != 0) {
+    throw UsageError("--format svg needs Graphviz's dot (package graphviz); --format dot writes its input");
+  }
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    throw UsageError(WIFEXITED(status) && WEXITSTATUS(status) == 127
+                         ? "--format svg needs Graphviz's dot (package graphviz); --format dot writes its input"
+                         : "--format svg: Graphviz's dot failed; try --fold, --layers or --ranks");
+  }
+  std::ostringstream text;
+  text << std::ifstream(out.path()).rdbuf();
+  return text.str();
+}
+
+int run_audit(const GraphFlags& flags, const Plan& plan) {
+  OutputFile json("--json", flags.json);
+  const LoadedGraph loaded = load_graph(flags.audit);
+  if (!loaded.graph) throw UsageError(problems_text(flags.audit, loaded.problems));
+  const std::vector<Finding> findings = audit(*loaded.graph, plan);
+  if (json.wanted()) json.write(to_json(findings, plan));
+  if (json.is_stdout()) return findings.empty() ? kPass : kMismatch;
+  fmt::print("{}: {} nodes, {} edges, held to {} ({} GPUs)\n", flags.audit, loaded.graph->nodes.size(),
+             loaded.graph->edges.size(), plan.name, plan.world());
+  for (const Finding& finding : findings) {
+    fmt::print("  {}  {}\n", toned(fmt::format("{:<22}", finding.kind), Tone::bad), finding.message);
+  }
+  fmt::print("{}\n", findings.empty() ? toned("no findings", Tone::good) : fmt::format("{} findings", findings.size()));
+  return findings.empty() ? kPass : kMismatch;
+}
+
+int run_graph(const GraphFlags& flags) {
+  const Plan original = read_plan(flags.plan);
+  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
+  if (const auto problems = validate(original); !problems.empty()) throw UsageError(problems_text(file, problems));
+  if (!flags.audit.empty()) return run_audit(flags, original);
+  if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");
+  if (original.parallel.cp > 1)
+    throw UsageError(fmt::format("{}: parallel.cp: context parallelism is not run yet", file));
+
+  GraphSelection selection;
+  if (!flags.layers.empty())
+    std::tie(selection.first_layer, selection.last_layer) = parse_range("--layers", flags.layers);
+  if (!flags.ranks.empty()) std::tie(selection.first_rank, selection.last_rank) = parse_range("--ranks", flags.ranks);
+  OutputFile output("--output", flags.output);
+  const Plan plan = scaled(original, flags.scale.options());
+  DeploymentGraph graph = selected(run_deployment_graph(plan, flags.threads), selection);
+  if (graph.nodes.empty()) throw UsageError("--layers, --ranks: nothing of the plan lies there");
+  if (flags.fold) graph = folded(graph, plan);
+  output.write(flags.format == "json" ? to_json(graph) : flags.format == "dot" ? to_dot(graph) : svg_of(to_dot(graph)));
+  return kPass;
+}
+
+}  // namespace
+
+void add_graph_command(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<GraphFlags>();
+  CLI::App* command = app.add_subcommand("graph", "The deployment graph of a plan, or an audit of a given one");
+  command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
+  command->add_option("--format", flags->format, "json, dot, or svg (through Graphviz)")
+      ->check(CLI::IsMember({"json", "dot", "svg"}))
+      ->type_name("FORMAT")
+      ->capture_default_str();
+  command->add_option("--layers", flags->layers, "Only these layers")->type_name("A-B");
+  command->add_option("--ranks", flags->ranks, "Only these GPUs, and collectives that they are in")->type_name("A-B");
+  command->add_flag("--fold", flags->fold, "Draw one of each repeated pattern");
+  command->add_option("--output,-o", flags->output, "Where to write; - for standard output")->type_name("FILE|-");
+  command->add_option("--audit", flags->audit, "Hold this graph to the plan and print what is wrong with it")
+      ->type_name("GRAPH.json");
+  command->add_option("--json", flags->json, "Write the audit as JSON; - for standard output")->type_name("FILE|-");
+  flags->scale.add_to(*command);
+  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  command->footer(
+      "Exit codes: 0 written, or no findings; 1 the audited graph has findings; 2 usage or an invalid plan.");
+  command->callback([flags, &exit_code] { exit_code = run_graph(*flags); });
+}
+
+}  // namespace shardproof::tools
