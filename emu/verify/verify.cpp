@@ -12,9 +12,9 @@
 #include <unordered_map>
 #include <utility>
 
+#include "collectives/default_executor.h"
 #include "collectives/errors.h"
 #include "collectives/seeded_executor.h"
-#include "collectives/tbb_executor.h"
 #include "emu/plan/validate.h"
 #include "emu/run/cluster.h"
 #include "emu/run/transformer.h"
@@ -52,7 +52,7 @@ class ProgressReporter {
 
 std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
   if (options.schedule) return std::make_unique<SeededExecutor>(*options.schedule);
-  return options.threads > 0 ? std::make_unique<TbbExecutor>(options.threads) : std::make_unique<TbbExecutor>();
+  return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
 }
 
 ExpectedTaps run_reference(const Plan& plan, const Batch& batch, const WeightSource& weights, ops::Format format,

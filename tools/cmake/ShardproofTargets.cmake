@@ -56,8 +56,7 @@ function(shardproof_library name)
 endfunction()
 
 # shardproof_test(<name> SOURCES ... LIBRARIES ... [LABELS ...]): a GoogleTest program, one ctest entry per test.
-# The label `nightly` keeps a program out of the default run. A test whose name contains ThreadExecutor also runs under
-# the thread sanitizer.
+# The label `nightly` keeps a program out of the default run.
 function(shardproof_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
