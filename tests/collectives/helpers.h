@@ -7,19 +7,13 @@
 #include <numeric>
 #include <vector>
 
+#include "collectives/default_executor.h"
 #include "collectives/seeded_executor.h"
 #include "collectives/tbb_executor.h"
 #include "collectives/thread_executor.h"
 #include "collectives/world.h"
 
 namespace shardproof::testing {
-
-// ThreadSanitizer does not understand an uninstrumented oneTBB.
-#if defined(__SANITIZE_THREAD__)
-using DefaultExecutor = ThreadExecutor;
-#else
-using DefaultExecutor = TbbExecutor;
-#endif
 
 inline std::vector<GlobalRank> all_ranks(int size) {
   std::vector<GlobalRank> ranks;
