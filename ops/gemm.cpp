@@ -1,4 +1,4 @@
-// Compiled with contraction on (see CMakeLists.txt): here, and only here, a * b + c is one fused operation where the
+// Compiled with contraction on (see CMakeLists.txt): here a * b + c is one fused operation where the
 // instruction set has it. Every lane of every tile goes through the same expression, so which elements share a tile
 // still makes no difference.
 #include "ops/internal/gemm.h"
@@ -85,14 +85,19 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
   constexpr Index kL = kLanes<T>;
   constexpr std::size_t kQuads = (kCols + 3) / 4;
   Vec<T> sum[kRows][4 * kQuads];
+  SHARDPROOF_UNROLL
   for (std::size_t i = 0; i < kRows; ++i) {
+    SHARDPROOF_UNROLL
     for (std::size_t j = 0; j < 4 * kQuads; ++j) sum[i][j] = Vec<T>{};
   }
   const auto step = [&](auto load_w) {
     Vec<T> row[kRows];
+    SHARDPROOF_UNROLL
     for (std::size_t i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + static_cast<Index>(i) * kL);
+    SHARDPROOF_UNROLL
     for (std::size_t j = 0; j < kCols; ++j) {
       const Vec<T> weight = load_w(j);
+      SHARDPROOF_UNROLL
       for (std::size_t i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
     }
     x += static_cast<Index>(kRows) * kL;
@@ -104,7 +109,9 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
   if (!kPacked && rest > 0)
     step([&](std::size_t j) { return simd::load_partial<T>(w + static_cast<Index>(j) * w_stride, rest); });
 
+  SHARDPROOF_UNROLL
   for (std::size_t i = 0; i < kRows; ++i, y += y_stride) {
+    SHARDPROOF_UNROLL
     for (std::size_t q = 0; q < kQuads; ++q) {
       typename QuadOf<T>::type sums;
       sums_of<T>(sum[i][4 * q], sum[i][4 * q + 1], sum[i][4 * q + 2], sum[i][4 * q + 3], sums);
@@ -112,6 +119,7 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
         auto& to = *reinterpret_cast<typename QuadOf<T>::unaligned*>(y + 4 * q);
         to = first ? sums : to + sums;
       } else {
+        SHARDPROOF_UNROLL
         for (std::size_t j = 0; 4 * q + j < kCols; ++j) y[4 * q + j] = first ? sums[j] : y[4 * q + j] + sums[j];
       }
     }

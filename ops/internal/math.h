@@ -87,11 +87,15 @@ class Partials {
   Vec<T>& operator[](Index index) { return vectors_[static_cast<std::size_t>(index)]; }
   static constexpr Index vectors() { return kPartials<T> / kLanes<T>; }
 
+  /// combine(a, b) of two vectors or two elements; partial i meets partial i + kPartials / 2, and so on by halves.
   template <class F>
   T fold(F combine) const {
-    std::array<T, static_cast<std::size_t>(kPartials<T>)> lanes;
-    static_assert(sizeof(lanes) == sizeof(vectors_));
-    std::memcpy(lanes.data(), vectors_.data(), sizeof(lanes));
+    auto vectors = vectors_;
+    for (std::size_t half = vectors.size() / 2; half > 0; half /= 2) {
+      for (std::size_t i = 0; i < half; ++i) vectors[i] = combine(vectors[i], vectors[i + half]);
+    }
+    std::array<T, static_cast<std::size_t>(kLanes<T>)> lanes;
+    std::memcpy(lanes.data(), &vectors[0], sizeof(lanes));
     for (std::size_t half = lanes.size() / 2; half > 0; half /= 2) {
       for (std::size_t i = 0; i < half; ++i) lanes[i] = combine(lanes[i], lanes[i + half]);
     }
@@ -113,7 +117,7 @@ inline T sum_of(Index count, F f, const In*... in) {
   for (Index v = 0; i < count; ++v, i += kLanes<T>) {
     partials[v] += count - i >= kLanes<T> ? f(load<T>(in + i)...) : f(load_partial<T>(in + i, count - i)...);
   }
-  return partials.fold([](T a, T b) { return a + b; });
+  return partials.fold([](auto a, auto b) { return a + b; });
 }
 
 /// The largest of in[i], i < count (NaN ignored); minus infinity for none.
@@ -127,7 +131,7 @@ inline T largest_of(Index count, const T* in) {
       partials[v] = value > partials[v] ? value : partials[v];
     }
   }
-  T largest = partials.fold([](T a, T b) { return b > a ? b : a; });
+  T largest = partials.fold([](auto a, auto b) { return b > a ? b : a; });
   for (; i < count; ++i) largest = in[i] > largest ? in[i] : largest;
   return largest;
 }

@@ -11,6 +11,13 @@
 
 #include "ops/matrix.h"
 
+// Before a loop over the registers of a tile: left as a loop, its array would live in memory.
+#if defined(__clang__)
+#define SHARDPROOF_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define SHARDPROOF_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace shardproof::ops::simd {
 
 #if defined(__AVX512F__)
@@ -62,7 +69,7 @@ inline void store_partial(T* to, Vec<T> value, Index count) {
 
 template <class T>
 inline Vec<T> broadcast(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // minus zero leaves every value as it is, -0 too
 }
 
 template <class T>

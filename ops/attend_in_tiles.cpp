@@ -1,0 +1,144 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/internal/attend.h"
+#include "ops/internal/math.h"
+#include "ops/internal/panel.h"
+
+namespace shardproof::ops {
+
+namespace {
+
+using simd::Vec;
+
+constexpr Index kQueries = 48;
+constexpr Index kKeys = 128;
+static_assert(kQueries % panel::kRows == 0 && kKeys % panel::kWidth<float> == 0 && kKeys % simd::kPartials<float> == 0);
+
+/// Keys transposed panel by panel, [tokens / kWidth, head_dim, kWidth], zeros after the last token.
+template <class T>
+Matrix<T> transposed_panels(MatrixView<const T> k) {
+  constexpr Index kWidth = panel::kWidth<T>;
+  Matrix<T> result(panel::padded<T>(k.rows) / kWidth, k.cols * kWidth);
+  for (Index j = 0; j < result.rows() * kWidth; ++j) {
+    T* to = result.row(j / kWidth).data() + j % kWidth;
+    for (Index d = 0; d < k.cols; ++d) to[d * kWidth] = j < k.rows ? k(j, d) : T{0};
+  }
+  return result;
+}
+
+template <class T>
+struct Tile {
+  explicit Tile(Index width)
+      : queries(kQueries, width), scores(kQueries, kKeys), context(kQueries, panel::padded<T>(width)) {}
+  Matrix<T> queries;  // [kQueries, head_dim], times the scale
+  Matrix<T> scores;   // [kQueries, kKeys], then the exponentials
+  Matrix<T> context;  // [kQueries, padded head_dim]
+  T largest[kQueries];
+  T sum[kQueries];
+};
+
+/// Turns the first `keys` scores of a row into exponentials, the others into zeros, and rescales what the row has.
+template <class T>
+void soften(Tile<T>& tile, Index row, Index keys) {
+  T* scores = tile.scores.row(row).data();
+  std::fill(scores + keys, scores + kKeys, -std::numeric_limits<T>::infinity());
+  const T before = tile.largest[row];
+  const T largest = std::max(before, simd::largest_of<T>(kKeys, scores));
+  simd::Partials<T> partials(T{0});
+  for (Index j = 0, v = 0; j < kKeys; j += simd::kLanes<T>, v = (v + 1) % partials.vectors()) {
+    const Vec<T> p = simd::exponential<T>(simd::load<T>(scores + j) - largest);
+    simd::store<T>(scores + j, p);
+    partials[v] += p;
+  }
+  const T sum = partials.fold([](auto a, auto b) { return a + b; });
+  if (largest != before) {
+    const T rescale = simd::exponential<T>(simd::broadcast<T>(before - largest))[0];
+    tile.sum[row] *= rescale;
+    simd::transform<T>(
+        tile.context.cols(), tile.context.row(row).data(), [&](auto value) { return value * rescale; },
+        tile.context.row(row).data());
+    tile.largest[row] = largest;
+  }
+  tile.sum[row] += sum;
+}
+
+/// Rows [0, rows) of the tile, the first of them token `first` of the sequence, against all keys that they may see.
+template <class T>
+void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys, const Matrix<T>& values) {
+  constexpr Index kWidth = panel::kWidth<T>;
+  const Index depth = tile.queries.cols();
+  for (Index begin = 0; begin < first + rows; begin += kKeys) {
+    const Index seen = std::min(kKeys, first + rows - begin);
+    for (Index j = 0; j < seen; j += kWidth) {
+      const T* b = keys.row((begin + j) / kWidth).data();
+      for (Index i = 0; i < rows; i += panel::kRows) {
+        panel::multiply<T>(tile.queries.row(i).data(), depth, std::min(panel::kRows, rows - i), b, kWidth, depth, false,
+                           tile.scores.row(i).data() + j, kKeys);
+      }
+    }
+    const auto keys_of = [&](Index row) { return std::clamp(first + row + 1 - begin, Index{0}, kKeys); };
+    for (Index i = 0; i < rows; ++i) {
+      if (keys_of(i) > 0) soften(tile, i, keys_of(i));
+    }
+    for (Index d = 0; d < tile.context.cols(); d += kWidth) {
+      const T* b = values.row(begin).data() + d;
+      for (Index i = 0; i < rows; i += panel::kRows) {
+        const Index count = std::min(panel::kRows, rows - i);
+        // What all rows see, together; the rest of each row alone, so that no row touches a later token's values.
+        const Index common = keys_of(i);
+        T* const context = tile.context.row(i).data() + d;
+        panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, values.cols(), common, true, context,
+                           tile.context.cols());
+        for (Index r = 1; r < count; ++r) {
+          if (keys_of(i + r) == common) continue;
+          panel::multiply<T>(tile.scores.row(i + r).data() + common, kKeys, 1, b + common * values.cols(),
+                             values.cols(), keys_of(i + r) - common, true, context + r * tile.context.cols(),
+                             tile.context.cols());
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
+                     MatrixView<T> out) {
+  const Index tokens = q.rows, width = k.cols;
+  const T scale = static_cast<T>(1.0 / std::sqrt(static_cast<double>(width)));
+  const Matrix<T> keys = transposed_panels<T>(k);
+  Matrix<T> values = Matrix<T>::zeros(tokens, panel::padded<T>(width));
+  for (Index t = 0; t < tokens; ++t) std::copy_n(v.row(t).data(), width, values.row(t).data());
+  Tile<T> tile(width);
+  simd::with_rounding<T>(format, [&](auto rounding) {
+    for (Index head = 0; head < q.cols; head += width) {
+      for (Index first = 0; first < tokens; first += kQueries) {
+        const Index rows = std::min(kQueries, tokens - first);
+        for (Index i = 0; i < rows; ++i) {
+          simd::transform<T>(
+              width, tile.queries.row(i).data(), [&](auto value) { return value * scale; },
+              q.row(first + i).data() + head);
+          std::fill_n(tile.context.row(i).data(), tile.context.cols(), T{0});
+          tile.largest[i] = -std::numeric_limits<T>::infinity();
+          tile.sum[i] = 0;
+        }
+        attend_block(tile, first, rows, keys, values);
+        for (Index i = 0; i < rows; ++i) {
+          simd::transform<T>(
+              width, out.row(first + i).data() + head, [&](auto value) { return rounding(value / tile.sum[i]); },
+              tile.context.row(i).data());
+        }
+      }
+    }
+  });
+}
+
+template void attend_in_tiles(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>, Format,
+                              MatrixView<float>);
+template void attend_in_tiles(MatrixView<const double>, MatrixView<const double>, MatrixView<const double>, Format,
+                              MatrixView<double>);
+
+}  // namespace shardproof::ops

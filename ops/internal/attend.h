@@ -1,0 +1,22 @@
+// Attention of the query heads that share one key and value head, within one sequence.
+#pragma once
+
+#include "ops/format.h"
+#include "ops/matrix.h"
+
+namespace shardproof::ops {
+
+/// q, out [tokens, group * head_dim], k, v [tokens, head_dim]. The definition, in two passes with the true maximum of
+/// each row; one score buffer of `tokens`.
+template <class T>
+void attend_in_two_passes(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
+                          MatrixView<T> out);
+
+/// The same in tiles of queries and keys with a running maximum: per row m = max s, l = sum exp(s - m), and the
+/// weighted sum of values, all rescaled by exp(m_old - m_new) when a tile raises m (Dao et al. 2022). Keys go in order.
+/// 1/sqrt(head_dim) is multiplied into the queries. Memory: a copy of k and v, and one tile.
+template <class T>
+void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
+                     MatrixView<T> out);
+
+}  // namespace shardproof::ops
