@@ -1,10 +1,20 @@
 #include "ops/expert.h"
 
+#include <algorithm>
+
+#include "ops/internal/gemm.h"
 #include "ops/linear.h"
 #include "ops/shape.h"
 #include "ops/swiglu.h"
 
 namespace shardproof::ops {
+
+namespace {
+
+// Columns of gate and up that are made together and go through the activation while they are in the cache.
+constexpr Index kColumns = 128;
+
+}  // namespace
 
 template <class T>
 void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const T> w_up, MatrixView<const T> w_down,
@@ -16,13 +26,25 @@ void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const 
   require_equal("expert", "columns of the down weights", w_gate.rows, w_down.cols);
   require_equal("expert", "rows of the output", x.rows, y.rows);
   if (x.rows == 0) return;
-  Matrix<T> gate(x.rows, w_gate.rows), up(x.rows, w_up.rows);
-  linear<T>(x, w_gate, gate);
-  linear<T>(x, w_up, up);
-  store(gate.span(), format);
-  store(up.span(), format);
-  swiglu<T>(gate, up, format, gate);
-  linear<T>(gate, w_down, y);
+  const Index width = w_gate.rows;
+  const Index rows_at_once = std::min(x.rows, gemm::rows_per_pack<T>());
+  Matrix<T> hidden(rows_at_once, width), gate(rows_at_once, kColumns), up(rows_at_once, kColumns);
+  gemm::PackedRows<T> packed;
+  for (Index i = 0; i < x.rows; i += rows_at_once) {
+    const Index rows = std::min(rows_at_once, x.rows - i);
+    packed.pack(x.row_range(i, rows));
+    for (Index j = 0; j < width; j += kColumns) {
+      const Index columns = std::min(kColumns, width - j);
+      const MatrixView<T> g(gate.data(), rows, columns), u(up.data(), rows, columns);
+      gemm::multiply<T>(packed, w_gate.row_range(j, columns), g);
+      gemm::multiply<T>(packed, w_up.row_range(j, columns), u);
+      store(g.span(), format);
+      store(u.span(), format);
+      swiglu<T>(g, u, format, hidden.view().row_range(0, rows).col_range(j, columns));
+    }
+    packed.pack(hidden.view().row_range(0, rows));
+    gemm::multiply<T>(packed, w_down, y.row_range(i, rows));
+  }
 }
 
 Cost expert_cost(Index tokens, Index hidden, Index width, int bytes_per_element) {

@@ -1,6 +1,8 @@
 // One expert's SwiGLU MLP on the tokens routed to it:
 //   g = stored(x Wg^T), u = stored(x Wu^T), h = stored(silu(g) * u), y = h Wd^T
-// y is not rounded: under expert tensor parallelism it is a partial sum, stored after its reduction.
+// Gate and up go in one pass over the copied tokens, block of columns by block, and the activation is taken while a
+// block is in the cache; the result equals linear, store and swiglu one after another, bit for bit. y is not rounded:
+// under expert tensor parallelism it is a partial sum, stored after its reduction.
 #pragma once
 
 #include "ops/cost.h"

@@ -1,5 +1,7 @@
 #include "ops/attention.h"
 
+#include <limits>
+
 #include "ops/shape.h"
 #include "tests/ops/oracle.h"
 
@@ -84,6 +86,20 @@ TEST(Attention, TheFirstTokenSeesItsOwnValueOnly) {
   Inputs<float> in(c);
   attention<float>(in.q, in.k, in.v, c.offsets, c.head_dim, Format::fp32, in.out);
   EXPECT_TRUE(oracle::same_bits<float>(in.v.view().row_range(0, 1), in.out.view().row_range(0, 1)));
+}
+
+TEST(Attention, NothingOfALaterTokenLeaksBackwards) {
+  const Case c{16, 1, 1, {0, 140}};
+  Inputs<float> clean(c), dirty(c);
+  for (Index t = 131; t < 140; ++t) {
+    for (Index d = 0; d < 16; ++d) dirty.k(t, d) = dirty.v(t, d) = std::numeric_limits<float>::quiet_NaN();
+  }
+
+  attention<float>(clean.q, clean.k, clean.v, c.offsets, 16, Format::fp32, clean.out);
+  attention<float>(dirty.q, dirty.k, dirty.v, c.offsets, 16, Format::fp32, dirty.out);
+
+  EXPECT_TRUE(oracle::same_bits<float>(clean.out.view().row_range(0, 131), dirty.out.view().row_range(0, 131)));
+  EXPECT_TRUE(std::isnan(dirty.out(131, 0)));
 }
 
 TEST(Attention, AcceptsNoTokensNoSequencesAndNoHeads) {

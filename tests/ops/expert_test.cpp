@@ -1,5 +1,6 @@
 #include "ops/expert.h"
 
+#include "ops/linear.h"
 #include "ops/shape.h"
 #include "ops/swiglu.h"
 #include "tests/ops/oracle.h"
@@ -96,6 +97,25 @@ TEST(Expert, ATokenDependsOnItselfAlone) {
     expert<float>(x.view().row_range(40, count), gate, up, down, Format::bf16, some);
     EXPECT_TRUE(oracle::same_bits<float>(some, all.view().row_range(40, count)));
   }
+}
+
+TEST(Expert, EqualsItsStepsOneAfterAnotherBitForBit) {
+  const Index tokens = 110, hidden = 60, width = 290;
+  const Matrix<float> x = random_matrix<float>(tokens, hidden, 1, 13),
+                      gate = random_matrix<float>(width, hidden, 1, 14),
+                      up = random_matrix<float>(width, hidden, 1, 15),
+                      down = random_matrix<float>(hidden, width, 1, 16);
+  Matrix<float> y(tokens, hidden), g(tokens, width), u(tokens, width), steps(tokens, hidden);
+
+  expert<float>(x, gate, up, down, Format::bf16, y);
+
+  linear<float>(x, gate, g);
+  linear<float>(x, up, u);
+  store(g.span(), Format::bf16);
+  store(u.span(), Format::bf16);
+  swiglu<float>(g, u, Format::bf16, g);
+  linear<float>(g, down, steps);
+  EXPECT_TRUE(oracle::same_bits<float>(steps, y));
 }
 
 TEST(Expert, NoTokensCostNothingAndWrongShapesThrow) {
