@@ -1,6 +1,7 @@
 #include "ops/attention.h"
 
 #include "ops/internal/attend.h"
+#include "ops/internal/parallel.h"
 #include "ops/shape.h"
 
 namespace shardproof::ops {
@@ -29,19 +30,19 @@ void attention(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T>
 
   const Index group = q.cols / k.cols * head_dim;
   const auto attend = format == Format::exact ? &attend_in_two_passes<T> : &attend_in_tiles<T>;
-  for (std::size_t s = 1; s < offsets.size(); ++s) {
-    const Index begin = offsets[s - 1], length = offsets[s] - begin;
-    if (length == 0) continue;
-    for (Index kv_head = 0; kv_head < k.cols / head_dim; ++kv_head) {
-      const auto key_part = [&](auto matrix) {
-        return matrix.row_range(begin, length).col_range(kv_head * head_dim, head_dim);
+  const Index kv_heads = k.cols / head_dim, sequences = static_cast<Index>(offsets.size()) - 1;
+  parallel_for(sequences * kv_heads, 1, [&](Index first, Index last) {
+    for (Index part = first; part < last; ++part) {
+      const Index begin = offsets[static_cast<std::size_t>(part / kv_heads)];
+      const Index length = offsets[static_cast<std::size_t>(part / kv_heads) + 1] - begin;
+      const Index kv_head = part % kv_heads;
+      if (length == 0) continue;
+      const auto columns = [&](auto matrix, Index width) {
+        return matrix.row_range(begin, length).col_range(kv_head * width, width);
       };
-      const auto query_part = [&](auto matrix) {
-        return matrix.row_range(begin, length).col_range(kv_head * group, group);
-      };
-      attend(query_part(q), key_part(k), key_part(v), format, query_part(out));
+      attend(columns(q, group), columns(k, head_dim), columns(v, head_dim), format, columns(out, group));
     }
-  }
+  });
 }
 
 template void attention(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>,

@@ -7,6 +7,7 @@
 #include <array>
 #include <utility>
 
+#include "ops/internal/parallel.h"
 #include "ops/internal/simd.h"
 
 namespace shardproof::ops::gemm {
@@ -218,6 +219,30 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool
   }
 }
 
+template <class T>
+void multiply_all(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
+  const bool many_rows = y.rows >= kRowsToPackWeights;
+  const Index group_cols = many_rows ? kTileCols : kGroupCols;
+  alignas(64) T packed[static_cast<std::size_t>(kGroupCols * kBlock<T>)];
+  const auto part = [&](Index j) { return w.row_range(j, std::clamp(w.rows - j, Index{0}, group_cols)); };
+  const auto group = [&](Index j, Index k) {
+    const MatrixView<const T> rows = part(j);
+    const MatrixView<const T> next = many_rows ? part(j + group_cols) : MatrixView<const T>{};
+    multiply_group<T>(x, rows, k, many_rows, packed, next, y.col_range(j, rows.rows));
+  };
+  if (many_rows) {
+    // A block of x stays in the second-level cache while all weights pass by.
+    for (Index k = 0; k < x.depth(); k += kBlock<T>) {
+      for (Index j = 0; j < w.rows; j += group_cols) group(j, k);
+    }
+  } else {
+    // Memory is read once, each weight row from end to end.
+    for (Index j = 0; j < w.rows; j += group_cols) {
+      for (Index k = 0; k < x.depth(); k += kBlock<T>) group(j, k);
+    }
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -257,26 +282,9 @@ void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
     for (Index i = 0; i < y.rows; ++i) std::fill_n(y.row(i).data(), y.cols, T{0});
     return;
   }
-  const bool many_rows = y.rows >= kRowsToPackWeights;
-  const Index group_cols = many_rows ? kTileCols : kGroupCols;
-  alignas(64) T packed[static_cast<std::size_t>(kGroupCols * kBlock<T>)];
-  const auto part = [&](Index j) { return w.row_range(j, std::clamp(w.rows - j, Index{0}, group_cols)); };
-  const auto group = [&](Index j, Index k) {
-    const MatrixView<const T> rows = part(j);
-    const MatrixView<const T> next = many_rows ? part(j + group_cols) : MatrixView<const T>{};
-    multiply_group<T>(x, rows, k, many_rows, packed, next, y.col_range(j, rows.rows));
-  };
-  if (many_rows) {
-    // A block of x stays in the second-level cache while all weights pass by.
-    for (Index k = 0; k < x.depth(); k += kBlock<T>) {
-      for (Index j = 0; j < w.rows; j += group_cols) group(j, k);
-    }
-  } else {
-    // Memory is read once, each weight row from end to end.
-    for (Index j = 0; j < w.rows; j += group_cols) {
-      for (Index k = 0; k < x.depth(); k += kBlock<T>) group(j, k);
-    }
-  }
+  parallel_for(y.cols, kGroupCols, [&](Index begin, Index end) {
+    multiply_all<T>(x, w.row_range(begin, end - begin), y.col_range(begin, end - begin));
+  });
 }
 
 template class PackedRows<float>;
