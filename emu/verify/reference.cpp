@@ -93,7 +93,7 @@ Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
       x.row(t)[i] = table[static_cast<std::size_t>(token * x.cols + i)];
     }
   }
-  return x;
+  return stored(std::move(x), model.exact);
 }
 
 /// x + Wo attention(...)
