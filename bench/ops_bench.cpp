@@ -1,0 +1,212 @@
+// Every op of one rank on one thread. Counters: GFLOP/s or GB/s by the op's own cost formula, and the share of what the
+// machine was measured to do in the same run. Without arguments: the shapes of the five plans and a sweep of rows.
+#include <benchmark/benchmark.h>
+
+#include <numeric>
+#include <string>
+
+#include "bench/ops_machine.h"
+#include "bench/ops_shapes.h"
+#include "ops/attention.h"
+#include "ops/elementwise.h"
+#include "ops/embedding.h"
+#include "ops/expert.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/permute.h"
+#include "ops/rope.h"
+#include "ops/router.h"
+#include "ops/swiglu.h"
+
+namespace shardproof::bench {
+namespace {
+
+using ops::Cost;
+using ops::Format;
+using ops::Index;
+using ops::Matrix;
+
+// More than the last-level cache: elementwise ops are judged by memory.
+constexpr Index kManyTokens = 16384;
+constexpr Index kHidden = 1024;
+
+template <class T>
+void report_flops(benchmark::State& state, const Cost& cost) {
+  const auto times = static_cast<double>(state.iterations());
+  state.counters["GFLOP/s"] = benchmark::Counter(1e-9 * cost.flops * times, benchmark::Counter::kIsRate);
+  state.counters["peak_share"] = benchmark::Counter(cost.flops * times / peak_flops<T>(), benchmark::Counter::kIsRate);
+  state.counters["read_share"] =
+      benchmark::Counter(cost.bytes * times / memory_read_bandwidth(), benchmark::Counter::kIsRate);
+}
+
+void report_bytes(benchmark::State& state, const Cost& cost) {
+  const auto times = static_cast<double>(state.iterations());
+  state.counters["GB/s"] = benchmark::Counter(1e-9 * cost.bytes * times, benchmark::Counter::kIsRate);
+  state.counters["copy_share"] =
+      benchmark::Counter(cost.bytes * times / memory_copy_bandwidth(), benchmark::Counter::kIsRate);
+}
+
+template <class T>
+void linear(benchmark::State& state, Index m, GemmShape shape) {
+  const Matrix<T> x = filled<T>(m, shape.k, 1), w = filled<T>(shape.n, shape.k, 2);
+  Matrix<T> y(m, shape.n);
+  for (auto _ : state) ops::linear<T>(x, w, y);
+  report_flops<T>(state, ops::linear_cost(m, shape.n, shape.k, sizeof(T)));
+}
+
+template <class T>
+void expert(benchmark::State& state, Index tokens, ExpertShape shape) {
+  const Matrix<T> x = filled<T>(tokens, shape.hidden, 1), gate = filled<T>(shape.width, shape.hidden, 2),
+                  up = filled<T>(shape.width, shape.hidden, 3), down = filled<T>(shape.hidden, shape.width, 4);
+  Matrix<T> y(tokens, shape.hidden);
+  for (auto _ : state) ops::expert<T>(x, gate, up, down, Format::fp32, y);
+  report_flops<T>(state, ops::expert_cost(tokens, shape.hidden, shape.width, sizeof(T)));
+}
+
+template <class T>
+void attention(benchmark::State& state, Index sequence, Index heads, Index kv_heads, Index head_dim, Format format) {
+  const Matrix<T> q = filled<T>(sequence, heads * head_dim, 1), k = filled<T>(sequence, kv_heads * head_dim, 2),
+                  v = filled<T>(sequence, kv_heads * head_dim, 3);
+  const std::vector<std::int64_t> offsets{0, sequence};
+  Matrix<T> out(sequence, heads * head_dim);
+  for (auto _ : state) ops::attention<T>(q, k, v, offsets, head_dim, format, out);
+  report_flops<T>(state, ops::attention_cost(offsets, heads, kv_heads, head_dim, sizeof(T)));
+}
+
+void norm(benchmark::State& state, Format format) {
+  const Matrix<float> x = filled<float>(kManyTokens, kHidden, 1), weight = filled<float>(1, kHidden, 2);
+  Matrix<float> y = filled<float>(kManyTokens, kHidden, 3);
+  for (auto _ : state) ops::rms_norm<float>(x, weight.span(), 1e-5, format, y);
+  report_bytes(state, ops::rms_norm_cost(kManyTokens, kHidden, 4));
+}
+
+void rope(benchmark::State& state, Format format) {
+  Matrix<float> x = filled<float>(kManyTokens, kHidden, 1);
+  std::vector<std::int64_t> positions(static_cast<std::size_t>(kManyTokens));
+  std::iota(positions.begin(), positions.end(), 0);
+  for (auto _ : state) ops::rope<float>(x, positions, 64, 1e4, format);
+  report_bytes(state, ops::rope_cost(kManyTokens, kHidden, 4));
+}
+
+void swiglu(benchmark::State& state, Format format) {
+  const Matrix<float> gate = filled<float>(kManyTokens, kHidden, 1), up = filled<float>(kManyTokens, kHidden, 2);
+  Matrix<float> out = filled<float>(kManyTokens, kHidden, 3);
+  for (auto _ : state) ops::swiglu<float>(gate, up, format, out);
+  report_bytes(state, ops::swiglu_cost(kManyTokens, kHidden, 4));
+}
+
+void add(benchmark::State& state, Format format) {
+  const Matrix<float> x = filled<float>(kManyTokens, kHidden, 1), y = filled<float>(kManyTokens, kHidden, 2);
+  Matrix<float> out = filled<float>(kManyTokens, kHidden, 3);
+  for (auto _ : state) ops::add<float>(x, y, format, out);
+  report_bytes(state, ops::add_cost(kManyTokens, kHidden, 4));
+}
+
+void route(benchmark::State& state, Index experts, Index top_k) {
+  const Matrix<float> logits = filled<float>(kManyTokens, experts, 1);
+  Matrix<std::int32_t> ids(kManyTokens, top_k);
+  Matrix<float> weights(kManyTokens, top_k);
+  for (auto _ : state) ops::route<float>(logits, top_k, true, Format::fp32, ids, weights);
+  report_bytes(state, ops::route_cost(kManyTokens, experts, top_k, 4));
+}
+
+void gather(benchmark::State& state) {
+  const Matrix<float> x = filled<float>(kManyTokens, kHidden, 1);
+  Matrix<float> out = filled<float>(kManyTokens, kHidden, 2);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(kManyTokens));
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<std::int64_t>(i * 7919 % rows.size());
+  for (auto _ : state) ops::gather_rows<float>(x, rows, out);
+  report_bytes(state, ops::gather_rows_cost(kManyTokens, kHidden, 4));
+}
+
+void combine(benchmark::State& state) {
+  const Index tokens = kManyTokens / 2;
+  const Matrix<float> y = filled<float>(kManyTokens, kHidden, 1), weights = filled<float>(tokens, 2, 2);
+  Matrix<std::int64_t> positions(tokens, 2);
+  for (Index i = 0; i < positions.size(); ++i) positions.data()[i] = i * 7919 % kManyTokens;
+  Matrix<float> out = filled<float>(tokens, kHidden, 3);
+  for (auto _ : state) ops::combine<float>(y, positions, weights, Format::fp32, out);
+  report_bytes(state, ops::combine_cost(tokens, 2, kHidden, 4));
+}
+
+void embed(benchmark::State& state) {
+  const Matrix<float> table = filled<float>(32000, kHidden, 1);
+  Matrix<float> out = filled<float>(kManyTokens, kHidden, 2);
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(kManyTokens));
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<std::int32_t>(i * 7919 % 32000);
+  for (auto _ : state) ops::embed<float>(ids, table, 0, out);
+  report_bytes(state, ops::embed_cost(kManyTokens, kHidden, 4));
+}
+
+void machine(benchmark::State& state) {
+  for (auto _ : state) state.counters["peak_GFLOP/s"] = 1e-9 * peak_flops<float>();
+  state.counters["peak_double_GFLOP/s"] = 1e-9 * peak_flops<double>();
+  for (const int kib : {16, 256, 4096, 262144}) {
+    const std::size_t bytes = static_cast<std::size_t>(kib) << 10;
+    state.counters["read_GB/s_" + std::to_string(kib) + "KiB"] = 1e-9 * read_bandwidth(bytes);
+    state.counters["copy_GB/s_" + std::to_string(kib) + "KiB"] = 1e-9 * copy_bandwidth(bytes / 2);
+  }
+}
+
+std::string label(const std::string& op, std::initializer_list<std::pair<const char*, Index>> parameters) {
+  std::string name = op;
+  for (const auto& [key, value] : parameters) name += std::string("/") + key + ":" + std::to_string(value);
+  return name;
+}
+
+void register_all() {
+  benchmark::RegisterBenchmark("machine", machine)->Iterations(1)->Repetitions(1);
+  for (const GemmShape& shape : kGemmShapes) {
+    for (const Index m : kGemmRows) {
+      if (!runs(m, shape)) continue;
+      const auto name = label("linear", {{"m", m}, {"n", shape.n}, {"k", shape.k}});
+      benchmark::RegisterBenchmark(name.c_str(), linear<float>, m, shape);
+    }
+  }
+  for (const Index m : {1, 64, 256}) {
+    const GemmShape shape{1024, 1024};
+    const auto name = label("linear_double", {{"m", m}, {"n", shape.n}, {"k", shape.k}});
+    benchmark::RegisterBenchmark(name.c_str(), linear<double>, m, shape);
+  }
+  for (const ExpertShape& shape : kExpertShapes) {
+    for (const Index tokens : kExpertTokens) {
+      if (tokens * shape.hidden * shape.width > Index{3} << 31) continue;
+      const auto name = label("expert", {{"tokens", tokens}, {"hidden", shape.hidden}, {"width", shape.width}});
+      benchmark::RegisterBenchmark(name.c_str(), expert<float>, tokens, shape);
+    }
+  }
+  for (const Index sequence : {128, 512, 2048}) {
+    for (const Index head_dim : {32, 64, 128}) {
+      const auto name = label("attention", {{"sequence", sequence}, {"heads", 4}, {"head_dim", head_dim}});
+      benchmark::RegisterBenchmark(name.c_str(), attention<float>, sequence, 4, 4, head_dim, Format::fp32);
+    }
+  }
+  benchmark::RegisterBenchmark("attention_grouped/sequence:2048/heads:8/kv_heads:2/head_dim:64", attention<float>, 2048,
+                               8, 2, 64, Format::fp32);
+  benchmark::RegisterBenchmark("attention_exact/sequence:512/heads:4/head_dim:64", attention<double>, 512, 4, 4, 64,
+                               Format::exact);
+  for (const Format format : {Format::fp32, Format::bf16, Format::fp16}) {
+    const std::string suffix = "/" + std::string(to_string(format));
+    benchmark::RegisterBenchmark(("rms_norm" + suffix).c_str(), norm, format);
+    benchmark::RegisterBenchmark(("rope" + suffix).c_str(), rope, format);
+    benchmark::RegisterBenchmark(("swiglu" + suffix).c_str(), swiglu, format);
+    benchmark::RegisterBenchmark(("add" + suffix).c_str(), add, format);
+  }
+  for (const Index experts : {4, 16, 64}) {
+    benchmark::RegisterBenchmark(label("route", {{"experts", experts}, {"top_k", 2}}).c_str(), route, experts, 2);
+  }
+  benchmark::RegisterBenchmark("gather_rows", gather);
+  benchmark::RegisterBenchmark("combine", combine);
+  benchmark::RegisterBenchmark("embed", embed);
+}
+
+}  // namespace
+}  // namespace shardproof::bench
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  shardproof::bench::register_all();
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+}
