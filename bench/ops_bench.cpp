@@ -84,7 +84,8 @@ void rope(benchmark::State& state, Format format) {
   Matrix<float> x = filled<float>(kManyTokens, kHidden, 1);
   std::vector<std::int64_t> positions(static_cast<std::size_t>(kManyTokens));
   std::iota(positions.begin(), positions.end(), 0);
-  for (auto _ : state) ops::rope<float>(x, positions, 64, 1e4, format);
+  const ops::RopeTable<float> table(kManyTokens, 64, 1e4, format);
+  for (auto _ : state) ops::rope<float>(x, positions, table);
   report_bytes(state, ops::rope_cost(kManyTokens, kHidden, 4));
 }
 

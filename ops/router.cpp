@@ -1,6 +1,7 @@
 #include "ops/router.h"
 
 #include <cmath>
+#include <limits>
 #include <string_view>
 #include <vector>
 
@@ -53,6 +54,7 @@ void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> id
         },
         in);
   };
+  std::vector<T> left;
   std::vector<T> all(static_cast<std::size_t>(normalise ? 0 : logits.cols));
   for (Index t = 0; t < logits.rows; ++t) {
     const std::span<const T> row = logits.row(t);

@@ -41,7 +41,7 @@ inline Vec<T> round_to_digits(Vec<T> value) {
   const Vec<T> infinity = broadcast<T>(std::numeric_limits<T>::infinity());
   Vec<T> rounded = normal * T{0.5} < kLimit ? normal : infinity;
   if constexpr (kSubnormalStep / std::numeric_limits<T>::epsilon() >= std::numeric_limits<T>::min()) {
-    // Below the normal numbers the step is constant. (bf16 in float needs none of this: it has float's exponents.)
+    // Below the normal numbers the step is constant.
     rounded = magnitude < kMinNormal ? round_to_multiple<T>(magnitude, kSubnormalStep) : rounded;
   }
   rounded = copy_sign<T>(rounded, value);
@@ -50,7 +50,14 @@ inline Vec<T> round_to_digits(Vec<T> value) {
 
 template <class T>
 inline Vec<T> round_bf16(Vec<T> value) {
-  return round_to_digits<T, 8, -126, 128>(value);
+  if constexpr (sizeof(T) == 4) {
+    // bf16 has float's exponents: a carry makes the next power of two, and in the end infinity.
+    const Vec<Bits<T>> bits = to_bits<T>(value);
+    const Vec<T> rounded = from_bits<T>((bits + 0x7fff + ((bits >> 16) & 1)) & static_cast<Bits<T>>(0xffff0000));
+    return value == value ? rounded : value;
+  } else {
+    return round_to_digits<T, 8, -126, 128>(value);
+  }
 }
 
 template <class T>

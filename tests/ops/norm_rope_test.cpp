@@ -99,6 +99,25 @@ TEST(Rope, PositionZeroIsTheIdentityAndARowDependsOnItselfAlone) {
   EXPECT_TRUE(oracle::same_bits<float>(slice, all.view().col_range(96, 32)));
 }
 
+TEST(Rope, ATableTurnsByTheSameBits) {
+  for (const Format format : {Format::fp32, Format::bf16, Format::exact}) {
+    const RopeTable<double> table(10240, 32, 1e4, format);
+    Matrix<double> by_table = random_matrix<double>(8, 64, 4, 11), anew = by_table.copy();
+
+    rope<double>(by_table, kPositions, table);
+    rope<double>(anew, kPositions, 32, 1e4, format);
+
+    EXPECT_TRUE(oracle::same_bits<double>(anew, by_table));
+  }
+}
+
+TEST(Rope, RefusesAPositionBeyondTheTable) {
+  const RopeTable<float> table(3, 4, 1e4, Format::fp32);
+  Matrix<float> x = random_matrix<float>(1, 8, 4, 12);
+  EXPECT_THROW(rope<float>(x, std::vector<std::int64_t>{3}, table), ShapeError);
+  EXPECT_THROW(rope<float>(x, std::vector<std::int64_t>{-1}, table), ShapeError);
+}
+
 TEST(Rope, AcceptsNoTokensAndRefusesOddHeads) {
   Matrix<float> none(0, 8), x(1, 9);
   rope<float>(none, {}, 4, 1e4, Format::fp32);
