@@ -3,8 +3,8 @@
 // It shares nothing with the sharded program but the model's description, so that a bug in the one cannot hide in the
 // other. Every tensor is whole, every sum is taken in order of its index, nothing runs in parallel.
 //
-// Per layer, for x of [tokens, hidden] (Mixtral; Jiang et al. 2024, and Hugging Face's modeling_mixtral):
-//   x = embedding of the token (stored, like every value that a kernel writes)
+// x, [tokens, hidden], starts as the tokens' embedding. Per layer (Mixtral; Jiang et al. 2024, and Hugging Face's
+// modeling_mixtral):
 //   x = x + Wo attention(rope(Wq n), rope(Wk n), Wv n)       n = rms_norm(x)
 //   x = x + sum over chosen experts e of  weight_e * W2_e (silu(W1_e n) * W3_e n)       n = rms_norm(x)
 // then logits = head rms_norm(x).
