@@ -39,6 +39,27 @@ void require_choice_shape(std::string_view op, MatrixView<const T> logits, Matri
   require_equal(op, "columns of the weights", ids.cols, weights.cols);
 }
 
+/// No logit is NaN or minus infinity.
+template <class T>
+bool all_above_minus_infinity(std::span<const T> logits) {
+  int below = 0;
+  for (const T logit : logits) below += logit > -std::numeric_limits<T>::infinity() ? 0 : 1;
+  return below == 0;
+}
+
+/// The order of next_expert where every logit is above minus infinity: the largest, first of equals, slot after slot.
+template <class T>
+void choose(std::span<const T> logits, std::vector<T>& left, std::span<std::int32_t> ids) {
+  left.assign(logits.begin(), logits.end());
+  for (std::int32_t& id : ids) {
+    const T largest = simd::largest_of<T>(static_cast<Index>(left.size()), left.data());
+    std::size_t place = 0;
+    while (left[place] != largest) ++place;
+    left[place] = -std::numeric_limits<T>::infinity();
+    id = static_cast<std::int32_t>(place);
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -54,13 +75,13 @@ void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> id
         },
         in);
   };
-  std::vector<T> left;
   std::vector<T> all(static_cast<std::size_t>(normalise ? 0 : logits.cols));
   for (Index t = 0; t < logits.rows; ++t) {
     const std::span<const T> row = logits.row(t);
     const std::span<T> weight = weights.row(t);
     for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = row[static_cast<std::size_t>(ids(t, slot))];
-    const T largest = row[static_cast<std::size_t>(next_expert(row, -1))];
+    const T largest = all_above_minus_infinity(row) ? simd::largest_of<T>(logits.cols, row.data())
+                                                    : row[static_cast<std::size_t>(next_expert(row, -1))];
     exponentials(weight.data(), ids.cols, largest, weight.data());
     T sum = 0;
     if (normalise) {
@@ -81,12 +102,14 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
   require_equal("route", "columns of the ids", top_k, ids.cols);
   if (logits.rows == 0) return;
   if (top_k < 1 || top_k > logits.cols) throw ShapeError("route", "top_k (at most the experts)", logits.cols, top_k);
+  std::vector<T> left;
   for (Index t = 0; t < logits.rows; ++t) {
-    Index last = -1;
-    for (Index slot = 0; slot < top_k; ++slot) {
-      last = next_expert(logits.row(t), last);
-      ids(t, slot) = static_cast<std::int32_t>(last);
+    if (all_above_minus_infinity(logits.row(t))) {
+      choose(logits.row(t), left, ids.row(t));
+      continue;
     }
+    Index last = -1;
+    for (std::int32_t& id : ids.row(t)) id = static_cast<std::int32_t>(last = next_expert(logits.row(t), last));
   }
   route_weights<T>(logits, ids, normalise, format, weights);
 }
