@@ -4,14 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 #include <unordered_map>
 
 #include "emu/plan/json_value.h"
 #include "emu/plan/mesh.h"
-#include "emu/plan/save.h"
 
 namespace shardproof {
 namespace {
@@ -414,16 +412,6 @@ class Auditor {
 
 std::vector<Finding> audit(const AuditedGraph& graph, const Plan& plan) {
   return Auditor(graph, plan).run();
-}
-
-std::string to_json(const std::vector<Finding>& findings, const Plan& plan) {
-  using Json = nlohmann::ordered_json;
-  Json json = {{"schema", "shardproof.audit/1"}};
-  json["plan"] = Json::parse(plan_json(plan, -1));
-  json["findings"] = Json::array();
-  for (const Finding& finding : findings)
-    json["findings"].push_back({{"kind", finding.kind}, {"message", finding.message}});
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace shardproof
