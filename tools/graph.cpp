@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <sstream>
@@ -64,7 +65,7 @@ class TemporaryFile {
  public:
   TemporaryFile() {
     descriptor_ = mkstemp(path_.data());
-    if (descriptor_ < 0) throw UsageError("--format svg: no temporary file can be made in /tmp");
+    if (descriptor_ < 0) throw UsageError("--format svg: no temporary file can be made");
     close(descriptor_);
   }
   TemporaryFile(const TemporaryFile&) = delete;
@@ -73,7 +74,7 @@ class TemporaryFile {
   const std::string& path() const { return path_; }
 
  private:
-  std::string path_ = "/tmp/shardproof-graph-XXXXXX";
+  std::string path_ = (std::filesystem::temp_directory_path() / "shardproof-graph-XXXXXX").string();
   int descriptor_ = -1;
 };
 
