@@ -72,6 +72,7 @@ struct Call {
   ReduceOptions options;
   SourceLocation where;
   std::uint64_t sequence = 0;
+  bool dropped = false;  // by a CallHook: it does not take place
   std::coroutine_handle<> waiter;
 };
 

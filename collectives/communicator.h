@@ -68,6 +68,8 @@ class Communicator {
   int size() const { return group().size(); }
   const Group& group() const;
   GlobalRank global_rank() const { return group().global(rank_); }
+  /// For CallHook's redirect.
+  internal::GroupState* state() const { return state_; }
 
   /// out[i] = the reduction of every rank's in[i], with the same bits on all ranks.
   template <WriteBuffer Out>

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <unordered_set>
 
+#include "collectives/call_hook.h"
 #include "collectives/internal/state.h"
 
 namespace shardproof {
@@ -147,6 +148,15 @@ Communicator World::communicator(GroupId id, GlobalRank rank) const {
 
 const Group& Communicator::group() const {
   return state_->group;
+}
+
+void World::set_hook(CallHook* hook) {
+  state_->hook = hook;
+}
+
+void redirect(internal::Call& call, const Communicator& to) {
+  call.group = to.state();
+  call.rank = to.rank();
 }
 
 void World::run(Executor& executor, const Program& program) {

@@ -20,6 +20,8 @@
 
 namespace shardproof {
 
+class CallHook;
+
 namespace internal {
 struct WorldState;
 }
@@ -46,6 +48,9 @@ class World {
   const Group& group(GroupId id) const;
   /// Throws std::invalid_argument when the rank is not a member.
   Communicator communicator(GroupId id, GlobalRank rank) const;
+
+  /// Whom to show every call from now on; null for none. The hook must outlive the runs.
+  void set_hook(CallHook* hook);
 
   /// Runs program(rank) for every rank, until no rank can run any further. Returns when all have finished. Otherwise
   /// throws, after every frame has been destroyed, the error of the lowest rank among: a CollectiveMismatch (counted

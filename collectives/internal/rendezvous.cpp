@@ -62,6 +62,11 @@ bool complete(GroupState& state, std::size_t last) {
 }  // namespace
 
 bool arrive(Call& call) noexcept {
+  CallHook* hook = call.group->world->hook;
+  if (hook != nullptr && !hook->before(call.group->group.global(call.rank), call)) {
+    call.dropped = true;
+    return false;
+  }
   GroupState& state = *call.group;
   const auto rank = static_cast<std::size_t>(to_int(call.rank));
   Member& member = state.members[rank];
@@ -86,8 +91,10 @@ bool arrive(Call& call) noexcept {
 
 void leave(Call& call) {
   GroupState& state = *call.group;
-  state.members[static_cast<std::size_t>(to_int(call.rank))].call = nullptr;
   WorldState& world = *state.world;
+  if (world.hook != nullptr) world.hook->after(state.group.global(call.rank), call);
+  if (call.dropped) return;
+  state.members[static_cast<std::size_t>(to_int(call.rank))].call = nullptr;
   if (!world.options.keep_records) return;
   const auto record = [&](Operation operation, ElementType type, int peer, std::size_t elements, std::uint64_t bytes) {
     world.rank(state.group.global(call.rank))

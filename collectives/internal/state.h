@@ -18,6 +18,7 @@
 
 #include "collectives/algorithms/order.h"
 #include "collectives/call.h"
+#include "collectives/call_hook.h"
 #include "collectives/executor.h"
 #include "collectives/record.h"
 #include "collectives/task.h"
@@ -65,8 +66,9 @@ struct Movement {
   std::vector<const void*> inputs;   // [2n] by rank, twice, so that a ring's order is a range
   std::vector<void*> outputs;        // of the ranks that receive
   std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
-  std::vector<NodeMembers> nodes;    // hierarchical
-  std::vector<std::size_t> sent;     // [n] elements sent, hierarchical all_to_all
+  std::vector<NodeMembers> nodes;    // hierarchical, for the gpus_per_node below
+  int gpus_per_node = 0;
+  std::vector<std::size_t> sent;  // [n] elements sent, hierarchical all_to_all
   std::vector<Interval> intervals;
   std::size_t elements = 0;  // what is split into pieces
   std::size_t pieces = 1;
@@ -114,6 +116,7 @@ struct WorldState {
   std::vector<std::unique_ptr<GroupState>> groups;
   std::map<std::string, int> groups_of_axis;
   Executor* executor = nullptr;  // of the current run
+  CallHook* hook = nullptr;
   const World::Program* program = nullptr;
   std::mutex failure_mutex;
   std::vector<Failure> failures;

@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "emu/run/fault.h"
+
 namespace shardproof {
 
 std::int64_t Rank::collectives_done() const {
@@ -29,8 +31,27 @@ Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.wo
   }
 }
 
-void Cluster::run(Executor& executor, const Program& program, TapSink* sink) {
-  for (const std::unique_ptr<Rank>& rank : ranks_) rank->sink_ = sink;
+void Cluster::run(Executor& executor, const Program& program, TapSink* sink, FaultInjector* fault) {
+  /// Shows the injector the rank instead of its number.
+  class Hook final : public CallHook {
+   public:
+    Hook(const Cluster& cluster, FaultInjector& fault) : cluster_(cluster), fault_(fault) {}
+    bool before(GlobalRank id, internal::Call& call) noexcept override {
+      return fault_.before_call(cluster_.rank(id), call);
+    }
+    void after(GlobalRank id, internal::Call& call) noexcept override { fault_.after_call(cluster_.rank(id), call); }
+
+   private:
+    const Cluster& cluster_;
+    FaultInjector& fault_;
+  };
+  std::unique_ptr<Hook> hook;
+  if (fault != nullptr) hook = std::make_unique<Hook>(*this, *fault);
+  world_.set_hook(hook.get());
+  for (const std::unique_ptr<Rank>& rank : ranks_) {
+    rank->sink_ = sink;
+    rank->trace_ = {};
+  }
   world_.run(executor, [&](GlobalRank id) { return program(*ranks_[static_cast<std::size_t>(to_int(id))]); });
 }
 

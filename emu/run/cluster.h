@@ -26,6 +26,8 @@
 
 namespace shardproof {
 
+class FaultInjector;
+
 inline constexpr std::array kAxes{Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp};
 
 /// One virtual GPU, as its program sees it.
@@ -36,6 +38,7 @@ class Rank {
 
   /// The communicator of the group along an axis.
   Communicator& on(Axis axis) { return communicators_[static_cast<std::size_t>(axis)]; }
+  const Communicator& on(Axis axis) const { return communicators_[static_cast<std::size_t>(axis)]; }
   Communicator& tp() { return on(Axis::tp); }
   Communicator& cp() { return on(Axis::cp); }
   Communicator& dp() { return on(Axis::dp); }
@@ -81,7 +84,8 @@ class Cluster {
 
   /// Runs the program once on every rank, to the end. Throws DeadlockError, CollectiveMismatch, or a rank's own error
   /// (see World::run); the records made until then remain.
-  void run(Executor& executor, const Program& program, TapSink* sink = nullptr);
+  /// `fault`, if given, sees and may change every call.
+  void run(Executor& executor, const Program& program, TapSink* sink = nullptr, FaultInjector* fault = nullptr);
 
   const Rank& rank(GlobalRank id) const { return *ranks_[static_cast<std::size_t>(to_int(id))]; }
 

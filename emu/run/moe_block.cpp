@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "emu/run/dispatch.h"
+#include "emu/run/fault.h"
 #include "emu/run/reduction.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
@@ -53,6 +54,15 @@ Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, i
   }
   stage.tap(layer, "moe.router_weights", routing.weights, stage.own_rows());
   return routing;
+}
+
+template <class T>
+void inject_routing_fault(const Stage<T>& stage, int layer, Routing<T>& routing) {
+  ops::Matrix<double> weights(routing.weights.rows(), routing.weights.cols());
+  std::ranges::copy(routing.weights.span(), weights.span().begin());
+  stage.program.fault->edit_routing(stage.rank, layer, routing.ids, weights);
+  std::ranges::transform(weights.span(), routing.weights.span().begin(),
+                         [](double weight) { return static_cast<T>(weight); });
 }
 
 /// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden]
@@ -174,7 +184,8 @@ Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer,
 
   ops::MatrixView<const T> own = std::as_const(norm).view();
   if (!stage.layout.parallel.sp) own = own.row_range(stage.own_rows().begin, stage.own_rows().count);
-  const Routing<T> routing = choose_experts(stage, weights, layer, own);
+  Routing<T> routing = choose_experts(stage, weights, layer, own);
+  if (stage.program.fault != nullptr) inject_routing_fault(stage, layer, routing);
   ops::Matrix<T> combined = co_await dispatch_and_combine(stage, weights, layer, own, routing);
   const ops::Matrix<T> output = co_await own_rows_to_stream(stage, std::move(combined));
   stage.tap(layer, "moe.output", output, stage.stream_rows());

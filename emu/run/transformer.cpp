@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "emu/run/attention_block.h"
+#include "emu/run/fault.h"
 #include "emu/run/moe_block.h"
 #include "emu/run/reduction.h"
 #include "ops/embedding.h"
@@ -29,9 +30,10 @@ struct RankWeights {
 template <class T>
 RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, const Layout& layout) {
   const ModelConfig& model = program.model;
-  const auto load = [&](const WeightSpec& spec) {
-    const Range rows = part_of(layout, model, spec.row_split, spec.rows);
-    const Range cols = part_of(layout, model, spec.col_split, spec.cols);
+  const auto load = [&](WeightSpec spec) {
+    Range rows = part_of(layout, model, spec.row_split, spec.rows);
+    Range cols = part_of(layout, model, spec.col_split, spec.cols);
+    if (program.fault != nullptr) program.fault->edit_slice(rank, spec, rows, cols);
     rank.trace().weights.push_back({.name = spec.name,
                                     .layer = spec.layer,
                                     .rows = rows.count,
@@ -132,7 +134,8 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
   const Layout& layout = program.layouts[static_cast<std::size_t>(to_int(rank.id()))];
   const RankWeights<T> weights = load_weights(rank, program, layout);
   for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {
-    const MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
+    MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
+    if (program.fault != nullptr) program.fault->edit_microbatch(rank, index, microbatch);
     const Stage<T> stage{rank, program, layout, microbatch, static_cast<int>(index)};
     co_await run_microbatch(stage, weights);
   }

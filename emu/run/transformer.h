@@ -37,6 +37,8 @@
 
 namespace shardproof {
 
+class FaultInjector;
+
 /// Router choices to use in place of the router's own: per layer, [tokens of the global batch, top_k]. The router still
 /// taps its own choice; the weights are its own for the replayed experts.
 using RoutingReplay = std::vector<ops::Matrix<std::int32_t>>;
@@ -50,6 +52,7 @@ struct TransformerProgram {
   ops::Format format;
   std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
   const RoutingReplay* replay = nullptr;
+  FaultInjector* fault = nullptr;             ///< see fault.h; its layouts are edited by whoever makes the program
 };
 
 std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);

@@ -88,7 +88,7 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
     const double error = sharded[i].worst.error;
     if (expected.all()[i].ids) {
       // Ids have no size of error: what is left after judge_routing is wrong.
-      reports.push_back({.name = expected.all()[i].name, .max_error = error, .replicas_equal = sharded[i].replicas_equal});
+      reports.push_back({.name = expected.all()[i].name, .max_error = error, .replicas_equal = sharded[i].replicas_equal, .bits = sharded[i].bits});
       continue;
     }
     UnshardedError& kind = so_far[tap_kind(expected.all()[i].name)];
@@ -101,7 +101,8 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
                        .max_error = error,
                        .bound = error_bound(kind, format),
                        .amplification = amplification,
-                       .replicas_equal = sharded[i].replicas_equal});
+                       .replicas_equal = sharded[i].replicas_equal,
+                       .bits = sharded[i].bits});
   }
   return reports;
 }

@@ -268,6 +268,11 @@ std::vector<TapOutcome> TapCollector::finish() {
       }
     }
     for (const auto& [block, holders] : state.blocks) {
+      const auto [row, rows, col, cols] = block;
+      for (const std::int64_t place : {row, rows, col, cols}) {
+        state.outcome.bits = mix64(state.outcome.bits ^ static_cast<std::uint64_t>(place));
+      }
+      state.outcome.bits = mix64(state.outcome.bits ^ holders.begin()->second);
       for (const auto& [rank, hash] : holders) {
         if (hash != holders.begin()->second) state.outcome.odd_replicas.push_back(rank);
       }

@@ -17,6 +17,7 @@
 #include "collectives/seeded_executor.h"
 #include "emu/plan/validate.h"
 #include "emu/run/cluster.h"
+#include "emu/run/fault.h"
 #include "emu/run/transformer.h"
 #include "emu/verify/judge.h"
 #include "emu/verify/reference.h"
@@ -120,20 +121,22 @@ std::vector<CollectiveReport> sum_collectives(const Cluster& cluster) {
 template <class T>
 RunResult run_program(const Plan& plan, const Parallel& parallel, const Batch& batch, const WeightSource& weights,
                       const VerifyOptions& options, const ExpectedTaps& expected, const RoutingReplay* replay,
-                      const char* run, ProgressReporter& progress) {
+                      FaultInjector* fault, const char* run, ProgressReporter& progress) {
   WeightStore<T> store(weights, options.format);
   Cluster cluster(parallel);
-  const TransformerProgram<T> program{.model = plan.model,
-                                      .batch = batch,
-                                      .weights = store,
-                                      .format = options.format,
-                                      .layouts = make_layouts(plan.model, cluster.mesh()),
-                                      .replay = replay};
+  TransformerProgram<T> program{.model = plan.model,
+                                .batch = batch,
+                                .weights = store,
+                                .format = options.format,
+                                .layouts = make_layouts(plan.model, cluster.mesh()),
+                                .replay = replay,
+                                .fault = fault};
+  if (fault != nullptr) fault->edit_layouts(program.layouts);
   TapCollector collector(expected, cluster.size(), options.format == ops::Format::exact,
                          [&](const std::string& name) { progress.tap_complete(run, name); });
   const std::unique_ptr<Executor> executor = make_executor(options);
   cluster.run(
-      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &collector);
+      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &collector, fault);
   return {collector.finish(), collector.unexpected(), sum_collectives(cluster)};
 }
 
@@ -181,12 +184,12 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()},
                     1);
   const auto unsharded = [&](const RoutingReplay* replay) {
-    return run_program<T>(plan, Parallel{}, whole, weights, options, expected, replay, "unsharded", progress);
+    return run_program<T>(plan, Parallel{}, whole, weights, options, expected, replay, nullptr, "unsharded", progress);
   };
   const auto sharded = [&](const RoutingReplay* replay) {
     const Clock::time_point start = Clock::now();
     RunResult result =
-        run_program<T>(plan, plan.parallel, batch, weights, options, expected, replay, "sharded", progress);
+        run_program<T>(plan, plan.parallel, batch, weights, options, expected, replay, options.fault, "sharded", progress);
     report.sharded_seconds += seconds_since(start);
     return result;
   };

@@ -28,6 +28,8 @@
 
 namespace shardproof {
 
+class FaultInjector;
+
 inline constexpr double kAmplificationBound = 4;
 inline constexpr double kSmallSample = 8;
 inline constexpr double kRoundoffFloor = 16;
@@ -44,6 +46,7 @@ struct VerifyOptions {
   int threads = 0;                        ///< 0: as many as the process may use
   std::optional<std::uint64_t> schedule;  ///< run on one thread in the order this seed gives
   const WeightSource* weights = nullptr;  ///< default: GeneratedWeights of the workload's seed
+  FaultInjector* fault = nullptr;         ///< injected into the sharded run only (mutation.h)
   std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
 };
 

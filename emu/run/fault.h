@@ -1,0 +1,36 @@
+// Where a fault may be injected into a run: four narrow seams, of which the program knows nothing but the call.
+//
+// Used to measure what the verifier catches (emu/verify/mutation.h). A run without an injector pays a test of a pointer.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "collectives/call_hook.h"
+#include "emu/run/batch.h"
+#include "emu/run/cluster.h"
+#include "emu/run/layout.h"
+#include "emu/run/registry.h"
+
+namespace shardproof {
+
+/// Every function may change what it is given; the defaults change nothing. Called for different ranks at once.
+class FaultInjector {
+ public:
+  virtual ~FaultInjector() = default;
+
+  /// Before the run: what each rank believes it holds. Indexed by rank.
+  virtual void edit_layouts(std::vector<Layout>& /*layouts*/) {}
+  /// The slice of a weight that a rank loads; the counts must stay.
+  virtual void edit_slice(const Rank& /*rank*/, WeightSpec& /*spec*/, Range& /*rows*/, Range& /*cols*/) {}
+  /// A microbatch as a rank sees it: positions and offsets.
+  virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*index*/, MicroBatch& /*microbatch*/) {}
+  /// After the choice of experts: ids and weights [tokens, top_k], before the dispatch; not what is tapped.
+  virtual void edit_routing(const Rank& /*rank*/, int /*layer*/, ops::MatrixView<std::int32_t> /*ids*/,
+                            ops::MatrixView<double> /*weights*/) {}
+  /// The collectives: see CallHook. The rank's trace tells where in the program a call stands.
+  virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
+  virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}
+};
+
+}  // namespace shardproof
