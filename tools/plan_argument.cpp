@@ -18,7 +18,10 @@ std::string problems_text(const std::string& path, const std::vector<Problem>& p
   std::string text;
   for (const Problem& problem : problems) {
     if (!text.empty()) text += "\n";
+    // A syntax error, or a file that cannot be read, names the file as its field.
+    const bool names_file = problem.field.starts_with(path);
     text += problem.field.empty() ? fmt::format("{}: {}", path, problem.message)
+            : names_file          ? fmt::format("{}: {}", problem.field, problem.message)
                                   : fmt::format("{}: {}: {}", path, problem.field, problem.message);
   }
   return text;

@@ -25,8 +25,8 @@ std::string range_text(Range range) {
 
 std::string rank_table(const Plan& plan) {
   const Mesh mesh(plan.parallel);
-  std::vector<std::vector<std::string>> rows{
-      {"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads", "kv", "experts", "width", "sequences"}};
+  std::vector<std::vector<std::string>> rows{{"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads",
+                                              "kv", "experts", "width", "sequences"}};
   const auto add = [&](int rank) {
     const Layout layout = make_layout(plan.model, mesh, rank);
     const Coordinates& at = layout.at;
@@ -46,7 +46,9 @@ std::string rank_table(const Plan& plan) {
   return table(rows, 1);
 }
 
-std::string error_text(double value) { return value == 0 ? "0" : fmt::format("{:.2e}", value); }
+std::string error_text(double value) {
+  return value == 0 ? "0" : fmt::format("{:.2e}", value);
+}
 
 struct TapLine {
   std::string name;
@@ -55,7 +57,9 @@ struct TapLine {
   bool replicas_equal = true;
 };
 
-double excess(const TapReport& tap) { return tap.bound > 0 ? tap.max_error / tap.bound : tap.max_error; }
+double excess(const TapReport& tap) {
+  return tap.bound > 0 ? tap.max_error / tap.bound : tap.max_error;
+}
 
 std::vector<TapLine> lines_by_kind(const std::vector<TapReport>& taps, bool all_taps) {
   std::vector<TapLine> lines;
@@ -149,13 +153,15 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }
-  text += fmt::format("  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, expert width {}, vocabulary {}\n",
-                      m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.num_experts, m.top_k, m.hidden_size,
-                      m.expert_width, m.vocab_size);
+  text += fmt::format(
+      "  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, expert width {}, vocabulary {}\n",
+      m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.num_experts, m.top_k, m.hidden_size, m.expert_width,
+      m.vocab_size);
   const auto [shortest, longest] = std::ranges::minmax(plan.workload.lengths);
-  text += fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),
-                      shortest == longest ? fmt::format("{}", longest) : fmt::format("{} to {}", shortest, longest),
-                      plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
+  text +=
+      fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),
+                  shortest == longest ? fmt::format("{}", longest) : fmt::format("{} to {}", shortest, longest),
+                  plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
   if (m != original.model || plan.workload.lengths != original.workload.lengths) {
     text += fmt::format("  scale {}: from hidden {}, head {}, expert width {}, vocabulary {}, {} tokens\n", scale,
                         original.model.hidden_size, original.model.head_dim, original.model.expert_width,
@@ -170,9 +176,10 @@ std::string report_text(const VerifyReport& report, bool all_taps) {
     text += tap_table(report, all_taps) + "\n" + collective_table(report) + "\n" + expert_load(report);
     const RoutingReport& routing = report.routing;
     if (routing.replayed) {
-      text += fmt::format("  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
-                          "the reference's choices replayed\n",
-                          routing.ambiguous, routing.flipped);
+      text += fmt::format(
+          "  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
+          "the reference's choices replayed\n",
+          routing.ambiguous, routing.flipped);
     }
     text += "\n";
   }

@@ -1,6 +1,7 @@
 // Where a fault may be injected into a run: four narrow seams, of which the program knows nothing but the call.
 //
-// Used to measure what the verifier catches (emu/verify/mutation.h). A run without an injector pays a test of a pointer.
+// Used to measure what the verifier catches (emu/verify/mutation.h). A run without an injector pays a test of a
+// pointer.
 #pragma once
 
 #include <cstdint>

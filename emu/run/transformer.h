@@ -52,7 +52,7 @@ struct TransformerProgram {
   ops::Format format;
   std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
   const RoutingReplay* replay = nullptr;
-  FaultInjector* fault = nullptr;             ///< see fault.h; its layouts are edited by whoever makes the program
+  FaultInjector* fault = nullptr;  ///< see fault.h; its layouts are edited by whoever makes the program
 };
 
 std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);

@@ -15,17 +15,15 @@ struct ExpectedTap {
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::vector<double> values;
-  /// Per row, what an error of that row is measured by: the root mean square of its values, but at least a quarter of the
-  /// whole tensor's, so that a row whose sums cancel does not turn rounding into an error.
+  /// Per row, what an error of that row is measured by: the root mean square of its values, but at least a quarter of
+  /// the whole tensor's, so that a row whose sums cancel does not turn rounding into an error.
   std::vector<double> scale;
   /// Why a comparison with this tensor would prove nothing: "not finite", "zero", "constant"; empty when it would.
   std::string vacuous;
   /// Holds ids (the router's choice): compared as the set of its row, not by value.
   bool ids = false;
 
-  double at(std::int64_t row, std::int64_t col) const {
-    return values[static_cast<std::size_t>(row * cols + col)];
-  }
+  double at(std::int64_t row, std::int64_t col) const { return values[static_cast<std::size_t>(row * cols + col)]; }
 };
 
 /// The expected tensors of a run, by name and in program order.

@@ -60,9 +60,9 @@ std::vector<int> ranks_beyond(const TapOutcome& outcome, double bound) {
 std::string divergence_message(const TapOutcome& outcome, const Divergence& divergence) {
   if (!outcome.problem.empty()) return outcome.problem;
   if (divergence.error > divergence.bound) {
-    return fmt::format("expected {:.9g}, got {:.9g} at token {}, element {}: error {:.3g} of the row's scale, bound {:.3g}",
-                       divergence.expected, divergence.got, divergence.row, divergence.col, divergence.error,
-                       divergence.bound);
+    return fmt::format(
+        "expected {:.9g}, got {:.9g} at token {}, element {}: error {:.3g} of the row's scale, bound {:.3g}",
+        divergence.expected, divergence.got, divergence.row, divergence.col, divergence.error, divergence.bound);
   }
   return fmt::format("ranks {} hold bits that differ from their replicas'", fmt::join(divergence.ranks, ", "));
 }
@@ -88,7 +88,10 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
     const double error = sharded[i].worst.error;
     if (expected.all()[i].ids) {
       // Ids have no size of error: what is left after judge_routing is wrong.
-      reports.push_back({.name = expected.all()[i].name, .max_error = error, .replicas_equal = sharded[i].replicas_equal, .bits = sharded[i].bits});
+      reports.push_back({.name = expected.all()[i].name,
+                         .max_error = error,
+                         .replicas_equal = sharded[i].replicas_equal,
+                         .bits = sharded[i].bits});
       continue;
     }
     UnshardedError& kind = so_far[tap_kind(expected.all()[i].name)];
@@ -136,8 +139,9 @@ RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapR
       }
       ++report.flipped;
       if (worst.error == 0) {
-        const auto wrong = std::ranges::find_if(
-            choice.got, [&](std::int32_t id) { return std::ranges::find(choice.expected, id) == choice.expected.end(); });
+        const auto wrong = std::ranges::find_if(choice.got, [&](std::int32_t id) {
+          return std::ranges::find(choice.expected, id) == choice.expected.end();
+        });
         const std::int64_t col = wrong - choice.got.begin();
         worst = {std::numeric_limits<double>::infinity(), row, col, tap.at(row, col), static_cast<double>(*wrong)};
       }
@@ -148,8 +152,7 @@ RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapR
   return report;
 }
 
-std::optional<Divergence> first_divergence(const std::vector<TapReport>& taps,
-                                           const std::vector<TapOutcome>& sharded) {
+std::optional<Divergence> first_divergence(const std::vector<TapReport>& taps, const std::vector<TapOutcome>& sharded) {
   for (std::size_t i = 0; i < taps.size(); ++i) {
     const TapOutcome& outcome = sharded[i];
     const bool wrong = !outcome.problem.empty() || outcome.worst.error > taps[i].bound || !outcome.replicas_equal;

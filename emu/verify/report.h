@@ -28,7 +28,7 @@ struct TapReport {
   double bound = 0;
   double amplification = 1;  ///< max_error over the unsharded run's
   bool replicas_equal = true;
-  std::uint64_t bits = 0;    ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
+  std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
 };
 
 /// The first tap in program order that is wrong.

@@ -31,7 +31,7 @@ struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
   std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part
-  std::uint64_t bits = 0;               ///< hash of every block's place and bits, whoever holds it
+  std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
   std::vector<int> odd_replicas;  ///< ranks that differ from the lowest rank that holds the same block
   /// What is wrong with the parts themselves: shape, overlap, elements that no rank holds. Empty when nothing is.

@@ -1,8 +1,9 @@
 // The verifier names what a fault breaks first, in exact and in float formats.
+#include "emu/run/fault.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "emu/run/fault.h"
 #include "emu/verify/verify.h"
 
 namespace shardproof {
@@ -64,8 +65,7 @@ class SwappedQueryHeads final : public FaultInjector {
 class SkippedCollective final : public FaultInjector {
  public:
   bool before_call(const Rank& rank, internal::Call& call) noexcept override {
-    return !(to_int(rank.id()) == 2 && call.operation == Operation::all_to_all &&
-             rank.trace().ops.back().layer == 1);
+    return !(to_int(rank.id()) == 2 && call.operation == Operation::all_to_all && rank.trace().ops.back().layer == 1);
   }
 };
 

@@ -29,9 +29,15 @@ void expect_equal_bits(ops::Format format) {
   }
 }
 
-TEST(Schedules, GiveTheSameBitsInFloat32) { expect_equal_bits(ops::Format::fp32); }
-TEST(Schedules, GiveTheSameBitsInBfloat16) { expect_equal_bits(ops::Format::bf16); }
-TEST(Schedules, GiveTheSameBitsInExact) { expect_equal_bits(ops::Format::exact); }
+TEST(Schedules, GiveTheSameBitsInFloat32) {
+  expect_equal_bits(ops::Format::fp32);
+}
+TEST(Schedules, GiveTheSameBitsInBfloat16) {
+  expect_equal_bits(ops::Format::bf16);
+}
+TEST(Schedules, GiveTheSameBitsInExact) {
+  expect_equal_bits(ops::Format::exact);
+}
 
 TEST(Schedules, GiveOtherBitsForAnotherSeed) {
   Plan plan = testing::random_plan(testing::property_seed() + 50000);

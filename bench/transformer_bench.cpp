@@ -1,0 +1,117 @@
+// What emulation costs: the sharded run of a model over the unsharded run of the same model, through the same ops, on
+// the same threads. Both run without taps. "overhead" is the ratio of the medians.
+//
+//   build/release/bench/transformer_bench
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <vector>
+
+#include "collectives/tbb_executor.h"
+#include "emu/run/cluster.h"
+#include "emu/run/transformer.h"
+
+namespace {
+
+using namespace shardproof;
+
+/// Wide enough that arithmetic dominates, as it does in the models that plans are made for.
+ModelConfig bench_model(int layers, int experts) {
+  return {.hidden_size = 512,
+          .num_layers = layers,
+          .num_heads = 16,
+          .num_kv_heads = 16,
+          .head_dim = 32,
+          .expert_width = 1024,
+          .num_experts = experts,
+          .top_k = 2,
+          .vocab_size = 2048};
+}
+
+/// A model with its weights, ready to run on one plan.
+class Prepared {
+ public:
+  Prepared(const ModelConfig& model, const Parallel& parallel, const Batch& batch, WeightStore<float>& store)
+      : cluster_(parallel),
+        program_{.model = model,
+                 .batch = batch,
+                 .weights = store,
+                 .format = ops::Format::fp32,
+                 .layouts = make_layouts(model, cluster_.mesh())} {}
+
+  double seconds(TbbExecutor& executor) {
+    const auto start = std::chrono::steady_clock::now();
+    cluster_.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program_); });
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+ private:
+  Cluster cluster_;
+  TransformerProgram<float> program_;
+};
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2), values.end());
+  return values[values.size() / 2];
+}
+
+void overhead(benchmark::State& state, const ModelConfig& model, const Parallel& parallel, const Workload& workload) {
+  const GeneratedWeights source(1);
+  WeightStore<float> whole_store(source, ops::Format::fp32);
+  WeightStore<float> shard_store(source, ops::Format::fp32);
+  const Batch batch(workload, model.vocab_size);
+  TbbExecutor executor(1);  // one thread for both: one rank alone could not use more
+  Prepared unsharded(model, Parallel{}, batch, whole_store);
+  Prepared sharded(model, parallel, batch, shard_store);
+  // The first run of each makes the weights.
+  unsharded.seconds(executor);
+  sharded.seconds(executor);
+
+  std::vector<double> unsharded_seconds;
+  std::vector<double> sharded_seconds;
+  for (auto _ : state) {
+    unsharded_seconds.push_back(unsharded.seconds(executor));
+    sharded_seconds.push_back(sharded.seconds(executor));
+    state.SetIterationTime(sharded_seconds.back());
+  }
+  state.counters["ranks"] = parallel.world();
+  state.counters["unsharded_s"] = median(unsharded_seconds);
+  state.counters["sharded_s"] = median(sharded_seconds);
+  state.counters["overhead"] = median(sharded_seconds) / median(unsharded_seconds);
+}
+
+Workload workload_of(std::int64_t sequences, std::int64_t length, std::int64_t microbatches) {
+  return {.lengths = std::vector<std::int64_t>(static_cast<std::size_t>(sequences), length),
+          .microbatches = microbatches};
+}
+
+void ranks_16(benchmark::State& state) {
+  overhead(state, bench_model(4, 8), {.tp = 2, .dp = 4, .pp = 2, .ep = 8, .sp = true}, workload_of(8, 256, 1));
+}
+void ranks_128(benchmark::State& state) {
+  overhead(state, bench_model(4, 16), {.tp = 2, .dp = 16, .pp = 4, .ep = 16, .etp = 2, .sp = true},
+           workload_of(32, 128, 1));
+}
+/// Not a ratio: that a thousand ranks run, and how long they take.
+void ranks_1024(benchmark::State& state) {
+  const ModelConfig model = bench_model(4, 64);
+  const Parallel parallel{.tp = 2, .dp = 128, .pp = 4, .ep = 64, .etp = 2, .edp = 2, .sp = true};
+  const GeneratedWeights source(1);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const Batch batch(workload_of(128, 32, 1), model.vocab_size);
+  TbbExecutor executor;
+  Prepared run(model, parallel, batch, store);
+  run.seconds(executor);
+  for (auto _ : state) state.SetIterationTime(run.seconds(executor));
+  state.counters["ranks"] = parallel.world();
+}
+
+BENCHMARK(ranks_16)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);
+BENCHMARK(ranks_128)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);
+BENCHMARK(ranks_1024)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(3);
+
+}  // namespace
+
+BENCHMARK_MAIN();
