@@ -28,6 +28,9 @@ const std::vector<Degrees> kDegrees = {
     {"dp3_pp2_ep3", {.dp = 3, .pp = 2, .ep = 3}},
     {"tp4_ep4", {.tp = 4, .ep = 4}},
     {"dp5_ep5", {.dp = 5, .ep = 5}},
+    {"dp3_ep3", {.dp = 3, .ep = 3}},
+    {"dp2_pp2_edp2", {.dp = 2, .pp = 2, .edp = 2}},
+    {"tp2_dp2_etp4_sp", {.tp = 2, .dp = 2, .etp = 4, .sp = true}},
     {"tp2_dp2_ep2_etp2", {.tp = 2, .dp = 2, .ep = 2, .etp = 2}},
 };
 
