@@ -18,34 +18,27 @@ inline Vec<T> round_to_multiple(Vec<T> value, T step) {
   return magnitude < magic ? copy_sign<T>(rounded, value) + T{0} : value;
 }
 
-/// To `kDigits` significant bits, ties to even, for a format whose normal numbers begin at 2^kMinExponent and whose
-/// largest is below 2^kMaxExponent.
+/// To `kDigits` significant bits, ties to even, for a format narrower than T whose normal numbers begin at
+/// 2^kMinExponent (the step is constant below) and whose largest is below 2^kMaxExponent (infinity from there).
 template <class T, int kDigits, int kMinExponent, int kMaxExponent>
 inline Vec<T> round_to_digits(Vec<T> value) {
-  constexpr int kDropped = std::numeric_limits<T>::digits - kDigits;
   constexpr auto kPower = [](int exponent) {
     T result = 1;
     for (; exponent > 0; --exponent) result *= 2;
     for (; exponent < 0; ++exponent) result /= 2;
     return result;
   };
-  constexpr T kMinNormal = kPower(kMinExponent);
-  constexpr T kLimit = kPower(kMaxExponent - 1);  // doubled below: 2^kMaxExponent may not be finite in T
-  constexpr T kSubnormalStep = kPower(kMinExponent - kDigits + 1);
-  constexpr Bits<T> kHalf = (Bits<T>{1} << (kDropped - 1)) - 1;
-  constexpr Bits<T> kKeep = ~((Bits<T>{1} << kDropped) - 1);
+  constexpr int kFractionBits = std::numeric_limits<T>::digits - 1;
+  constexpr Bits<T> kExponent = static_cast<Bits<T>>((sizeof(T) == 4 ? 0xffULL : 0x7ffULL) << kFractionBits);
+  constexpr Bits<T> kShift = static_cast<Bits<T>>(std::numeric_limits<T>::digits - kDigits) << kFractionBits;
 
+  // A power of two whose last place is the step at the value's exponent: adding it drops the bits below.
   const Vec<T> magnitude = absolute<T>(value);
-  const Vec<Bits<T>> bits = to_bits<T>(magnitude);
-  const Vec<T> normal = from_bits<T>((bits + kHalf + ((bits >> kDropped) & 1)) & kKeep);
-  const Vec<T> infinity = broadcast<T>(std::numeric_limits<T>::infinity());
-  Vec<T> rounded = normal * T{0.5} < kLimit ? normal : infinity;
-  if constexpr (kSubnormalStep / std::numeric_limits<T>::epsilon() >= std::numeric_limits<T>::min()) {
-    // Below the normal numbers the step is constant.
-    rounded = magnitude < kMinNormal ? round_to_multiple<T>(magnitude, kSubnormalStep) : rounded;
-  }
-  rounded = copy_sign<T>(rounded, value);
-  return value == value ? rounded : value;
+  const Vec<T> low = broadcast<T>(kPower(kMinExponent)), high = broadcast<T>(kPower(kMaxExponent));
+  const Vec<T> held = magnitude < low ? low : (magnitude > high ? high : magnitude);
+  const Vec<T> magic = from_bits<T>((to_bits<T>(held) & kExponent) + kShift);
+  const Vec<T> rounded = (magnitude + magic) - magic;
+  return copy_sign<T>(rounded >= high ? broadcast<T>(std::numeric_limits<T>::infinity()) : rounded, value);
 }
 
 template <class T>
