@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 
+#include "collectives/traffic.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
@@ -123,10 +124,10 @@ class Walk {
     if (n == 1) return;
     const double others = n - 1;
     double sent = in;
-    if (operation == "all_reduce") sent = 2 * in * others / n;
+    if (operation == "all_reduce") sent = in * bus_bandwidth_factor(Operation::all_reduce, n);
     if (operation == "all_gather") sent = in * others;
     if (operation == "reduce_scatter") sent = in - own_part;
-    if (operation == "all_to_all") sent = in * others / n;
+    if (operation == "all_to_all") sent = in * bus_bandwidth_factor(Operation::all_to_all, n);
     largest_ = std::max(largest_, (in + out) * element_bytes);
     for (TrafficTotal& total : pass_.traffic) {
       if (total.axis == axis && total.operation == operation && total.element_bytes == element_bytes &&

@@ -61,7 +61,11 @@ std::string to_json(const DeploymentGraph& graph) {
 std::string to_dot(const DeploymentGraph& graph) {
   std::string text = fmt::format("digraph \"{}\" {{\n  rankdir=TB;\n  node [fontname=\"Helvetica\", fontsize=10];\n",
                                  escaped(graph.name));
-  std::map<int, std::string> layers;
+  struct Layer {
+    std::string name;
+    std::string nodes;
+  };
+  std::map<int, Layer> layers;
   for (std::size_t i = 0; i < graph.nodes.size(); ++i) {
     const GraphNode& node = graph.nodes[i];
     const char* form = node.type == "comm" ? "ellipse" : node.type == "agg" ? "parallelogram" : "box";
@@ -69,15 +73,19 @@ std::string to_dot(const DeploymentGraph& graph) {
         node.count > 1         ? fmt::format("x {}", node.count)
         : node.gpus.size() > 1 ? fmt::format("GPUs {}-{} ({})", node.gpus.front(), node.gpus.back(), node.gpus.size())
                                : fmt::format("GPU {}", node.gpu);
-    const std::string name = node.layer >= 0 && node.count == 1 ? node.id.substr(node.id.find('.') + 1) : node.id;
-    layers[node.layer] += fmt::format("    n{} [label=\"{}\\n{}\\n{}\", shape={}, style={}];\n", i, escaped(name),
-                                      where, shape_text(node.shape), form, node.style);
+    const std::size_t dot = node.layer >= 0 ? node.id.find('.') : std::string::npos;
+    const std::string name = dot == std::string::npos ? node.id : node.id.substr(dot + 1);
+    const std::string layer = dot == std::string::npos ? std::string() : node.id.substr(0, dot);
+    layers[node.layer].name = layer;
+    layers[node.layer].nodes += fmt::format("    n{} [label=\"{}\\n{}\\n{}\", shape={}, style={}];\n", i, escaped(name),
+                                            where, shape_text(node.shape), form, node.style);
   }
-  for (const auto& [layer, nodes] : layers) {
-    if (layer < 0) {
-      text += nodes;
+  for (const auto& [number, layer] : layers) {
+    if (number < 0) {
+      text += layer.nodes;
     } else {
-      text += fmt::format("  subgraph cluster_{0} {{\n    label=\"layer {0}\"; color=gray;\n{1}  }}\n", layer, nodes);
+      text += fmt::format("  subgraph cluster_{} {{\n    label=\"{}\"; color=gray;\n{}  }}\n", number, layer.name,
+                          layer.nodes);
     }
   }
   for (const auto& [from, to] : graph.edges) text += fmt::format("  n{} -> n{};\n", from, to);

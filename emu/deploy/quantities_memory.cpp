@@ -86,9 +86,17 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
                                   3.0 * static_cast<double>(m.expert_width) * static_cast<double>(m.hidden_size);
               return number(static_cast<double>(model_parameters(m).total()) - idle, "");
             }));
-  per_rank(table, "parameters_per_gpu", "parameters", Dimension::parameters,
-           "what the GPU holds of embedding / tp, attention / tp, norms, router, experts / (ep * etp), head / tp",
-           [](const Plan&, const RankFigures& r) { return static_cast<double>(r.parameters.total()); });
+  per_rank(
+      table, "parameters_per_gpu", "parameters", Dimension::parameters,
+      "what the GPU holds of embedding / tp, attention / tp, norms, router, experts / (ep * etp), head / tp",
+      [](const Plan&, const RankFigures& r) { return static_cast<double>(r.parameters.total()); },
+      [](const Plan&, const RankFigures& r) {
+        const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
+        const ParameterCount& n = r.parameters;
+        return fmt::format("attention {} + experts {} + embedding and head {} + norms and router {} = {}",
+                           text(n.attention), text(n.experts), text(n.embedding + n.head), text(n.norms + n.router),
+                           text(n.total()));
+      });
 }
 
 void add_weights(std::vector<QuantityDefinition>& table) {
