@@ -10,6 +10,8 @@
 #include <dnnl.h>
 #endif
 
+#include <unistd.h>
+
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -123,8 +125,11 @@ void register_all() {
 }  // namespace shardproof::bench
 
 int main(int argc, char** argv) {
-  // One thread each, before a library reads its environment.
-  setenv("OMP_NUM_THREADS", "1", 1);
+  // One thread each. An OpenMP runtime reads its environment when it is loaded, before main: start over with it set.
+  if (std::getenv("OMP_NUM_THREADS") == nullptr) {
+    setenv("OMP_NUM_THREADS", "1", 1);
+    execv("/proc/self/exe", argv);
+  }
 #ifdef SHARDPROOF_WITH_OPENBLAS
   openblas_set_num_threads(1);
 #endif

@@ -32,7 +32,7 @@ template <class T>
 inline constexpr Index kLanes = kVectorBytes / static_cast<Index>(sizeof(T));
 
 template <class T>
-using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+using Bits = std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint64_t>;
 
 template <class T>
 struct VectorOf {
@@ -84,14 +84,14 @@ inline Vec<T> from_bits(Vec<Bits<T>> value) {
 
 template <class T>
 inline Vec<T> absolute(Vec<T> value) {
-  constexpr Bits<T> kMask = sizeof(T) == 4 ? static_cast<Bits<T>>(0x7fffffff) : static_cast<Bits<T>>(~(1ULL << 63));
+  constexpr Bits<T> kMask = static_cast<Bits<T>>(~Bits<T>{0}) >> 1;
   return from_bits<T>(to_bits<T>(value) & kMask);
 }
 
 /// The magnitude of one value with the sign of another.
 template <class T>
 inline Vec<T> copy_sign(Vec<T> magnitude, Vec<T> sign) {
-  constexpr Bits<T> kMask = sizeof(T) == 4 ? static_cast<Bits<T>>(0x7fffffff) : static_cast<Bits<T>>(~(1ULL << 63));
+  constexpr Bits<T> kMask = static_cast<Bits<T>>(~Bits<T>{0}) >> 1;
   return from_bits<T>((to_bits<T>(magnitude) & kMask) | (to_bits<T>(sign) & ~kMask));
 }
 
