@@ -12,7 +12,6 @@
 namespace shardproof {
 namespace {
 
-using testing::DefaultExecutor;
 using ::testing::HasSubstr;
 using testing::OneGroup;
 
