@@ -41,10 +41,13 @@ void set_outputs(GroupState& state) {
 }
 
 void set_nodes(GroupState& state) {
+  const int gpus_per_node = state.call(0).options.gpus_per_node;
   if (state.call(0).options.algorithm != Algorithm::hierarchical) return;
+  if (state.movement.gpus_per_node == gpus_per_node) return;
+  state.movement.gpus_per_node = gpus_per_node;
   std::vector<int> ranks;
   for (const GlobalRank member : state.group.members) ranks.push_back(to_int(member));
-  state.movement.nodes = split_into_nodes(ranks, state.call(0).options.gpus_per_node);
+  state.movement.nodes = split_into_nodes(ranks, gpus_per_node);
 }
 
 Reducer reducer(const GroupState& state) {

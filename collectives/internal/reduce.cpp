@@ -6,7 +6,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "collectives/internal/copy.h"
 
@@ -17,6 +16,8 @@ namespace {
 // A block of partial sums stays in the first-level cache while all inputs pass by.
 constexpr std::size_t kBlock = 1024;
 constexpr int kMaxDepth = 32;
+// Inputs that are added in one run.
+constexpr std::size_t kChain = 64;
 
 // Integers wrap around: their sums are taken in the unsigned type.
 template <class T>
@@ -90,6 +91,31 @@ void add_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std:
   }
 }
 
+// top = top + ((a + b) + ...): a short subtree joins the sum without being stored.
+template <class Op, class Acc, class T, std::size_t... K>
+void merge_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
+  const T* const input[] = {inputs[0], inputs[K + 1]...};
+  for (std::size_t e = 0; e < count; ++e) {
+    top[e] = Op::apply(top[e], fold<Op>(static_cast<Acc>(input[0][e]), input[K + 1][e]...));
+  }
+}
+
+constexpr std::size_t kMergeable = 4;
+
+template <class Op, class Acc, class T>
+void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
+  switch (inputs_count) {
+    case 1:
+      return merge_some<Op>(top, inputs, count, std::index_sequence<>());
+    case 2:
+      return merge_some<Op>(top, inputs, count, std::make_index_sequence<1>());
+    case 3:
+      return merge_some<Op>(top, inputs, count, std::make_index_sequence<2>());
+    default:
+      return merge_some<Op>(top, inputs, count, std::make_index_sequence<3>());
+  }
+}
+
 // The same from nothing.
 template <class Op, class Acc, class T>
 void sum_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
@@ -136,7 +162,6 @@ class Evaluator {
         fuses_(std::is_same_v<T, Acc> && !wire_rounds_ && !accumulate_rounds_) {}
 
   void run(const Order& order, std::size_t begin, std::size_t end, std::span<void* const> outputs, std::size_t shift) {
-    chain_.resize(order.size());
     for (std::size_t at = begin; at < end; at += kBlock) {
       const std::size_t count = std::min(kBlock, end - at);
       evaluate(order, at, count);
@@ -175,17 +200,20 @@ class Evaluator {
     }
   }
 
-  // A load or an addition with all additions that follow, when nothing rounds between them.
+  // A load or an addition with the additions that follow, and the merge after them, when nothing rounds between them.
   std::size_t evaluate_run(const Order& order, std::size_t s, std::size_t at, std::size_t count) {
     const bool load = order[s].kind == Step::Kind::load;
     std::size_t length = 0;
     do {
       chain_[length++] = inputs_[order[s++].rank] + at;
-    } while (s < order.size() && order[s].kind == Step::Kind::add);
-    if (load) {
-      sum_inputs<Op>(stack_[depth_++].data(), chain_.data(), length, count);
-    } else {
+    } while (s < order.size() && order[s].kind == Step::Kind::add && length < kChain);
+    if (!load) {
       add_inputs<Op>(top(), chain_.data(), length, count);
+    } else if (s < order.size() && order[s].kind == Step::Kind::merge && length <= kMergeable) {
+      merge_inputs<Op>(top(), chain_.data(), length, count);
+      ++s;
+    } else {
+      sum_inputs<Op>(stack_[depth_++].data(), chain_.data(), length, count);
     }
     return s;
   }
@@ -246,7 +274,7 @@ class Evaluator {
   bool accumulate_rounds_;
   bool fuses_;  // a hop changes nothing
   std::size_t depth_ = 0;
-  std::vector<const T*> chain_;
+  std::array<const T*, kChain> chain_;
   alignas(64) std::array<T, kBlock> scratch_;
   alignas(64) std::array<Block, kMaxDepth> stack_;  // only as deep as the order goes is ever touched
 };
