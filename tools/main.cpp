@@ -29,7 +29,8 @@ Exit codes: 0 pass, 1 mismatch or refuted claim, 2 usage or invalid plan, 3 dead
 4 inconclusive, 70 internal error.)";
 
 int run(int argc, char** argv) {
-  CLI::App app{"Proves parallel deployment plans for Mixture-of-Experts transformers on one CPU machine.", "shardproof"};
+  CLI::App app{"Proves parallel deployment plans for Mixture-of-Experts transformers on one CPU machine.",
+               "shardproof"};
   app.set_version_flag("--version", fmt::format("shardproof {}", shardproof::tools::kVersion));
   app.footer(kFooter);
   app.require_subcommand(1);

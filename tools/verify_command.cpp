@@ -2,12 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "emu/plan/validate.h"
+#include "emu/run/checkpoint.h"
+#include "emu/verify/baseline.h"
+#include "emu/verify/junit.h"
 #include "emu/verify/verify.h"
 #include "tools/exit_code.h"
 #include "tools/memory.h"
@@ -27,8 +32,14 @@ struct VerifyFlags {
   std::optional<std::uint64_t> seed;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
+  std::string checkpoint;
   std::string json;
+  std::string junit;
+  std::string record;
+  std::string baseline;
   bool all_taps = false;
+
+  bool uses_baseline() const { return !record.empty() || !baseline.empty(); }
 };
 
 int exit_code_of(Verdict verdict) {
@@ -56,6 +67,8 @@ ops::Format default_format(const ModelConfig& model) {
 }
 
 ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
+  // A baseline is of bits unless a float format is asked for: only those hold on every machine.
+  if (!flags.format && flags.uses_baseline()) return ops::Format::exact;
   return flags.format ? ops::parse_format(*flags.format).value() : default_format(model);
 }
 
@@ -95,35 +108,107 @@ class ProgressLine {
   bool shown_ = false;
 };
 
+/// Where results go; every place is tried before anything is computed.
+struct Outputs {
+  explicit Outputs(const VerifyFlags& flags)
+      : json("--json", flags.json), junit("--junit", flags.junit), record("--record", flags.record) {
+    int to_stdout = 0;
+    for (const OutputFile* file : {&json, &junit, &record}) to_stdout += file->is_stdout() ? 1 : 0;
+    if (to_stdout > 1) throw UsageError("only one of --json, --junit and --record can be - (standard output)");
+  }
+  bool human() const { return !json.is_stdout() && !junit.is_stdout() && !record.is_stdout(); }
+
+  OutputFile json;
+  OutputFile junit;
+  OutputFile record;
+};
+
+std::optional<Baseline> read_baseline(const std::string& path) {
+  if (path.empty()) return std::nullopt;
+  LoadedBaseline loaded = load_baseline(path);
+  if (!loaded.baseline) throw UsageError(problems_text(path, loaded.problems));
+  return std::move(loaded.baseline);
+}
+
+/// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
+std::unique_ptr<Checkpoint> open_checkpoint(const VerifyFlags& flags, const Plan& plan) {
+  if (flags.checkpoint.empty()) return nullptr;
+  if (flags.scale.scale != "auto" && flags.scale.scale != "full") {
+    throw UsageError(
+        fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out", flags.scale.scale));
+  }
+  auto checkpoint = [&] {
+    try {
+      return std::make_unique<Checkpoint>(flags.checkpoint);
+    } catch (const CheckpointError& error) {
+      throw UsageError(fmt::format("--checkpoint: {}", error.what()));
+    }
+  }();
+  const std::vector<Problem> problems = compare_models(plan.model, checkpoint->model());
+  if (!problems.empty()) throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, problems));
+  return checkpoint;
+}
+
+/// Runs the plan; the report of an invalid one carries its problems.
+VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Checkpoint* checkpoint, bool human) {
+  VerifyOptions options{.format = chosen_format(flags, original.model),
+                        .threads = flags.threads,
+                        .schedule = flags.schedule,
+                        .weights = checkpoint};
+  VerifyReport report{.plan = original, .format = options.format, .problems = validate(original)};
+  if (!report.problems.empty()) return report;
+
+  ScaleFlags scale_flags = flags.scale;
+  if (checkpoint != nullptr) scale_flags.scale = "full";
+  const Plan plan = scaled(original, scale_flags.options());
+  if (checkpoint != nullptr && checkpoint->sliding_window()) {
+    const std::int64_t longest = std::ranges::max(plan.workload.lengths);
+    if (longest > *checkpoint->sliding_window()) {
+      throw UsageError(
+          fmt::format("--checkpoint: sequences of {} tokens reach past the sliding window of {}, which is not "
+                      "emulated; use --sequence {}",
+                      longest, *checkpoint->sliding_window(), *checkpoint->sliding_window()));
+    }
+  }
+  require_memory(original, plan, ops::Format::exact);
+  if (human) fmt::print("{}", plan_text(plan, original, scale_flags.scale));
+  std::fflush(stdout);
+  ProgressLine line;
+  if (human && stderr_is_terminal()) options.progress = [&](const Progress& progress) { line.show(progress); };
+  report = prove(plan, options);
+  line.clear();
+  return report;
+}
+
 int run_verify(const VerifyFlags& flags) {
-  const ScaleOptions scale = flags.scale.options();
-  OutputFile json("--json", flags.json);
-  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
+  static_cast<void>(flags.scale.options());  // refuses a bad --scale before anything is read
+  Outputs outputs(flags);
+  const std::optional<Baseline> recorded = read_baseline(flags.baseline);
   Plan original = read_plan(flags.plan);
   if (flags.seed) original.workload.seed = *flags.seed;
+  const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(flags, original);
 
-  VerifyOptions options{
-      .format = chosen_format(flags, original.model), .threads = flags.threads, .schedule = flags.schedule};
-  VerifyReport report;
-  report.problems = validate(original);
-  const bool human = !json.is_stdout();
-  if (report.problems.empty()) {
-    const Plan plan = scaled(original, scale);
-    require_memory(original, plan, ops::Format::exact);
-    if (human) fmt::print("{}", plan_text(plan, original, flags.scale.scale));
-    std::fflush(stdout);
-    ProgressLine line;
-    if (human && stderr_is_terminal()) options.progress = [&](const Progress& progress) { line.show(progress); };
-    report = prove(plan, options);
-    line.clear();
-  } else {
-    report.plan = original;
-    report.format = options.format;
+  const VerifyReport report = run_plan(flags, original, checkpoint.get(), outputs.human());
+  Baseline now = baseline_of(report);
+  if (checkpoint) now.weights = "checkpoint";
+  std::optional<BaselineChange> change;
+  if (recorded && report.verdict == Verdict::pass) change = first_change(*recorded, now);
+
+  if (outputs.json.wanted()) outputs.json.write(to_json(report));
+  if (outputs.junit.wanted()) {
+    JunitSuite suite = junit_suite(report);
+    if (recorded) suite.cases.push_back(junit_case(*recorded, change));
+    outputs.junit.write(junit_xml({suite}));
   }
-  json.write(json.wanted() ? to_json(report) : std::string());
-  if (report.verdict == Verdict::invalid) throw UsageError(problems_text(file, report.problems));
-  if (human) fmt::print("{}", report_text(report, flags.all_taps));
-  return exit_code_of(report.verdict);
+  if (report.verdict == Verdict::invalid) {
+    throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
+  }
+  // A run that is not right is no baseline.
+  if (outputs.record.wanted() && report.verdict == Verdict::pass) outputs.record.write(to_json(now));
+  if (outputs.human()) fmt::print("{}", report_text(report, flags.all_taps));
+  if (outputs.human() && recorded && report.verdict == Verdict::pass) fmt::print("{}", baseline_text(change));
+  const int verdict = exit_code_of(report.verdict);
+  return verdict == kPass && change ? kMismatch : verdict;
 }
 
 }  // namespace
@@ -146,6 +231,18 @@ void add_verify_command(CLI::App& app, int& exit_code) {
       ->check(CLI::Range(1, 1024));
   command->add_option("--schedule", flags->schedule, "Run on one thread, in the order that this seed gives")
       ->type_name("SEED");
+  command->add_option("--checkpoint", flags->checkpoint, "Run on a Hugging Face checkpoint's weights (safetensors)")
+      ->type_name("DIR");
+  command
+      ->add_option("--record", flags->record,
+                   "Write a baseline of what every tap is (in exact unless --format says otherwise)")
+      ->type_name("FILE|-");
+  command
+      ->add_option("--baseline", flags->baseline,
+                   "Compare with a recorded baseline; exit 1 at the first tap that changed")
+      ->type_name("FILE");
+  command->add_option("--junit", flags->junit, "Write the taps as JUnit XML; - for standard output")
+      ->type_name("FILE|-");
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
   command->add_flag("--taps", flags->all_taps, "Show every tap, not one line a kind");
   command->callback([flags, &exit_code] { exit_code = run_verify(*flags); });

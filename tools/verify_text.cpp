@@ -131,9 +131,14 @@ std::string ranks_text(const std::vector<int>& ranks) {
   return fmt::format("{}, ... ({} ranks)", fmt::join(ranks.begin(), ranks.begin() + kShown, ", "), ranks.size());
 }
 
+std::string cause_text(const std::optional<Cause>& cause) {
+  return cause ? fmt::format("  cause: {}: {}\n", toned(cause->name, Tone::bold), cause->evidence) : "";
+}
+
 std::string divergence_text(const Divergence& divergence) {
   return fmt::format("  first divergence: {} on ranks {}\n  {}\n", toned(divergence.tap, Tone::bold),
-                     ranks_text(divergence.ranks), divergence.message);
+                     ranks_text(divergence.ranks), divergence.message) +
+         cause_text(divergence.cause);
 }
 
 std::string algebra_line(std::int64_t taps, std::int64_t elements, int ranks, double seconds) {
@@ -197,9 +202,15 @@ std::string report_text(const VerifyReport& report, bool all_taps) {
     text += fmt::format("  ({:.2f} s)\n", seconds);
   }
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
-  if (!report.deadlock.empty()) text += report.deadlock + "\n";
+  if (!report.deadlock.empty()) text += report.deadlock + "\n" + cause_text(report.deadlock_cause);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
+}
+
+std::string baseline_text(const std::optional<BaselineChange>& change) {
+  if (!change) return fmt::format("baseline  {}  every tap is as it was recorded\n", toned("pass", Tone::good));
+  return fmt::format("baseline  {}  {}{}{}\n", toned("changed", Tone::bold), change->tap,
+                     change->tap.empty() ? "" : ": ", change->message);
 }
 
 }  // namespace shardproof::tools

@@ -1,8 +1,10 @@
 // A verification for people.
 #pragma once
 
+#include <optional>
 #include <string>
 
+#include "emu/verify/baseline.h"
 #include "emu/verify/report.h"
 
 namespace shardproof::tools {
@@ -13,5 +15,8 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
 /// The table of taps (one line a kind, the worst of its layers; every tap when `all_taps`), routing, collectives,
 /// verdict.
 std::string report_text(const VerifyReport& report, bool all_taps);
+
+/// What a comparison with a baseline found.
+std::string baseline_text(const std::optional<BaselineChange>& change);
 
 }  // namespace shardproof::tools

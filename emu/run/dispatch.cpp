@@ -1,6 +1,9 @@
 #include "emu/run/dispatch.h"
 
+#include <fmt/format.h>
+
 #include <numeric>
+#include <stdexcept>
 
 namespace shardproof {
 namespace {
@@ -18,13 +21,23 @@ Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<
   std::vector<std::int64_t> held(at(owners), 0);
   for (std::size_t expert = 0; expert < expert_owner.size(); ++expert) {
     const int owner = expert_owner[expert];
+    if (owner < 0 || owner >= owners || held[at(owner)] == per_owner) {
+      throw std::out_of_range(fmt::format("expert {} is mapped to rank {} of {}, which holds {} experts", expert, owner,
+                                          owners, per_owner));
+    }
     bucket[expert] = owner * per_owner + held[at(owner)]++;
   }
 
   Permutation result;
   result.counts.assign(expert_owner.size(), 0);
   for (std::int64_t token = 0; token < ids.rows; ++token) {
-    for (const std::int32_t expert : ids.row(token)) ++result.counts[at(bucket[at(expert)])];
+    for (const std::int32_t expert : ids.row(token)) {
+      if (expert < 0 || expert >= std::ssize(expert_owner)) {
+        throw std::out_of_range(
+            fmt::format("token {} is routed to expert {}; there are {}", token, expert, expert_owner.size()));
+      }
+      ++result.counts[at(bucket[at(expert)])];
+    }
   }
   std::vector<std::int64_t> next(result.counts.size());
   std::exclusive_scan(result.counts.begin(), result.counts.end(), next.begin(), std::int64_t{0});

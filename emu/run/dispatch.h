@@ -18,6 +18,7 @@ struct Permutation {
 };
 
 /// expert_owner[e] is the ep index that holds expert e; each owner holds the same number of experts.
+/// Throws std::out_of_range for an expert that does not exist, or an owner that has no room for it.
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners);
 
 /// For chunks laid one after another, chunk c holding counts[c * experts + e] rows of expert e, in order of e: the rows

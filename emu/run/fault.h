@@ -26,9 +26,10 @@ class FaultInjector {
   virtual void edit_slice(const Rank& /*rank*/, WeightSpec& /*spec*/, Range& /*rows*/, Range& /*cols*/) {}
   /// A microbatch as a rank sees it: positions and offsets.
   virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*index*/, MicroBatch& /*microbatch*/) {}
-  /// After the choice of experts: ids and weights [tokens, top_k], before the dispatch; not what is tapped.
-  virtual void edit_routing(const Rank& /*rank*/, int /*layer*/, ops::MatrixView<std::int32_t> /*ids*/,
-                            ops::MatrixView<double> /*weights*/) {}
+  /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
+  /// what is tapped.
+  virtual void edit_routing(const Rank& /*rank*/, int /*layer*/, ops::MatrixView<const double> /*logits*/,
+                            ops::MatrixView<std::int32_t> /*ids*/, ops::MatrixView<double> /*weights*/) {}
   /// The collectives: see CallHook. The rank's trace tells where in the program a call stands.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}

@@ -29,6 +29,17 @@ std::int64_t sum(const std::vector<std::int64_t>& values) {
   return std::accumulate(values.begin(), values.end(), std::int64_t{0});
 }
 
+template <class T>
+void inject_routing_fault(const Stage<T>& stage, int layer, const ops::Matrix<T>& logits, Routing<T>& routing) {
+  ops::Matrix<double> scores(logits.rows(), logits.cols());
+  ops::Matrix<double> weights(routing.weights.rows(), routing.weights.cols());
+  std::ranges::copy(logits.span(), scores.span().begin());
+  std::ranges::copy(routing.weights.span(), weights.span().begin());
+  stage.program.fault->edit_routing(stage.rank, layer, scores, routing.ids, weights);
+  std::ranges::transform(weights.span(), routing.weights.span().begin(),
+                         [](double weight) { return static_cast<T>(weight); });
+}
+
 /// h is [own rows, hidden].
 template <class T>
 Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::MatrixView<const T> h) {
@@ -53,16 +64,8 @@ Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, i
     ops::route_weights<T>(logits, routing.ids, model.norm_topk_prob, stage.format(), routing.weights);
   }
   stage.tap(layer, "moe.router_weights", routing.weights, stage.own_rows());
+  if (stage.program.fault != nullptr) inject_routing_fault(stage, layer, logits, routing);
   return routing;
-}
-
-template <class T>
-void inject_routing_fault(const Stage<T>& stage, int layer, Routing<T>& routing) {
-  ops::Matrix<double> weights(routing.weights.rows(), routing.weights.cols());
-  std::ranges::copy(routing.weights.span(), weights.span().begin());
-  stage.program.fault->edit_routing(stage.rank, layer, routing.ids, weights);
-  std::ranges::transform(weights.span(), routing.weights.span().begin(),
-                         [](double weight) { return static_cast<T>(weight); });
 }
 
 /// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden]
@@ -127,7 +130,8 @@ Task<ops::Matrix<T>> experts_over_etp(const Stage<T>& stage, const MoeWeights<T>
   if (etp.size() > 1) {
     ops::store_partial<T>(y.span(), stage.format());
     ops::Matrix<T> own(own_rows, hidden);
-    co_await etp.reduce_scatter_v(std::as_const(y).span(), own.span(), std::span<const std::size_t>(element_of_member));
+    co_await etp.reduce_scatter_v(std::as_const(y).span(), own.span(), std::span<const std::size_t>(element_of_member),
+                                  reduce_scatter_options(stage.program.reduction));
     y = std::move(own);
   }
   ops::store<T>(y.span(), stage.format());
@@ -184,8 +188,7 @@ Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer,
 
   ops::MatrixView<const T> own = std::as_const(norm).view();
   if (!stage.layout.parallel.sp) own = own.row_range(stage.own_rows().begin, stage.own_rows().count);
-  Routing<T> routing = choose_experts(stage, weights, layer, own);
-  if (stage.program.fault != nullptr) inject_routing_fault(stage, layer, routing);
+  const Routing<T> routing = choose_experts(stage, weights, layer, own);
   ops::Matrix<T> combined = co_await dispatch_and_combine(stage, weights, layer, own, routing);
   const ops::Matrix<T> output = co_await own_rows_to_stream(stage, std::move(combined));
   stage.tap(layer, "moe.output", output, stage.stream_rows());

@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "collectives/communicator.h"
+#include "collectives/options.h"
 #include "collectives/task.h"
 #include "emu/plan/plan.h"
 #include "emu/run/batch.h"
@@ -52,8 +53,15 @@ struct TransformerProgram {
   ops::Format format;
   std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
   const RoutingReplay* replay = nullptr;
+  ReduceOptions reduction = {};  ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
   FaultInjector* fault = nullptr;  ///< see fault.h; its layouts are edited by whoever makes the program
 };
+
+/// A format as the wire or accumulation format of a collective.
+Rounding rounding_of(ops::Format format);
+
+/// The options of a reduce-scatter beside all-reduces with these options.
+ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce);
 
 std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);
 

@@ -68,6 +68,16 @@ std::uint64_t hash_bits(std::span<const double> values) {
   return hasher.result();
 }
 
+Baseline baseline_of(const VerifyReport& report) {
+  Baseline baseline{.plan = report.plan.name, .format = report.format};
+  baseline.inputs = hash_inputs(report.plan, report.format);
+  for (const TapReport& tap : report.taps) {
+    baseline.taps.push_back(
+        {.name = tap.name, .rows = tap.rows, .cols = tap.cols, .norm = tap.norm, .hash = tap.exact_hash});
+  }
+  return baseline;
+}
+
 std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   Hasher hasher;
   const ModelConfig& m = plan.model;

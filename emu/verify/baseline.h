@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "emu/plan/plan.h"
+#include "emu/verify/report.h"
 #include "ops/format.h"
 
 namespace shardproof {
@@ -43,6 +44,9 @@ struct Baseline {
 /// Shape, norm and (in `exact`) hash of a tap, values row-major.
 BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
                           ops::Format format);
+
+/// The baseline of a run: its taps' shapes, norms and, in `exact`, hashes.
+Baseline baseline_of(const VerifyReport& report);
 
 /// A hash of what determines the taps: the model and the workload, and in a float format the parallel degrees too,
 /// since they decide the order of sums.

@@ -9,6 +9,7 @@
 #include <map>
 #include <string>
 
+#include "emu/verify/baseline.h"
 #include "emu/verify/verify.h"
 
 namespace shardproof {
@@ -49,6 +50,25 @@ double choice_margin(const ExpectedTap& logits, std::int64_t row, const ChoiceRo
   return margin;
 }
 
+/// What a report says of a tap before its error is judged.
+TapReport describe(const ExpectedTap& expected, const TapOutcome& outcome, ops::Format format) {
+  TapReport report{.name = expected.name,
+                   .max_error = outcome.worst.error,
+                   .replicas_equal = outcome.replicas_equal,
+                   .rows = expected.rows,
+                   .cols = expected.cols,
+                   .norm = outcome.norm,
+                   .bits = outcome.bits};
+  const bool agrees = outcome.worst.error == 0 && outcome.problem.empty() && outcome.replicas_equal;
+  if (format == ops::Format::exact && agrees) {
+    // The run's values are the expected ones, whatever blocks they came in.
+    const BaselineTap tap = summarize_tap(expected.name, expected.rows, expected.cols, expected.values, format);
+    report.norm = tap.norm;
+    report.exact_hash = tap.hash;
+  }
+  return report;
+}
+
 std::vector<int> ranks_beyond(const TapOutcome& outcome, double bound) {
   std::vector<int> ranks;
   for (std::size_t rank = 0; rank < outcome.rank_worst.size(); ++rank) {
@@ -86,26 +106,17 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     const double base = unsharded[i].worst.error;
     const double error = sharded[i].worst.error;
-    if (expected.all()[i].ids) {
-      // Ids have no size of error: what is left after judge_routing is wrong.
-      reports.push_back({.name = expected.all()[i].name,
-                         .max_error = error,
-                         .replicas_equal = sharded[i].replicas_equal,
-                         .bits = sharded[i].bits});
-      continue;
-    }
+    TapReport& report = reports.emplace_back(describe(expected.all()[i], sharded[i], format));
+    // Ids have no size of error: what is left after judge_routing is wrong.
+    if (expected.all()[i].ids) continue;
     UnshardedError& kind = so_far[tap_kind(expected.all()[i].name)];
     kind.worst = std::max(kind.worst, base);
     kind.values += std::ssize(expected.all()[i].values);
     // An unsharded error of zero happens by luck; one rounding is the least that makes a ratio meaningful.
     const double unit = std::max(base, ops::unit_roundoff(format));
     const double amplification = error == base ? 1 : unit > 0 ? error / unit : std::numeric_limits<double>::infinity();
-    reports.push_back({.name = expected.all()[i].name,
-                       .max_error = error,
-                       .bound = error_bound(kind, format),
-                       .amplification = amplification,
-                       .replicas_equal = sharded[i].replicas_equal,
-                       .bits = sharded[i].bits});
+    report.bound = error_bound(kind, format);
+    report.amplification = amplification;
   }
   return reports;
 }

@@ -28,7 +28,17 @@ struct TapReport {
   double bound = 0;
   double amplification = 1;  ///< max_error over the unsharded run's
   bool replicas_equal = true;
+  std::int64_t rows = 0;  ///< shape of the whole tensor
+  std::int64_t cols = 0;
+  double norm = 0;                          ///< of the sharded run's values, a replicated one once
+  std::optional<std::uint64_t> exact_hash;  ///< in `exact`, of a tap that agrees: hash_bits of its values (baseline.h)
   std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
+};
+
+/// Why a run went wrong, as its error shows (diagnose.h).
+struct Cause {
+  std::string name;      ///< one of a fixed list, snake_case; "unknown" when no signature fits
+  std::string evidence;  ///< one sentence with the figures
 };
 
 /// The first tap in program order that is wrong.
@@ -42,6 +52,7 @@ struct Divergence {
   double error = 0;  ///< relative to the row's scale
   double bound = 0;
   std::string message;  ///< in words
+  std::optional<Cause> cause;
 };
 
 /// Router choices against the reference's, over all layers.
@@ -84,6 +95,7 @@ struct VerifyReport {
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
   std::string deadlock;  ///< the error's text when the verdict is deadlock
+  std::optional<Cause> deadlock_cause;
   double reference_seconds = 0;
   double sharded_seconds = 0;
 };

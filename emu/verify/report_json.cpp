@@ -33,6 +33,11 @@ Json taps_json(const std::vector<TapReport>& taps) {
   return array;
 }
 
+Json cause_json(const std::optional<Cause>& cause) {
+  if (!cause) return nullptr;
+  return {{"name", cause->name}, {"evidence", cause->evidence}};
+}
+
 Json divergence_json(const std::optional<Divergence>& divergence) {
   if (!divergence) return nullptr;
   return {{"tap", divergence->tap},
@@ -42,7 +47,8 @@ Json divergence_json(const std::optional<Divergence>& divergence) {
           {"got", number(divergence->got)},
           {"error", number(divergence->error)},
           {"bound", number(divergence->bound)},
-          {"message", divergence->message}};
+          {"message", divergence->message},
+          {"cause", cause_json(divergence->cause)}};
 }
 
 Json collectives_json(const std::vector<CollectiveReport>& collectives) {
@@ -99,6 +105,7 @@ std::string to_json(const VerifyReport& report) {
   document["tokens_per_expert"] = report.tokens_per_expert;
   document["collectives"] = collectives_json(report.collectives);
   document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
+  if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
   return document.dump(2) + "\n";
 }

@@ -40,6 +40,15 @@ std::uint64_t hash_bits(ops::MatrixView<const T> part) {
   return hash;
 }
 
+template <class T>
+double sum_of_squares(ops::MatrixView<const T> part) {
+  double sum = 0;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (const T value : part.row(i)) sum += static_cast<double>(value) * static_cast<double>(value);
+  }
+  return sum;
+}
+
 double relative_error(double got, double expected, double scale) {
   const double difference = std::abs(got - expected);
   if (!(difference <= std::numeric_limits<double>::max())) return std::numeric_limits<double>::infinity();
@@ -113,7 +122,8 @@ struct TapCollector::State {
   std::mutex mutex;
   TapOutcome outcome;
   std::map<Block, std::map<int, std::uint64_t>> blocks;  // who holds it -> the hash of its bits
-  std::vector<std::uint8_t> covered;                     // per element
+  std::map<Block, double> squares;
+  std::vector<std::uint8_t> covered;  // per element
   std::int64_t covered_count = 0;
   std::map<int, std::vector<Addend>> addends;  // by rank
 
@@ -202,6 +212,7 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
     std::map<int, std::uint64_t>& holders = state.blocks[block_of(placement)];
     holders.emplace(rank, hash);
     if (holders.size() == 1) {
+      state.squares[block_of(placement)] = sum_of_squares(part);
       const std::int64_t before = state.covered_count;
       if (!state.cover(expected, placement)) {
         state.note_problem(
@@ -278,6 +289,9 @@ std::vector<TapOutcome> TapCollector::finish() {
       }
     }
     state.outcome.replicas_equal = state.outcome.odd_replicas.empty();
+    double squares = 0;
+    for (const auto& [block, sum] : state.squares) squares += sum;
+    state.outcome.norm = std::sqrt(squares);
     if (!state.outcome.seen) {
       state.outcome.problem = "no rank produced it";
     } else if (state.outcome.problem.empty() && state.covered_count < std::ssize(expected.values)) {

@@ -31,6 +31,7 @@ struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
   std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part
+  double norm = 0;                       ///< square root of the sum of squares, block by block
   std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
   std::vector<int> odd_replicas;  ///< ranks that differ from the lowest rank that holds the same block

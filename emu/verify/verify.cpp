@@ -8,8 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <tuple>
-#include <unordered_map>
+#include <type_traits>
 #include <utility>
 
 #include "collectives/default_executor.h"
@@ -19,8 +18,10 @@
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
 #include "emu/run/transformer.h"
+#include "emu/verify/capture.h"
+#include "emu/verify/diagnose.h"
 #include "emu/verify/judge.h"
-#include "emu/verify/reference.h"
+#include "emu/verify/prepared.h"
 
 namespace shardproof {
 namespace {
@@ -56,29 +57,6 @@ std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
   return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
 }
 
-ExpectedTaps run_reference(const Plan& plan, const Batch& batch, const WeightSource& weights, ops::Format format,
-                           ProgressReporter& progress) {
-  std::unordered_map<std::string, WeightSpec> specs;
-  for (WeightSpec& spec : registry::all(plan.model)) {
-    std::string name = spec.name;
-    specs.emplace(std::move(name), std::move(spec));
-  }
-  const auto read = [&](const std::string& name) {
-    const WeightSpec& spec = specs.at(name);
-    std::vector<double> values(static_cast<std::size_t>(spec.rows * spec.cols));
-    weights.read(spec, {0, spec.rows}, {0, spec.cols}, {values.data(), spec.rows, spec.cols});
-    store_weight(values, format);
-    return values;
-  };
-  ExpectedTaps expected;
-  const auto keep = [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
-    progress.tap_complete("reference", name);
-    expected.add(name, rows, cols, std::move(values), name.ends_with(".router_choice"));
-  };
-  reference::forward(plan.model, batch.tokens(), batch.lengths(), read, {.exact = format == ops::Format::exact}, keep);
-  return expected;
-}
-
 RoutingReplay reference_choices(const ExpectedTaps& expected) {
   RoutingReplay replay;
   for (const ExpectedTap& tap : expected.all()) {
@@ -94,6 +72,7 @@ struct RunResult {
   std::vector<TapOutcome> outcomes;
   std::vector<std::string> unexpected;
   std::vector<CollectiveReport> collectives;
+  std::string error;  ///< what a rank threw, when the run ended so
 };
 
 std::vector<CollectiveReport> sum_collectives(const Cluster& cluster) {
@@ -118,26 +97,76 @@ std::vector<CollectiveReport> sum_collectives(const Cluster& cluster) {
   return reports;
 }
 
+/// One plan's runs: what they share.
+struct Bench {
+  const Plan& plan;
+  const VerifyOptions& options;
+  const PreparedReference& prepared;
+  ProgressReporter& progress;
+};
+
+ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
+  ReduceOptions reduction{.algorithm = options.all_reduce};
+  if (plan.hardware) reduction.gpus_per_node = static_cast<int>(plan.hardware->gpus_per_node);
+  // In exact an addend keeps every bit until it has been summed.
+  if (options.format == ops::Format::exact) return reduction;
+  if (options.wire) reduction.wire = rounding_of(*options.wire);
+  if (options.accumulate) reduction.accumulate = rounding_of(*options.accumulate);
+  return reduction;
+}
+
 template <class T>
-RunResult run_program(const Plan& plan, const Parallel& parallel, const Batch& batch, const WeightSource& weights,
-                      const VerifyOptions& options, const ExpectedTaps& expected, const RoutingReplay* replay,
-                      FaultInjector* fault, const char* run, ProgressReporter& progress) {
-  WeightStore<T> store(weights, options.format);
-  Cluster cluster(parallel);
-  TransformerProgram<T> program{.model = plan.model,
+void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay,
+               FaultInjector* fault, TapSink& sink, Cluster& cluster) {
+  WeightStore<T> own_slices(*bench.prepared.weights, bench.options.format);
+  WeightStore<T>* slices = &own_slices;
+  if constexpr (std::is_same_v<T, double>) slices = bench.prepared.slices.get();
+  TransformerProgram<T> program{.model = bench.plan.model,
                                 .batch = batch,
-                                .weights = store,
-                                .format = options.format,
-                                .layouts = make_layouts(plan.model, cluster.mesh()),
+                                .weights = *slices,
+                                .format = bench.options.format,
+                                .layouts = make_layouts(bench.plan.model, cluster.mesh()),
                                 .replay = replay,
+                                .reduction = reduce_options(bench.plan, bench.options),
                                 .fault = fault};
   if (fault != nullptr) fault->edit_layouts(program.layouts);
-  TapCollector collector(expected, cluster.size(), options.format == ops::Format::exact,
-                         [&](const std::string& name) { progress.tap_complete(run, name); });
-  const std::unique_ptr<Executor> executor = make_executor(options);
+  const std::unique_ptr<Executor> executor = make_executor(bench.options);
   cluster.run(
-      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &collector, fault);
-  return {collector.finish(), collector.unexpected(), sum_collectives(cluster)};
+      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
+}
+
+template <class T>
+RunResult run_program(const Bench& bench, const Parallel& parallel, const Batch& batch, const RoutingReplay* replay,
+                      FaultInjector* fault, const char* run) {
+  Cluster cluster(parallel);
+  TapCollector collector(bench.prepared.expected, cluster.size(), bench.options.format == ops::Format::exact,
+                         [&](const std::string& name) { bench.progress.tap_complete(run, name); });
+  std::string error;
+  try {
+    run_ranks<T>(bench, batch, replay, fault, collector, cluster);
+  } catch (const RankError& thrown) {
+    error = thrown.what();
+  }
+  return {collector.finish(), collector.unexpected(), sum_collectives(cluster), error};
+}
+
+/// Runs the sharded program once more, keeps what the ranks made of the tap that went wrong, and names the cause. Runs
+/// are deterministic, so it is the same wrong tap.
+template <class T>
+Cause find_cause(const Bench& bench, const RoutingReplay* replay, const Divergence& divergence) {
+  CapturingSink sink(divergence.tap);
+  try {
+    Cluster cluster(bench.plan.parallel);
+    run_ranks<T>(bench, bench.prepared.batch, replay, bench.options.fault, sink, cluster);
+  } catch (const CollectiveError&) {
+  } catch (const RankError&) {
+    // What was captured until then has to do.
+  }
+  return diagnose({.plan = bench.plan,
+                   .reference = bench.prepared,
+                   .divergence = divergence,
+                   .parts = sink.parts(),
+                   .norm_parts = sink.norm_parts()});
 }
 
 std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const ExpectedTaps& expected,
@@ -171,32 +200,36 @@ std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected
 
 template <class T>
 void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport& report) {
-  const GeneratedWeights generated(plan.workload.seed);
-  const WeightSource& weights = options.weights != nullptr ? *options.weights : generated;
-  const Batch batch(plan.workload, plan.model.vocab_size);
   ProgressReporter progress(options, plan.model);
+  std::optional<PreparedReference> made;
+  if (options.prepared == nullptr) {
+    made.emplace(prepare_reference(plan, options.format, options.weights,
+                                   [&](const std::string& name) { progress.tap_complete("reference", name); }));
+  }
+  const PreparedReference& prepared = options.prepared != nullptr ? *options.prepared : *made;
+  const ExpectedTaps& expected = prepared.expected;
+  const Batch& batch = prepared.batch;
+  report.reference_seconds = prepared.seconds;
 
-  const Clock::time_point reference_start = Clock::now();
-  const ExpectedTaps expected = run_reference(plan, batch, weights, options.format, progress);
-  report.reference_seconds = seconds_since(reference_start);
-
+  const Bench bench{plan, options, prepared, progress};
   const RoutingReplay choices = reference_choices(expected);
   const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()},
                     1);
+  const bool exact = options.format == ops::Format::exact;
+  // In `exact` the bound is zero whatever the unsharded run says.
   const auto unsharded = [&](const RoutingReplay* replay) {
-    return run_program<T>(plan, Parallel{}, whole, weights, options, expected, replay, nullptr, "unsharded", progress);
+    if (exact) return RunResult{.outcomes = std::vector<TapOutcome>(expected.all().size())};
+    return run_program<T>(bench, Parallel{}, whole, replay, nullptr, "unsharded");
   };
   const auto sharded = [&](const RoutingReplay* replay) {
     const Clock::time_point start = Clock::now();
-    RunResult result =
-        run_program<T>(plan, plan.parallel, batch, weights, options, expected, replay, options.fault, "sharded", progress);
+    RunResult result = run_program<T>(bench, plan.parallel, batch, replay, options.fault, "sharded");
     report.sharded_seconds += seconds_since(start);
     return result;
   };
 
   RunResult base = unsharded(nullptr);
   RunResult result = sharded(nullptr);
-  const bool exact = options.format == ops::Format::exact;
   const bool differs = any_choice_differs(expected, base.outcomes) || any_choice_differs(expected, result.outcomes);
   if (differs && !exact) {
     base = unsharded(&choices);
@@ -217,6 +250,13 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   }
   for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
   report.first_divergence = first_divergence(report.taps, result.outcomes);
+  if (!result.error.empty()) {
+    report.problems.push_back({"run", result.error});
+    if (report.first_divergence) report.first_divergence->cause = Cause{"rank_error", result.error};
+  } else if (report.first_divergence && options.diagnose) {
+    report.first_divergence->cause =
+        find_cause<T>(bench, report.routing.replayed ? &choices : nullptr, *report.first_divergence);
+  }
   for (const std::string& name : result.unexpected) {
     report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
   }
@@ -248,6 +288,7 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
     report.deadlock = error.what();
+    report.deadlock_cause = diagnose(error);
   }
   return report;
 }
@@ -258,12 +299,18 @@ VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
   exact_options.format = ops::Format::exact;
   VerifyReport exact = verify(plan, exact_options);
   if (exact.verdict != Verdict::pass) return exact;
-  VerifyReport report = verify(plan, options);
+  VerifyOptions rounding_options = options;
+  rounding_options.diagnose = false;
+  VerifyReport report = verify(plan, rounding_options);
   report.algebra = AlgebraReport{.verdict = exact.verdict,
                                  .first_divergence = exact.first_divergence,
                                  .taps = std::ssize(exact.taps),
                                  .elements = exact.elements,
                                  .seconds = exact.reference_seconds + exact.sharded_seconds};
+  if (report.first_divergence) {
+    report.first_divergence->cause =
+        Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
+  }
   return report;
 }
 

@@ -7,13 +7,13 @@
 // A tap of the sharded run passes when the error of its worst row is at most
 //   bound = max(kAmplificationBound * (1 + kSmallSample / sqrt(N)) * e, kRoundoffFloor * u)
 // e the unsharded run's worst error of that kind of tap in this or an earlier layer, over N values (the worst of few
-// values is small by luck, so few widen the bound), u the unit roundoff of the format; in `exact` the bound is zero. Replicas must agree bit for bit, and the parts must
-// cover the tensor.
+// values is small by luck, so few widen the bound), u the unit roundoff of the format; in `exact` the bound is zero.
+// Replicas must agree bit for bit, and the parts must cover the tensor.
 //
-// Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with the
-// reference's choices replayed (ids and slots; weights stay the run's own), so that each layer is judged on an equal
-// history. A choice that differs then is a bug when the reference's logits of the experts in question lie further apart
-// than twice the bound of the router's logits; within, rounding may decide, and the choice counts as ambiguous.
+// Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with
+// the reference's choices replayed (ids and slots; weights stay the run's own), so that each layer is judged on an
+// equal history. A choice that differs then is a bug when the reference's logits of the experts in question lie further
+// apart than twice the bound of the router's logits; within, rounding may decide, and the choice counts as ambiguous.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@
 #include <optional>
 #include <string>
 
+#include "collectives/algorithm.h"
 #include "emu/plan/plan.h"
 #include "emu/run/weights.h"
 #include "emu/verify/report.h"
@@ -29,6 +30,7 @@
 namespace shardproof {
 
 class FaultInjector;
+struct PreparedReference;
 
 inline constexpr double kAmplificationBound = 4;
 inline constexpr double kSmallSample = 8;
@@ -43,10 +45,17 @@ struct Progress {
 
 struct VerifyOptions {
   ops::Format format = ops::Format::fp32;
-  int threads = 0;                        ///< 0: as many as the process may use
-  std::optional<std::uint64_t> schedule;  ///< run on one thread in the order this seed gives
-  const WeightSource* weights = nullptr;  ///< default: GeneratedWeights of the workload's seed
-  FaultInjector* fault = nullptr;         ///< injected into the sharded run only (mutation.h)
+  int threads = 0;                                ///< 0: as many as the process may use
+  std::optional<std::uint64_t> schedule;          ///< run on one thread in the order this seed gives
+  const WeightSource* weights = nullptr;          ///< default: GeneratedWeights of the workload's seed
+  Algorithm all_reduce = Algorithm::rank_order;   ///< the order in which addends are summed
+  /// What addends are rounded to on the way and after each addition, in float formats; default: the run's scalar.
+  std::optional<ops::Format> wire;
+  std::optional<ops::Format> accumulate;
+  FaultInjector* fault = nullptr;                 ///< injected into the sharded run only (mutation.h)
+  /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
+  const PreparedReference* prepared = nullptr;
+  bool diagnose = true;  ///< name the cause of a divergence, at the price of another run
   std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
 };
 
@@ -54,8 +63,8 @@ struct VerifyOptions {
 VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
 
 /// Two verdicts, never mixed: first the algebra in `exact`, with no tolerance; then the rounding in options.format. The
-/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report and nothing else
-/// is run. With options.format == exact this is verify().
+/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report and nothing
+/// else is run. With options.format == exact this is verify().
 VerifyReport prove(const Plan& plan, const VerifyOptions& options = {});
 
 /// What `verify` will need at its peak, in bytes: weights, expected taps and the ranks' activations.

@@ -1,0 +1,33 @@
+// What verifying a plan needs that the run under test cannot change: computed once, shared by many runs.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "emu/plan/plan.h"
+#include "emu/run/batch.h"
+#include "emu/run/weights.h"
+#include "emu/verify/expected_taps.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+/// The expected taps of one plan, its tokens and weights in one format.
+struct PreparedReference {
+  Batch batch;
+  ops::Format format;
+  std::unique_ptr<const WeightSource> owned;  ///< the generator, unless a source was given
+  const WeightSource* weights = nullptr;
+  /// The slices that runs in double have loaded, kept from run to run.
+  std::unique_ptr<WeightStore<double>> slices;
+  ExpectedTaps expected;
+  double seconds = 0;  ///< that the reference took
+};
+
+/// Runs the reference. `weights` outlives the result; null: GeneratedWeights of the workload's seed. `completed` is
+/// called with the name of each tap.
+PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights = nullptr,
+                                    const std::function<void(const std::string&)>& completed = {});
+
+}  // namespace shardproof

@@ -1,0 +1,10 @@
+# Fails unless README holds the text of PROGRAM and what COMMAND prints.
+file(READ ${README} readme)
+file(READ ${PROGRAM} program)
+execute_process(COMMAND ${COMMAND} OUTPUT_VARIABLE output COMMAND_ERROR_IS_FATAL ANY)
+foreach(part program output)
+  string(FIND "${readme}" "${${part}}" place)
+  if(place EQUAL -1)
+    message(FATAL_ERROR "README.md does not hold the ${part}:\n${${part}}")
+  endif()
+endforeach()
