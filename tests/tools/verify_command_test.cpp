@@ -57,7 +57,9 @@ INSTANTIATE_TEST_SUITE_P(VerifyCommand, ShippedPlans,
                          ::testing::Combine(::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2",
                                                               "ep16_tp2_pp4", "ep4_tp2_pp2_sp"),
                                             ::testing::Values("fp64", "fp32", "bf16", "fp16")),
-                         [](const auto& info) { return std::get<0>(info.param) + "_" + std::get<1>(info.param); });
+                         [](const auto& instance) {
+                           return std::get<0>(instance.param) + "_" + std::get<1>(instance.param);
+                         });
 
 TEST(VerifyCommand, WritesTheDocumentedJson) {
   const CommandResult result =
@@ -178,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(
                       BadInput{"NotANumber", edited("\"hidden_size\": 8", "\"hidden_size\": NaN"), "bad.json"},
                       BadInput{"DeepNesting", bad_plan(std::string(200000, '[')), "nest"},
                       BadInput{"Huge", huge_plan(), "bytes"}),
-    [](const auto& info) { return info.param.name; });
+    [](const auto& instance) { return instance.param.name; });
 
 TEST(Command, TellsItsVersionAndHelp) {
   const CommandResult version = shardproof("--version");

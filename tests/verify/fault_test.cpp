@@ -116,7 +116,7 @@ TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
 INSTANTIATE_TEST_SUITE_P(Formats, Faults,
                          ::testing::Values(ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::fp16,
                                            ops::Format::bf16),
-                         [](const auto& info) { return std::string(ops::to_string(info.param)); });
+                         [](const auto& instance) { return std::string(ops::to_string(instance.param)); });
 
 TEST(Verify, RefusesAnInvalidPlanWithEveryProblem) {
   Plan plan = plan_of({.tp = 3, .ep = 1, .edp = 3});
