@@ -7,8 +7,10 @@
 #include <new>
 
 #include "tools/check.h"
+#include "tools/collectives_command.h"
 #include "tools/exit_code.h"
 #include "tools/graph.h"
+#include "tools/mutate_command.h"
 #include "tools/usage_error.h"
 #include "tools/verify_command.h"
 #include "tools/version.h"
@@ -38,6 +40,8 @@ int run(int argc, char** argv) {
   shardproof::tools::add_verify_command(app, exit_code);
   shardproof::tools::add_check_command(app, exit_code);
   shardproof::tools::add_graph_command(app, exit_code);
+  shardproof::tools::add_mutate_command(app, exit_code);
+  shardproof::tools::add_collectives_command(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

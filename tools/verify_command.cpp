@@ -32,6 +32,9 @@ struct VerifyFlags {
   std::optional<std::uint64_t> seed;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
+  std::string all_reduce = "rank_order";
+  std::optional<std::string> wire;
+  std::optional<std::string> accumulate;
   std::string checkpoint;
   std::string json;
   std::string junit;
@@ -39,6 +42,7 @@ struct VerifyFlags {
   std::string baseline;
   bool all_taps = false;
 
+  bool all_orders() const { return all_reduce == "all"; }
   bool uses_baseline() const { return !record.empty() || !baseline.empty(); }
 };
 
@@ -70,6 +74,10 @@ ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
   // A baseline is of bits unless a float format is asked for: only those hold on every machine.
   if (!flags.format && flags.uses_baseline()) return ops::Format::exact;
   return flags.format ? ops::parse_format(*flags.format).value() : default_format(model);
+}
+
+std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
+  return format ? ops::parse_format(*format) : std::nullopt;
 }
 
 /// Refuses a run that cannot fit, with a scale that would.
@@ -154,7 +162,10 @@ VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Chec
   VerifyOptions options{.format = chosen_format(flags, original.model),
                         .threads = flags.threads,
                         .schedule = flags.schedule,
-                        .weights = checkpoint};
+                        .weights = checkpoint,
+                        .all_reduce = parse_algorithm(flags.all_reduce).value_or(Algorithm::rank_order),
+                        .wire = parsed(flags.wire),
+                        .accumulate = parsed(flags.accumulate)};
   VerifyReport report{.plan = original, .format = options.format, .problems = validate(original)};
   if (!report.problems.empty()) return report;
 
@@ -180,6 +191,29 @@ VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Chec
   return report;
 }
 
+/// One run for each order of the all-reduce, and a table of how much each rounds.
+int compare_orders(const VerifyFlags& flags, const Plan& original, const Checkpoint* checkpoint, Outputs& outputs) {
+  if (flags.uses_baseline() || outputs.junit.wanted()) {
+    throw UsageError("--all-reduce all compares orders: it takes --json, but no --record, --baseline or --junit");
+  }
+  std::vector<OrderReport> orders;
+  int exit_code = kPass;
+  for (const Algorithm algorithm : kAlgorithms) {
+    VerifyFlags one = flags;
+    one.all_reduce = to_string(algorithm);
+    const bool first = orders.empty();
+    orders.push_back({algorithm, run_plan(one, original, checkpoint, outputs.human() && first)});
+    const VerifyReport& report = orders.back().report;
+    if (report.verdict == Verdict::invalid) {
+      throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
+    }
+    exit_code = std::max(exit_code, exit_code_of(report.verdict));
+  }
+  if (outputs.json.wanted()) outputs.json.write(orders_json(orders));
+  if (outputs.human()) fmt::print("{}", orders_text(orders));
+  return exit_code;
+}
+
 int run_verify(const VerifyFlags& flags) {
   static_cast<void>(flags.scale.options());  // refuses a bad --scale before anything is read
   Outputs outputs(flags);
@@ -188,6 +222,7 @@ int run_verify(const VerifyFlags& flags) {
   if (flags.seed) original.workload.seed = *flags.seed;
   const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(flags, original);
 
+  if (flags.all_orders()) return compare_orders(flags, original, checkpoint.get(), outputs);
   const VerifyReport report = run_plan(flags, original, checkpoint.get(), outputs.human());
   Baseline now = baseline_of(report);
   if (checkpoint) now.weights = "checkpoint";
@@ -231,6 +266,18 @@ void add_verify_command(CLI::App& app, int& exit_code) {
       ->check(CLI::Range(1, 1024));
   command->add_option("--schedule", flags->schedule, "Run on one thread, in the order that this seed gives")
       ->type_name("SEED");
+  command
+      ->add_option("--all-reduce", flags->all_reduce,
+                   "Sum in the order of this algorithm; all: compare how much each rounds")
+      ->check(CLI::IsMember({"rank_order", "ring", "tree", "recursive_doubling", "hierarchical", "all"}))
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--wire", flags->wire, "Round what reductions send to this format (default: not at all)")
+      ->check(CLI::IsMember({"fp64", "fp32", "bf16", "fp16"}))
+      ->type_name("FORMAT");
+  command->add_option("--accumulate", flags->accumulate, "Round each addition of a reduction to this format")
+      ->check(CLI::IsMember({"fp64", "fp32", "bf16", "fp16"}))
+      ->type_name("FORMAT");
   command->add_option("--checkpoint", flags->checkpoint, "Run on a Hugging Face checkpoint's weights (safetensors)")
       ->type_name("DIR");
   command

@@ -117,11 +117,16 @@ std::string verdict_word(Verdict verdict) {
                                                                       : Tone::bad);
 }
 
-std::string worst_amplification(const VerifyReport& report) {
+const TapReport* worst_tap(const VerifyReport& report) {
   const TapReport* worst = nullptr;
   for (const TapReport& tap : report.taps) {
     if (worst == nullptr || tap.amplification > worst->amplification) worst = &tap;
   }
+  return worst;
+}
+
+std::string worst_amplification(const VerifyReport& report) {
+  const TapReport* worst = worst_tap(report);
   return worst == nullptr ? "" : fmt::format("worst amplification {:.2f} at {}", worst->amplification, worst->name);
 }
 
@@ -205,6 +210,22 @@ std::string report_text(const VerifyReport& report, bool all_taps) {
   if (!report.deadlock.empty()) text += report.deadlock + "\n" + cause_text(report.deadlock_cause);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
+}
+
+std::string orders_text(const std::vector<OrderReport>& orders) {
+  std::vector<std::vector<std::string>> rows{
+      {"all-reduce", "algebra", "rounding", "format", "amplification", "worst tap"}};
+  for (const OrderReport& order : orders) {
+    const VerifyReport& report = order.report;
+    const bool exact = report.format == ops::Format::exact;
+    const TapReport* worst = worst_tap(report);
+    rows.push_back({std::string(to_string(order.algorithm)),
+                    to_string(report.algebra ? report.algebra->verdict : report.verdict),
+                    exact ? "-" : to_string(report.verdict), std::string(ops::to_string(report.format)),
+                    worst == nullptr || exact ? "-" : fmt::format("{:.3f}", worst->amplification),
+                    worst == nullptr || exact ? "" : worst->name});
+  }
+  return table(rows, 4);
 }
 
 std::string baseline_text(const std::optional<BaselineChange>& change) {

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "emu/verify/baseline.h"
 #include "emu/verify/report.h"
@@ -15,6 +16,9 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
 /// The table of taps (one line a kind, the worst of its layers; every tap when `all_taps`), routing, collectives,
 /// verdict.
 std::string report_text(const VerifyReport& report, bool all_taps);
+
+/// The table of `--all-reduce all`.
+std::string orders_text(const std::vector<OrderReport>& orders);
 
 /// What a comparison with a baseline found.
 std::string baseline_text(const std::optional<BaselineChange>& change);

@@ -157,6 +157,11 @@ const JsonValue* JsonValue::find(std::string_view key) const {
 
 JsonDocument parse_json(std::string_view text, std::string_view name, int max_depth) {
   JsonDocument document;
+  // The parser would take it for the end of the text.
+  if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    document.problems.push_back({"", fmt::format("byte {} is NUL, which no JSON text holds", nul + 1)});
+    return document;
+  }
   Builder builder(text, name, max_depth, document);
   const bool complete = nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &builder);
   if (complete && document.problems.empty()) document.value = builder.take();

@@ -44,7 +44,7 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   ops::Matrix<T> k = project(stage, "attention.k", layer, full, *weights.k);
   ops::Matrix<T> v = project(stage, "attention.v", layer, full, *weights.v);
   for (ops::Matrix<T>* rotated : {&q, &k}) {
-    ops::rope<T>(*rotated, stage.microbatch.positions, model.head_dim, model.rope_theta, format);
+    ops::rope<T>(*rotated, stage.microbatch.positions, stage.rope);
     stage.record("attention.rope", layer, rows, rotated->cols(),
                  ops::rope_cost(rows, rotated->cols(), stage.element_bytes()));
   }

@@ -9,6 +9,7 @@
 
 #include "emu/run/transformer.h"
 #include "ops/cost.h"
+#include "ops/rope.h"
 
 namespace shardproof {
 
@@ -24,6 +25,7 @@ struct Stage {
   const TransformerProgram<T>& program;
   const Layout& layout;
   const MicroBatch& microbatch;
+  const ops::RopeTable<T>& rope;  // of every position in the microbatch
   int microbatch_index = 0;
 
   const ModelConfig& model() const { return program.model; }

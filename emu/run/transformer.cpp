@@ -1,5 +1,6 @@
 #include "emu/run/transformer.h"
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
@@ -121,6 +122,14 @@ Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
   }
 }
 
+/// The angles of every position in the microbatch, once for all layers.
+template <class T>
+ops::RopeTable<T> rope_table(const TransformerProgram<T>& program, const MicroBatch& microbatch) {
+  std::int64_t positions = 0;
+  for (const std::int64_t position : microbatch.positions) positions = std::max(positions, position + 1);
+  return {positions, program.model.head_dim, program.model.rope_theta, program.format};
+}
+
 }  // namespace
 
 std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
@@ -136,7 +145,8 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
   for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {
     MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
     if (program.fault != nullptr) program.fault->edit_microbatch(rank, index, microbatch);
-    const Stage<T> stage{rank, program, layout, microbatch, static_cast<int>(index)};
+    const ops::RopeTable<T> rope = rope_table(program, microbatch);
+    const Stage<T> stage{rank, program, layout, microbatch, rope, static_cast<int>(index)};
     co_await run_microbatch(stage, weights);
   }
 }

@@ -53,7 +53,7 @@ struct TransformerProgram {
   ops::Format format;
   std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
   const RoutingReplay* replay = nullptr;
-  ReduceOptions reduction = {};  ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
+  ReduceOptions reduction = {};    ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
   FaultInjector* fault = nullptr;  ///< see fault.h; its layouts are edited by whoever makes the program
 };
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "collectives/algorithm.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
 
@@ -102,5 +103,13 @@ struct VerifyReport {
 
 /// The JSON document, version 1 ("shardproof.verify/1").
 std::string to_json(const VerifyReport& report);
+
+/// One order of the all-reduce, and the run that used it.
+struct OrderReport {
+  Algorithm algorithm = Algorithm::rank_order;
+  VerifyReport report;
+};
+/// A document with the report of every order ("shardproof.orders/1").
+std::string orders_json(const std::vector<OrderReport>& orders);
 
 }  // namespace shardproof

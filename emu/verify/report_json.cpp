@@ -78,7 +78,9 @@ const char* to_string(Verdict verdict) {
   return "invalid";
 }
 
-std::string to_json(const VerifyReport& report) {
+namespace {
+
+Json report_json(const VerifyReport& report) {
   Json document;
   document["schema"] = "shardproof.verify/1";
   document["plan"] = Json::parse(plan_json(report.plan));
@@ -107,6 +109,20 @@ std::string to_json(const VerifyReport& report) {
   document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
   if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
+  return document;
+}
+
+}  // namespace
+
+std::string to_json(const VerifyReport& report) {
+  return report_json(report).dump(2) + "\n";
+}
+
+std::string orders_json(const std::vector<OrderReport>& orders) {
+  Json document{{"schema", "shardproof.orders/1"}, {"orders", Json::array()}};
+  for (const OrderReport& order : orders) {
+    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", report_json(order.report)}});
+  }
   return document.dump(2) + "\n";
 }
 

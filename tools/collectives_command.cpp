@@ -1,0 +1,80 @@
+#include "tools/collectives_command.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/bandwidth.h"
+#include "collectives/tbb_executor.h"
+#include "tools/exit_code.h"
+
+namespace shardproof::tools {
+namespace {
+
+struct CollectivesFlags {
+  std::string operation = "all_reduce";
+  std::string algorithm = "rank_order";
+  int ranks = 16;
+  int gpus_per_node = 8;
+  int threads = 0;
+};
+
+Operation operation_named(const std::string& name) {
+  for (const Operation operation : {Operation::all_reduce, Operation::all_gather, Operation::reduce_scatter,
+                                    Operation::all_to_all, Operation::broadcast}) {
+    if (to_string(operation) == name) return operation;
+  }
+  return Operation::barrier;
+}
+
+int run_collectives(const CollectivesFlags& flags) {
+  BandwidthCase what{.operation = operation_named(flags.operation),
+                     .algorithm = parse_algorithm(flags.algorithm).value(),
+                     .ranks = flags.ranks,
+                     .gpus_per_node = flags.gpus_per_node};
+  TbbExecutor executor(flags.threads > 0 ? flags.threads : available_threads());
+  std::vector<BandwidthRow> rows;
+  const std::vector<std::size_t> sizes =
+      what.operation == Operation::barrier ? std::vector<std::size_t>{0} : bandwidth_sizes();
+  for (const std::size_t bytes : sizes) {
+    what.bytes = bytes;
+    rows.push_back(measure_bandwidth(executor, what));
+  }
+  fmt::print("{}", bandwidth_table(rows));
+  for (const BandwidthRow& row : rows) {
+    if (row.wrong > 0) return kMismatch;
+  }
+  return kPass;
+}
+
+}  // namespace
+
+void add_collectives_command(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<CollectivesFlags>();
+  CLI::App* command =
+      app.add_subcommand("collectives", "Time a collective between virtual ranks, checked, as nccl-tests does");
+  command->add_option("--operation", flags->operation, "What to time")
+      ->check(CLI::IsMember({"all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "barrier"}))
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--algorithm", flags->algorithm, "In which algorithm's order")
+      ->check(CLI::IsMember({"rank_order", "ring", "tree", "recursive_doubling", "hierarchical"}))
+      ->type_name("NAME")
+      ->capture_default_str();
+  command->add_option("--ranks", flags->ranks, "How many ranks")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--gpus-per-node", flags->gpus_per_node, "Ranks of a node, for hierarchical")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
+      ->check(CLI::Range(1, 1024))
+      ->type_name("N");
+  command->callback([flags, &exit_code] { exit_code = run_collectives(*flags); });
+}
+
+}  // namespace shardproof::tools
