@@ -10,9 +10,8 @@ namespace {
 constexpr std::string_view kNorm = ".attention.norm";
 
 void sort_parts(std::vector<TapPart>& parts) {
-  std::ranges::stable_sort(parts, {}, [](const TapPart& part) {
-    return std::tuple(part.tap, part.rank, part.placement.row_part.begin);
-  });
+  std::ranges::stable_sort(
+      parts, {}, [](const TapPart& part) { return std::tuple(part.tap, part.rank, part.placement.row_part.begin); });
 }
 
 }  // namespace

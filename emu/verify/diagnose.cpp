@@ -16,7 +16,9 @@ constexpr double kStep = 0x1p-10;
 /// In a float format, values are held to a hypothesis no closer than this share of the row's scale.
 constexpr double kFloatTolerance = 1e-3;
 
-int layer_of(const std::string& tap) { return tap.starts_with("layer.") ? std::stoi(tap.substr(6)) : -1; }
+int layer_of(const std::string& tap) {
+  return tap.starts_with("layer.") ? std::stoi(tap.substr(6)) : -1;
+}
 
 std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
   if (wrong.kind == "embedding") return embedding_cause(wrong);
@@ -35,9 +37,10 @@ bool same_place(const CallInfo& a, const CallInfo& b) {
 }
 
 Cause mismatch_cause(const CollectiveMismatch& error) {
-  const std::string text = fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(),
-                                       error.problem());
+  const std::string text =
+      fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
   if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
+  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
   if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
     return {"call_sequence", text};
   }
@@ -47,17 +50,16 @@ Cause mismatch_cause(const CollectiveMismatch& error) {
 Cause deadlock_cause(const DeadlockError& error) {
   const WaitGraph& graph = error.graph();
   if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
-  const auto is_message = [](const Meeting& meeting) { return is_point_to_point(meeting.operation); };
   const auto meeting = std::ranges::find_if(graph.meetings, [&](const Meeting& m) {
     return std::ranges::any_of(m.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
   });
   const Meeting& shown = meeting != graph.meetings.end() ? *meeting : graph.meetings.front();
   std::vector<int> absent;
   for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
-  const std::string text = fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence,
-                                       shown.group, fmt::join(absent, ", "),
-                                       graph.causes.empty() ? "" : ": " + graph.causes.front());
-  return {std::ranges::all_of(graph.meetings, is_message) ? "message_lost" : "call_sequence", text};
+  const std::string text =
+      fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence, shown.group,
+                  fmt::join(absent, ", "), graph.causes.empty() ? "" : ": " + graph.causes.front());
+  return {is_point_to_point(shown.operation) ? "message_lost" : "call_sequence", text};
 }
 
 }  // namespace

@@ -14,9 +14,9 @@
 //   expert_map           another expert's output            expert_missing, tokens_permuted
 //   router_weights_permuted, router_weights_scaled, router_weights_squared, slot_dropped
 //   layer_missing, layer_skipped, layer_repeated, layer_order
-//   call_sequence, call_arguments, split_sizes, message_lost, invalid_call      ranks wait for ever, or calls do not fit
-//   rank_error           a rank's program threw             rounding         right in exact
-//   unknown              no signature fits
+//   call_sequence, call_arguments, split_sizes, message_lost, invalid_call      ranks wait for ever, or calls do not
+//   fit rank_error           a rank's program threw             rounding         right in exact unknown              no
+//   signature fits
 #pragma once
 
 #include <vector>

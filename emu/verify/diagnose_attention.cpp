@@ -42,9 +42,9 @@ std::int64_t position_of(const Recompute& model, std::int64_t row) {
 std::vector<double> projected(const Case& wrong, const Projection& projection, const WrongRow& row,
                               std::int64_t input_row, int layer, std::int64_t position) {
   Recompute& model = wrong.model;
-  std::vector<double> y = model.project(model.row(*projection.input, input_row),
-                                        weight_of(model.plan().model, wrong.kind, layer),
-                                        {row.col, std::ssize(row.got)});
+  std::vector<double> y =
+      model.project(model.row(*projection.input, input_row), weight_of(model.plan().model, wrong.kind, layer),
+                    {row.col, std::ssize(row.got)});
   if (projection.rotated) model.rotate(y, position);
   return y;
 }
@@ -56,17 +56,18 @@ std::optional<Cause> position_cause(const Case& wrong, const Projection& project
   std::optional<std::int64_t> shown;
   for (const WrongRow& row : wrong.wrong) {
     std::int64_t position = 0;
-    while (position <= last && !close(projected(wrong, projection, row, row.row, wrong.layer, position), row.got,
-                                      wrong.tolerance)) {
+    while (position <= last &&
+           !close(projected(wrong, projection, row, row.row, wrong.layer, position), row.got, wrong.tolerance)) {
       ++position;
     }
     if (position > last) return std::nullopt;
     if (!shown) shown = position;
   }
   const WrongRow& first = wrong.wrong.front();
-  return Cause{"positions", fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}",
-                                        wrong.wrong.size(), ranks_of(wrong.wrong), first.row, *shown,
-                                        position_of(model, first.row))};
+  return Cause{
+      "positions",
+      fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.wrong.size(),
+                  ranks_of(wrong.wrong), first.row, *shown, position_of(model, first.row))};
 }
 
 /// Rows made of other rows' norms.
@@ -89,12 +90,11 @@ std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projec
 
 std::optional<Cause> gather_cause(const Case& wrong) {
   if (!all_zero(wrong.wrong)) return std::nullopt;
-  const bool others = std::ranges::none_of(wrong.wrong, [&](const WrongRow& row) {
-    return wrong.model.home(row.row).tp == wrong.at(row).tp;
-  });
+  const bool others = std::ranges::none_of(
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.home(row.row).tp == wrong.at(row).tp; });
   if (!others) return std::nullopt;
-  return Cause{"gather_dropped", fmt::format("{} hold zeros in the rows of the other ranks of their tp group",
-                                             ranks_of(wrong.wrong))};
+  return Cause{"gather_dropped",
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
 }
 
 std::optional<Cause> shifted_cause(const Case& wrong) {
@@ -215,8 +215,8 @@ std::optional<Cause> wrong_group_cause(const Case& wrong, const Addend& addend) 
       return sum;
     };
     if (explains(wrong.wrong, predicted, wrong.tolerance)) {
-      return Cause{"wrong_group", fmt::format("{} hold the sum over their {} group, not over tp",
-                                              ranks_of(wrong.wrong), to_string(axis))};
+      return Cause{"wrong_group", fmt::format("{} hold the sum over their {} group, not over tp", ranks_of(wrong.wrong),
+                                              to_string(axis))};
     }
   }
   return std::nullopt;
@@ -247,9 +247,8 @@ std::optional<Cause> output_weights_cause(const Case& wrong) {
     for (int member = -1; member < tp; ++member) {
       const auto weights = [&](int m) { return std::pair(member < 0 || m == member ? layer : wrong.layer, m); };
       if (!explained_by_weights(wrong, weights)) continue;
-      return Cause{"weights_of_another_layer",
-                   fmt::format("the output projection{} uses the weights of layer {}",
-                               member < 0 ? "" : fmt::format(" of tp {}", member), layer)};
+      return Cause{"weights_of_another_layer", fmt::format("the output projection{} uses the weights of layer {}",
+                                                           member < 0 ? "" : fmt::format(" of tp {}", member), layer)};
     }
   }
   for (int shift = 1; shift < tp; ++shift) {
@@ -283,8 +282,8 @@ std::optional<Cause> output_term_cause(const Case& wrong) {
       return sum;
     };
     if (explains(wrong.wrong, predicted, wrong.tolerance)) {
-      return Cause{"term_on_every_rank", fmt::format("the output holds {} times the residual stream too much, tp = {}",
-                                                     times, tp)};
+      return Cause{"term_on_every_rank",
+                   fmt::format("the output holds {} times the residual stream too much, tp = {}", times, tp)};
     }
   }
   return std::nullopt;

@@ -127,7 +127,8 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
     };
     if (moe.explained_by_weights(rotated) || moe.explained_by_weights(reversed)) {
       return Cause{"router_weights_permuted", fmt::format("the router's weights stand with other experts than they "
-                                                          "were computed for on {}", ranks_of(wrong.wrong))};
+                                                          "were computed for on {}",
+                                                          ranks_of(wrong.wrong))};
     }
   }
   for (std::size_t dropped = 0; dropped < k && k > 1; ++dropped) {
@@ -137,8 +138,8 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
       return weights;
     };
     if (moe.explained_by_weights(without)) {
-      return Cause{"slot_dropped", fmt::format("choice {} of {} is not in the sum on {}", dropped, k,
-                                               ranks_of(wrong.wrong))};
+      return Cause{"slot_dropped",
+                   fmt::format("choice {} of {} is not in the sum on {}", dropped, k, ranks_of(wrong.wrong))};
     }
   }
   const auto squared = [&](std::size_t i) {
@@ -147,8 +148,8 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
     return weights;
   };
   if (moe.explained_by_weights(squared)) {
-    return Cause{"router_weights_squared", fmt::format("the router's weights are applied twice on {}",
-                                                       ranks_of(wrong.wrong))};
+    return Cause{"router_weights_squared",
+                 fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.wrong))};
   }
   // Without (or with) the division by the sum of the chosen experts' shares.
   const ExpectedTap& logits = wrong.model.tap(wrong.layer, "moe.router_logits");
@@ -168,8 +169,9 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
     return weights;
   };
   if (moe.explained_by_weights(other)) {
-    return Cause{"router_weights_scaled", fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
-                                                      normalised ? "not " : "", ranks_of(wrong.wrong), shown)};
+    return Cause{"router_weights_scaled",
+                 fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
+                             normalised ? "not " : "", ranks_of(wrong.wrong), shown)};
   }
   return std::nullopt;
 }
@@ -271,8 +273,8 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
       return sum;
     };
     if (!moe.explained_by_outputs(output)) continue;
-    return Cause{"term_on_every_rank", fmt::format("experts' outputs hold {} times their input too much, {} = {}",
-                                                   degree, name, degree)};
+    return Cause{"term_on_every_rank",
+                 fmt::format("experts' outputs hold {} times their input too much, {} = {}", degree, name, degree)};
   }
   return std::nullopt;
 }
@@ -337,12 +339,11 @@ std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe) {
 
 std::optional<Cause> gather_cause(const Case& wrong) {
   if (!all_zero(wrong.wrong)) return std::nullopt;
-  const bool others = std::ranges::none_of(wrong.wrong, [&](const WrongRow& row) {
-    return wrong.model.home(row.row).tp == wrong.at(row).tp;
-  });
+  const bool others = std::ranges::none_of(
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.home(row.row).tp == wrong.at(row).tp; });
   if (!others) return std::nullopt;
-  return Cause{"gather_dropped", fmt::format("{} hold zeros in the rows of the other ranks of their tp group",
-                                             ranks_of(wrong.wrong))};
+  return Cause{"gather_dropped",
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
 }
 
 }  // namespace

@@ -22,8 +22,8 @@ std::string ranks_of(const std::vector<WrongRow>& wrong) {
 
 std::vector<std::pair<std::string, int>> degrees(const Parallel& p) {
   std::vector<std::pair<std::string, int>> result;
-  for (const auto& [name, degree] : {std::pair{"tp", p.tp}, {"etp", p.etp}, {"ep", p.ep}, {"edp", p.edp},
-                                     {"dp", p.dp}, {"pp", p.pp}}) {
+  for (const auto& [name, degree] :
+       {std::pair{"tp", p.tp}, {"etp", p.etp}, {"ep", p.ep}, {"edp", p.edp}, {"dp", p.dp}, {"pp", p.pp}}) {
     if (degree > 1) result.emplace_back(name, degree);
   }
   return result;
@@ -36,9 +36,11 @@ Cause cause_of(const AddendFault& fault, std::string_view axis, int members) {
       return {"reduction_dropped",
               fmt::format("each rank holds its own addend of the {} over {}: it was not reduced", members, axis)};
     case Kind::missing:
-      return {"addend_missing", fmt::format("the addend of {} {} of {} is not in the sum", axis, fault.member, members)};
+      return {"addend_missing",
+              fmt::format("the addend of {} {} of {} is not in the sum", axis, fault.member, members)};
     case Kind::doubled:
-      return {"addend_doubled", fmt::format("the addend of {} {} of {} is in the sum twice", axis, fault.member, members)};
+      return {"addend_doubled",
+              fmt::format("the addend of {} {} of {} is in the sum twice", axis, fault.member, members)};
     case Kind::subgroup:
       return {"partial_group", fmt::format("each rank holds the sum over its {} neighbours of the {} along {}",
                                            fault.size, members, axis)};
@@ -50,7 +52,8 @@ Cause cause_of(const AddendFault& fault, std::string_view axis, int members) {
       return {"wrong_slice", fmt::format("the addend of {} {} is not in the sum, that of {} {} is in it twice", axis,
                                          fault.member, axis, fault.other)};
     case Kind::maximum:
-      return {"wrong_reduction", fmt::format("the greatest of the {} addends over {} instead of their sum", members, axis)};
+      return {"wrong_reduction",
+              fmt::format("the greatest of the {} addends over {} instead of their sum", members, axis)};
   }
   return {"unknown", ""};
 }
@@ -140,8 +143,8 @@ std::optional<Cause> norm_cause(const Case& wrong) {
         return model.norm(model.row(input, row.row), norm_weight(config, kind, layer));
       };
       if (explains(wrong.wrong, with_weight, wrong.tolerance)) {
-        return Cause{"weights_of_another_layer", fmt::format("{} uses the weight of layer {}'s {}",
-                                                             ranks_of(wrong.wrong), layer, kind)};
+        return Cause{"weights_of_another_layer",
+                     fmt::format("{} uses the weight of layer {}'s {}", ranks_of(wrong.wrong), layer, kind)};
       }
     }
   }
@@ -170,8 +173,8 @@ std::optional<Cause> residual_cause(const Case& wrong) {
         return values;
       };
       if (explains(wrong.wrong, combined, wrong.tolerance)) {
-        return Cause{"term_on_every_rank", fmt::format("the sum is {} * residual + {} * output on {}", a, b,
-                                                       ranks_of(wrong.wrong))};
+        return Cause{"term_on_every_rank",
+                     fmt::format("the sum is {} * residual + {} * output on {}", a, b, ranks_of(wrong.wrong))};
       }
     }
   }
@@ -186,10 +189,10 @@ std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::i
     const RowHome& from = wrong.model.home(sources[i]);
     other_microbatch = other_microbatch && to.dp == from.dp && to.microbatch != from.microbatch;
   }
-  return Cause{other_microbatch ? "microbatch_order" : "rows_permuted",
-               fmt::format("{} rows on {} hold other tokens' values: row {} that of row {}{}", rows.size(),
-                           ranks_of(rows), rows.front().row, sources.front(),
-                           other_microbatch ? ", of another microbatch" : "")};
+  return Cause{
+      other_microbatch ? "microbatch_order" : "rows_permuted",
+      fmt::format("{} rows on {} hold other tokens' values: row {} that of row {}{}", rows.size(), ranks_of(rows),
+                  rows.front().row, sources.front(), other_microbatch ? ", of another microbatch" : "")};
 }
 
 std::optional<Cause> general_cause(const Case& wrong) {
@@ -209,8 +212,8 @@ std::optional<Cause> general_cause(const Case& wrong) {
     for (const auto& [name, degree] : degrees(wrong.model.plan().parallel)) {
       if (degree == *ratio || 1.0 / degree == *ratio) names += (names.empty() ? " = " : " or ") + name;
     }
-    return Cause{*ratio > 1 ? "counted_n_times" : "averaged", fmt::format("every value is {} times what it should be{}",
-                                                                          *ratio, names)};
+    return Cause{*ratio > 1 ? "counted_n_times" : "averaged",
+                 fmt::format("every value is {} times what it should be{}", *ratio, names)};
   }
   if (const auto offset = constant_offset(rows, wrong.tolerance + wrong.step)) {
     const int tp = wrong.model.plan().parallel.tp;

@@ -32,7 +32,8 @@ class FurtherSeeds {
       Seeded& seeded = at(static_cast<std::size_t>(i));
       // A fault may hold tokens of its plan: the instance is made anew.
       const std::vector<Mutation> instances = kind.instances(seeded.plan, options_.per_kind);
-      const VerifyReport report = run_faulty(seeded.plan, seeded.reference, instances.at(index), options_.threads, false);
+      const VerifyReport report =
+          run_faulty(seeded.plan, seeded.reference, instances.at(index), options_.threads, false);
       if (report.verdict != Verdict::pass && report.verdict != Verdict::inconclusive) return false;
     }
     return true;

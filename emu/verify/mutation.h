@@ -5,8 +5,8 @@
 // instance says what it should lead to: the first wrong tap (or calls that never complete), and the cause that the
 // diagnosis should name. The diagnosis never sees the instance.
 //
-// All runs are in `exact`. A mutant whose run passes is equivalent when it also passes, bit for bit, under further seeds
-// of weights and tokens; otherwise it is missed. That is a proof on those seeds, not for every weight.
+// All runs are in `exact`. A mutant whose run passes is equivalent when it also passes, bit for bit, under further
+// seeds of weights and tokens; otherwise it is missed. That is a proof on those seeds, not for every weight.
 #pragma once
 
 #include <cstdint>
@@ -79,9 +79,9 @@ struct MutationScore {
 };
 
 struct MutationOptions {
-  std::size_t per_kind = 2;                     ///< instances of a kind, at most
-  int further_seeds = 3;                        ///< under which an undetected mutant is run again
-  int threads = 0;                              ///< 0: as many as the process may use
+  std::size_t per_kind = 2;                      ///< instances of a kind, at most
+  int further_seeds = 3;                         ///< under which an undetected mutant is run again
+  int threads = 0;                               ///< 0: as many as the process may use
   std::function<bool(std::string_view)> wanted;  ///< which kinds; default: all
   std::function<void(const MutationResult&)> progress;
 };

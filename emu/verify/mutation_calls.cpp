@@ -10,7 +10,9 @@ bool among(const std::vector<int>& ranks, const Rank& rank) {
   return ranks.empty() || std::ranges::find(ranks, to_int(rank.id())) != ranks.end();
 }
 
-int microbatch_of(const Rank& rank) { return rank.trace().ops.empty() ? 0 : rank.trace().ops.back().microbatch; }
+int microbatch_of(const Rank& rank) {
+  return rank.trace().ops.empty() ? 0 : rank.trace().ops.back().microbatch;
+}
 
 bool Site::here(const Rank& rank, const internal::Call& call) const {
   if (call.operation != operation || call.counts_given != counts_given || !among(ranks, rank)) return false;
@@ -48,9 +50,10 @@ void zero_output(internal::Call& call) {
 
 void keep_own(internal::Call& call) {
   const auto me = static_cast<std::size_t>(to_int(call.rank));
-  const std::size_t before = call.counts_given && call.operation != Operation::all_to_all
-                                 ? std::accumulate(call.counts.begin(), call.counts.begin() + to_int(call.rank), std::size_t{0})
-                                 : me * std::min(call.in_count, call.out_count);
+  const std::size_t before =
+      call.counts_given && call.operation != Operation::all_to_all
+          ? std::accumulate(call.counts.begin(), call.counts.begin() + to_int(call.rank), std::size_t{0})
+          : me * std::min(call.in_count, call.out_count);
   const std::size_t width = size_of(call.type);
   const auto* in = static_cast<const std::byte*>(call.in);
   auto* out = static_cast<std::byte*>(call.out);
@@ -172,13 +175,16 @@ int Sites::stage_of(int layer) const {
   return stage;
 }
 
-Range Sites::layers_of(int stage) const { return partition(plan.model.num_layers, plan.parallel.pp, stage); }
+Range Sites::layers_of(int stage) const {
+  return partition(plan.model.num_layers, plan.parallel.pp, stage);
+}
 
 int Sites::last_busy_dp() const {
   int dp = plan.parallel.dp - 1;
   const auto busy = [&](int index) {
     std::int64_t rows = 0;
-    for (std::int64_t m = 0; m < batch.microbatches(); ++m) rows += batch.microbatch(plan.parallel.dp, index, m).rows.count;
+    for (std::int64_t m = 0; m < batch.microbatches(); ++m)
+      rows += batch.microbatch(plan.parallel.dp, index, m).rows.count;
     return rows > 0;
   };
   while (dp > 0 && !busy(dp)) --dp;

@@ -11,7 +11,8 @@ namespace shardproof {
 PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights,
                                     const std::function<void(const std::string&)>& completed) {
   const auto start = std::chrono::steady_clock::now();
-  PreparedReference prepared{.batch = Batch(plan.workload, plan.model.vocab_size), .format = format, .weights = weights};
+  PreparedReference prepared{
+      .batch = Batch(plan.workload, plan.model.vocab_size), .format = format, .weights = weights};
   if (weights == nullptr) {
     prepared.owned = std::make_unique<GeneratedWeights>(plan.workload.seed);
     prepared.weights = prepared.owned.get();

@@ -15,8 +15,12 @@ namespace {
 using ConstView = ops::MatrixView<const double>;
 using View = ops::MatrixView<double>;
 
-ConstView one_row(std::span<const double> x) { return {x.data(), 1, std::ssize(x)}; }
-View one_row(std::vector<double>& x) { return {x.data(), 1, std::ssize(x)}; }
+ConstView one_row(std::span<const double> x) {
+  return {x.data(), 1, std::ssize(x)};
+}
+View one_row(std::vector<double>& x) {
+  return {x.data(), 1, std::ssize(x)};
+}
 
 std::vector<RowHome> find_homes(const Plan& plan, const Batch& batch) {
   std::vector<RowHome> homes(batch.tokens().size());
@@ -102,7 +106,7 @@ Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row
   const auto block = [&](std::string_view name, std::int64_t index) {
     const ExpectedTap& source = tap(layer, name);
     return ConstView{source.values.data() + first * source.cols, count, source.cols, source.cols}.col_range(index * dim,
-                                                                                                          dim);
+                                                                                                            dim);
   };
   const std::vector<std::int64_t> offsets{0, count};
   ops::Matrix<double> out(count, dim);
@@ -164,6 +168,8 @@ Recompute::Row Recompute::expert_output(int layer, int weights_layer, std::int64
   return sum;
 }
 
-void Recompute::finish(Row& values) const { ops::store<double>(values, format()); }
+void Recompute::finish(Row& values) const {
+  ops::store<double>(values, format());
+}
 
 }  // namespace shardproof

@@ -52,9 +52,8 @@ std::vector<WrongRow> wrong_rows(const ExpectedTap& expected, std::span<const Ta
 }
 
 bool explains(std::span<const WrongRow> rows, const Prediction& prediction, double tolerance) {
-  return !rows.empty() && std::ranges::all_of(rows, [&](const WrongRow& row) {
-    return close(prediction(row), row.got, tolerance);
-  });
+  return !rows.empty() &&
+         std::ranges::all_of(rows, [&](const WrongRow& row) { return close(prediction(row), row.got, tolerance); });
 }
 
 bool all_zero(std::span<const WrongRow> rows) {

@@ -50,14 +50,14 @@ std::optional<std::vector<std::int64_t>> block_sources(std::span<const WrongRow>
 /// How the addends of a sum were taken wrongly.
 struct AddendFault {
   enum class Kind {
-    own_only,     ///< each rank holds its own addend: nothing was reduced
-    missing,      ///< one addend is not in the sum
-    doubled,      ///< one addend is in it twice
-    subgroup,     ///< each rank holds the sum over its part of the group, of `size` neighbours
-    average,      ///< the sum over the number of addends
-    repeated,     ///< the sum times the number of addends: reduced twice
-    replaced,     ///< addend `member` is not in the sum, `other` is in it twice
-    maximum,      ///< the greatest addend in place of the sum
+    own_only,  ///< each rank holds its own addend: nothing was reduced
+    missing,   ///< one addend is not in the sum
+    doubled,   ///< one addend is in it twice
+    subgroup,  ///< each rank holds the sum over its part of the group, of `size` neighbours
+    average,   ///< the sum over the number of addends
+    repeated,  ///< the sum times the number of addends: reduced twice
+    replaced,  ///< addend `member` is not in the sum, `other` is in it twice
+    maximum,   ///< the greatest addend in place of the sum
   };
   Kind kind{};
   int member = -1;

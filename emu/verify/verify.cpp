@@ -116,8 +116,8 @@ ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
 }
 
 template <class T>
-void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay,
-               FaultInjector* fault, TapSink& sink, Cluster& cluster) {
+void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay, FaultInjector* fault, TapSink& sink,
+               Cluster& cluster) {
   WeightStore<T> own_slices(*bench.prepared.weights, bench.options.format);
   WeightStore<T>* slices = &own_slices;
   if constexpr (std::is_same_v<T, double>) slices = bench.prepared.slices.get();
@@ -252,7 +252,8 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   report.first_divergence = first_divergence(report.taps, result.outcomes);
   if (!result.error.empty()) {
     report.problems.push_back({"run", result.error});
-    if (report.first_divergence) report.first_divergence->cause = Cause{"rank_error", result.error};
+    if (report.first_divergence)
+      report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};
   } else if (report.first_divergence && options.diagnose) {
     report.first_divergence->cause =
         find_cause<T>(bench, report.routing.replayed ? &choices : nullptr, *report.first_divergence);

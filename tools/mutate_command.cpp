@@ -1,0 +1,167 @@
+#include "tools/mutate_command.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "emu/plan/validate.h"
+#include "emu/verify/mutation.h"
+#include "emu/verify/verify.h"
+#include "tools/exit_code.h"
+#include "tools/output_file.h"
+#include "tools/plan_argument.h"
+#include "tools/terminal.h"
+#include "tools/usage_error.h"
+
+namespace shardproof::tools {
+namespace {
+
+struct MutateFlags {
+  std::string plan;
+  ScaleFlags scale;
+  std::optional<std::uint64_t> seed;
+  int threads = 0;
+  std::size_t per_kind = 2;
+  std::vector<std::string> kinds;
+  std::string json;
+  bool all = false;
+};
+
+std::string of(std::int64_t part, std::int64_t whole) {
+  return whole == 0 ? "-" : fmt::format("{}/{}", part, whole);
+}
+
+std::string kind_table(const MutationScore& score) {
+  std::vector<std::vector<std::string>> rows{
+      {"mutation", "instances", "equivalent", "detected", "first tap right", "cause right", "expected cause"}};
+  for (const MutationKind& kind : mutation_kinds()) {
+    MutationCounts counts;
+    std::string causes;
+    for (const MutationResult& result : score.results) {
+      if (result.mutation.kind != kind.name) continue;
+      counts.add(result);
+      causes = result.mutation.causes.front();
+    }
+    if (counts.instances == 0) continue;
+    rows.push_back({std::string(kind.name), fmt::format("{}", counts.instances), fmt::format("{}", counts.equivalent),
+                    of(counts.detected, counts.instances - counts.equivalent), of(counts.tap_right, counts.detected),
+                    of(counts.cause_right, counts.detected), "  " + causes});
+  }
+  return table(rows, 1);
+}
+
+std::string result_text(const MutationResult& result) {
+  const Mutation& mutation = result.mutation;
+  std::string text =
+      fmt::format("  {}{}{}: ", mutation.kind, mutation.layer >= 0 ? fmt::format(", layer {}", mutation.layer) : "",
+                  mutation.ranks.empty()       ? ""
+                  : mutation.ranks.size() <= 8 ? fmt::format(", ranks {}", fmt::join(mutation.ranks, " "))
+                                               : fmt::format(", {} ranks", mutation.ranks.size()));
+  if (result.outcome == MutationResult::Outcome::missed) return text + toned("missed", Tone::bad) + "\n";
+  if (result.outcome == MutationResult::Outcome::equivalent) return text + "equivalent\n";
+  return text +
+         fmt::format("{} at {}{}: {}{}: {}\n", to_string(result.verdict), result.tap.empty() ? "-" : result.tap,
+                     result.tap_right ? "" : fmt::format(" (expected {})", mutation.tap.empty() ? "-" : mutation.tap),
+                     result.cause.name,
+                     result.cause_right ? "" : fmt::format(" (expected {})", fmt::join(mutation.causes, " or ")),
+                     result.cause.evidence);
+}
+
+std::string percent(std::int64_t part, std::int64_t whole) {
+  return whole == 0 ? "-" : fmt::format("{:.1f} %", 100.0 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+std::string score_text(const MutationScore& score, bool all) {
+  std::string text = kind_table(score) + "\n";
+  for (const MutationResult& result : score.results) {
+    const bool fine = result.outcome == MutationResult::Outcome::equivalent || (result.tap_right && result.cause_right);
+    if (all || !fine) text += result_text(result);
+  }
+  const MutationCounts counts = score.counts();
+  const std::int64_t live = counts.instances - counts.equivalent;
+  text += fmt::format(
+      "\ndetected {} of {} ({}), first tap right {} ({}), cause right {} ({}); {} equivalent (bit-identical under "
+      "every "
+      "seed tried)  ({:.1f} s)\n",
+      toned(fmt::format("{}", counts.detected), counts.missed == 0 ? Tone::good : Tone::bad), live,
+      percent(counts.detected, live), counts.tap_right, percent(counts.tap_right, counts.detected), counts.cause_right,
+      percent(counts.cause_right, counts.detected), counts.equivalent, score.seconds);
+  return text;
+}
+
+Plan plan_of(const MutateFlags& flags) {
+  const ScaleOptions scale = flags.scale.options();
+  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
+  Plan original = read_plan(flags.plan);
+  if (flags.seed) original.workload.seed = *flags.seed;
+  const std::vector<Problem> problems = validate(original);
+  if (!problems.empty()) throw UsageError(problems_text(file, problems));
+  if (original.parallel.cp > 1) throw UsageError(file + ": parallel.cp: context parallelism is not executed yet");
+  return scaled(original, scale);
+}
+
+int run_mutate(const MutateFlags& flags) {
+  OutputFile json("--json", flags.json);
+  for (const std::string& name : flags.kinds) {
+    if (std::ranges::none_of(mutation_kinds(), [&](const MutationKind& kind) { return kind.name == name; })) {
+      throw UsageError(fmt::format("--kind: there is no mutation '{}'", name));
+    }
+  }
+  const Plan plan = plan_of(flags);
+  const VerifyReport clean = verify(plan, {.format = ops::Format::exact, .threads = flags.threads, .diagnose = false});
+  if (clean.verdict != Verdict::pass) {
+    fmt::print(stderr, "shardproof: the plan itself does not pass ({}): mutations would prove nothing\n",
+               to_string(clean.verdict));
+    return clean.verdict == Verdict::inconclusive ? kInconclusive : kMismatch;
+  }
+  MutationOptions options{.per_kind = flags.per_kind, .threads = flags.threads};
+  if (!flags.kinds.empty()) {
+    options.wanted = [&](std::string_view name) { return std::ranges::find(flags.kinds, name) != flags.kinds.end(); };
+  }
+  const bool shown = stderr_is_terminal();
+  if (shown) {
+    options.progress = [](const MutationResult& result) {
+      fmt::print(stderr, "\r\x1b[K  {}", result.mutation.kind);
+      std::fflush(stderr);
+    };
+  }
+  const MutationScore score = run_mutations(plan, options);
+  if (shown) fmt::print(stderr, "\r\x1b[K");
+  json.write(json.wanted() ? to_json(std::span(&score, 1)) : std::string());
+  if (!json.is_stdout()) {
+    fmt::print("{}: {} virtual GPU ranks, seed {}\n\n{}", plan.name.empty() ? "plan" : plan.name, plan.world(),
+               plan.workload.seed, score_text(score, flags.all));
+  }
+  return score.counts().missed == 0 ? kPass : kMismatch;
+}
+
+}  // namespace
+
+void add_mutate_command(CLI::App& app, int& exit_code) {
+  auto flags = std::make_shared<MutateFlags>();
+  CLI::App* command = app.add_subcommand(
+      "mutate", "Inject each known sharding bug into a plan's run; print what verify detects and names");
+  command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
+  flags->scale.add_to(*command);
+  command->add_option("--seed", flags->seed, "Seed of weights and tokens (default: the plan's)")->type_name("N");
+  command->add_option("--per-kind", flags->per_kind, "Places to try each mutation at, at most")
+      ->type_name("N")
+      ->check(CLI::Range(1, 5))
+      ->capture_default_str();
+  command->add_option("--kind", flags->kinds, "Only this mutation (may be repeated)")->type_name("NAME");
+  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--json", flags->json, "Write the score as JSON; - for standard output")->type_name("FILE|-");
+  command->add_flag("--all", flags->all, "Show every mutation, not only those not named rightly");
+  command->callback([flags, &exit_code] { exit_code = run_mutate(*flags); });
+}
+
+}  // namespace shardproof::tools
