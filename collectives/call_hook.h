@@ -13,8 +13,8 @@ class CallHook {
  public:
   virtual ~CallHook() = default;
 
-  /// Before the rank arrives. Returns whether the call takes place; if not, the rank goes on at once, its output is as it
-  /// was, and nothing is recorded. `call` may be changed: its buffers and counts, or its group (see redirect).
+  /// Before the rank arrives. Returns whether the call takes place; if not, the rank goes on at once, its output is as
+  /// it was, and nothing is recorded. `call` may be changed: its buffers and counts, or its group (see redirect).
   virtual bool before(GlobalRank rank, internal::Call& call) noexcept = 0;
   /// After the call has taken place or was dropped, before the rank goes on. `call.out` may be written.
   virtual void after(GlobalRank rank, internal::Call& call) noexcept = 0;

@@ -45,17 +45,17 @@ struct Progress {
 
 struct VerifyOptions {
   ops::Format format = ops::Format::fp32;
-  int threads = 0;                                ///< 0: as many as the process may use
-  std::optional<std::uint64_t> schedule;          ///< run on one thread in the order this seed gives
-  const WeightSource* weights = nullptr;          ///< default: GeneratedWeights of the workload's seed
-  Algorithm all_reduce = Algorithm::rank_order;   ///< the order in which addends are summed
+  int threads = 0;                               ///< 0: as many as the process may use
+  std::optional<std::uint64_t> schedule;         ///< run on one thread in the order this seed gives
+  const WeightSource* weights = nullptr;         ///< default: GeneratedWeights of the workload's seed
+  Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which addends are summed
   /// What addends are rounded to on the way and after each addition, in float formats; default: the run's scalar.
   std::optional<ops::Format> wire;
   std::optional<ops::Format> accumulate;
-  FaultInjector* fault = nullptr;                 ///< injected into the sharded run only (mutation.h)
+  FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)
   /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
   const PreparedReference* prepared = nullptr;
-  bool diagnose = true;  ///< name the cause of a divergence, at the price of another run
+  bool diagnose = true;                           ///< name the cause of a divergence, at the price of another run
   std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
 };
 
