@@ -92,6 +92,14 @@ class MoeCase {
         one[s] = true;
         if (subset_fits(i, others, one)) return true;
       }
+      // A faulty owner's slots.
+      const ModelConfig& config = wrong_.model.plan().model;
+      const std::int64_t held = config.num_experts / wrong_.model.plan().parallel.ep;
+      for (std::int64_t owner = 0; owner < wrong_.model.plan().parallel.ep; ++owner) {
+        std::vector<bool> owned;
+        for (const std::int64_t expert : slots_[i].experts) owned.push_back(expert / held == owner);
+        if (subset_fits(i, others, owned)) return true;
+      }
       return false;
     }
     for (unsigned mask = 1; mask + 1 < 1u << slots; ++mask) {

@@ -31,9 +31,10 @@ class FurtherSeeds {
     for (int i = 0; i < options_.further_seeds; ++i) {
       Seeded& seeded = at(static_cast<std::size_t>(i));
       // A fault may hold tokens of its plan: the instance is made anew.
-      const std::vector<Mutation> instances = kind.instances(seeded.plan, options_.per_kind);
-      const VerifyReport report =
-          run_faulty(seeded.plan, seeded.reference, instances.at(index), options_.threads, false);
+      const MutablePlan plan(seeded.plan, seeded.reference.expected);
+      const std::vector<Mutation> instances = kind.instances(plan, options_.per_kind);
+      if (index >= instances.size()) continue;
+      const VerifyReport report = run_faulty(seeded.plan, seeded.reference, instances[index], options_.threads, false);
       if (report.verdict != Verdict::pass && report.verdict != Verdict::inconclusive) return false;
     }
     return true;
@@ -80,6 +81,14 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
 
 }  // namespace
 
+MutablePlan::MutablePlan(const Plan& plan, const ExpectedTaps& expected) : Plan(plan) {
+  for (const ExpectedTap& tap : expected.all()) {
+    if (!tap.ids) continue;
+    ops::Matrix<std::int32_t>& ids = choices.emplace_back(tap.rows, tap.cols);
+    std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
+  }
+}
+
 void MutationCounts::add(const MutationResult& result) {
   using Outcome = MutationResult::Outcome;
   ++instances;
@@ -110,10 +119,11 @@ MutationScore run_mutations(const Plan& plan, const MutationOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   MutationScore score{.plan = plan, .results = {}};
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
+  const MutablePlan mutable_plan(plan, reference.expected);
   FurtherSeeds further(plan, options);
   for (const MutationKind& kind : mutation_kinds()) {
     if (options.wanted && !options.wanted(kind.name)) continue;
-    std::vector<Mutation> instances = kind.instances(plan, options.per_kind);
+    std::vector<Mutation> instances = kind.instances(mutable_plan, options.per_kind);
     for (std::size_t i = 0; i < instances.size(); ++i) {
       instances[i].kind = kind.name;
       const VerifyReport report = run_faulty(plan, reference, instances[i], options.threads, true);

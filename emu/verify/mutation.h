@@ -19,6 +19,7 @@
 
 #include "emu/plan/plan.h"
 #include "emu/run/fault.h"
+#include "emu/verify/expected_taps.h"
 #include "emu/verify/report.h"
 
 namespace shardproof {
@@ -36,11 +37,18 @@ struct Mutation {
   std::function<std::unique_ptr<FaultInjector>()> make;
 };
 
+/// A plan, and the experts that its tokens choose in each layer, [tokens, top_k]: a fault is injected where there is
+/// something that can go wrong.
+struct MutablePlan : Plan {
+  MutablePlan(const Plan& plan, const ExpectedTaps& expected);
+  std::vector<ops::Matrix<std::int32_t>> choices;
+};
+
 struct MutationKind {
   std::string_view name;
   std::string_view description;
   /// Its instances for a valid plan, at most `limit`, at places as different as there are.
-  std::vector<Mutation> (*instances)(const Plan& plan, std::size_t limit);
+  std::vector<Mutation> (*instances)(const MutablePlan& plan, std::size_t limit);
 };
 
 /// Every kind, in order of the program.

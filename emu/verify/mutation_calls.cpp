@@ -85,14 +85,6 @@ void reverse_chunks(std::span<double> values, std::span<const std::size_t> count
   }
 }
 
-void reverse_rows(std::span<double> values, std::int64_t width) {
-  const std::vector<double> given(values.begin(), values.end());
-  for (auto row = std::ssize(given) / width; row-- > 0;) {
-    const auto begin = given.begin() + row * width;
-    std::copy(begin, begin + width, values.begin() + (std::ssize(given) - (row + 1) * width));
-  }
-}
-
 namespace {
 
 /// Every member's addends, by group index and microbatch: a member may be ahead of another by a microbatch.
@@ -167,7 +159,8 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(Site site, SumF
   });
 }
 
-Sites::Sites(const Plan& given) : plan(given), mesh(given.parallel), batch(given.workload, given.model.vocab_size) {}
+Sites::Sites(const MutablePlan& given)
+    : plan(given), mesh(given.parallel), batch(given.workload, given.model.vocab_size) {}
 
 int Sites::stage_of(int layer) const {
   int stage = 0;
@@ -208,6 +201,97 @@ std::vector<Place> Sites::places(std::size_t limit) const {
     if (!known && result.size() < limit) result.push_back(place);
   }
   return result;
+}
+
+bool Sites::embeds(int dp, int tp) const {
+  const Range held = partition(plan.model.vocab_size, plan.parallel.tp, tp);
+  for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+    const Range rows = batch.microbatch(plan.parallel.dp, dp, m).rows;
+    for (std::int64_t row = rows.begin; row < rows.end(); ++row) {
+      const std::int32_t id = batch.tokens()[static_cast<std::size_t>(row)];
+      if (id >= held.begin && id < held.end()) return true;
+    }
+  }
+  return false;
+}
+
+bool Sites::embeds_across(int dp) const {
+  const Parallel& p = plan.parallel;
+  for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+    const Range rows = batch.microbatch(p.dp, dp, m).rows;
+    for (int tp = 0; tp < p.tp; ++tp) {
+      const Range held = partition(plan.model.vocab_size, p.tp, tp);
+      const Range own = p.sp ? partition(rows.count, p.tp, tp) : Range{0, rows.count};
+      for (std::int64_t row = own.begin; row < own.end(); ++row) {
+        const std::int32_t id = batch.tokens()[static_cast<std::size_t>(rows.begin + row)];
+        if (id < held.begin || id >= held.end()) return true;
+      }
+    }
+  }
+  return false;
+}
+
+std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int rank) const {
+  const Coordinates at = mesh.coordinates(rank);
+  const Range rows = batch.microbatch(plan.parallel.dp, at.dp, microbatch).rows;
+  const Range own = partition(rows.count, plan.parallel.tp, at.tp);
+  const std::int64_t held = plan.model.num_experts / plan.parallel.ep;
+  std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
+  for (std::int64_t row = own.begin; row < own.end(); ++row) {
+    for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(rows.begin + row)) {
+      ++counts[static_cast<std::size_t>(expert / held)];
+    }
+  }
+  return counts;
+}
+
+std::vector<std::int64_t> Sites::receives(int layer, std::int64_t microbatch, int rank) const {
+  const auto me = static_cast<std::size_t>(mesh.coordinates(rank).ep);
+  std::vector<std::int64_t> counts;
+  for (const int sender : group(Axis::ep, rank)) counts.push_back(sends(layer, microbatch, sender)[me]);
+  return counts;
+}
+
+template <class Wanted>
+std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) const {
+  std::vector<Place> result;
+  for (const Place& place : places(5)) {
+    const std::vector<int> ranks = stage_ranks(stage_of(place.layer));
+    const auto begin = std::ranges::find(ranks, place.rank) - ranks.begin();
+    for (std::size_t i = 0; i < ranks.size() && result.size() < limit; ++i) {
+      const Place near{place.layer, ranks[(static_cast<std::size_t>(begin) + i) % ranks.size()]};
+      if (!wanted(near)) continue;
+      const bool known = std::ranges::any_of(
+          result, [&](const Place& other) { return other.layer == near.layer && other.rank == near.rank; });
+      if (!known) result.push_back(near);
+      break;
+    }
+  }
+  return result;
+}
+
+std::vector<Place> Sites::expert_places(std::size_t limit) const {
+  return places_with(limit, [&](const Place& place) {
+    for (const int member : group(Axis::etp, place.rank)) {
+      for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+        const std::vector<std::int64_t> counts = receives(place.layer, m, member);
+        if (std::ranges::any_of(counts, [](std::int64_t count) { return count > 0; })) return true;
+      }
+    }
+    return false;
+  });
+}
+
+std::vector<Place> Sites::sending_places(std::size_t limit) const {
+  return places_with(limit, [&](const Place& place) {
+    for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+      const std::vector<std::int64_t> counts = sends(place.layer, m, place.rank);
+      const std::int64_t slots = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+      const auto used = std::ranges::count_if(counts, [](std::int64_t count) { return count > 0; });
+      if (used > 1 && slots > plan.model.top_k) return true;
+    }
+    return false;
+  });
 }
 
 Site Sites::tp_reduction(std::string_view op, int layer, std::vector<int> ranks) const {

@@ -74,7 +74,6 @@ void keep_own(internal::Call& call);
 void zero_output(internal::Call& call);
 /// Row order over `counts` elements a chunk: the chunks in reverse.
 void reverse_chunks(std::span<double> values, std::span<const std::size_t> counts);
-void reverse_rows(std::span<double> values, std::int64_t width);
 
 /// What goes wrong in a sum over a group.
 enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, maximum };
@@ -90,9 +89,12 @@ struct Place {
 
 /// What kinds ask of a plan.
 class Sites {
+  template <class Wanted>
+  std::vector<Place> places_with(std::size_t limit, const Wanted& wanted) const;
+
  public:
-  explicit Sites(const Plan& plan);
-  const Plan& plan;
+  explicit Sites(const MutablePlan& plan);
+  const MutablePlan& plan;
   Mesh mesh;
   Batch batch;
 
@@ -104,6 +106,17 @@ class Sites {
   int last_busy_dp() const;
   std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
   std::vector<int> stage_ranks(int stage) const;
+  /// Whether some rank of the replica's first stage holds a row whose token is in another's vocabulary slice.
+  bool embeds_across(int dp) const;
+  /// Whether a token of the replica is in the vocabulary slice of the tp rank.
+  bool embeds(int dp, int tp) const;
+  /// places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more; a
+  /// place that has none is left out.
+  std::vector<Place> expert_places(std::size_t limit) const;
+  std::vector<Place> sending_places(std::size_t limit) const;
+  /// Slots that the rank sends to each ep rank in the microbatch.
+  std::vector<std::int64_t> sends(int layer, std::int64_t microbatch, int rank) const;
+  std::vector<std::int64_t> receives(int layer, std::int64_t microbatch, int rank) const;
   /// The reduction over tp after an op: an all-reduce, or with sp a reduce-scatter.
   Site tp_reduction(std::string_view op, int layer, std::vector<int> ranks) const;
 };
@@ -118,7 +131,9 @@ std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
 }
 
 std::span<const MutationKind> attention_kinds();
+std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
+std::span<const MutationKind> expert_kinds();
 std::span<const MutationKind> schedule_kinds();
 
 }  // namespace shardproof::mutations

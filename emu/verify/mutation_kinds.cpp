@@ -1,4 +1,4 @@
-// Kinds in embedding, attention, norms and head: sums over tp, slices and weights, positions.
+// Kinds in embedding and attention: sums and gathers over tp, positions, sequences.
 #include <algorithm>
 
 #include "emu/run/stage.h"
@@ -11,7 +11,7 @@ using Instances = std::vector<Mutation>;
 using Causes = std::vector<std::string>;
 
 /// A sum over tp after an op: one instance for each place, its member alternating between first and last.
-Instances reductions(const Plan& plan, std::size_t limit, bool embedding, SumFault fault, const Causes& causes) {
+Instances reductions(const MutablePlan& plan, std::size_t limit, bool embedding, SumFault fault, const Causes& causes) {
   if (plan.parallel.tp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && plan.parallel.tp % 2)) {
     return {};
   }
@@ -20,11 +20,13 @@ Instances reductions(const Plan& plan, std::size_t limit, bool embedding, SumFau
   for (const Place& place : sites.places(limit)) {
     const int dp = sites.mesh.coordinates(place.rank).dp;
     const int anchor = embedding ? sites.first_rank(0, dp) : place.rank;
+    if (embedding && fault == SumFault::dropped && !sites.embeds_across(dp)) continue;
     if (embedding && !result.empty() && result.back().ranks.front() == anchor) continue;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int layer = embedding ? -1 : place.layer;
     const std::string_view op = embedding ? "embedding" : "attention.output";
-    const int member = result.size() % 2 == 0 ? 0 : plan.parallel.tp - 1;
+    int member = result.size() % 2 == 0 ? 0 : plan.parallel.tp - 1;
+    while (embedding && !sites.embeds(dp, member)) member = (member + 1) % plan.parallel.tp;
     result.push_back({.layer = layer,
                       .ranks = group,
                       .group = "tp",
@@ -37,7 +39,7 @@ Instances reductions(const Plan& plan, std::size_t limit, bool embedding, SumFau
 }
 
 template <bool embedding, SumFault fault, int cause>
-Instances reduction(const Plan& plan, std::size_t limit) {
+Instances reduction(const MutablePlan& plan, std::size_t limit) {
   static const std::vector<Causes> kCauses{{"reduction_dropped"}, {"reduced_twice", "counted_n_times"},
                                            {"partial_group"},     {"addend_missing"},
                                            {"addend_doubled"},    {"averaged"},
@@ -45,7 +47,7 @@ Instances reduction(const Plan& plan, std::size_t limit) {
   return reductions(plan, limit, embedding, fault, kCauses[cause]);
 }
 
-Instances attention_wrong_axis(const Plan& plan, std::size_t limit) {
+Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel& p = plan.parallel;
   bool even = true;
@@ -113,7 +115,7 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
           })};
 }
 
-Instances residual_on_every_rank(const Plan& plan, std::size_t limit) {
+Instances residual_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2 || plan.parallel.sp) return {};
   Instances result;
@@ -128,7 +130,7 @@ Instances residual_on_every_rank(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances bias_on_every_rank(const Plan& plan, std::size_t limit) {
+Instances bias_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
   Instances result;
@@ -141,150 +143,8 @@ Instances bias_on_every_rank(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-/// One rank loads another slice of a weight.
-Mutation loads(const Place& place, int rank, std::string tap, Causes causes,
-               std::function<void(WeightSpec&, Range&, Range&)> edit) {
-  return {.layer = place.layer,
-          .ranks = {rank},
-          .tap = std::move(tap),
-          .causes = std::move(causes),
-          .make = script([=](Script& made) {
-            made.slice = [=](const Rank& loader, WeightSpec& spec, Range& rows, Range& cols) {
-              if (to_int(loader.id()) == rank) edit(spec, rows, cols);
-            };
-          })};
-}
-
-using MakeSpec = WeightSpec (*)(const ModelConfig&, int);
-
-/// One rank of the tp group holds the rows (or columns) of the next.
-template <MakeSpec make, bool columns>
-Instances next_slice(const Plan& plan, std::size_t limit, std::string_view tap, const Causes& causes) {
-  const Sites sites(plan);
-  if (plan.parallel.tp < 2) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    const int rank = result.size() % 2 == 0 ? group.back() : group.front();
-    const std::string name = make(plan.model, place.layer).name;
-    const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
-      if (spec.name != name) return;
-      Range& part = columns ? cols : rows;
-      part.begin = (part.begin + part.count) % (columns ? spec.cols : spec.rows);
-    };
-    result.push_back(loads(place, rank, tap_name(place.layer, tap), causes, edit));
-  }
-  return result;
-}
-
-Instances q_heads_swapped(const Plan& plan, std::size_t limit) {
-  return next_slice<registry::attention_q, false>(plan, limit, "attention.q", {"heads_permuted"});
-}
-Instances kv_head_wrong(const Plan& plan, std::size_t limit) {
-  if (plan.model.num_kv_heads < 2) return {};
-  return next_slice<registry::attention_k, false>(plan, limit, "attention.k", {"heads_permuted"});
-}
-Instances v_head_wrong(const Plan& plan, std::size_t limit) {
-  if (plan.model.num_kv_heads < 2) return {};
-  return next_slice<registry::attention_v, false>(plan, limit, "attention.v", {"heads_permuted"});
-}
-Instances output_slice_of_neighbour(const Plan& plan, std::size_t limit) {
-  return next_slice<registry::attention_output, true>(plan, limit, "attention.output", {"wrong_slice"});
-}
-
-/// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
-Instances kv_group_wrong(const Plan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  const std::int64_t kv = plan.model.num_kv_heads;
-  if (kv < 2 || kv >= plan.parallel.tp) return {};
-  Instances result;
-  for (const int stage : {0, plan.parallel.pp - 1}) {
-    if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    const int rank = sites.group(Axis::tp, sites.first_rank(stage, 0)).back();
-    const int layer = static_cast<int>(sites.layers_of(stage).begin);
-    result.push_back({.layer = layer,
-                      .ranks = {rank},
-                      .tap = tap_name(layer, "attention.context"),
-                      .causes = {"wrong_kv_head"},
-                      .make = script([=](Script& made) {
-                        made.layouts = [=](std::vector<Layout>& layouts) {
-                          Range& heads = layouts[static_cast<std::size_t>(rank)].kv_heads;
-                          heads.begin = (heads.begin + 1) % kv;
-                        };
-                      })});
-  }
-  return result;
-}
-
-template <MakeSpec make>
-Instances stale(const Plan& plan, std::size_t limit, std::string_view tap) {
-  const Sites sites(plan);
-  if (plan.model.num_layers < 2) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const int other = place.layer == 0 ? 1 : place.layer - 1;
-    const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    const int rank = result.size() % 2 == 0 ? group.front() : group.back();
-    const std::string name = make(plan.model, place.layer).name;
-    const WeightSpec replacement = make(plan.model, other);
-    const auto edit = [=](WeightSpec& spec, Range&, Range&) {
-      if (spec.name == name) spec = replacement;
-    };
-    result.push_back(loads(place, rank, tap_name(place.layer, tap), {"weights_of_another_layer"}, edit));
-  }
-  return result;
-}
-
-Instances q_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::attention_q>(plan, limit, "attention.q");
-}
-Instances k_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::attention_k>(plan, limit, "attention.k");
-}
-Instances v_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::attention_v>(plan, limit, "attention.v");
-}
-Instances output_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::attention_output>(plan, limit, "attention.output");
-}
-Instances attention_norm_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::attention_norm>(plan, limit, "attention.norm");
-}
-Instances moe_norm_stale(const Plan& plan, std::size_t limit) {
-  return stale<registry::moe_norm>(plan, limit, "moe.norm");
-}
-Instances router_stale(const Plan& plan, std::size_t limit) {
-  Instances result = stale<registry::router>(plan, limit, "moe.router_logits");
-  // Only the first rank of a tp group has tokens to route for certain.
-  return result.empty() ? result : Instances{result.front()};
-}
-
-Instances vocabulary_shift(const Plan& plan, std::size_t limit, bool head) {
-  const Sites sites(plan);
-  if (plan.parallel.tp < 2) return {};
-  if (head && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
-  const int stage = head ? plan.parallel.pp - 1 : 0;
-  const std::string name = head ? registry::head(plan.model).name : registry::embedding(plan.model).name;
-  Instances result;
-  for (const int rank :
-       {sites.first_rank(stage, 0), sites.group(Axis::tp, sites.first_rank(stage, sites.last_busy_dp())).back()}) {
-    if (result.size() == limit) break;
-    const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
-      if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
-    };
-    result.push_back(loads({-1, rank}, rank, head ? "logits" : "embedding", {"vocabulary_shifted"}, edit));
-  }
-  return result;
-}
-Instances embedding_slice_off(const Plan& plan, std::size_t limit) {
-  return vocabulary_shift(plan, limit, false);
-}
-Instances head_slice_off(const Plan& plan, std::size_t limit) {
-  return vocabulary_shift(plan, limit, true);
-}
-
 /// The gather of the rows over tp, under sequence parallelism, on one rank.
-Instances gathers(const Plan& plan, std::size_t limit, bool final, bool dropped) {
+Instances gathers(const MutablePlan& plan, std::size_t limit, bool final, bool dropped) {
   const Sites sites(plan);
   if (!plan.parallel.sp) return {};
   Instances result;
@@ -318,17 +178,17 @@ Instances gathers(const Plan& plan, std::size_t limit, bool final, bool dropped)
   }
   return result;
 }
-Instances gather_order(const Plan& plan, std::size_t limit) {
+Instances gather_order(const MutablePlan& plan, std::size_t limit) {
   return gathers(plan, limit, false, false);
 }
-Instances gather_dropped(const Plan& plan, std::size_t limit) {
+Instances gather_dropped(const MutablePlan& plan, std::size_t limit) {
   return gathers(plan, limit, false, true);
 }
-Instances head_gather_order(const Plan& plan, std::size_t limit) {
+Instances head_gather_order(const MutablePlan& plan, std::size_t limit) {
   return gathers(plan, limit, true, false);
 }
 
-Instances scatter_order(const Plan& plan, std::size_t limit) {
+Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (!plan.parallel.sp) return {};
   Instances result;
@@ -355,7 +215,7 @@ Instances scatter_order(const Plan& plan, std::size_t limit) {
 enum class Edit { offset, restart, merge };
 
 template <Edit edit>
-Instances microbatch_edit(const Plan& plan, std::size_t limit) {
+Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const std::int64_t longest = *std::ranges::max_element(plan.workload.lengths);
   Instances result;
@@ -387,17 +247,8 @@ constexpr MutationKind kKinds[] = {
     {"embedding_reduction_dropped", "the embedding's sum over tp is not taken", reduction<true, SumFault::dropped, 0>},
     {"embedding_reduction_doubled", "the embedding is reduced over tp twice", reduction<true, SumFault::repeated, 1>},
     {"embedding_addend_missing", "one rank's part of the embedding is lost", reduction<true, SumFault::missing, 3>},
-    {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", embedding_slice_off},
-    {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
     {"sp_gather_order", "sequence-parallel chunks are gathered in the wrong order", gather_order},
     {"sp_gather_dropped", "sequence-parallel rows are not gathered", gather_dropped},
-    {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
-    {"kv_head_wrong", "a rank holds the wrong key head", kv_head_wrong},
-    {"v_head_wrong", "a rank holds the wrong value head", v_head_wrong},
-    {"kv_group_wrong", "fewer kv heads than tp: query heads use another kv head", kv_group_wrong},
-    {"q_weights_stale", "query weights of another layer", q_stale},
-    {"k_weights_stale", "key weights of another layer", k_stale},
-    {"v_weights_stale", "value weights of another layer", v_stale},
     {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>},
     {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>},
     {"sequence_boundaries_ignored", "tokens attend across sequences", microbatch_edit<Edit::merge>},
@@ -412,12 +263,7 @@ constexpr MutationKind kKinds[] = {
      attention_wrong_axis},
     {"residual_on_every_rank", "the residual is added before the reduction: R + tp * S", residual_on_every_rank},
     {"bias_on_every_rank", "a row-parallel bias is added on every rank", bias_on_every_rank},
-    {"output_slice_of_neighbour", "the output projection's slice of the next rank", output_slice_of_neighbour},
-    {"output_weights_stale", "output projection of another layer", output_stale},
     {"sp_scatter_order", "sequence-parallel chunks are scattered in the wrong order", scatter_order},
-    {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale},
-    {"router_weights_stale", "a rank's router is another layer's", router_stale},
-    {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", head_slice_off},
     {"head_gather_order", "rows for the head are gathered in the wrong order", head_gather_order},
 };
 

@@ -1,4 +1,4 @@
-// Kinds in the Mixture-of-Experts half of a layer: routing, dispatch, experts, their sums.
+// Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
 
 #include "emu/run/stage.h"
@@ -11,94 +11,14 @@ namespace {
 using Instances = std::vector<Mutation>;
 using Causes = std::vector<std::string>;
 
+/// With both of two experts chosen, the other expert's output is the other slot's: one error, two names.
+Causes or_weights(const Plan& plan, std::string cause) {
+  if (plan.model.top_k == 2 && plan.model.num_experts == 2) return {std::move(cause), "router_weights_permuted"};
+  return {std::move(cause)};
+}
+
 std::string output_tap(int layer) {
   return tap_name(layer, "moe.output");
-}
-
-/// The sum over etp that ends the experts' work.
-template <SumFault fault, bool without_ep>
-Instances reduction(const Plan& plan, std::size_t limit, const char* cause) {
-  const Parallel& p = plan.parallel;
-  if (p.etp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && p.etp % 2)) return {};
-  if (without_ep != (p.ep == 1)) return {};
-  const Sites sites(plan);
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> group = sites.group(Axis::etp, place.rank);
-    const Site site{.op = "moe.unsort",
-                    .layer = place.layer,
-                    .operation = Operation::reduce_scatter,
-                    .counts_given = true,
-                    .ranks = group};
-    const int member = result.size() % 2 == 0 ? p.etp - 1 : 0;
-    result.push_back({.layer = place.layer,
-                      .ranks = group,
-                      .group = "etp",
-                      .tap = output_tap(place.layer),
-                      .causes = {cause},
-                      .make = faulty_reduction(site, fault, member, plan.world(), plan.workload.microbatches)});
-  }
-  return result;
-}
-
-Instances etp_dropped(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::dropped, false>(plan, limit, "reduction_dropped");
-}
-Instances etp_dropped_without_ep(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::dropped, true>(plan, limit, "reduction_dropped");
-}
-Instances etp_missing(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::missing, false>(plan, limit, "addend_missing");
-}
-Instances etp_doubled(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::doubled, false>(plan, limit, "addend_doubled");
-}
-Instances etp_averaged(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::averaged, false>(plan, limit, "averaged");
-}
-Instances etp_halves(const Plan& plan, std::size_t limit) {
-  return reduction<SumFault::halves, false>(plan, limit, "partial_group");
-}
-
-Instances reduced_over_ep(const Plan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  if (plan.parallel.ep != plan.parallel.etp || plan.parallel.ep < 2) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
-    const Site site{.op = "moe.unsort",
-                    .layer = place.layer,
-                    .operation = Operation::reduce_scatter,
-                    .counts_given = true,
-                    .ranks = ranks};
-    const int world = plan.world();
-    result.push_back({.layer = place.layer,
-                      .ranks = ranks,
-                      .group = "ep",
-                      .tap = output_tap(place.layer),
-                      .may_clash = true,
-                      .causes = {"wrong_group", "call_arguments"},
-                      .make = script([=](Script& made) {
-                        const Buffers buffers = make_buffers(world);
-                        const auto outputs = std::make_shared<std::vector<void*>>(static_cast<std::size_t>(world));
-                        made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return true;
-                          redirect(call, rank.on(Axis::ep));
-                          // The part that arrives may be larger than the rank's own.
-                          const auto me = static_cast<std::size_t>(to_int(rank.id()));
-                          (*buffers)[me].assign(std::max(call.in_count, call.out_count), 0.0);
-                          (*outputs)[me] = call.out;
-                          call.out = (*buffers)[me].data();
-                          return true;
-                        };
-                        made.after = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return;
-                          const auto me = static_cast<std::size_t>(to_int(rank.id()));
-                          std::copy_n((*buffers)[me].begin(), call.out_count, static_cast<double*>((*outputs)[me]));
-                        };
-                      })});
-  }
-  return result;
 }
 
 /// Changes what a rank sends or receives in one call.
@@ -136,11 +56,11 @@ Site return_site(int layer, std::vector<int> ranks) {
           .ranks = std::move(ranks)};
 }
 
-Instances counted_per_replica(const Plan& plan, std::size_t limit) {
+Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.edp < 2 || plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::ep, place.rank);
     const double times = plan.parallel.edp;
     const auto scale = [=](std::span<double> rows, const internal::Call&) {
@@ -151,23 +71,25 @@ Instances counted_per_replica(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances dispatch_order(const Plan& plan, std::size_t limit) {
+Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
   const std::int64_t hidden = plan.model.hidden_size;
-  for (const Place& place : sites.places(limit)) {
-    const auto reverse = [=](std::span<double> rows, const internal::Call&) { reverse_rows(rows, hidden); };
-    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", reverse));
+  for (const Place& place : sites.sending_places(limit)) {
+    const auto rotate = [=](std::span<double> rows, const internal::Call&) {
+      if (!rows.empty()) std::ranges::rotate(rows, rows.begin() + hidden);
+    };
+    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", rotate));
   }
   return result;
 }
 
-Instances return_order(const Plan& plan, std::size_t limit) {
+Instances return_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.sending_places(limit)) {
     const auto reverse = [](std::span<double> rows, const internal::Call& call) {
       reverse_chunks(rows, call.recv_counts);
     };
@@ -176,58 +98,16 @@ Instances return_order(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances tokens_duplicated(const Plan& plan, std::size_t limit) {
+Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
   const std::int64_t hidden = plan.model.hidden_size;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.sending_places(limit)) {
     const auto repeat = [=](std::span<double> rows, const internal::Call&) {
-      const std::int64_t half = std::ssize(rows) / hidden / 2 * hidden;
-      std::copy_n(rows.begin(), half, rows.end() - half);
+      if (!rows.empty()) std::copy_backward(rows.begin(), rows.end() - hidden, rows.end());
     };
     result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", repeat));
-  }
-  return result;
-}
-
-/// A term that every etp rank adds to its addend: the experts' own input.
-Instances term_on_every_rank(const Plan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  if (plan.parallel.etp < 2) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> group = sites.group(Axis::etp, place.rank);
-    const int layer = place.layer;
-    const int world = plan.world();
-    const Site gather{
-        .op = "moe.permute", .layer = layer, .operation = Operation::all_gather, .counts_given = true, .ranks = group};
-    const Site sum{.op = "moe.unsort",
-                   .layer = layer,
-                   .operation = Operation::reduce_scatter,
-                   .counts_given = true,
-                   .ranks = group};
-    result.push_back({.layer = layer,
-                      .ranks = group,
-                      .group = "etp",
-                      .tap = output_tap(layer),
-                      .causes = {"term_on_every_rank"},
-                      .make = script([=](Script& made) {
-                        const Buffers buffers = make_buffers(world);
-                        const Buffers inputs = make_buffers(world);
-                        made.after = [=](const Rank& rank, internal::Call& call) {
-                          if (!gather.here(rank, call)) return;
-                          const std::span<double> rows = output(call);
-                          (*inputs)[static_cast<std::size_t>(to_int(rank.id()))].assign(rows.begin(), rows.end());
-                        };
-                        made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (!sum.here(rank, call)) return true;
-                          const std::vector<double>& rows = (*inputs)[static_cast<std::size_t>(to_int(rank.id()))];
-                          const std::span<double> addend = own_input(rank, call, buffers);
-                          for (std::size_t i = 0; i < addend.size() && i < rows.size(); ++i) addend[i] += rows[i];
-                          return true;
-                        };
-                      })});
   }
   return result;
 }
@@ -235,7 +115,7 @@ Instances term_on_every_rank(const Plan& plan, std::size_t limit) {
 enum class MapFault { rotated, rotated_on_one_rank };
 
 template <MapFault fault>
-Instances expert_map(const Plan& plan, std::size_t /*limit*/) {
+Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   const int ep = plan.parallel.ep;
   if (ep < 2) return {};
@@ -245,7 +125,7 @@ Instances expert_map(const Plan& plan, std::size_t /*limit*/) {
            .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},
            .group = "ep",
            .tap = output_tap(layer),
-           .causes = {"expert_map"},
+           .causes = or_weights(plan, "expert_map"),
            .make = script([=](Script& made) {
              made.layouts = [=](std::vector<Layout>& layouts) {
                for (std::size_t r = 0; r < layouts.size(); ++r) {
@@ -262,7 +142,7 @@ using Weights = ops::MatrixView<double>;
 
 /// Changes the choices of one rank in one layer.
 template <class Edit>
-Instances routing(const Plan& plan, std::size_t limit, std::string cause, const Edit& edit) {
+Instances routing(const MutablePlan& plan, std::size_t limit, const std::string& cause, const Edit& edit) {
   const Sites sites(plan);
   Instances result;
   for (const Place& place : sites.places(limit)) {
@@ -271,7 +151,7 @@ Instances routing(const Plan& plan, std::size_t limit, std::string cause, const 
     result.push_back({.layer = layer,
                       .ranks = {rank},
                       .tap = output_tap(layer),
-                      .causes = {cause},
+                      .causes = cause == "expert_map" ? or_weights(plan, cause) : Causes{cause},
                       .make = script([=](Script& made) {
                         made.routing = [=](const Rank& at, int in, Scores logits, Ids ids, Weights weights) {
                           if (to_int(at.id()) == rank && in == layer) edit(at, logits, ids, weights);
@@ -281,7 +161,7 @@ Instances routing(const Plan& plan, std::size_t limit, std::string cause, const 
   return result;
 }
 
-Instances off_by_one(const Plan& plan, std::size_t limit) {
+Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
   const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
   if (experts < 2) return {};
   return routing(plan, limit, "expert_map", [=](const Rank&, Scores, Ids ids, Weights) {
@@ -291,40 +171,51 @@ Instances off_by_one(const Plan& plan, std::size_t limit) {
   });
 }
 
-Instances nonexistent_expert(const Plan& plan, std::size_t limit) {
+Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
   const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
-  // In the last microbatch that has tokens: earlier ones are complete by then.
-  const Batch batch = Sites(plan).batch;
-  const Parallel parallel = plan.parallel;
-  return routing(plan, limit, "rank_error", [=](const Rank& rank, Scores, Ids ids, Weights) {
-    std::int64_t last = batch.microbatches() - 1;
-    while (last > 0 && batch.microbatch(parallel.dp, rank.at().dp, last).rows.count == 0) --last;
+  // In the last microbatch that has tokens, so that all before it are complete.
+  const Sites sites(plan);
+  const auto rows_of = [&](std::int64_t m, int dp) {
+    return sites.batch.microbatch(plan.parallel.dp, dp, m).rows.count;
+  };
+  std::int64_t last = sites.batch.microbatches() - 1;
+  int busy = 0;
+  while (rows_of(last, busy) == 0) {
+    if (++busy < plan.parallel.dp) continue;
+    busy = 0;
+    --last;
+  }
+  Instances result = routing(plan, limit, "rank_error", [=](const Rank& rank, Scores, Ids ids, Weights) {
     if (microbatch_of(rank) == last && ids.rows > 0) ids(ids.rows - 1, 0) = experts;
   });
+  std::erase_if(result, [&](const Mutation& mutation) {
+    return rows_of(last, sites.mesh.coordinates(mutation.ranks.front()).dp) == 0;
+  });
+  return result;
 }
 
-Instances weights_swapped(const Plan& plan, std::size_t limit) {
+Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.top_k < 2) return {};
   return routing(plan, limit, "router_weights_permuted", [](const Rank&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) std::ranges::reverse(weights.row(t));
   });
 }
 
-Instances not_renormalised(const Plan& plan, std::size_t limit) {
+Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
   const bool normalise = !plan.model.norm_topk_prob;
   return routing(plan, limit, "router_weights_scaled", [=](const Rank&, Scores logits, Ids ids, Weights weights) {
     if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
   });
 }
 
-Instances last_choice_dropped(const Plan& plan, std::size_t limit) {
+Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.top_k < 2) return {};
   return routing(plan, limit, "slot_dropped", [](const Rank&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
   });
 }
 
-Instances weights_twice(const Plan& plan, std::size_t limit) {
+Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
   return routing(plan, limit, "router_weights_squared", [](const Rank&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) {
       for (double& weight : weights.row(t)) weight *= weight;
@@ -332,67 +223,8 @@ Instances weights_twice(const Plan& plan, std::size_t limit) {
   });
 }
 
-enum class SliceFault { whole, down, first };
-
-/// Experts' slices over etp: all of the next rank's, the down projection of the next rank's, or everybody the first.
-template <SliceFault fault>
-Instances expert_slice(const Plan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  const Parallel& p = plan.parallel;
-  if (p.etp < 2 || (fault == SliceFault::first) != (p.ep == 1)) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> group = sites.group(Axis::etp, place.rank);
-    const std::vector<int> ranks =
-        fault == SliceFault::first ? sites.stage_ranks(sites.stage_of(place.layer)) : std::vector{group.back()};
-    const int layer = place.layer;
-    result.push_back({.layer = layer,
-                      .ranks = ranks,
-                      .group = "etp",
-                      .tap = output_tap(layer),
-                      .causes = {"wrong_slice"},
-                      .make = script([=](Script& made) {
-                        made.slice = [=](const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) {
-                          if (spec.expert < 0 || spec.layer != layer || !among(ranks, rank)) return;
-                          const bool down = spec.col_split == Split::expert_width;
-                          if (fault == SliceFault::down && !down) return;
-                          Range& part = down ? cols : rows;
-                          const std::int64_t extent = down ? spec.cols : spec.rows;
-                          part.begin = fault == SliceFault::first ? 0 : (part.begin + part.count) % extent;
-                        };
-                      })});
-  }
-  return result;
-}
-
-Instances experts_stale(const Plan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  if (plan.model.num_layers < 2) return {};
-  Instances result;
-  for (const Place& place : sites.places(limit)) {
-    const std::vector<int> group = sites.group(Axis::etp, place.rank);
-    const int layer = place.layer;
-    const int other = layer == 0 ? 1 : layer - 1;
-    const ModelConfig model = plan.model;
-    result.push_back({.layer = layer,
-                      .ranks = group,
-                      .tap = output_tap(layer),
-                      .causes = {"weights_of_another_layer"},
-                      .make = script([=](Script& made) {
-                        made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
-                          if (spec.expert < 0 || spec.layer != layer || !among(group, rank)) return;
-                          const auto make = spec.name.ends_with(".w1.weight")   ? registry::expert_gate
-                                            : spec.name.ends_with(".w3.weight") ? registry::expert_up
-                                                                                : registry::expert_down;
-                          spec = make(model, other, spec.expert);
-                        };
-                      })});
-  }
-  return result;
-}
-
 /// The gather of the combined rows over tp, without sequence parallelism.
-Instances output_gather(const Plan& plan, std::size_t limit, bool dropped) {
+Instances output_gather(const MutablePlan& plan, std::size_t limit, bool dropped) {
   const Sites sites(plan);
   if (plan.parallel.sp || plan.parallel.tp < 2) return {};
   Instances result;
@@ -422,10 +254,10 @@ Instances output_gather(const Plan& plan, std::size_t limit, bool dropped) {
   }
   return result;
 }
-Instances output_gather_order(const Plan& plan, std::size_t limit) {
+Instances output_gather_order(const MutablePlan& plan, std::size_t limit) {
   return output_gather(plan, limit, false);
 }
-Instances output_gather_dropped(const Plan& plan, std::size_t limit) {
+Instances output_gather_dropped(const MutablePlan& plan, std::size_t limit) {
   return output_gather(plan, limit, true);
 }
 
@@ -441,20 +273,7 @@ constexpr MutationKind kKinds[] = {
     {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},
     {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
     {"return_order", "rows come back from the experts in the wrong order", return_order},
-    {"expert_slice_wrong", "an etp rank holds its neighbour's slice of the experts", expert_slice<SliceFault::whole>},
-    {"expert_down_slice_wrong", "an etp rank's down projection is its neighbour's", expert_slice<SliceFault::down>},
-    {"expert_slice_without_ep", "ep 1: every etp rank holds the first slice", expert_slice<SliceFault::first>},
-    {"expert_weights_stale", "experts of another layer", experts_stale},
-    {"expert_reduction_dropped", "experts' outputs are not summed over etp (reduced over one group of two)",
-     etp_dropped},
-    {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp", etp_dropped_without_ep},
-    {"expert_addend_missing", "one etp rank's addend is lost", etp_missing},
-    {"expert_addend_doubled", "one etp rank's addend counts twice", etp_doubled},
-    {"expert_averaged", "averaged over etp instead of summed", etp_averaged},
-    {"expert_partial_group", "the sum is over half of the etp group", etp_halves},
-    {"expert_reduced_over_ep", "experts' outputs are summed over ep instead of etp", reduced_over_ep},
     {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
-    {"term_on_every_expert_rank", "a shared term is added on every etp rank: R + etp * S", term_on_every_rank},
     {"output_gather_order", "combined rows are gathered over tp in the wrong order", output_gather_order},
     {"output_gather_dropped", "combined rows are not gathered over tp", output_gather_dropped},
 };

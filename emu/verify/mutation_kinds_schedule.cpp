@@ -13,7 +13,7 @@ std::string norm_tap(std::int64_t layer) {
   return tap_name(static_cast<int>(layer), "attention.norm");
 }
 
-Instances microbatches_swapped(const Plan& plan, std::size_t limit) {
+Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel p = plan.parallel;
   if (p.pp < 2 || plan.workload.microbatches < 2) return {};
@@ -37,7 +37,7 @@ Instances microbatches_swapped(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances activation_stale(const Plan& plan, std::size_t limit) {
+Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel p = plan.parallel;
   if (p.pp < 2 || plan.workload.microbatches < 2) return {};
@@ -82,7 +82,7 @@ Mutation stage_runs(const Sites& sites, int stage, Range layers, std::string tap
           })};
 }
 
-Instances layer_skipped(const Plan& plan, std::size_t limit) {
+Instances layer_skipped(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   const Range first = sites.layers_of(0);
@@ -95,7 +95,7 @@ Instances layer_skipped(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances layer_run_twice(const Plan& plan, std::size_t limit) {
+Instances layer_run_twice(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   for (const int stage : {1, plan.parallel.pp - 1}) {
@@ -107,7 +107,7 @@ Instances layer_run_twice(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances stages_swapped(const Plan& plan, std::size_t limit) {
+Instances stages_swapped(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   for (int stage = 0; stage + 1 < plan.parallel.pp && result.size() < limit;
@@ -145,7 +145,7 @@ Mutation skipped(Site site, std::vector<std::string> causes) {
           })};
 }
 
-Instances zero_token_rank_skips(const Plan& plan, std::size_t limit) {
+Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel& p = plan.parallel;
   if (p.ep < 2) return {};
@@ -168,7 +168,7 @@ Instances zero_token_rank_skips(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances rank_skips_all_to_all(const Plan& plan, std::size_t limit) {
+Instances rank_skips_all_to_all(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
@@ -181,7 +181,7 @@ Instances rank_skips_all_to_all(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances rank_skips_reduction(const Plan& plan, std::size_t limit) {
+Instances rank_skips_reduction(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
   Instances result;
@@ -193,7 +193,7 @@ Instances rank_skips_reduction(const Plan& plan, std::size_t limit) {
   return result;
 }
 
-Instances rank_one_behind(const Plan& plan, std::size_t limit) {
+Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
   Instances result;
@@ -206,7 +206,7 @@ Instances rank_one_behind(const Plan& plan, std::size_t limit) {
 }
 
 /// A message of the last microbatch that one side does not take part in.
-Instances messages(const Plan& plan, std::size_t limit, bool receiver) {
+Instances messages(const MutablePlan& plan, std::size_t limit, bool receiver) {
   const Sites sites(plan);
   const Parallel& p = plan.parallel;
   if (p.pp < 2) return {};
@@ -235,14 +235,14 @@ Instances messages(const Plan& plan, std::size_t limit, bool receiver) {
   }
   return result;
 }
-Instances send_without_recv(const Plan& plan, std::size_t limit) {
+Instances send_without_recv(const MutablePlan& plan, std::size_t limit) {
   return messages(plan, limit, true);
 }
-Instances recv_without_send(const Plan& plan, std::size_t limit) {
+Instances recv_without_send(const MutablePlan& plan, std::size_t limit) {
   return messages(plan, limit, false);
 }
 
-Instances wrong_peer(const Plan& plan, std::size_t /*limit*/) {
+Instances wrong_peer(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   if (plan.parallel.pp < 3) return {};
   const int rank = sites.first_rank(0, 0);
@@ -260,7 +260,7 @@ Instances wrong_peer(const Plan& plan, std::size_t /*limit*/) {
 enum class Argument { count, reduction };
 
 template <Argument argument>
-Instances wrong_argument(const Plan& plan, std::size_t limit) {
+Instances wrong_argument(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2 || (argument == Argument::count && plan.parallel.sp)) return {};
   Instances result;
@@ -284,16 +284,33 @@ Instances wrong_argument(const Plan& plan, std::size_t limit) {
   return result;
 }
 
+/// A rank of the layer's stage whose split sizes are not by chance those that it will be given; -1 if there is none.
+template <bool stale>
+int rank_with_other_splits(const Sites& sites, int layer) {
+  for (const int rank : sites.stage_ranks(sites.stage_of(layer))) {
+    for (std::int64_t m = 0; m < sites.batch.microbatches(); ++m) {
+      const auto sent = sites.sends(layer, m, rank);
+      const auto received = sites.receives(layer, m, rank);
+      if (!stale && sent != received) return rank;
+      if (stale && (sent != sites.sends(layer - 1, m, rank) || received != sites.receives(layer - 1, m, rank))) {
+        return rank;
+      }
+    }
+  }
+  return -1;
+}
+
 /// Split sizes of one rank: those of the other direction, or those of the layer before.
 template <bool stale>
-Instances wrong_splits(const Plan& plan, std::size_t limit) {
+Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(stale ? 5 : limit)) {
+  for (const Place& place : sites.places(5)) {
     const int layer = place.layer;
     if (result.size() == limit || (stale && layer == sites.layers_of(sites.stage_of(layer)).begin)) continue;
-    const int rank = place.rank;
+    const int rank = rank_with_other_splits<stale>(sites, layer);
+    if (rank < 0 || std::ranges::any_of(result, [&](const Mutation& m) { return m.layer == layer; })) continue;
     const Site site{
         .op = "moe.permute", .layer = layer, .operation = Operation::all_to_all, .counts_given = true, .ranks = {rank}};
     Site before = site;
@@ -355,7 +372,8 @@ namespace shardproof {
 std::span<const MutationKind> mutation_kinds() {
   static const std::vector<MutationKind> kAll = [] {
     std::vector<MutationKind> all;
-    for (const auto kinds : {mutations::attention_kinds(), mutations::moe_kinds(), mutations::schedule_kinds()}) {
+    for (const auto kinds : {mutations::attention_kinds(), mutations::weight_kinds(), mutations::moe_kinds(),
+                             mutations::expert_kinds(), mutations::schedule_kinds()}) {
       all.insert(all.end(), kinds.begin(), kinds.end());
     }
     return all;

@@ -9,6 +9,7 @@
 #include "emu/plan/load.h"
 #include "emu/plan/scale.h"
 #include "emu/plan/validate.h"
+#include "emu/verify/prepared.h"
 #include "emu/verify/verify.h"
 #include "tests/verify/mutation_support.h"
 
@@ -57,8 +58,9 @@ TEST(Mutations, EachAppliesToSomePlan) {
 
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+    const MutablePlan subject(plan, prepare_reference(plan, ops::Format::exact).expected);
     for (const MutationKind& kind : mutation_kinds()) {
-      const std::vector<Mutation> instances = kind.instances(plan, 2);
+      const std::vector<Mutation> instances = kind.instances(subject, 2);
       EXPECT_LE(instances.size(), 2U);
       if (!instances.empty()) unused.erase(kind.name);
     }
