@@ -8,111 +8,11 @@
 #include <cmath>
 #include <set>
 
-#include "emu/verify/diagnose_internal.h"
+#include "emu/verify/diagnose_moe_case.h"
 #include "ops/router.h"
 
 namespace shardproof::diagnosis {
 namespace {
-
-using Row = std::vector<double>;
-
-/// Subsets of more slots are not tried one by one, only all of them and each alone.
-constexpr std::size_t kMaxSubsets = 6;
-
-struct Slots {
-  std::vector<std::int64_t> experts;
-  Row weights;
-  std::vector<Row> outputs;
-};
-
-class MoeCase {
- public:
-  explicit MoeCase(const Case& wrong) : wrong_(wrong) {
-    const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
-    const ExpectedTap& weights = wrong.model.tap(wrong.layer, "moe.router_weights");
-    for (const WrongRow& row : wrong.wrong) {
-      Slots slots;
-      for (std::int64_t s = 0; s < ids.cols; ++s) {
-        slots.experts.push_back(static_cast<std::int64_t>(ids.at(row.row, s)));
-        slots.weights.push_back(weights.at(row.row, s));
-        slots.outputs.push_back(wrong.model.expert_output(wrong.layer, wrong.layer, slots.experts.back(), row.row));
-      }
-      slots_.push_back(std::move(slots));
-    }
-  }
-
-  const Slots& slots(std::size_t i) const { return slots_[i]; }
-
-  /// All rows with other weights: `weights(i)` for the i-th wrong row.
-  template <class Weights>
-  bool explained_by_weights(const Weights& weights) const {
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (!close(combine(weights(i), slots_[i].outputs, i), wrong_.wrong[i].got, wrong_.tolerance)) return false;
-    }
-    return true;
-  }
-
-  /// Every wrong row with the outputs of some of its slots replaced by `output(i, slot)`; an empty one stays.
-  template <class Output>
-  bool explained_by_outputs(const Output& output) const {
-    for (std::size_t i = 0; i < slots_.size(); ++i) {
-      std::vector<Row> others;
-      for (std::size_t s = 0; s < slots_[i].experts.size(); ++s) {
-        Row other = output(i, s);
-        if (other.empty()) other = slots_[i].outputs[s];
-        others.push_back(std::move(other));
-      }
-      if (!some_subset_fits(i, others)) return false;
-    }
-    return true;
-  }
-
-  Row combine(const Row& weights, const std::vector<Row>& outputs, std::size_t i) const {
-    Row sum(wrong_.wrong[i].got.size(), 0.0);
-    for (std::size_t s = 0; s < outputs.size(); ++s) {
-      for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += weights[s] * outputs[s][c];
-    }
-    wrong_.model.finish(sum);
-    return sum;
-  }
-
- private:
-  bool subset_fits(std::size_t i, const std::vector<Row>& others, const std::vector<bool>& taken) const {
-    std::vector<Row> outputs;
-    for (std::size_t s = 0; s < others.size(); ++s) outputs.push_back(taken[s] ? others[s] : slots_[i].outputs[s]);
-    return close(combine(slots_[i].weights, outputs, i), wrong_.wrong[i].got, wrong_.tolerance);
-  }
-
-  bool some_subset_fits(std::size_t i, const std::vector<Row>& others) const {
-    const std::size_t slots = others.size();
-    if (subset_fits(i, others, std::vector<bool>(slots, true))) return true;
-    if (slots > kMaxSubsets) {
-      for (std::size_t s = 0; s < slots; ++s) {
-        std::vector<bool> one(slots, false);
-        one[s] = true;
-        if (subset_fits(i, others, one)) return true;
-      }
-      // A faulty owner's slots.
-      const ModelConfig& config = wrong_.model.plan().model;
-      const std::int64_t held = config.num_experts / wrong_.model.plan().parallel.ep;
-      for (std::int64_t owner = 0; owner < wrong_.model.plan().parallel.ep; ++owner) {
-        std::vector<bool> owned;
-        for (const std::int64_t expert : slots_[i].experts) owned.push_back(expert / held == owner);
-        if (subset_fits(i, others, owned)) return true;
-      }
-      return false;
-    }
-    for (unsigned mask = 1; mask + 1 < 1u << slots; ++mask) {
-      std::vector<bool> taken;
-      for (std::size_t s = 0; s < slots; ++s) taken.push_back((mask >> s & 1u) != 0);
-      if (subset_fits(i, others, taken)) return true;
-    }
-    return false;
-  }
-
-  const Case& wrong_;
-  std::vector<Slots> slots_;
-};
 
 Row scaled(const Row& row, double factor) {
   Row result = row;
@@ -285,64 +185,6 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
                  fmt::format("experts' outputs hold {} times their input too much, {} = {}", degree, name, degree)};
   }
   return std::nullopt;
-}
-
-/// A slot's output is that of another token, or another slot.
-std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe) {
-  Recompute& model = wrong.model;
-  const ExpectedTap& ids = model.tap(wrong.layer, "moe.router_choice");
-  // What slots may hold: every slot's proper output, and the experts' outputs for other tokens.
-  const auto outputs_near = [&](std::size_t i) {
-    std::vector<Row> result;
-    for (std::int64_t row = 0; row < ids.rows; ++row) {
-      std::set<std::int64_t> experts(moe.slots(i).experts.begin(), moe.slots(i).experts.end());
-      for (std::int64_t s = 0; s < ids.cols; ++s) experts.insert(static_cast<std::int64_t>(ids.at(row, s)));
-      for (const std::int64_t expert : experts) {
-        result.push_back(model.expert_output(wrong.layer, wrong.layer, expert, row));
-      }
-    }
-    return result;
-  };
-  // One or two of a row's slots may be wrong; candidates are sorted by their first element.
-  const auto fits = [&](std::size_t i) {
-    const Slots& slots = moe.slots(i);
-    std::vector<Row> candidates = outputs_near(i);
-    std::ranges::sort(candidates, {}, [](const Row& row) { return row.front(); });
-    const double got = wrong.wrong[i].got.front();
-    const auto with = [&](std::size_t a, std::size_t b, const Row& in_a) {
-      double rest = got;
-      for (std::size_t s = 0; s < slots.outputs.size(); ++s) {
-        if (s != b) rest -= slots.weights[s] * (s == a ? in_a : slots.outputs[s]).front();
-      }
-      if (slots.weights[b] == 0) return false;
-      const double value = rest / slots.weights[b];
-      const double slack = (wrong.step + 2 * wrong.tolerance) / slots.weights[b];
-      auto it = std::ranges::lower_bound(candidates, value - slack, {}, [](const Row& row) { return row.front(); });
-      for (; it != candidates.end() && it->front() <= value + slack; ++it) {
-        std::vector<Row> outputs = slots.outputs;
-        outputs[a] = in_a;
-        outputs[b] = *it;
-        if (close(moe.combine(slots.weights, outputs, i), wrong.wrong[i].got, wrong.tolerance)) return true;
-      }
-      return false;
-    };
-    for (std::size_t b = 0; b < slots.outputs.size(); ++b) {
-      if (with(b, b, slots.outputs[b])) return true;
-    }
-    for (std::size_t a = 0; a < slots.outputs.size(); ++a) {
-      for (std::size_t b = a + 1; b < slots.outputs.size(); ++b) {
-        for (const Row& candidate : candidates) {
-          if (with(a, b, candidate)) return true;
-        }
-      }
-    }
-    return false;
-  };
-  for (std::size_t i = 0; i < wrong.wrong.size(); ++i) {
-    if (!fits(i)) return std::nullopt;
-  }
-  return Cause{"tokens_permuted", fmt::format("{} rows on {} hold experts' outputs for other tokens",
-                                              wrong.wrong.size(), ranks_of(wrong.wrong))};
 }
 
 std::optional<Cause> gather_cause(const Case& wrong) {
