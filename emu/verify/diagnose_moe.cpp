@@ -25,7 +25,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
   for (std::size_t shift = 1; shift < k; ++shift) {
     const auto rotated = [&](std::size_t i) {
       Row weights = moe.slots(i).weights;
-      std::ranges::rotate(weights, weights.begin() + static_cast<std::ptrdiff_t>(shift));
+      std::rotate(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(shift), weights.end());
       return weights;
     };
     const auto reversed = [&](std::size_t i) {

@@ -78,7 +78,7 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
   const std::int64_t hidden = plan.model.hidden_size;
   for (const Place& place : sites.sending_places(limit)) {
     const auto rotate = [=](std::span<double> rows, const internal::Call&) {
-      if (!rows.empty()) std::ranges::rotate(rows, rows.begin() + hidden);
+      if (!rows.empty()) std::rotate(rows.begin(), rows.begin() + hidden, rows.end());
     };
     result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", rotate));
   }

@@ -277,7 +277,7 @@ TEST(SafetensorsFile, RefusesWhatIsNoRegularFile) {
   const TemporaryFile empty("");
 
   EXPECT_THROW(SafetensorsFile("/nonexistent/model.safetensors"), CheckpointError);
-  EXPECT_THROW(SafetensorsFile(std::filesystem::temp_directory_path()), CheckpointError);
+  EXPECT_THROW(SafetensorsFile{std::filesystem::temp_directory_path()}, CheckpointError);
   EXPECT_THROW(SafetensorsFile(empty.path()), CheckpointError);
 }
 
