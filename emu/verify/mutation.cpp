@@ -26,15 +26,11 @@ class FurtherSeeds {
  public:
   FurtherSeeds(const Plan& plan, const MutationOptions& options) : plan_(plan), options_(options) {}
 
-  /// Whether the kind's instance of that index passes under every further seed too.
-  bool all_pass(const MutationKind& kind, std::size_t index) {
+  /// Whether the mutant passes under every further seed too. No fault depends on the values of tokens or weights.
+  bool all_pass(const Mutation& mutation) {
     for (int i = 0; i < options_.further_seeds; ++i) {
-      Seeded& seeded = at(static_cast<std::size_t>(i));
-      // A fault may hold tokens of its plan: the instance is made anew.
-      const MutablePlan plan(seeded.plan, seeded.reference.expected);
-      const std::vector<Mutation> instances = kind.instances(plan, options_.per_kind);
-      if (index >= instances.size()) continue;
-      const VerifyReport report = run_faulty(seeded.plan, seeded.reference, instances[index], options_.threads, false);
+      const Seeded& seeded = at(static_cast<std::size_t>(i));
+      const VerifyReport report = run_faulty(seeded.plan, seeded.reference, mutation, options_.threads, false);
       if (report.verdict != Verdict::pass && report.verdict != Verdict::inconclusive) return false;
     }
     return true;
@@ -124,11 +120,11 @@ MutationScore run_mutations(const Plan& plan, const MutationOptions& options) {
   for (const MutationKind& kind : mutation_kinds()) {
     if (options.wanted && !options.wanted(kind.name)) continue;
     std::vector<Mutation> instances = kind.instances(mutable_plan, options.per_kind);
-    for (std::size_t i = 0; i < instances.size(); ++i) {
-      instances[i].kind = kind.name;
-      const VerifyReport report = run_faulty(plan, reference, instances[i], options.threads, true);
-      MutationResult result = judge(std::move(instances[i]), report);
-      if (result.outcome == MutationResult::Outcome::missed && further.all_pass(kind, i)) {
+    for (Mutation& mutation : instances) {
+      mutation.kind = kind.name;
+      const VerifyReport report = run_faulty(plan, reference, mutation, options.threads, true);
+      MutationResult result = judge(std::move(mutation), report);
+      if (result.outcome == MutationResult::Outcome::missed && further.all_pass(result.mutation)) {
         result.outcome = MutationResult::Outcome::equivalent;
       }
       if (options.progress) options.progress(result);
