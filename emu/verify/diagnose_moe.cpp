@@ -173,7 +173,8 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
   }
   const ExpectedTap& x = model.tap(wrong.layer, "moe.norm");
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
-    const auto output = [&](std::size_t i, std::size_t s) {
+    // Named again: clang 14 captures no structured binding.
+    const auto output = [&, degree = degree](std::size_t i, std::size_t s) {
       Row sum = moe.slots(i).outputs[s];
       const std::span<const double> term = model.row(x, wrong.wrong[i].row);
       for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += degree * term[c];
