@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "collectives/algorithm.h"
+#include "collectives/wait_graph.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
 
@@ -95,7 +96,9 @@ struct VerifyReport {
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
-  std::string deadlock;  ///< the error's text when the verdict is deadlock
+  std::string deadlock;                    ///< the error's text when the verdict is deadlock
+  std::optional<WaitGraph> wait_graph;     ///< of a deadlock: who waits for whom
+  std::vector<CallInfo> mismatched_calls;  ///< of a collective mismatch: the two calls; of a wrong call: that one
   std::optional<Cause> deadlock_cause;
   double reference_seconds = 0;
   double sharded_seconds = 0;

@@ -51,6 +51,59 @@ Json divergence_json(const std::optional<Divergence>& divergence) {
           {"cause", cause_json(divergence->cause)}};
 }
 
+Json call_json(const CallInfo& call) {
+  return {{"rank", to_int(call.rank)},
+          {"operation", call.operation_name()},
+          {"group", call.group},
+          {"sequence", call.sequence},
+          {"type", to_string(call.type)},
+          {"elements", call.elements},
+          {"peer", call.peer < 0 ? Json(nullptr) : Json(call.peer)},
+          {"file", call.where.file_name()},
+          {"line", call.where.line()}};
+}
+
+Json calls_json(const std::vector<CallInfo>& calls) {
+  Json array = Json::array();
+  for (const CallInfo& call : calls) array.push_back(call_json(call));
+  return array;
+}
+
+const char* absence_word(Absence why) {
+  switch (why) {
+    case Absence::waiting:
+      return "waiting";
+    case Absence::finished:
+      return "finished";
+    case Absence::failed:
+      return "failed";
+    case Absence::outside:
+      break;
+  }
+  return "outside";
+}
+
+Json wait_graph_json(const WaitGraph& graph) {
+  Json meetings = Json::array();
+  for (const Meeting& meeting : graph.meetings) {
+    Json absent = Json::array();
+    for (const AbsentRank& rank : meeting.absent) {
+      absent.push_back({{"rank", to_int(rank.rank)},
+                        {"why", absence_word(rank.why)},
+                        {"meeting", rank.at < 0 ? Json(nullptr) : Json(rank.at)},
+                        {"calls", rank.calls}});
+    }
+    meetings.push_back({{"group", meeting.group},
+                        {"operation", to_string(meeting.operation)},
+                        {"sequence", meeting.sequence},
+                        {"arrived", calls_json(meeting.arrived)},
+                        {"absent", absent}});
+  }
+  Json cycle = Json::array();
+  for (const GlobalRank rank : graph.cycle) cycle.push_back(to_int(rank));
+  return {{"meetings", meetings}, {"cycle", cycle}, {"causes", graph.causes}};
+}
+
 Json collectives_json(const std::vector<CollectiveReport>& collectives) {
   Json array = Json::array();
   for (const CollectiveReport& entry : collectives) {
@@ -108,6 +161,8 @@ Json report_json(const VerifyReport& report) {
   document["collectives"] = collectives_json(report.collectives);
   document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
   if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
+  if (report.wait_graph) document["wait_graph"] = wait_graph_json(*report.wait_graph);
+  if (!report.mismatched_calls.empty()) document["mismatched_calls"] = calls_json(report.mismatched_calls);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
   return document;
 }

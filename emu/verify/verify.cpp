@@ -290,6 +290,11 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
     report.verdict = Verdict::deadlock;
     report.deadlock = error.what();
     report.deadlock_cause = diagnose(error);
+    if (const auto* stuck = dynamic_cast<const DeadlockError*>(&error)) report.wait_graph = stuck->graph();
+    if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {
+      report.mismatched_calls = {mismatch->first(), mismatch->second()};
+    }
+    if (const auto* invalid = dynamic_cast<const InvalidCall*>(&error)) report.mismatched_calls = {invalid->call()};
   }
   return report;
 }

@@ -111,6 +111,10 @@ TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
   EXPECT_EQ(report.verdict, Verdict::deadlock);
   EXPECT_THAT(report.deadlock, HasSubstr("all_to_all"));
   EXPECT_THAT(report.deadlock, HasSubstr("rank 2"));
+  const std::string json = to_json(report);
+  EXPECT_TRUE(report.wait_graph.has_value() || !report.mismatched_calls.empty());
+  EXPECT_THAT(json, ::testing::AnyOf(HasSubstr("\"wait_graph\""), HasSubstr("\"mismatched_calls\"")));
+  EXPECT_THAT(json, HasSubstr("\"file\": \"emu/run/moe_block.cpp\""));
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Faults,

@@ -1,0 +1,14 @@
+// Verifies many plans drawn at random.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/format.h"
+
+namespace shardproof::testing {
+
+/// Verifies `count` random plans of consecutive seeds; fails the running test at the first that does not agree with the
+/// reference, or when too few checks were conclusive.
+void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format);
+
+}  // namespace shardproof::testing
