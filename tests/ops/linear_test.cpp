@@ -1,5 +1,9 @@
 #include "ops/linear.h"
 
+#include <Eigen/Core>
+#include <cmath>
+#include <limits>
+
 #include "ops/shape.h"
 #include "tests/ops/oracle.h"
 
@@ -21,6 +25,26 @@ template <class T>
 class Linear : public testing::Test {};
 using Scalars = testing::Types<float, double>;
 TYPED_TEST_SUITE(Linear, Scalars);
+
+TYPED_TEST(Linear, AgreesWithEigenToTheRoundingOfItsSums) {
+  using T = TypeParam;
+  using EigenMatrix = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  for (const Shape& shape : kShapes) {
+    const Matrix<T> x = random_matrix<T>(shape.m, shape.k, 2, 1), w = random_matrix<T>(shape.n, shape.k, 2, 2);
+    Matrix<T> y(shape.m, shape.n);
+
+    linear<T>(x, w, y);
+
+    const Eigen::Map<const EigenMatrix> a(x.data(), shape.m, shape.k), b(w.data(), shape.n, shape.k);
+    const EigenMatrix expected = a * b.transpose();
+    // Either sum is within k u of the exact one, relative to the sum of the magnitudes.
+    const EigenMatrix magnitudes = a.cwiseAbs() * b.cwiseAbs().transpose();
+    const T bound = static_cast<T>(2 * (shape.k + 1)) * std::numeric_limits<T>::epsilon();
+    for (Index i = 0; i < shape.m; ++i) {
+      for (Index j = 0; j < shape.n; ++j) ASSERT_LE(std::abs(y(i, j) - expected(i, j)), bound * magnitudes(i, j));
+    }
+  }
+}
 
 TYPED_TEST(Linear, EqualsTheOracleWhenEverySumIsExact) {
   // Small integers: every partial sum is exact in float too, so no order can matter.
