@@ -152,6 +152,24 @@ std::string algebra_line(std::int64_t taps, std::int64_t elements, int ranks, do
       verdict_word(Verdict::pass), with_thousands(taps), with_thousands(elements), ranks, seconds);
 }
 
+/// What the algebra's verdict rests on: the widest sum, how much of the grid is in use, and where too little of it.
+std::string exact_use_text(const std::optional<ExactUse>& use) {
+  if (!use || !use->widest || use->grid.empty()) return {};
+  const GridUse& sparsest = *std::ranges::min_element(use->grid, {}, &GridUse::least_nonzero);
+  const GridUse& poorest = *std::ranges::min_element(use->grid, {}, &GridUse::distinct);
+  const SumBits& widest = *use->widest;
+  std::string text = fmt::format(
+      "          widest sum {} of {} bits ({} of {}); in each tensor at least {:.1f} % of the values are not zero "
+      "({}), "
+      "{} differ ({})\n",
+      widest.finite() ? fmt::format("{}", widest.bits) : "over", kSumBudget, widest.sum, widest.tap,
+      100 * sparsest.least_nonzero, sparsest.tap, with_thousands(poorest.distinct), poorest.tap);
+  for (const Problem& weak : use->weak) {
+    text += fmt::format("  {}: {}: {}\n", toned("warning", Tone::warning), weak.field, weak.message);
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string plan_text(const Plan& plan, const Plan& original, const std::string& scale) {
@@ -197,9 +215,11 @@ std::string report_text(const VerifyReport& report, bool all_taps) {
   const bool exact = report.format == ops::Format::exact;
   if (report.algebra) {
     text += algebra_line(report.algebra->taps, report.algebra->elements, report.plan.world(), report.algebra->seconds);
+    text += exact_use_text(report.exact_use);
   }
   if (exact && report.verdict == Verdict::pass) {
     text += algebra_line(std::ssize(report.taps), report.elements, report.plan.world(), seconds);
+    text += exact_use_text(report.exact_use);
   } else {
     text += fmt::format("{}   {}  {}", exact ? "algebra " : "rounding", verdict_word(report.verdict),
                         ops::to_string(report.format));

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <variant>
 
 #include "collectives/rank.h"
 #include "emu/plan/mesh.h"
@@ -36,16 +37,15 @@ struct Placement {
   }
 };
 
+/// A rank's part of a tensor, of any element type that is tapped.
+using TapValues =
+    std::variant<ops::MatrixView<const float>, ops::MatrixView<const double>, ops::MatrixView<const std::int32_t>>;
+
 /// Receives taps while a run goes on, from several threads at once. `part` is valid during the call only.
 class TapSink {
  public:
   virtual ~TapSink() = default;
-  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                   ops::MatrixView<const float> part) = 0;
-  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                   ops::MatrixView<const double> part) = 0;
-  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                   ops::MatrixView<const std::int32_t> part) = 0;
+  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) = 0;
 };
 
 }  // namespace shardproof

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 #include <utility>
 
 #include "emu/run/attention_block.h"
@@ -140,6 +141,9 @@ std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
 
 template <class T>
 Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
+  if (program.replay != nullptr && program.format == ops::Format::exact) {
+    throw std::invalid_argument("in exact every choice is the router's own: no rounding can excuse another");
+  }
   const Layout& layout = program.layouts[static_cast<std::size_t>(to_int(rank.id()))];
   const RankWeights<T> weights = load_weights(rank, program, layout);
   for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {

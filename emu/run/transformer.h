@@ -41,7 +41,8 @@ namespace shardproof {
 class FaultInjector;
 
 /// Router choices to use in place of the router's own: per layer, [tokens of the global batch, top_k]. The router still
-/// taps its own choice; the weights are its own for the replayed experts.
+/// taps its own choice; the weights are its own for the replayed experts. Refused in `exact` (std::invalid_argument),
+/// where no choice can be ambiguous.
 using RoutingReplay = std::vector<ops::Matrix<std::int32_t>>;
 
 /// What all ranks of a run share. T is double for fp64 and exact, else float.

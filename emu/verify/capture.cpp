@@ -32,19 +32,8 @@ void CapturingSink::keep(GlobalRank rank, std::string_view name, const Placement
   (mine ? parts_ : norm_parts_).push_back(std::move(kept));
 }
 
-void CapturingSink::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                        ops::MatrixView<const float> part) {
-  keep(rank, name, placement, part);
-}
-
-void CapturingSink::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                        ops::MatrixView<const double> part) {
-  keep(rank, name, placement, part);
-}
-
-void CapturingSink::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                        ops::MatrixView<const std::int32_t> part) {
-  keep(rank, name, placement, part);
+void CapturingSink::tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) {
+  std::visit([&](const auto& values) { keep(rank, name, placement, values); }, part);
 }
 
 const std::vector<TapPart>& CapturingSink::parts() {

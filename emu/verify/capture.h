@@ -24,12 +24,7 @@ class CapturingSink final : public TapSink {
  public:
   explicit CapturingSink(std::string tap);
 
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const float> part) override;
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const double> part) override;
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const std::int32_t> part) override;
+  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override;
 
   /// Of the tap, in order of rank and first row.
   const std::vector<TapPart>& parts();

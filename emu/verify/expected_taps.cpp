@@ -20,7 +20,7 @@ double root_mean_square(const double* values, std::size_t count) {
 
 std::string why_vacuous(const std::vector<double>& values, double scale) {
   if (!std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
-    return "not finite";
+    return std::string(kNotFinite);
   }
   if (values.empty()) return "empty";
   if (scale == 0) return "zero";

@@ -9,6 +9,9 @@
 
 namespace shardproof {
 
+/// ExpectedTap::vacuous of a tensor that holds an infinity or no number.
+inline constexpr std::string_view kNotFinite = "not finite";
+
 /// One expected tensor, [rows, cols] row-major. A row is a token.
 struct ExpectedTap {
   std::string name;

@@ -40,6 +40,10 @@ ChoiceRow choice_row(const ExpectedTap& expected, const TapOutcome& outcome, std
 
 /// How far the reference's logits put the experts that it chose above those that the run chose instead.
 double choice_margin(const ExpectedTap& logits, std::int64_t row, const ChoiceRow& choice) {
+  std::vector<std::int32_t> got = choice.got;
+  std::ranges::sort(got);
+  // No rounding makes a router choose an expert twice.
+  if (std::ranges::adjacent_find(got) != got.end()) return std::numeric_limits<double>::infinity();
   double margin = 0;
   for (const std::int32_t dropped : difference(choice.expected, choice.got)) {
     for (const std::int32_t taken : difference(choice.got, choice.expected)) {
@@ -129,7 +133,7 @@ bool any_choice_differs(const ExpectedTaps& expected, const std::vector<TapOutco
 }
 
 RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
-                            std::vector<TapOutcome>& sharded) {
+                            std::vector<TapOutcome>& sharded, ops::Format format) {
   RoutingReport report;
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     const ExpectedTap& tap = expected.all()[i];
@@ -139,6 +143,13 @@ RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapR
     TapOutcome& outcome = sharded[i];
     report.tokens += tap.rows;
     if (outcome.worst.error == 0) continue;
+    if (format == ops::Format::exact) {
+      for (std::int64_t row = 0; row < tap.rows; ++row) {
+        const ChoiceRow choice = choice_row(tap, outcome, row);
+        report.flipped += choice.got != choice.expected ? 1 : 0;
+      }
+      continue;
+    }
     WorstElement worst;
     for (std::int64_t row = 0; row < tap.rows; ++row) {
       const ChoiceRow choice = choice_row(tap, outcome, row);

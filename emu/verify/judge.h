@@ -29,9 +29,10 @@ std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vect
                                    const std::vector<TapOutcome>& sharded, ops::Format format);
 
 /// Judges the router choices of the sharded run. A choice within the bound is struck from the outcome's errors, so that
-/// what is left there is a bug. Not for `exact`, where a differing choice is never excused.
+/// what is left there is a bug. In `exact` nothing is excused: the logits are the same bits and a tie goes to the lower
+/// expert, so any other choice, or the same experts in another order, is a bug.
 RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
-                            std::vector<TapOutcome>& sharded);
+                            std::vector<TapOutcome>& sharded, ops::Format format);
 
 /// The first tap in program order that is wrong, if any.
 std::optional<Divergence> first_divergence(const std::vector<TapReport>& taps, const std::vector<TapOutcome>& sharded);

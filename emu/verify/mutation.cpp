@@ -31,7 +31,7 @@ class FurtherSeeds {
     for (int i = 0; i < options_.further_seeds; ++i) {
       const Seeded& seeded = at(static_cast<std::size_t>(i));
       const VerifyReport report = run_faulty(seeded.plan, seeded.reference, mutation, options_.threads, false);
-      if (report.verdict != Verdict::pass && report.verdict != Verdict::inconclusive) return false;
+      if (report.first_divergence || report.verdict == Verdict::deadlock) return false;
     }
     return true;
   }

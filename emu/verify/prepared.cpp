@@ -35,8 +35,11 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
     if (completed) completed(name);
     prepared.expected.add(name, rows, cols, std::move(values), name.ends_with(".router_choice"));
   };
+  const auto count_bits = [&](const std::string& tap, std::string_view sum, int bits) {
+    add_sum(prepared.sums, tap, sum, bits);
+  };
   reference::forward(plan.model, prepared.batch.tokens(), prepared.batch.lengths(), read,
-                     {.exact = format == ops::Format::exact}, keep);
+                     {.exact = format == ops::Format::exact, .on_sum = count_bits}, keep);
   prepared.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return prepared;
 }

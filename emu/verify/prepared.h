@@ -4,10 +4,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "emu/plan/plan.h"
 #include "emu/run/batch.h"
 #include "emu/run/weights.h"
+#include "emu/verify/exact_use.h"
 #include "emu/verify/expected_taps.h"
 #include "ops/format.h"
 
@@ -22,7 +24,8 @@ struct PreparedReference {
   /// The slices that runs in double have loaded, kept from run to run.
   std::unique_ptr<WeightStore<double>> slices;
   ExpectedTaps expected;
-  double seconds = 0;  ///< that the reference took
+  std::vector<SumBits> sums;  ///< in `exact`: every sum of the reference, and the bits that it needs
+  double seconds = 0;         ///< that the reference took
 };
 
 /// Runs the reference. `weights` outlives the result; null: GeneratedWeights of the workload's seed. `completed` is

@@ -20,6 +20,7 @@ struct Model {
   std::span<const std::int64_t> positions;
   const WeightSource& source;
   const TapSink& sink;
+  const SumRecorder sums;
   bool exact;
 
   std::vector<double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
@@ -31,19 +32,27 @@ struct Model {
     return values;
   }
 
-  /// stored(x W^T) for the weight of that name, [outputs, x.cols].
-  Matrix project(const Matrix& x, const std::string& name, std::int64_t outputs) const {
-    return stored(linear(x, weight(name, outputs, x.cols), outputs), exact);
+  /// stored(x W^T) for the weight of that name, [outputs, x.cols]. `into` is the tap that it goes into.
+  Matrix project(const Matrix& x, const std::string& name, std::int64_t outputs, const std::string& into,
+                 std::string_view sum = "x W^T") const {
+    const std::vector<double> w = weight(name, outputs, x.cols);
+    sums.linear(into, sum, x, w);
+    return stored(linear(x, w, outputs), exact);
   }
 
-  Matrix norm(const Matrix& x, const std::string& name) const {
+  Matrix norm(const Matrix& x, const std::string& name, const std::string& into) const {
+    sums.squares(into, x);
     return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, exact);
   }
 
-  Matrix rotated(const Matrix& x) const { return rope(x, positions, config.head_dim, config.rope_theta, exact); }
+  Matrix rotated(const Matrix& x, const std::string& into) const {
+    sums.rotation(into, x);
+    return rope(x, positions, config.head_dim, config.rope_theta, exact);
+  }
 
   /// stored(x + y)
-  Matrix sum(Matrix x, const Matrix& y) const {
+  Matrix sum(Matrix x, const Matrix& y, const std::string& into) const {
+    sums.addition(into, x, y);
     for (std::size_t i = 0; i < x.values.size(); ++i) x.values[i] += y.values[i];
     return stored(std::move(x), exact);
   }
@@ -103,32 +112,36 @@ Matrix attention_block(const Model& model, const Matrix& x, const std::string& w
   const std::int64_t query_width = config.num_heads * config.head_dim;
   const std::int64_t kv_width = config.num_kv_heads * config.head_dim;
 
-  const Matrix n = model.norm(x, weights + "input_layernorm.weight");
+  const Matrix n = model.norm(x, weights + "input_layernorm.weight", tap + "norm");
   model.tap(tap + "norm", n);
-  const Matrix q = model.rotated(model.project(n, projections + "q_proj.weight", query_width));
+  const Matrix q = model.rotated(model.project(n, projections + "q_proj.weight", query_width, tap + "q"), tap + "q");
   model.tap(tap + "q", q);
-  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width));
+  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width, tap + "k"), tap + "k");
   model.tap(tap + "k", k);
-  const Matrix v = model.project(n, projections + "v_proj.weight", kv_width);
+  const Matrix v = model.project(n, projections + "v_proj.weight", kv_width, tap + "v");
   model.tap(tap + "v", v);
+  model.sums.attention(tap + "context", q, k, v, config.head_dim, model.lengths);
   const Matrix context = attention(q, k, v, model.lengths, config.head_dim, model.exact);
   model.tap(tap + "context", context);
-  const Matrix output = model.project(context, projections + "o_proj.weight", config.hidden_size);
+  const Matrix output = model.project(context, projections + "o_proj.weight", config.hidden_size, tap + "output");
   model.tap(tap + "output", output);
-  Matrix residual = model.sum(x, output);
+  Matrix residual = model.sum(x, output, tap + "residual");
   model.tap(tap + "residual", residual);
   return residual;
 }
 
 /// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x.
-Matrix expert(const Model& model, const Matrix& x, const std::string& weights) {
-  const Matrix gate = model.project(x, weights + "w1.weight", model.config.expert_width);
-  const Matrix up = model.project(x, weights + "w3.weight", model.config.expert_width);
+Matrix expert(const Model& model, const Matrix& x, const std::string& weights, const std::string& into) {
+  const Matrix gate =
+      model.project(x, weights + "w1.weight", model.config.expert_width, into, "x W^T of an expert's gate");
+  const Matrix up = model.project(x, weights + "w3.weight", model.config.expert_width, into, "x W^T of an expert's up");
+  model.sums.silu(into, gate);
   Matrix h(x.rows, model.config.expert_width);
   for (std::size_t i = 0; i < h.values.size(); ++i) {
     h.values[i] = silu(gate.values[i], model.exact) * up.values[i];
   }
-  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", model.config.hidden_size);
+  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", model.config.hidden_size, into,
+                       "h W^T of an expert's down");
 }
 
 /// x + sum over the chosen experts, in the order of the choice, of weight * expert(norm(x)).
@@ -136,10 +149,11 @@ Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights
   const ModelConfig& config = model.config;
   const std::string moe = weights + "block_sparse_moe.";
 
-  const Matrix n = model.norm(x, weights + "post_attention_layernorm.weight");
+  const Matrix n = model.norm(x, weights + "post_attention_layernorm.weight", tap + "norm");
   model.tap(tap + "norm", n);
-  const Matrix logits = model.project(n, moe + "gate.weight", config.num_experts);
+  const Matrix logits = model.project(n, moe + "gate.weight", config.num_experts, tap + "router_logits");
   model.tap(tap + "router_logits", logits);
+  model.sums.routing(tap + "router_weights", config.num_experts);
   const Routing routing = route(logits, config.top_k, config.norm_topk_prob, model.exact);
   model.tap(tap + "router_choice", routing.choice);
   model.tap(tap + "router_weights", routing.weights);
@@ -157,12 +171,13 @@ Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights
       const double* token = n.row(slots[static_cast<std::size_t>(r)] / config.top_k);
       std::copy_n(token, n.cols, inputs.row(r));
     }
-    const Matrix outputs = expert(model, inputs, moe + "experts." + std::to_string(e) + ".");
+    const Matrix outputs = expert(model, inputs, moe + "experts." + std::to_string(e) + ".", tap + "output");
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       std::copy_n(outputs.row(r), outputs.cols, by_slot.row(slots[static_cast<std::size_t>(r)]));
     }
   }
 
+  model.sums.combination(tap + "output", routing.weights, by_slot);
   Matrix output(x.rows, x.cols);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t slot = 0; slot < config.top_k; ++slot) {
@@ -173,7 +188,7 @@ Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights
   }
   output = stored(std::move(output), model.exact);
   model.tap(tap + "output", output);
-  Matrix residual = model.sum(x, output);
+  Matrix residual = model.sum(x, output, tap + "residual");
   model.tap(tap + "residual", residual);
   return residual;
 }
@@ -184,7 +199,8 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
              const WeightSource& weights, const Options& options, const TapSink& sink) {
   check(config, tokens, lengths);
   const std::vector<std::int64_t> positions = positions_of(lengths);
-  const Model model{config, lengths, positions, weights, sink, options.exact};
+  const Model model{
+      config, lengths, positions, weights, sink, SumRecorder(options.exact ? options.on_sum : nullptr), options.exact};
 
   Matrix x = embed(model, tokens);
   model.tap("embedding", x);
@@ -194,10 +210,10 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
     x = attention_block(model, x, "model." + prefix, tap + "attention.");
     x = moe_block(model, x, "model." + prefix, tap + "moe.");
   }
-  const Matrix final_norm = model.norm(x, "model.norm.weight");
+  const Matrix final_norm = model.norm(x, "model.norm.weight", "final_norm");
   model.tap("final_norm", final_norm);
   const std::string head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  model.tap("logits", model.project(final_norm, head, config.vocab_size));
+  model.tap("logits", model.project(final_norm, head, config.vocab_size, "logits"));
 }
 
 }  // namespace shardproof::reference

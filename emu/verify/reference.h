@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "emu/plan/model_config.h"
+#include "emu/verify/reference_budget.h"
 
 namespace shardproof::reference {
 
@@ -40,11 +41,13 @@ struct Options {
   /// Round every value that a kernel would store to the grid of the `exact` format (multiples of 2^-10), and every
   /// exponential and every sine and cosine of RoPE to multiples of 2^-20. Otherwise nothing is rounded.
   bool exact = false;
+  /// With `exact`: told of every sum how many bits it needs to be exact in any order (reference_budget.h).
+  SumSink on_sum = {};
 };
 
 /// Runs the model on the sequences of `lengths`, whose ids stand one after another in `tokens`, and hands every tap to
 /// `sink`. Throws std::invalid_argument when the lengths do not add up, a token is outside the vocabulary, the model's
-/// sizes make no model, or the source returns a tensor of another size.
+/// sizes make no model, or the source returns a tensor of another size or, to `on_sum`, weights off the grid.
 void forward(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
              const WeightSource& weights, const Options& options, const TapSink& sink);
 

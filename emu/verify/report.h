@@ -9,6 +9,7 @@
 #include "collectives/algorithm.h"
 #include "collectives/wait_graph.h"
 #include "emu/plan/plan.h"
+#include "emu/verify/exact_use.h"
 #include "ops/format.h"
 
 namespace shardproof {
@@ -16,7 +17,8 @@ namespace shardproof {
 enum class Verdict {
   pass,          ///< every tap agrees
   mismatch,      ///< a tap differs: the algebra is wrong, or it rounds more than the bound allows
-  inconclusive,  ///< agreement would prove nothing: an expected tap is zero, constant or not finite
+  inconclusive,  ///< agreement or difference would prove nothing: an expected tap is zero, constant or not finite, a
+                 ///< sum of `exact` is wider than its budget, or the format rounds too much for any bound
   deadlock,      ///< ranks wait for each other for ever, or called collectives that do not match
   invalid,       ///< the plan cannot be run
 };
@@ -88,11 +90,12 @@ struct VerifyReport {
   ops::Format format = ops::Format::fp32;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
-  std::vector<Problem> problems;
-  std::vector<TapReport> taps;  ///< in program order
-  std::int64_t elements = 0;    ///< values compared, a replicated one once
+  std::vector<Problem> problems;  ///< why it is invalid or inconclusive; may stand beside a mismatch
+  std::vector<TapReport> taps;    ///< in program order
+  std::int64_t elements = 0;      ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
   std::optional<AlgebraReport> algebra;  ///< set by prove()
+  std::optional<ExactUse> exact_use;     ///< of the run in `exact`; of prove(), that of the algebra
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;

@@ -113,6 +113,31 @@ Json collectives_json(const std::vector<CollectiveReport>& collectives) {
   return array;
 }
 
+Json sum_json(const SumBits& sum) {
+  // A sum that is not finite has no number of bits.
+  return {{"tap", sum.tap}, {"sum", sum.sum}, {"bits", sum.finite() ? Json(sum.bits) : Json(nullptr)}};
+}
+
+Json exact_use_json(const std::optional<ExactUse>& use) {
+  if (!use) return nullptr;
+  Json sums = Json::array();
+  for (const SumBits& sum : use->sums) sums.push_back(sum_json(sum));
+  Json grid = Json::array();
+  for (const GridUse& kind : use->grid) {
+    grid.push_back(
+        {{"taps", kind.tap},
+         {"tensors", kind.tensors},
+         {"nonzero", {{"least", kind.least_nonzero}, {"median", kind.median_nonzero}, {"most", kind.most_nonzero}}},
+         {"fewest_distinct", kind.distinct},
+         {"largest_bits", kind.bits}});
+  }
+  return {{"budget_bits", kSumBudget},
+          {"widest_sum", use->widest ? sum_json(*use->widest) : Json(nullptr)},
+          {"sums", sums},
+          {"grid", grid},
+          {"warnings", problems_json(use->weak)}};
+}
+
 }  // namespace
 
 const char* to_string(Verdict verdict) {
@@ -153,6 +178,7 @@ Json report_json(const VerifyReport& report) {
                            {"elements", report.algebra->elements},
                            {"seconds", report.algebra->seconds}};
   }
+  document["exact_use"] = exact_use_json(report.exact_use);
   document["routing"] = {{"tokens", report.routing.tokens},
                          {"ambiguous", report.routing.ambiguous},
                          {"flipped", report.routing.flipped},

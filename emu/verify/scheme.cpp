@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 
@@ -28,6 +30,9 @@ Parallel with_edp(Parallel parallel) {
 
 VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& program, const ExpectedTaps& expected,
                            const SchemeOptions& options) {
+  if (!(options.bound >= 0) || !std::isfinite(options.bound)) {
+    throw std::invalid_argument(fmt::format("a bound of {} is no bound", options.bound));
+  }
   VerifyReport report{.schedule = options.schedule};
   report.plan.parallel = with_edp(parallel);
   Cluster cluster(report.plan.parallel);
@@ -41,7 +46,7 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   }
   report.threads = executor->threads();
 
-  TapCollector collector(expected, cluster.size(), true);
+  TapCollector collector(expected, cluster.mesh(), true);
   try {
     cluster.run(*executor, program, &collector);
   } catch (const CollectiveError& error) {
@@ -56,15 +61,19 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   for (const std::string& name : collector.unexpected()) {
     report.problems.push_back({name, "a rank tapped it, but nothing is expected of that name"});
   }
+  if (expected.all().empty()) report.problems.push_back({"expected", "no tap is expected: the run proves nothing"});
   for (const ExpectedTap& tap : expected.all()) {
     if (!tap.vacuous.empty()) {
       report.problems.push_back(
           {tap.name, "the expected values are " + tap.vacuous + ": agreement would prove nothing"});
     }
   }
-  report.verdict = report.first_divergence    ? Verdict::mismatch
-                   : !report.problems.empty() ? Verdict::inconclusive
-                                              : Verdict::pass;
+  // A difference from what is not a number proves nothing.
+  const auto broken = std::ranges::find(expected.all(), kNotFinite, &ExpectedTap::vacuous) - expected.all().begin();
+  const bool proves = report.first_divergence && expected.find(report.first_divergence->tap) < broken;
+  report.verdict = proves                                                ? Verdict::mismatch
+                   : report.first_divergence || !report.problems.empty() ? Verdict::inconclusive
+                                                                         : Verdict::pass;
   return report;
 }
 

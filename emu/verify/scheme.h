@@ -22,7 +22,7 @@ struct SchemeOptions {
 /// first_divergence, problems and deadlock are set. What the program itself throws comes out as RankError.
 ///
 /// In `parallel`, tp, cp, dp and pp make the world; ep and etp must divide tp * cp * dp, and edp follows from them.
-/// Throws std::invalid_argument when they do not.
+/// Throws std::invalid_argument when they do not, or the bound is negative or not finite.
 VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& program, const ExpectedTaps& expected,
                            const SchemeOptions& options = {});
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <map>
 #include <set>
@@ -75,19 +76,22 @@ WorstElement compare(const ExpectedTap& expected, const Placement& placement, op
   return worst;
 }
 
-/// A row of ids is right when it holds the expected ids, in any order unless `in_order`.
+/// A row of ids is right when it holds the expected ids, each as often, in any order unless `in_order`.
 WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement,
                          ops::MatrixView<const std::int32_t> part, bool in_order) {
   for (ops::Index i = 0; i < part.rows; ++i) {
     const std::int64_t row = placement.row_part.begin + i;
     const std::span<const std::int32_t> ids = part.row(i);
-    std::set<double> wanted;
+    std::multiset<double> wanted;
     for (std::int64_t col = 0; col < expected.cols; ++col) wanted.insert(expected.at(row, col));
     for (std::size_t j = 0; j < ids.size(); ++j) {
-      const auto col = static_cast<std::int64_t>(j);
+      const std::int64_t col = placement.col_part.begin + static_cast<std::int64_t>(j);
       const double want = expected.at(row, col);
-      const bool right = in_order ? ids[j] == want : wanted.contains(ids[j]);
-      if (!right) return {std::numeric_limits<double>::infinity(), row, col, want, static_cast<double>(ids[j])};
+      const auto found = wanted.find(ids[j]);
+      if (found == wanted.end() || (in_order && ids[j] != want)) {
+        return {std::numeric_limits<double>::infinity(), row, col, want, static_cast<double>(ids[j])};
+      }
+      wanted.erase(found);
     }
   }
   return {};
@@ -157,13 +161,43 @@ struct TapCollector::State {
     }
     return fresh;
   }
+
+  /// The addends of one block from one group are one part, summed in rank order; its ranks share its error.
+  void sum_addends(const ExpectedTap& expected, const Mesh& mesh) {
+    struct Sum {
+      ops::Matrix<double> values;
+      std::vector<int> ranks;
+    };
+    std::map<Block, std::map<int, Sum>> sums;  // by block and first rank of the group
+    for (auto& [rank, parts] : addends) {
+      for (Addend& addend : parts) {
+        const int group = mesh.group(*addend.placement.partial, rank).front();
+        Sum& sum = sums[block_of(addend.placement)][group];
+        if (sum.ranks.empty()) {
+          sum.values = std::move(addend.values);
+        } else {
+          std::ranges::transform(sum.values.span(), addend.values.span(), sum.values.span().begin(), std::plus{});
+        }
+        sum.ranks.push_back(rank);
+      }
+    }
+    for (const auto& [block, groups] : sums) {
+      const auto [row, rows, col, cols] = block;
+      const Placement whole{expected.rows, expected.cols, {row, rows}, {col, cols}, {}};
+      for (const auto& [group, sum] : groups) {
+        const WorstElement worst = compare<double>(expected, whole, sum.values.view());
+        for (const int rank : sum.ranks) note_worst(worst, rank);
+      }
+      if (!cover(expected, whole)) note_problem("addends overlap another block", groups.begin()->second.ranks.front());
+    }
+  }
 };
 
-TapCollector::TapCollector(const ExpectedTaps& expected, int world, bool exact_ids, Completed completed)
-    : expected_(expected), exact_ids_(exact_ids), completed_(std::move(completed)) {
+TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, bool exact_ids, Completed completed)
+    : expected_(expected), mesh_(mesh), exact_ids_(exact_ids), completed_(std::move(completed)) {
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     states_.push_back(std::make_unique<State>());
-    states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(world));
+    states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(mesh.world()));
   }
 }
 
@@ -234,19 +268,8 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
   if (complete && completed_) completed_(expected.name);
 }
 
-void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                       ops::MatrixView<const float> part) {
-  collect(rank, name, placement, part);
-}
-
-void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                       ops::MatrixView<const double> part) {
-  collect(rank, name, placement, part);
-}
-
-void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement,
-                       ops::MatrixView<const std::int32_t> part) {
-  collect(rank, name, placement, part);
+void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) {
+  std::visit([&](const auto& values) { collect(rank, name, placement, values); }, part);
 }
 
 std::vector<TapOutcome> TapCollector::finish() {
@@ -254,30 +277,7 @@ std::vector<TapOutcome> TapCollector::finish() {
   for (std::size_t i = 0; i < states_.size(); ++i) {
     State& state = *states_[i];
     const ExpectedTap& expected = expected_.all()[i];
-    if (!state.addends.empty()) {
-      // Addends of one block, summed in rank order, are one part; their ranks share its error.
-      std::map<Block, std::pair<ops::Matrix<double>, std::vector<int>>> sums;
-      Placement whole{};
-      for (auto& [rank, parts] : state.addends) {
-        for (State::Addend& addend : parts) {
-          auto& [sum, ranks] = sums[block_of(addend.placement)];
-          if (ranks.empty()) {
-            sum = std::move(addend.values);
-          } else {
-            for (ops::Index k = 0; k < sum.size(); ++k)
-              sum.span()[static_cast<std::size_t>(k)] += addend.values.span()[static_cast<std::size_t>(k)];
-          }
-          ranks.push_back(rank);
-        }
-      }
-      for (auto& [block, sum] : sums) {
-        const auto [row, rows, col, cols] = block;
-        whole = {expected.rows, expected.cols, {row, rows}, {col, cols}, {}};
-        const WorstElement worst = compare<double>(expected, whole, std::as_const(sum.first).view());
-        for (const int rank : sum.second) state.note_worst(worst, rank);
-        if (!state.cover(expected, whole)) state.note_problem("addends overlap another block", sum.second.front());
-      }
-    }
+    state.sum_addends(expected, mesh_);
     for (const auto& [block, holders] : state.blocks) {
       const auto [row, rows, col, cols] = block;
       for (const std::int64_t place : {row, rows, col, cols}) {

@@ -47,16 +47,11 @@ class TapCollector final : public TapSink {
   /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
   using Completed = std::function<void(const std::string& name)>;
 
-  /// `expected` outlives the collector. In `exact_ids`, a row of ids must be equal in order too.
-  TapCollector(const ExpectedTaps& expected, int world, bool exact_ids, Completed completed = {});
+  /// `expected` and `mesh` outlive the collector. In `exact_ids`, a row of ids must be equal in order too.
+  TapCollector(const ExpectedTaps& expected, const Mesh& mesh, bool exact_ids, Completed completed = {});
   ~TapCollector() override;
 
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const float> part) override;
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const double> part) override;
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement,
-           ops::MatrixView<const std::int32_t> part) override;
+  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override;
 
   /// After the run: sums the addends, looks for what never came; one outcome for each expected tap.
   std::vector<TapOutcome> finish();
@@ -70,6 +65,7 @@ class TapCollector final : public TapSink {
   void collect(GlobalRank rank, std::string_view name, const Placement& placement, ops::MatrixView<const T> part);
 
   const ExpectedTaps& expected_;
+  const Mesh& mesh_;
   bool exact_ids_;
   Completed completed_;
   std::vector<std::unique_ptr<State>> states_;

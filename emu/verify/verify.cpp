@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -135,16 +138,28 @@ void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* repl
       *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
 }
 
+/// That is the machine's fault, not the plan's.
+void rethrow_if_out_of_memory(const RankError& error) {
+  try {
+    if (error.nested_ptr()) error.rethrow_nested();
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (...) {
+    // Anything else is the run's.
+  }
+}
+
 template <class T>
 RunResult run_program(const Bench& bench, const Parallel& parallel, const Batch& batch, const RoutingReplay* replay,
                       FaultInjector* fault, const char* run) {
   Cluster cluster(parallel);
-  TapCollector collector(bench.prepared.expected, cluster.size(), bench.options.format == ops::Format::exact,
+  TapCollector collector(bench.prepared.expected, cluster.mesh(), bench.options.format == ops::Format::exact,
                          [&](const std::string& name) { bench.progress.tap_complete(run, name); });
   std::string error;
   try {
     run_ranks<T>(bench, batch, replay, fault, collector, cluster);
   } catch (const RankError& thrown) {
+    rethrow_if_out_of_memory(thrown);
     error = thrown.what();
   }
   return {collector.finish(), collector.unexpected(), sum_collectives(cluster), error};
@@ -198,6 +213,54 @@ std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected
   return problems;
 }
 
+/// The first kind of tap, if any, that the format rounds so much that its bound would let anything pass.
+std::optional<Problem> boundless_tap(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
+                                     ops::Format format) {
+  for (std::size_t i = 0; i < taps.size(); ++i) {
+    if (expected.all()[i].ids || taps[i].bound < kLargestBound) continue;
+    return Problem{
+        taps[i].name,
+        fmt::format("the unsharded run in {} is off by so much that the bound of {:.3g} of a row's scale would "
+                    "let anything pass; use smaller weights, fewer layers or a wider format",
+                    ops::to_string(format), taps[i].bound)};
+  }
+  return std::nullopt;
+}
+
+/// How many taps, in program order, differ for no reason but a wrong run: from the first sum that its budget does not
+/// hold, or the first value that is not finite, a difference proves nothing.
+std::size_t reliable_taps(const PreparedReference& reference, const std::vector<Problem>& beyond) {
+  const std::vector<ExpectedTap>& taps = reference.expected.all();
+  const auto first = std::ranges::find_if(taps, [&](const ExpectedTap& tap) {
+    return tap.vacuous == kNotFinite || std::ranges::find(beyond, tap.name, &Problem::field) != beyond.end();
+  });
+  return static_cast<std::size_t>(first - taps.begin());
+}
+
+/// Fills in what is known once all runs are judged: why the verdict may be inconclusive, and the verdict.
+void conclude(const PreparedReference& reference, const RunResult& unsharded, const RunResult& sharded,
+              VerifyReport& report) {
+  const auto add = [&](std::vector<Problem> problems) {
+    std::ranges::move(problems, std::back_inserter(report.problems));
+  };
+  if (!unsharded.error.empty()) report.problems.push_back({"unsharded run", unsharded.error});
+  if (!sharded.error.empty()) report.problems.push_back({"run", sharded.error});
+  for (const std::string& name : sharded.unexpected) {
+    report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
+  }
+  const std::vector<Problem> beyond = beyond_budget(reference.sums);
+  add(beyond);
+  add(vacuous_taps(report.plan, reference.expected));
+  if (auto boundless = boundless_tap(reference.expected, report.taps, report.format)) add({std::move(*boundless)});
+
+  const auto wrong = report.first_divergence ? reference.expected.find(report.first_divergence->tap) : -1;
+  const bool proves =
+      wrong >= 0 && unsharded.error.empty() && static_cast<std::size_t>(wrong) < reliable_taps(reference, beyond);
+  report.verdict = proves                                                ? Verdict::mismatch
+                   : !report.problems.empty() || report.first_divergence ? Verdict::inconclusive
+                                                                         : Verdict::pass;
+}
+
 template <class T>
 void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport& report) {
   ProgressReporter progress(options, plan.model);
@@ -207,6 +270,10 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
                                    [&](const std::string& name) { progress.tap_complete("reference", name); }));
   }
   const PreparedReference& prepared = options.prepared != nullptr ? *options.prepared : *made;
+  if (prepared.format != options.format) {
+    throw std::invalid_argument(fmt::format("verify: the reference was prepared in {}, the run is in {}",
+                                            ops::to_string(prepared.format), ops::to_string(options.format)));
+  }
   const ExpectedTaps& expected = prepared.expected;
   const Batch& batch = prepared.batch;
   report.reference_seconds = prepared.seconds;
@@ -240,31 +307,21 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   report.tokens_per_expert = count_tokens(plan, expected, result.outcomes);
   report.collectives = std::move(result.collectives);
   report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
-  if (exact) {
-    report.routing.tokens = plan.workload.tokens() * plan.model.num_layers;
-  } else {
-    const bool replayed = report.routing.replayed;
-    report.routing = judge_routing(expected, report.taps, result.outcomes);
-    report.routing.replayed = replayed;
-    report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
-  }
+  const bool replayed = report.routing.replayed;
+  report.routing = judge_routing(expected, report.taps, result.outcomes, options.format);
+  report.routing.replayed = replayed;
+  // An excused choice is no error any more; in `exact` none is.
+  if (!exact) report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
+  if (exact) report.exact_use = exact_use(expected, prepared.sums);
   report.first_divergence = first_divergence(report.taps, result.outcomes);
+  conclude(prepared, base, result, report);
+  if (report.verdict != Verdict::mismatch) return;
   if (!result.error.empty()) {
-    report.problems.push_back({"run", result.error});
-    if (report.first_divergence)
-      report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};
-  } else if (report.first_divergence && options.diagnose) {
-    report.first_divergence->cause =
-        find_cause<T>(bench, report.routing.replayed ? &choices : nullptr, *report.first_divergence);
+    report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};
+  } else if (options.diagnose) {
+    report.first_divergence->cause = find_cause<T>(bench, replayed ? &choices : nullptr, *report.first_divergence);
   }
-  for (const std::string& name : result.unexpected) {
-    report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
-  }
-  for (Problem& problem : vacuous_taps(plan, expected)) report.problems.push_back(std::move(problem));
-  report.verdict = report.first_divergence    ? Verdict::mismatch
-                   : !report.problems.empty() ? Verdict::inconclusive
-                                              : Verdict::pass;
 }
 
 }  // namespace
@@ -306,6 +363,7 @@ VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
   VerifyReport exact = verify(plan, exact_options);
   if (exact.verdict != Verdict::pass) return exact;
   VerifyOptions rounding_options = options;
+  rounding_options.prepared = nullptr;  // that is in exact
   rounding_options.diagnose = false;
   VerifyReport report = verify(plan, rounding_options);
   report.algebra = AlgebraReport{.verdict = exact.verdict,
@@ -313,6 +371,7 @@ VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
                                  .taps = std::ssize(exact.taps),
                                  .elements = exact.elements,
                                  .seconds = exact.reference_seconds + exact.sharded_seconds};
+  report.exact_use = std::move(exact.exact_use);
   if (report.first_divergence) {
     report.first_divergence->cause =
         Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};

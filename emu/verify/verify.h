@@ -10,6 +10,10 @@
 // values is small by luck, so few widen the bound), u the unit roundoff of the format; in `exact` the bound is zero.
 // Replicas must agree bit for bit, and the parts must cover the tensor.
 //
+// A verdict is inconclusive rather than wrong: when an expected tap is zero, constant or not finite; when a sum in
+// `exact` may need more bits than a double has, from the tap that it goes into on (reference_budget.h); when a float
+// format is so far off on one rank that its bound would let anything pass.
+//
 // Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with
 // the reference's choices replayed (ids and slots; weights stay the run's own), so that each layer is judged on an
 // equal history. A choice that differs then is a bug when the reference's logits of the experts in question lie further
@@ -35,6 +39,8 @@ struct PreparedReference;
 inline constexpr double kAmplificationBound = 4;
 inline constexpr double kSmallSample = 8;
 inline constexpr double kRoundoffFloor = 16;
+/// From here on a bound lets anything pass: a row of zeros is off by about this much. The verdict is inconclusive.
+inline constexpr double kLargestBound = 1;
 
 /// Where a verification stands.
 struct Progress {

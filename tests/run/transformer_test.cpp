@@ -5,6 +5,7 @@
 
 #include <map>
 
+#include "collectives/errors.h"
 #include "collectives/seeded_executor.h"
 #include "tests/support/random_plan.h"
 
@@ -127,6 +128,24 @@ TEST(Transformer, RecordsTheWeightsThatTheLayoutNames) {
     ASSERT_EQ(held.size(), named.size());
     for (std::size_t i = 0; i < held.size(); ++i) EXPECT_EQ(held[i].name, named[i].name);
   }
+}
+
+TEST(Transformer, RefusesToReplayChoicesInExact) {
+  const Plan plan = plan_of({});
+  const GeneratedWeights source(plan.workload.seed);
+  WeightStore<double> store(source, ops::Format::exact);
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  Cluster cluster(plan.parallel);
+  const RoutingReplay replay;
+  const TransformerProgram<double> program{.model = plan.model,
+                                           .batch = batch,
+                                           .weights = store,
+                                           .format = ops::Format::exact,
+                                           .layouts = make_layouts(plan.model, cluster.mesh()),
+                                           .replay = &replay};
+  SeededExecutor executor(1);
+
+  EXPECT_THROW(cluster.run(executor, [&](Rank& rank) { return run_transformer<double>(rank, program); }), RankError);
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ TEST(VerifyCommand, ProvesTheEmbeddedPlan) {
   EXPECT_EQ(result.exit_code, 0) << result.err;
   EXPECT_THAT(result.out, HasSubstr("16 virtual GPU ranks"));
   EXPECT_THAT(result.out, HasSubstr("algebra   pass"));
+  EXPECT_THAT(result.out, HasSubstr("widest sum 37 of 53 bits"));
   EXPECT_THAT(result.out, HasSubstr("rounding   pass"));
   EXPECT_EQ(result.err, "");
 }
@@ -78,6 +79,10 @@ TEST(VerifyCommand, WritesTheDocumentedJson) {
       EXPECT_TRUE(tap.contains(key)) << key;
     }
   }
+  EXPECT_EQ(report.at("exact_use").at("budget_bits"), 53);
+  EXPECT_LE(report.at("exact_use").at("widest_sum").at("bits"), 53);
+  EXPECT_EQ(report.at("exact_use").at("grid").size(), 1 + 12 + 2);
+  EXPECT_TRUE(report.at("exact_use").at("warnings").is_array());
   EXPECT_EQ(report.at("tokens_per_expert").size(), 2);
   EXPECT_EQ(report.at("routing").at("tokens"), 24 * 2);
   for (const char* key : {"plan", "seed", "threads", "problems", "collectives", "seconds"}) {

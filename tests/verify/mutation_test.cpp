@@ -11,6 +11,7 @@
 #include "emu/plan/validate.h"
 #include "emu/verify/prepared.h"
 #include "emu/verify/verify.h"
+#include "tests/support/small_plan.h"
 #include "tests/verify/mutation_support.h"
 
 namespace shardproof {
@@ -18,23 +19,7 @@ namespace {
 
 using testing::mutable_plans;
 using testing::report_of;
-
-Plan small_plan(const Parallel& parallel) {
-  Plan plan;
-  plan.name = "small";
-  plan.model = {.hidden_size = 16,
-                .num_layers = 4,
-                .num_heads = 4,
-                .num_kv_heads = 2,
-                .head_dim = 4,
-                .expert_width = 8,
-                .num_experts = 4,
-                .top_k = 2,
-                .vocab_size = 32};
-  plan.parallel = parallel;
-  plan.workload = {.lengths = {8, 8, 8, 8, 8, 8, 8, 8}, .microbatches = 2, .seed = 11};
-  return plan;
-}
+using testing::small_plan;
 
 TEST(Mutations, AreThirtyKindsOrMoreWithDistinctNames) {
   std::set<std::string_view> names;

@@ -34,7 +34,8 @@ void tap(TapCollector& collector, int rank, const ops::Matrix<float>& part, cons
 
 TEST(TapCollector, AcceptsRowsInParts) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
   tap(collector, 1, rows_of_y(3, 1), Placement::shard(0, 4, 2, {3, 1}));
 
@@ -47,7 +48,8 @@ TEST(TapCollector, AcceptsRowsInParts) {
 
 TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
   ops::Matrix<float> wrong = rows_of_y(0, 4);
   wrong(1, 0) += 0.5F;   // a quarter of the row's scale of 2
   wrong(3, 1) += 0.75F;  // less than that of 4
@@ -66,7 +68,8 @@ TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
 
 TEST(TapCollector, FindsReplicasThatDifferInABit) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 3, false);
+  const Mesh mesh(Parallel{.tp = 3, .edp = 3});
+  TapCollector collector(expected, mesh, false);
   ops::Matrix<float> odd = rows_of_y(0, 4);
   odd(2, 1) = std::nextafter(odd(2, 1), 0.0F);
   for (int rank = 0; rank < 3; ++rank) {
@@ -81,7 +84,8 @@ TEST(TapCollector, FindsReplicasThatDifferInABit) {
 
 TEST(TapCollector, NamesWhatNoRankProduced) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
 
   const TapOutcome outcome = collector.finish().front();
@@ -92,14 +96,16 @@ TEST(TapCollector, NamesWhatNoRankProduced) {
 
 TEST(TapCollector, NamesATapThatNeverCame) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
 
   EXPECT_EQ(collector.finish().front().problem, "no rank produced it");
 }
 
 TEST(TapCollector, RefusesBlocksThatOverlap) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
   tap(collector, 1, rows_of_y(2, 2), Placement::shard(0, 4, 2, {2, 2}));
 
@@ -108,7 +114,8 @@ TEST(TapCollector, RefusesBlocksThatOverlap) {
 
 TEST(TapCollector, RefusesAnotherShape) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 1, false);
+  const Mesh mesh(Parallel{.tp = 1, .edp = 1});
+  TapCollector collector(expected, mesh, false);
   tap(collector, 0, rows_of_y(0, 4), Placement::replicate(4, 3));
 
   const TapOutcome outcome = collector.finish().front();
@@ -119,7 +126,8 @@ TEST(TapCollector, RefusesAnotherShape) {
 
 TEST(TapCollector, SumsAddends) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 2, false);
+  const Mesh mesh(Parallel{.tp = 2, .edp = 2});
+  TapCollector collector(expected, mesh, false);
   ops::Matrix<float> half = rows_of_y(0, 4);
   for (float& value : half.span()) value /= 2;
   tap(collector, 0, half, Placement::partial_sum(4, 2, Axis::tp));
@@ -133,7 +141,8 @@ TEST(TapCollector, SumsAddends) {
 
 TEST(TapCollector, TakesAValueThatIsNotFiniteForTheWorstError) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 1, false);
+  const Mesh mesh(Parallel{.tp = 1, .edp = 1});
+  TapCollector collector(expected, mesh, false);
   ops::Matrix<float> broken = rows_of_y(0, 4);
   broken(2, 0) = std::numeric_limits<float>::quiet_NaN();
   tap(collector, 0, broken, Placement::replicate(4, 2));
@@ -143,7 +152,8 @@ TEST(TapCollector, TakesAValueThatIsNotFiniteForTheWorstError) {
 
 TEST(TapCollector, ReportsATapThatNothingIsExpectedOf) {
   const ExpectedTaps expected = expected_y();
-  TapCollector collector(expected, 1, false);
+  const Mesh mesh(Parallel{.tp = 1, .edp = 1});
+  TapCollector collector(expected, mesh, false);
   const ops::Matrix<float> part = rows_of_y(0, 4);
   collector.tap(GlobalRank{0}, "z", Placement::replicate(4, 2), part.view());
 
@@ -156,8 +166,9 @@ TEST(TapCollector, ComparesIdsAsSetsUnlessExact) {
   ops::Matrix<std::int32_t> swapped(1, 2);
   swapped(0, 0) = 5;
   swapped(0, 1) = 3;
-  TapCollector loose(expected, 1, false);
-  TapCollector strict(expected, 1, true);
+  const Mesh mesh(Parallel{.tp = 1, .edp = 1});
+  TapCollector loose(expected, mesh, false);
+  TapCollector strict(expected, mesh, true);
   loose.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
   strict.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
 
