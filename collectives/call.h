@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "collectives/group.h"
 #include "collectives/options.h"
@@ -76,6 +77,17 @@ struct Call {
   std::coroutine_handle<> waiter;
 };
 
+/// What only some operations have, for Call's fields of the same names.
+struct CallDetails {
+  int root = -1;
+  bool counts_given = false;
+  std::span<const std::size_t> counts;
+  std::span<const std::size_t> recv_counts;
+  std::span<const Part> sends;
+  std::span<const Part> recvs;
+};
+inline constexpr CallDetails kNoDetails{};
+
 /// Numbers the call; throws InvalidCall when it is wrong by itself, whatever other ranks do.
 void check(Call& call);
 /// The rank arrives. False: the call is complete and the rank goes on; true: it stays suspended and will be resumed.
@@ -88,7 +100,35 @@ void leave(Call& call);
 /// What a Communicator's functions return: co_await it, at once and once.
 class [[nodiscard]] PendingCall {
  public:
-  explicit PendingCall(const internal::Call& call) : call_(call) { internal::check(call_); }
+  // Field by field into its place: a call is written once and never copied, which at small sizes is most of its cost.
+  template <class T, class Options>
+  PendingCall(internal::GroupState* group, GroupRank rank, Operation operation, std::span<const T> in, std::span<T> out,
+              const Options& options, SourceLocation where, const internal::CallDetails& details)
+      : call_{.group = group,
+              .rank = rank,
+              .operation = operation,
+              .type = element_type<T>(),
+              .counts_given = details.counts_given,
+              .root = details.root,
+              .in = in.data(),
+              .out = out.data(),
+              .in_count = in.size(),
+              .out_count = out.size(),
+              .counts = details.counts,
+              .recv_counts = details.recv_counts,
+              .sends = details.sends,
+              .recvs = details.recvs,
+              .options = initial(options),
+              .where = where,
+              .sequence = 0,
+              .dropped = false,
+              .waiter = {}} {
+    if constexpr (std::is_same_v<Options, MoveOptions>) {
+      call_.options.algorithm = options.algorithm;
+      call_.options.gpus_per_node = options.gpus_per_node;
+    }
+    internal::check(call_);
+  }
   PendingCall(const PendingCall&) = delete;
   PendingCall& operator=(const PendingCall&) = delete;
 
@@ -100,6 +140,9 @@ class [[nodiscard]] PendingCall {
   void await_resume() { internal::leave(call_); }
 
  private:
+  static const ReduceOptions& initial(const ReduceOptions& options) { return options; }
+  static const ReduceOptions& initial(const MoveOptions&) { return kSumInRankOrder; }
+
   internal::Call call_;
 };
 

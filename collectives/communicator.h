@@ -73,102 +73,101 @@ class Communicator {
 
   /// out[i] = the reduction of every rank's in[i], with the same bits on all ranks.
   template <WriteBuffer Out>
-  PendingCall all_reduce(std::span<const ElementOf<Out>> in, Out&& out, ReduceOptions options = {},
+  PendingCall all_reduce(std::span<const ElementOf<Out>> in, Out&& out, const ReduceOptions& options = kSumInRankOrder,
                          SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::all_reduce, in, std::span(out), options, where));
+    return make(Operation::all_reduce, in, std::span(out), options, where);
   }
   template <WriteBuffer InOut>
-  PendingCall all_reduce(InOut&& in_out, ReduceOptions options = {},
+  PendingCall all_reduce(InOut&& in_out, const ReduceOptions& options = kSumInRankOrder,
                          SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::all_reduce, constant(in_out), std::span(in_out), options, where));
+    return make(Operation::all_reduce, constant(in_out), std::span(in_out), options, where);
   }
 
   /// out = in of rank 0, in of rank 1, ...; out has n times as many elements as in.
   template <WriteBuffer Out>
-  PendingCall all_gather(std::span<const ElementOf<Out>> in, Out&& out, MoveOptions options = {},
+  PendingCall all_gather(std::span<const ElementOf<Out>> in, Out&& out, const MoveOptions& options = kMoveDirectly,
                          SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::all_gather, in, std::span(out), widen(options), where));
+    return make(Operation::all_gather, in, std::span(out), options, where);
   }
   /// The same with counts[i] elements from rank i; every rank gives the same counts.
   template <WriteBuffer Out>
   PendingCall all_gather_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
-                           MoveOptions options = {}, SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(with(make(Operation::all_gather, in, std::span(out), widen(options), where), counts));
+                           const MoveOptions& options = kMoveDirectly,
+                           SourceLocation where = SourceLocation::current()) const {
+    return make(Operation::all_gather, in, std::span(out), options, where, {.counts_given = true, .counts = counts});
   }
 
   /// out = part rank() of the reduction of all inputs; in has n parts of out's size.
   template <WriteBuffer Out>
-  PendingCall reduce_scatter(std::span<const ElementOf<Out>> in, Out&& out, ReduceOptions options = {},
+  PendingCall reduce_scatter(std::span<const ElementOf<Out>> in, Out&& out,
+                             const ReduceOptions& options = kSumInRankOrder,
                              SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::reduce_scatter, in, std::span(out), options, where));
+    return make(Operation::reduce_scatter, in, std::span(out), options, where);
   }
   /// The same with counts[i] elements in part i; every rank gives the same counts.
   template <WriteBuffer Out>
   PendingCall reduce_scatter_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
-                               ReduceOptions options = {}, SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(with(make(Operation::reduce_scatter, in, std::span(out), options, where), counts));
+                               const ReduceOptions& options = kSumInRankOrder,
+                               SourceLocation where = SourceLocation::current()) const {
+    return make(Operation::reduce_scatter, in, std::span(out), options, where,
+                {.counts_given = true, .counts = counts});
   }
 
   /// Part j of in goes to rank j, as part rank() of its out; all parts have the same size.
   template <WriteBuffer Out>
-  PendingCall all_to_all(std::span<const ElementOf<Out>> in, Out&& out, MoveOptions options = {},
+  PendingCall all_to_all(std::span<const ElementOf<Out>> in, Out&& out, const MoveOptions& options = kMoveDirectly,
                          SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::all_to_all, in, std::span(out), widen(options), where));
+    return make(Operation::all_to_all, in, std::span(out), options, where);
   }
   /// The same with send_counts[j] elements to rank j and recv_counts[i] from rank i, parts lying one after another.
   template <WriteBuffer Out>
   PendingCall all_to_all_v(std::span<const ElementOf<Out>> in, std::span<const std::size_t> send_counts, Out&& out,
-                           std::span<const std::size_t> recv_counts, MoveOptions options = {},
+                           std::span<const std::size_t> recv_counts, const MoveOptions& options = kMoveDirectly,
                            SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(
-        with(make(Operation::all_to_all, in, std::span(out), widen(options), where), send_counts, recv_counts));
+    return make(Operation::all_to_all, in, std::span(out), options, where,
+                {.counts_given = true, .counts = send_counts, .recv_counts = recv_counts});
   }
 
   /// The root's elements to every rank.
   template <WriteBuffer InOut>
   PendingCall broadcast(InOut&& in_out, GroupRank root, SourceLocation where = SourceLocation::current()) const {
-    internal::Call call = make(Operation::broadcast, constant(in_out), std::span(in_out), {}, where);
-    call.root = to_int(root);
-    return PendingCall(call);
+    return make(Operation::broadcast, constant(in_out), std::span(in_out), kSumInRankOrder, where,
+                {.root = to_int(root)});
   }
 
   /// As all_reduce, but only the root receives the result; elsewhere out is not touched and may be empty.
   template <WriteBuffer Out>
-  PendingCall reduce(std::span<const ElementOf<Out>> in, Out&& out, GroupRank root, ReduceOptions options = {},
+  PendingCall reduce(std::span<const ElementOf<Out>> in, Out&& out, GroupRank root,
+                     const ReduceOptions& options = kSumInRankOrder,
                      SourceLocation where = SourceLocation::current()) const {
-    internal::Call call = make(Operation::reduce, in, std::span(out), options, where);
-    call.root = to_int(root);
-    return PendingCall(call);
+    return make(Operation::reduce, in, std::span(out), options, where, {.root = to_int(root)});
   }
 
   /// Returns once every rank of the group has called it.
   PendingCall barrier(SourceLocation where = SourceLocation::current()) const {
-    return PendingCall(make(Operation::barrier, std::span<const float>(), std::span<float>(), {}, where));
+    return make(Operation::barrier, std::span<const float>(), std::span<float>(), kSumInRankOrder, where);
   }
 
   /// Rendezvous: returns once the other side has the message. Sends and receives between two ranks match in order.
   template <ReadBuffer In>
   PendingCall send(const In& data, GroupRank to, SourceLocation where = SourceLocation::current()) const {
     using T = ElementOf<In>;
-    internal::Call call = make(Operation::send, std::span<const T>(data), std::span<T>(), {}, where);
-    call.root = to_int(to);
-    return PendingCall(call);
+    return make(Operation::send, std::span<const T>(data), std::span<T>(), kSumInRankOrder, where,
+                {.root = to_int(to)});
   }
   template <WriteBuffer Out>
   PendingCall recv(Out&& data, GroupRank from, SourceLocation where = SourceLocation::current()) const {
     using T = ElementOf<Out>;
-    internal::Call call = make(Operation::recv, std::span<const T>(), std::span(data), {}, where);
-    call.root = to_int(from);
-    return PendingCall(call);
+    return make(Operation::recv, std::span<const T>(), std::span(data), kSumInRankOrder, where, {.root = to_int(from)});
   }
   /// All messages together; returns once all of them have arrived.
   PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const {
-    internal::Call call = make(Operation::exchange, std::span<const float>(), std::span<float>(), {}, where);
-    call.sends = messages.sends.empty() ? std::span<const internal::Part>()
-                                        : std::span(&messages.sends.front().part, messages.sends.size());
-    call.recvs = messages.recvs.empty() ? std::span<const internal::Part>()
-                                        : std::span(&messages.recvs.front().part, messages.recvs.size());
-    return PendingCall(call);
+    const std::span<const Send> sends = messages.sends;
+    const std::span<const Recv> recvs = messages.recvs;
+    internal::CallDetails details;
+    if (!sends.empty()) details.sends = std::span(&sends.front().part, sends.size());
+    if (!recvs.empty()) details.recvs = std::span(&recvs.front().part, recvs.size());
+    return make(Operation::exchange, std::span<const float>(), std::span<float>(), kSumInRankOrder, where, details);
   }
 
  private:
@@ -176,34 +175,10 @@ class Communicator {
   static std::span<const ElementOf<R>> constant(R& range) {
     return std::span<const ElementOf<R>>(range);
   }
-  static ReduceOptions widen(MoveOptions options) {
-    ReduceOptions wide;
-    wide.algorithm = options.algorithm;
-    wide.gpus_per_node = options.gpus_per_node;
-    return wide;
-  }
-  static internal::Call with(internal::Call call, std::span<const std::size_t> counts,
-                             std::span<const std::size_t> recv_counts = {}) {
-    call.counts_given = true;
-    call.counts = counts;
-    call.recv_counts = recv_counts;
-    return call;
-  }
-  template <class T>
-  internal::Call make(Operation operation, std::span<const T> in, std::span<T> out, const ReduceOptions& options,
-                      SourceLocation where) const {
-    internal::Call call;
-    call.group = state_;
-    call.rank = rank_;
-    call.operation = operation;
-    call.type = element_type<T>();
-    call.in = in.data();
-    call.in_count = in.size();
-    call.out = out.data();
-    call.out_count = out.size();
-    call.options = options;
-    call.where = where;
-    return call;
+  template <class T, class Options>
+  PendingCall make(Operation operation, std::span<const T> in, std::span<T> out, const Options& options,
+                   SourceLocation where, const internal::CallDetails& details = internal::kNoDetails) const {
+    return PendingCall(state_, rank_, operation, in, out, options, where, details);
   }
 
   internal::GroupState* state_ = nullptr;

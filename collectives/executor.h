@@ -7,11 +7,13 @@ namespace shardproof {
 
 /// `count` independent calls run(context, 0), ..., run(context, count - 1), in any order, on any thread. The context
 /// must live until the last call has begun. A call may post further work; it must not throw and must not wait for
-/// others.
+/// others. `spread` says that the calls are known to be worth the trouble of other threads; where it is not set, they
+/// may be as short as the wait for another thread.
 struct Work {
   void (*run)(void* context, std::size_t index) noexcept;
   void* context;
   std::size_t count;
+  bool spread = false;
 };
 
 /// Runs work on a number of threads. Quiescence (run() returns) means: everything posted has run, and nothing runs that

@@ -39,4 +39,8 @@ struct MoveOptions {
   int gpus_per_node = 8;
 };
 
+/// The defaults, as objects: a call that names no options refers to these and builds nothing.
+inline constexpr ReduceOptions kSumInRankOrder{};
+inline constexpr MoveOptions kMoveDirectly{};
+
 }  // namespace shardproof

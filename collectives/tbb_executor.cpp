@@ -5,40 +5,17 @@
 #include <oneapi/tbb/task_group.h>
 
 #include <algorithm>
-#include <atomic>
 #include <memory>
-#include <vector>
+#include <utility>
+
+#include "collectives/internal/work_queue.h"
 
 namespace shardproof {
-
-namespace {
-
-// A piece of work that several tasks take calls from, until none is left. Guided: large bites first, single calls last,
-// so that few ranks wait behind a long one.
-struct Batch {
-  Batch(Work work_, std::size_t tasks_) : work(work_), tasks(tasks_) {}
-  Work work;
-  std::size_t tasks;
-  std::atomic<std::size_t> next{0};
-
-  void serve() noexcept {
-    std::size_t begin = next.load(std::memory_order_relaxed);
-    while (begin < work.count) {
-      const std::size_t bite = std::max<std::size_t>(1, (work.count - begin) / (8 * tasks));
-      if (!next.compare_exchange_weak(begin, begin + bite, std::memory_order_acq_rel, std::memory_order_relaxed)) {
-        continue;
-      }
-      for (std::size_t i = begin; i < begin + bite; ++i) work.run(work.context, i);
-      begin = next.load(std::memory_order_relaxed);
-    }
-  }
-};
-
-}  // namespace
 
 struct TbbExecutor::State {
   explicit State(int threads_)
       : threads(threads_),
+        queue(threads_, internal::WorkQueue::WhenIdle::leave),
         limit(oneapi::tbb::global_control::max_allowed_parallelism,
               std::max<std::size_t>(
                   static_cast<std::size_t>(threads_),
@@ -46,21 +23,20 @@ struct TbbExecutor::State {
         arena(threads_) {}
 
   int threads;
+  internal::WorkQueue queue;
   oneapi::tbb::global_control limit;
   oneapi::tbb::task_arena arena;
   oneapi::tbb::task_group group;
   bool running = false;
-  std::vector<Work> waiting;  // posted before the run: a task belongs to the arena of the thread that makes it
+  std::size_t asked_before_run = 0;  // a task belongs to the arena of the thread that makes it
 
-  void start(Work work) {
-    if (work.count == 0) return;
-    if (work.count == 1) {
-      group.run([work] { work.run(work.context, 0); });
-      return;
-    }
-    const std::size_t tasks = std::min(work.count, static_cast<std::size_t>(threads));
-    const auto batch = std::make_shared<Batch>(work, tasks);
-    for (std::size_t i = 0; i < tasks; ++i) group.run([batch] { batch->serve(); });
+  // Tasks that leave when they are idle, so that their threads can help with parallel loops inside the ranks' work.
+  void add_workers(std::size_t count) {
+    for (; count > 0; --count) group.run([this] { serve(); });
+  }
+  void serve() {
+    const int slot = oneapi::tbb::this_task_arena::current_thread_index();
+    queue.serve(static_cast<std::size_t>(std::max(0, slot)));
   }
 };
 
@@ -72,18 +48,18 @@ int TbbExecutor::threads() const {
 }
 
 void TbbExecutor::post(Work work) {
+  const std::size_t asked = state_->queue.post(work);
   if (state_->running) {
-    state_->start(work);
+    state_->add_workers(asked);
   } else {
-    state_->waiting.push_back(work);
+    state_->asked_before_run += asked;
   }
 }
 
 void TbbExecutor::run() {
   state_->arena.execute([this] {
     state_->running = true;
-    for (const Work work : state_->waiting) state_->start(work);
-    state_->waiting.clear();
+    state_->add_workers(std::exchange(state_->asked_before_run, 0));
     state_->group.wait();
     state_->running = false;
   });

@@ -1,35 +1,28 @@
-// A plain pool of threads over one locked queue: for the thread sanitizer, and as a baseline.
+// Plain threads, started for each run: for the thread sanitizer, which sees all of their queue, and as a baseline.
 #pragma once
 
-#include <condition_variable>
-#include <cstddef>
-#include <deque>
-#include <mutex>
+#include <memory>
 
 #include "collectives/executor.h"
 
 namespace shardproof {
 
+namespace internal {
+class WorkQueue;
+}
+
 class ThreadExecutor final : public Executor {
  public:
-  explicit ThreadExecutor(int threads = available_threads()) : threads_(threads < 1 ? 1 : threads) {}
+  explicit ThreadExecutor(int threads = available_threads());
+  ~ThreadExecutor() override;
 
   void post(Work work) override;
   void run() override;
   int threads() const override { return threads_; }
 
  private:
-  struct Item {
-    Work work;
-    std::size_t next;
-  };
-  void serve();
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::deque<Item> items_;
-  int busy_ = 0;
   int threads_;
+  std::unique_ptr<internal::WorkQueue> queue_;
 };
 
 }  // namespace shardproof

@@ -1,13 +1,36 @@
 #include "collectives/internal/copy.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
 namespace shardproof::internal {
+
+namespace {
+
+// The largest cache of the first CPU, in bytes. Where the system does not tell, a size that many have.
+std::size_t last_level_cache() {
+  std::size_t largest = 0;
+  for (const char level : {'2', '3', '4'}) {
+    std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + level + "/size");
+    std::size_t kibibytes = 0;
+    if (char unit = 0; file >> kibibytes >> unit && unit == 'K') largest = std::max(largest, kibibytes * 1024);
+  }
+  return largest != 0 ? largest : std::size_t{32} << 20;
+}
+
+}  // namespace
+
+CopyMode copy_mode(std::size_t bytes_written) {
+  static const std::size_t cache = last_level_cache();
+  return bytes_written > cache ? CopyMode::streamed : CopyMode::cached;
+}
 
 #if defined(__SSE2__)
 
@@ -49,9 +72,9 @@ void stream_bytes(char* to, const char* from, std::size_t bytes) {
 
 }  // namespace
 
-void copy_bytes(void* to, const void* from, std::size_t bytes, bool stream) {
+void copy_bytes(void* to, const void* from, std::size_t bytes, CopyMode mode) {
   if (bytes == 0 || to == from) return;
-  if (stream) {
+  if (mode == CopyMode::streamed) {
     stream_bytes(static_cast<char*>(to), static_cast<const char*>(from), bytes);
   } else {
     std::memcpy(to, from, bytes);
@@ -64,7 +87,7 @@ void finish_streaming() {
 
 #else
 
-void copy_bytes(void* to, const void* from, std::size_t bytes, bool) {
+void copy_bytes(void* to, const void* from, std::size_t bytes, CopyMode) {
   if (bytes != 0 && to != from) std::memcpy(to, from, bytes);
 }
 

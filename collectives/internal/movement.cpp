@@ -1,5 +1,8 @@
 // Moving the data of a complete collective: once, by ranges that any thread may do.
 #include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
 
 #include "collectives/algorithms/hierarchical.h"
 #include "collectives/internal/copy.h"
@@ -12,8 +15,8 @@ namespace {
 
 // What is read from one input stays in the cache while it is written to all outputs.
 constexpr std::size_t kCopyBlock = 16384;
-// From here on results are written past the caches: a write then costs no read of what it overwrites.
-constexpr std::size_t kStreamBytes = 16 * 1024 * 1024;
+// Parts smaller than this are first put together, so that each output is written in longer runs.
+constexpr std::size_t kSmallPart = 2048;
 
 std::size_t index(int value) {
   return static_cast<std::size_t>(value);
@@ -50,11 +53,6 @@ void set_nodes(GroupState& state) {
   state.movement.nodes = split_into_nodes(ranks, gpus_per_node);
 }
 
-Reducer reducer(const GroupState& state) {
-  const Call& call = state.call(0);
-  return {call.type, &call.options, state.size(), state.movement.inputs.data(), state.movement.stream};
-}
-
 struct Range {
   std::size_t begin;
   std::size_t end;
@@ -70,142 +68,168 @@ Range piece_range(const Movement& movement, std::size_t piece) {
   return {begin(piece), begin(piece + 1)};
 }
 
-Range intersect(Range a, Range b) {
-  return {std::max(a.begin, b.begin), std::min(a.end, b.end)};
+Reducer reducer(const GroupState& state, const Chunks& chunks, std::span<const std::size_t> receiver_bounds = {}) {
+  const Movement& movement = state.movement;
+  const Call& call = state.call(0);
+  return {.type = call.type,
+          .options = &call.options,
+          .ranks = state.size(),
+          .inputs = movement.inputs.data(),
+          .chunks = chunks,
+          .receivers = {movement.outputs, receiver_bounds},
+          .mode = movement.mode};
 }
 
 void move_all_reduce(GroupState& state, Range range) {
   const Movement& movement = state.movement;
   const Algorithm algorithm = state.call(0).options.algorithm;
-  const Reducer reduce = reducer(state);
-  const std::size_t chunks = chunk_count(algorithm, state.size(), movement.nodes);
-  Order order;
-  for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
-    const Range part = intersect(
-        range, {chunk_begin(movement.elements, chunks, chunk), chunk_begin(movement.elements, chunks, chunk + 1)});
-    if (part.begin >= part.end) continue;
-    order.clear();
-    append_order(algorithm, state.size(), movement.nodes, chunk, order);
-    reduce_range(reduce, order, part.begin, part.end, movement.outputs, 0);
-  }
+  const Reducer reduce = reducer(state, {.algorithm = algorithm,
+                                         .nodes = movement.nodes,
+                                         .count = chunk_count(algorithm, state.size(), movement.nodes),
+                                         .elements = movement.elements});
+  reduce_range(reduce, range.begin, range.end);
 }
 
-// The root receives the sum in rank order, or down a chain that ends at the root.
+// The root receives the sum in rank order, or down a chain that ends at the root: the ring's chunk of that number.
 void move_reduce(GroupState& state, Range range) {
   const Call& call = state.call(0);
-  Order order;
-  append_order(call.options.algorithm, state.size(), {}, index(call.root), order);
-  reduce_range(reducer(state), order, range.begin, range.end, state.movement.outputs, 0);
+  const Reducer reduce = reducer(
+      state, {.algorithm = call.options.algorithm, .elements = state.movement.elements, .first = index(call.root)});
+  reduce_range(reduce, range.begin, range.end);
 }
 
+// Rank order is the same for all parts; on the ring each has its own.
 void move_reduce_scatter(GroupState& state, Range range) {
   const Movement& movement = state.movement;
-  const Algorithm algorithm = state.call(0).options.algorithm;
-  const Reducer reduce = reducer(state);
-  Order order;
-  for (std::size_t owner = 0; owner < state.members.size(); ++owner) {
-    const Range part = intersect(range, {movement.offsets[owner], movement.offsets[owner + 1]});
-    if (part.begin >= part.end) continue;
-    order.clear();
-    append_order(algorithm, state.size(), {}, owner, order);
-    reduce_range(reduce, order, part.begin, part.end, {&movement.outputs[owner], 1}, movement.offsets[owner]);
+  Chunks chunks{.algorithm = state.call(0).options.algorithm, .elements = movement.elements};
+  if (chunks.algorithm == Algorithm::ring) {
+    chunks.count = state.members.size();
+    chunks.bounds = movement.offsets;
+  }
+  reduce_range(reducer(state, chunks, movement.offsets), range.begin, range.end);
+}
+
+// Writes `bytes` bytes to every output, `at` bytes from its begin.
+void write_to_all(const Movement& movement, std::size_t at, const void* from, std::size_t bytes) {
+  for (void* const out : movement.outputs) {
+    copy_bytes(static_cast<std::byte*>(out) + at, from, bytes, movement.mode);
   }
 }
 
 void move_all_gather(GroupState& state, Range range) {
   const Movement& movement = state.movement;
   const std::size_t width = size_of(state.call(0).type);
-  const std::size_t block = kCopyBlock / width;
-  for (std::size_t from = 0; from < state.members.size(); ++from) {
-    const Range part = intersect(range, {movement.offsets[from], movement.offsets[from + 1]});
-    const std::byte* in = static_cast<const std::byte*>(movement.inputs[from]);
-    for (std::size_t at = part.begin; at < part.end; at += block) {
-      const std::size_t bytes = std::min(block, part.end - at) * width;
-      for (void* const out : movement.outputs) {
-        copy_bytes(static_cast<std::byte*>(out) + at * width, in + (at - movement.offsets[from]) * width, bytes,
-                   movement.stream);
-      }
+  const auto& offsets = movement.offsets;
+  const auto part = [&](std::size_t from, std::size_t at) {
+    return static_cast<const std::byte*>(movement.inputs[from]) + (at - offsets[from]) * width;
+  };
+  alignas(64) std::array<std::byte, 2 * kSmallPart> together;
+  std::size_t held = 0;
+  auto from = static_cast<std::size_t>(std::upper_bound(offsets.begin(), offsets.end(), range.begin) - offsets.begin());
+  --from;
+  for (std::size_t at = range.begin; at < range.end; ++from) {
+    const std::size_t end = std::min(offsets[from + 1], range.end);
+    if (end <= at) continue;
+    const std::size_t bytes = (end - at) * width;
+    if (held != 0 && (bytes >= kSmallPart || held + bytes > together.size())) {
+      write_to_all(movement, at * width - held, together.data(), held);
+      held = 0;
+    }
+    if (bytes < kSmallPart) {
+      std::memcpy(together.data() + held, part(from, at), bytes);
+      held += bytes;
+      at = end;
+      continue;
+    }
+    for (; at < end; at += std::min(kCopyBlock / width, end - at)) {
+      write_to_all(movement, at * width, part(from, at), std::min(kCopyBlock, (end - at) * width));
     }
   }
+  if (held != 0) write_to_all(movement, range.end * width - held, together.data(), held);
 }
 
 void move_broadcast(GroupState& state, Range range) {
   const Movement& movement = state.movement;
   const std::size_t width = size_of(state.call(0).type);
-  const std::size_t block = kCopyBlock / width;
   const std::byte* in = static_cast<const std::byte*>(movement.inputs[index(state.call(0).root)]);
-  for (std::size_t at = range.begin; at < range.end; at += block) {
-    const std::size_t bytes = std::min(block, range.end - at) * width;
-    for (void* const out : state.movement.outputs)
-      copy_bytes(static_cast<std::byte*>(out) + at * width, in + at * width, bytes, movement.stream);
+  for (std::size_t at = range.begin * width; at < range.end * width; at += kCopyBlock) {
+    write_to_all(movement, at, in + at, std::min(kCopyBlock, range.end * width - at));
   }
 }
 
 // Pieces are ranges of receiving ranks.
 void move_all_to_all(GroupState& state, Range receivers) {
+  const Movement& movement = state.movement;
+  const std::size_t ranks = state.members.size();
+  const std::size_t width = size_of(state.call(0).type);
+  const std::size_t each = state.call(0).in_count / ranks * width;
+  for (std::size_t to = receivers.begin; to < receivers.end; ++to) {
+    std::byte* out = static_cast<std::byte*>(movement.outputs[to]);
+    for (std::size_t from = 0; from < ranks; ++from) {
+      copy_bytes(out + from * each, static_cast<const std::byte*>(movement.inputs[from]) + to * each, each,
+                 movement.mode);
+    }
+  }
+}
+
+void move_all_to_all_v(GroupState& state, Range receivers) {
+  const Movement& movement = state.movement;
   const std::size_t ranks = state.members.size();
   const std::size_t width = size_of(state.call(0).type);
   // sent[i]: elements of rank i's input that lie before the part for the current receiver.
   std::vector<std::size_t> sent(ranks, 0);
-  const bool counts_given = state.call(0).counts_given;
-  const auto count = [&](std::size_t from, std::size_t to) {
-    return counts_given ? state.call(from).counts[to] : state.call(from).in_count / ranks;
-  };
   for (std::size_t from = 0; from < ranks; ++from) {
-    for (std::size_t to = 0; to < receivers.begin; ++to) sent[from] += count(from, to);
+    const auto& counts = state.call(from).counts;
+    sent[from] =
+        std::accumulate(counts.begin(), counts.begin() + static_cast<std::ptrdiff_t>(receivers.begin), std::size_t{0});
   }
   for (std::size_t to = receivers.begin; to < receivers.end; ++to) {
-    std::byte* out = static_cast<std::byte*>(state.call(to).out);
+    std::byte* out = static_cast<std::byte*>(movement.outputs[to]);
     for (std::size_t from = 0; from < ranks; ++from) {
-      const std::size_t elements = count(from, to);
-      copy_bytes(out, static_cast<const std::byte*>(state.call(from).in) + sent[from] * width, elements * width,
-                 state.movement.stream);
+      const std::size_t elements = state.call(from).counts[to];
+      copy_bytes(out, static_cast<const std::byte*>(movement.inputs[from]) + sent[from] * width, elements * width,
+                 movement.mode);
       out += elements * width;
       sent[from] += elements;
     }
   }
 }
 
-}  // namespace
+struct Bytes {
+  std::size_t read = 0;
+  std::size_t written = 0;
+};
 
-namespace {
-
-// Returns the bytes that will be read and written.
-std::size_t prepare_operation(GroupState& state) {
+// Of all ranks together.
+Bytes prepare_operation(GroupState& state) {
   Movement& movement = state.movement;
   const Call& first = state.call(0);
   const std::size_t ranks = state.members.size();
   const std::size_t width = size_of(first.type);
   movement.elements = 0;
+  if (first.operation == Operation::barrier) return {};
+  set_inputs(state);
+  if (first.operation != Operation::reduce) set_outputs(state);
   switch (first.operation) {
     case Operation::all_reduce:
-      set_inputs(state);
-      set_outputs(state);
       set_nodes(state);
       movement.elements = first.in_count;
-      return 2 * ranks * first.in_count * width;
+      return {ranks * first.in_count * width, ranks * first.in_count * width};
     case Operation::reduce:
-      set_inputs(state);
       movement.outputs.assign(1, state.call(index(first.root)).out);
       movement.elements = first.in_count;
-      return (ranks + 1) * first.in_count * width;
+      return {ranks * first.in_count * width, first.in_count * width};
     case Operation::reduce_scatter:
-      set_inputs(state);
-      set_outputs(state);
       set_offsets(movement, first, ranks, first.out_count);
       movement.elements = first.in_count;
-      return (ranks + 1) * first.in_count * width;
+      return {ranks * first.in_count * width, first.in_count * width};
     case Operation::all_gather:
-      set_inputs(state);
-      set_outputs(state);
       set_offsets(movement, first, ranks, first.in_count);
       movement.elements = first.out_count;
-      return (ranks + 1) * first.out_count * width;
+      return {first.out_count * width, ranks * first.out_count * width};
     case Operation::broadcast:
-      set_inputs(state);
-      set_outputs(state);
       movement.elements = first.in_count;
-      return (ranks + 1) * first.in_count * width;
+      return {first.in_count * width, ranks * first.in_count * width};
     case Operation::all_to_all: {
       movement.elements = ranks;
       std::size_t elements = 0;
@@ -217,10 +241,10 @@ std::size_t prepare_operation(GroupState& state) {
           return call.counts_given ? call.counts[to] : call.in_count / ranks;
         });
       }
-      return 2 * elements * width;
+      return {elements * width, elements * width};
     }
     default:
-      return 0;
+      return {};
   }
 }
 
@@ -238,9 +262,11 @@ void move_range(GroupState& state, std::size_t piece) {
       return move_all_gather(state, range);
     case Operation::broadcast:
       return move_broadcast(state, range);
-    case Operation::all_to_all:
-      return move_all_to_all(state, {chunk_begin(movement.elements, movement.pieces, piece),
-                                     chunk_begin(movement.elements, movement.pieces, piece + 1)});
+    case Operation::all_to_all: {
+      const Range receivers{chunk_begin(movement.elements, movement.pieces, piece),
+                            chunk_begin(movement.elements, movement.pieces, piece + 1)};
+      return state.call(0).counts_given ? move_all_to_all_v(state, receivers) : move_all_to_all(state, receivers);
+    }
     default:
       return;
   }
@@ -249,14 +275,14 @@ void move_range(GroupState& state, std::size_t piece) {
 }  // namespace
 
 std::size_t prepare_movement(GroupState& state) {
-  const std::size_t bytes = prepare_operation(state);
-  state.movement.stream = bytes >= kStreamBytes;
-  return bytes;
+  const Bytes bytes = prepare_operation(state);
+  state.movement.mode = copy_mode(bytes.written);
+  return bytes.read + bytes.written;
 }
 
 void move_piece(GroupState& state, std::size_t piece) {
   move_range(state, piece);
-  if (state.movement.stream) finish_streaming();
+  if (state.movement.mode == CopyMode::streamed) finish_streaming();
 }
 
 }  // namespace shardproof::internal

@@ -13,8 +13,9 @@ namespace shardproof::internal {
 
 namespace {
 
-// A block of partial sums stays in the first-level cache while all inputs pass by.
-constexpr std::size_t kBlock = 1024;
+// A block of partial sums stays in the first-level cache while all inputs pass by, and while it is written to all
+// receivers.
+constexpr std::size_t kBlock = 512;
 constexpr int kMaxDepth = 32;
 // Inputs that are added in one run.
 constexpr std::size_t kChain = 64;
@@ -74,8 +75,13 @@ void load_some(Acc* __restrict top, const T* const* inputs, std::size_t count, s
 
 template <class Op, class Acc, class T>
 void add_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  for (; inputs_count >= 8; inputs += 8, inputs_count -= 8) {
+  for (; inputs_count >= 16; inputs += 16, inputs_count -= 16) {
+    add_some<Op>(top, inputs, count, std::make_index_sequence<16>());
+  }
+  if (inputs_count >= 8) {
     add_some<Op>(top, inputs, count, std::make_index_sequence<8>());
+    inputs += 8;
+    inputs_count -= 8;
   }
   if (inputs_count >= 4) {
     add_some<Op>(top, inputs, count, std::make_index_sequence<4>());
@@ -119,7 +125,10 @@ void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, st
 // The same from nothing.
 template <class Op, class Acc, class T>
 void sum_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  if (inputs_count >= 8) {
+  if (inputs_count >= 16) {
+    load_some<Op>(top, inputs, count, std::make_index_sequence<15>());
+    add_inputs<Op>(top, inputs + 16, inputs_count - 16, count);
+  } else if (inputs_count >= 8) {
     load_some<Op>(top, inputs, count, std::make_index_sequence<7>());
     add_inputs<Op>(top, inputs + 8, inputs_count - 8, count);
   } else if (inputs_count >= 4) {
@@ -161,38 +170,61 @@ class Evaluator {
         accumulate_rounds_(rounds<Acc>(reducer.options->accumulate)),
         fuses_(std::is_same_v<T, Acc> && !wire_rounds_ && !accumulate_rounds_) {}
 
-  void run(const Order& order, std::size_t begin, std::size_t end, std::span<void* const> outputs, std::size_t shift) {
+  void run(std::size_t begin, std::size_t end) {
+    std::size_t chunk = chunk_of(begin);
+    set_order(chunk);
     for (std::size_t at = begin; at < end; at += kBlock) {
-      const std::size_t count = std::min(kBlock, end - at);
-      evaluate(order, at, count);
-      const T* result = finish(count);
-      for (void* const output : outputs) {
-        copy_bytes(static_cast<T*>(output) + (at - shift), result, count * sizeof(T), reducer_.stream);
+      const std::size_t block = std::min(kBlock, end - at);
+      for (offset_ = 0; offset_ < block;) {
+        if (chunks().begin(chunk + 1) <= at + offset_) set_order(chunk = chunk_of(at + offset_));
+        const std::size_t count = std::min(block - offset_, chunks().begin(chunk + 1) - (at + offset_));
+        evaluate(at + offset_, count);
+        finish(count);
+        offset_ += count;
       }
+      deliver(at, block);
     }
   }
 
  private:
   using Block = std::array<Acc, kBlock>;
 
-  void evaluate(const Order& order, std::size_t at, std::size_t count) {
+  const Chunks& chunks() const { return reducer_.chunks; }
+
+  // The chunk that element `at` lies in; empty chunks lie nowhere.
+  std::size_t chunk_of(std::size_t at) const {
+    std::size_t low = 0;
+    for (std::size_t high = chunks().count; high - low > 1;) {
+      const std::size_t middle = low + (high - low) / 2;
+      (chunks().begin(middle) <= at ? low : high) = middle;
+    }
+    return low;
+  }
+
+  void set_order(std::size_t chunk) {
+    order_.clear();
+    append_order(chunks().algorithm, reducer_.ranks, chunks().nodes, chunks().first + chunk, order_);
+  }
+
+  void evaluate(std::size_t at, std::size_t count) {
     depth_ = 0;
-    for (std::size_t s = 0; s < order.size();) {
-      const Step& step = order[s];
+    for (std::size_t s = 0; s < order_.size();) {
+      const Step& step = order_[s];
       if (fuses_ && step.kind != Step::Kind::merge) {
-        s = evaluate_run(order, s, at, count);
+        s = evaluate_run(s, at, count);
         continue;
       }
       switch (step.kind) {
         case Step::Kind::load:
-          convert(stack_[depth_++].data(), wired(step.rank, at, count), count);
+          ++depth_;
+          convert(top(), wired(step.rank, at, count), count);
           break;
         case Step::Kind::add:
           add_one(wired(step.rank, at, count), count);
           break;
         case Step::Kind::merge:
           --depth_;
-          add_one(static_cast<const Acc*>(stack_[depth_].data()), count);
+          add_one(static_cast<const Acc*>(stack_[depth_].data() + offset_), count);
           break;
       }
       if (step.hop && step.kind != Step::Kind::load) send(count);
@@ -201,19 +233,20 @@ class Evaluator {
   }
 
   // A load or an addition with the additions that follow, and the merge after them, when nothing rounds between them.
-  std::size_t evaluate_run(const Order& order, std::size_t s, std::size_t at, std::size_t count) {
-    const bool load = order[s].kind == Step::Kind::load;
+  std::size_t evaluate_run(std::size_t s, std::size_t at, std::size_t count) {
+    const bool load = order_[s].kind == Step::Kind::load;
     std::size_t length = 0;
     do {
-      chain_[length++] = inputs_[order[s++].rank] + at;
-    } while (s < order.size() && order[s].kind == Step::Kind::add && length < kChain);
+      chain_[length++] = inputs_[order_[s++].rank] + at;
+    } while (s < order_.size() && order_[s].kind == Step::Kind::add && length < kChain);
     if (!load) {
       add_inputs<Op>(top(), chain_.data(), length, count);
-    } else if (s < order.size() && order[s].kind == Step::Kind::merge && length <= kMergeable) {
+    } else if (s < order_.size() && order_[s].kind == Step::Kind::merge && length <= kMergeable) {
       merge_inputs<Op>(top(), chain_.data(), length, count);
       ++s;
     } else {
-      sum_inputs<Op>(stack_[depth_++].data(), chain_.data(), length, count);
+      ++depth_;
+      sum_inputs<Op>(top(), chain_.data(), length, count);
     }
     return s;
   }
@@ -224,7 +257,7 @@ class Evaluator {
     round_accumulator(count);
   }
 
-  Acc* top() { return stack_[depth_ - 1].data(); }
+  Acc* top() { return stack_[depth_ - 1].data() + offset_; }
 
   // The rank's input in the wire format.
   const T* wired(int rank, std::size_t at, std::size_t count) {
@@ -249,22 +282,46 @@ class Evaluator {
     }
   }
 
-  const T* finish(std::size_t count) {
-    Acc* result = top();
+  // What is left on the stack is the sum: as it will be stored.
+  void finish(std::size_t count) {
+    Acc* sum = top();
     if (reducer_.options->reduction == Reduction::average) {
       using Wide = std::conditional_t<std::is_floating_point_v<Acc>, Acc,
                                       std::conditional_t<std::is_signed_v<Acc>, std::int64_t, std::uint64_t>>;
       const Wide divisor = static_cast<Wide>(reducer_.ranks);
-      for (std::size_t i = 0; i < count; ++i) result[i] = static_cast<Acc>(static_cast<Wide>(result[i]) / divisor);
+      for (std::size_t i = 0; i < count; ++i) sum[i] = static_cast<Acc>(static_cast<Wide>(sum[i]) / divisor);
       round_accumulator(count);
     }
+    if constexpr (!std::is_same_v<T, Acc>) convert(result_.data() + offset_, sum, count);
+    if (wire_rounds_) round_block(reducer_.options->wire, result() + offset_, count);
+  }
+
+  T* result() {
     if constexpr (std::is_same_v<T, Acc>) {
-      if (wire_rounds_) round_block(reducer_.options->wire, result, count);
-      return result;
+      return stack_[0].data();
     } else {
-      convert(scratch_.data(), result, count);
-      round_block(reducer_.options->wire, scratch_.data(), count);
-      return scratch_.data();
+      return result_.data();
+    }
+  }
+
+  // The block that begins at element `at`, to those who receive it or a part of it.
+  void deliver(std::size_t at, std::size_t count) {
+    const Receivers& receivers = reducer_.receivers;
+    if (receivers.bounds.empty()) {
+      for (void* const output : receivers.outputs) {
+        copy_bytes(static_cast<T*>(output) + at, result(), count * sizeof(T), reducer_.mode);
+      }
+      return;
+    }
+    const auto after = std::upper_bound(receivers.bounds.begin(), receivers.bounds.end(), at);
+    auto receiver = static_cast<std::size_t>(after - receivers.bounds.begin()) - 1;
+    for (std::size_t done = 0; done < count; ++receiver) {
+      const std::size_t first = receivers.bounds[receiver];
+      const std::size_t part = std::min(count, receivers.bounds[receiver + 1] - at) - done;
+      if (part == 0) continue;
+      copy_bytes(static_cast<T*>(receivers.outputs[receiver]) + (at + done - first), result() + done, part * sizeof(T),
+                 reducer_.mode);
+      done += part;
     }
   }
 
@@ -272,55 +329,57 @@ class Evaluator {
   const T* const* inputs_;
   bool wire_rounds_;
   bool accumulate_rounds_;
-  bool fuses_;  // a hop changes nothing
+  bool fuses_;              // a hop changes nothing
+  Order order_;             // of the current chunk
+  std::size_t offset_ = 0;  // where in the block the current chunk's part begins
   std::size_t depth_ = 0;
   std::array<const T*, kChain> chain_;
   alignas(64) std::array<T, kBlock> scratch_;
+  alignas(64) std::array<T, std::is_same_v<T, Acc> ? 1 : kBlock> result_;  // where the sums are in another type
   alignas(64) std::array<Block, kMaxDepth> stack_;  // only as deep as the order goes is ever touched
 };
 
 template <class T, class Acc>
-void reduce_with(const Reducer& reducer, const Order& order, std::size_t begin, std::size_t end,
-                 std::span<void* const> outputs, std::size_t shift) {
+void reduce_with(const Reducer& reducer, std::size_t begin, std::size_t end) {
   switch (reducer.options->reduction) {
     case Reduction::sum:
     case Reduction::average:
-      return Evaluator<T, Acc, Sum>(reducer).run(order, begin, end, outputs, shift);
+      return Evaluator<T, Acc, Sum>(reducer).run(begin, end);
     case Reduction::max:
-      return Evaluator<T, Acc, Max>(reducer).run(order, begin, end, outputs, shift);
+      return Evaluator<T, Acc, Max>(reducer).run(begin, end);
     case Reduction::min:
-      return Evaluator<T, Acc, Min>(reducer).run(order, begin, end, outputs, shift);
+      return Evaluator<T, Acc, Min>(reducer).run(begin, end);
   }
 }
 
 }  // namespace
 
-void reduce_range(const Reducer& reducer, const Order& order, std::size_t begin, std::size_t end,
-                  std::span<void* const> outputs, std::size_t shift) {
+void reduce_range(const Reducer& reducer, std::size_t begin, std::size_t end) {
+  if (begin >= end) return;
   switch (reducer.type) {
     case ElementType::f32:
       if (reducer.options->accumulate.bytes == 8) {
-        return reduce_with<float, double>(reducer, order, begin, end, outputs, shift);
+        return reduce_with<float, double>(reducer, begin, end);
       }
-      return reduce_with<float, float>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<float, float>(reducer, begin, end);
     case ElementType::f64:
-      return reduce_with<double, double>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<double, double>(reducer, begin, end);
     case ElementType::i8:
-      return reduce_with<std::int8_t, std::int8_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::int8_t, std::int8_t>(reducer, begin, end);
     case ElementType::u8:
-      return reduce_with<std::uint8_t, std::uint8_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::uint8_t, std::uint8_t>(reducer, begin, end);
     case ElementType::i16:
-      return reduce_with<std::int16_t, std::int16_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::int16_t, std::int16_t>(reducer, begin, end);
     case ElementType::u16:
-      return reduce_with<std::uint16_t, std::uint16_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::uint16_t, std::uint16_t>(reducer, begin, end);
     case ElementType::i32:
-      return reduce_with<std::int32_t, std::int32_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::int32_t, std::int32_t>(reducer, begin, end);
     case ElementType::u32:
-      return reduce_with<std::uint32_t, std::uint32_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::uint32_t, std::uint32_t>(reducer, begin, end);
     case ElementType::i64:
-      return reduce_with<std::int64_t, std::int64_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::int64_t, std::int64_t>(reducer, begin, end);
     case ElementType::u64:
-      return reduce_with<std::uint64_t, std::uint64_t>(reducer, order, begin, end, outputs, shift);
+      return reduce_with<std::uint64_t, std::uint64_t>(reducer, begin, end);
   }
 }
 

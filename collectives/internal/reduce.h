@@ -5,23 +5,44 @@
 #include <span>
 
 #include "collectives/algorithms/order.h"
+#include "collectives/internal/copy.h"
 #include "collectives/options.h"
 #include "collectives/types.h"
 
 namespace shardproof::internal {
+
+/// How the elements are cut into chunks, each summed in an order of its own.
+struct Chunks {
+  Algorithm algorithm{};
+  std::span<const NodeMembers> nodes;
+  std::size_t count = 1;
+  std::size_t elements = 0;
+  std::size_t first = 0;                ///< chunk c has the order of the algorithm's chunk first + c
+  std::span<const std::size_t> bounds;  ///< [count + 1] where they begin; empty: chunk_begin of the elements
+
+  std::size_t begin(std::size_t chunk) const {
+    return bounds.empty() ? chunk_begin(elements, count, chunk) : bounds[chunk];
+  }
+};
+
+/// Who receives the result.
+struct Receivers {
+  std::span<void* const> outputs;
+  std::span<const std::size_t> bounds;  ///< output i receives [bounds[i], bounds[i + 1]); empty: each receives all
+};
 
 struct Reducer {
   ElementType type{};
   const ReduceOptions* options = nullptr;
   int ranks = 0;
   const void* const* inputs = nullptr;  // by group rank
-  bool stream = false;                  // write the results past the caches
+  Chunks chunks;
+  Receivers receivers;
+  CopyMode mode{};
 };
 
-/// Elements [begin, end) of every input, reduced in the order given, go to elements [begin - shift, ...) of each
-/// output. An output may be one of the inputs at the same place: a block is written after all inputs of it have been
-/// read.
-void reduce_range(const Reducer& reducer, const Order& order, std::size_t begin, std::size_t end,
-                  std::span<void* const> outputs, std::size_t shift);
+/// Reduces elements [begin, end) of every input and writes them to the receivers. An output may be one of the inputs at
+/// the same place: a block is written after all inputs of it have been read.
+void reduce_range(const Reducer& reducer, std::size_t begin, std::size_t end);
 
 }  // namespace shardproof::internal

@@ -50,7 +50,7 @@ bool complete(GroupState& state, std::size_t last) {
   movement.pieces = pieces_for(state, bytes);
   if (movement.pieces > 1) {
     movement.pieces_left.store(movement.pieces, std::memory_order_relaxed);
-    state.world->executor->post({run_piece, &state, movement.pieces});
+    state.world->executor->post({run_piece, &state, movement.pieces, true});
     return true;
   }
   move_piece(state, 0);

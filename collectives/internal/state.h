@@ -20,6 +20,7 @@
 #include "collectives/call.h"
 #include "collectives/call_hook.h"
 #include "collectives/executor.h"
+#include "collectives/internal/copy.h"
 #include "collectives/record.h"
 #include "collectives/task.h"
 #include "collectives/world.h"
@@ -52,6 +53,7 @@ struct Interval {
   std::uintptr_t end;
   std::size_t owner;
   bool is_output;
+  bool operator==(const Interval&) const = default;
 };
 /// Two overlapping buffers of different owners, one of them an output; the first owner is -1 if there are none.
 /// Sorts the intervals.
@@ -63,16 +65,17 @@ Overlap find_overlap(std::vector<Interval>& intervals);
 
 /// What the last arriver prepares for the pieces of one movement.
 struct Movement {
-  std::vector<const void*> inputs;   // [2n] by rank, twice, so that a ring's order is a range
+  std::vector<const void*> inputs;   // [n] by rank
   std::vector<void*> outputs;        // of the ranks that receive
   std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
   std::vector<NodeMembers> nodes;    // hierarchical, for the gpus_per_node below
   int gpus_per_node = 0;
   std::vector<std::size_t> sent;  // [n] elements sent, hierarchical all_to_all
   std::vector<Interval> intervals;
-  std::size_t elements = 0;  // what is split into pieces
+  std::vector<Interval> checked_intervals;  // of the last calls whose buffers were found not to overlap
+  std::size_t elements = 0;                 // what is split into pieces
   std::size_t pieces = 1;
-  bool stream = false;  // write past the caches
+  CopyMode mode{};
   std::atomic<std::size_t> pieces_left{0};
 };
 
@@ -135,11 +138,11 @@ CallInfo describe(const Call& call, const Part& part);
 /// Throws CollectiveMismatch if two of the arrived calls do not fit each other; also when not all have arrived.
 void check_match(const GroupState& state);
 /// The same, and what only shows when all are there: edges and overlaps.
-void check_complete(const GroupState& state);
+void check_complete(GroupState& state);
 /// Throws CollectiveMismatch if a message is not what its receiver expects.
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv);
 
-/// Prepares state.movement for the arrived calls; returns the bytes that will be read and written.
+/// Prepares state.movement for the arrived calls; returns the bytes that will be read and written, all together.
 std::size_t prepare_movement(GroupState& state);
 /// Does one of movement.pieces.
 void move_piece(GroupState& state, std::size_t piece);

@@ -8,7 +8,7 @@
 #include <optional>
 #include <unordered_map>
 
-#include "collectives/tbb_executor.h"
+#include "collectives/default_executor.h"
 #include "emu/run/cluster.h"
 #include "emu/run/transformer.h"
 
@@ -253,7 +253,7 @@ DeploymentGraph run_deployment_graph(const Plan& plan, int threads) {
                                           .weights = store,
                                           .format = format,
                                           .layouts = make_layouts(plan.model, cluster.mesh())};
-  const auto executor = threads > 0 ? std::make_unique<TbbExecutor>(threads) : std::make_unique<TbbExecutor>();
+  const auto executor = threads > 0 ? std::make_unique<DefaultExecutor>(threads) : std::make_unique<DefaultExecutor>();
   cluster.run(*executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
   return Builder(plan, cluster).build();
 }
