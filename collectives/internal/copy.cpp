@@ -27,9 +27,18 @@ std::size_t last_level_cache() {
 
 }  // namespace
 
-CopyMode copy_mode(std::size_t bytes_written) {
+CopyMode copy_mode(std::size_t bytes_read, std::size_t bytes_written) {
   static const std::size_t cache = last_level_cache();
-  return bytes_written > cache ? CopyMode::streamed : CopyMode::cached;
+  if (bytes_written > cache) return CopyMode::streamed;
+  return bytes_read + bytes_written > cache ? CopyMode::ahead : CopyMode::cached;
+}
+
+// Into the second-level cache: a block of all ranks together may be more than the first holds.
+void fetch_to_read(const void* from, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at, 0, 2);
+}
+void fetch_to_write(void* to, std::size_t bytes) {
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(to) + at, 1, 2);
 }
 
 #if defined(__SSE2__)

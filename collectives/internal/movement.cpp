@@ -68,6 +68,27 @@ Range piece_range(const Movement& movement, std::size_t piece) {
   return {begin(piece), begin(piece + 1)};
 }
 
+// To write an order takes as long as to add a few hundred elements in it. A group mostly calls with the same algorithm.
+void set_orders(GroupState& state) {
+  constexpr std::size_t kMostSteps = 4096;
+  Movement& movement = state.movement;
+  KnownOrders& known = movement.known;
+  const ReduceOptions& options = state.call(0).options;
+  const std::size_t chunks = chunk_count(options.algorithm, state.size(), movement.nodes);
+  const bool hierarchical = options.algorithm == Algorithm::hierarchical;
+  if (!known.orders.empty() && known.algorithm == options.algorithm &&
+      (!hierarchical || known.gpus_per_node == options.gpus_per_node)) {
+    return;
+  }
+  known.algorithm = options.algorithm;
+  known.gpus_per_node = options.gpus_per_node;
+  known.orders.resize(chunks * state.members.size() <= kMostSteps ? chunks : 0);
+  for (std::size_t chunk = 0; chunk < known.orders.size(); ++chunk) {
+    known.orders[chunk].clear();
+    append_order(options.algorithm, state.size(), movement.nodes, chunk, known.orders[chunk]);
+  }
+}
+
 Reducer reducer(const GroupState& state, const Chunks& chunks, std::span<const std::size_t> receiver_bounds = {}) {
   const Movement& movement = state.movement;
   const Call& call = state.call(0);
@@ -86,7 +107,8 @@ void move_all_reduce(GroupState& state, Range range) {
   const Reducer reduce = reducer(state, {.algorithm = algorithm,
                                          .nodes = movement.nodes,
                                          .count = chunk_count(algorithm, state.size(), movement.nodes),
-                                         .elements = movement.elements});
+                                         .elements = movement.elements,
+                                         .orders = movement.known.orders});
   reduce_range(reduce, range.begin, range.end);
 }
 
@@ -101,7 +123,8 @@ void move_reduce(GroupState& state, Range range) {
 // Rank order is the same for all parts; on the ring each has its own.
 void move_reduce_scatter(GroupState& state, Range range) {
   const Movement& movement = state.movement;
-  Chunks chunks{.algorithm = state.call(0).options.algorithm, .elements = movement.elements};
+  Chunks chunks{
+      .algorithm = state.call(0).options.algorithm, .elements = movement.elements, .orders = movement.known.orders};
   if (chunks.algorithm == Algorithm::ring) {
     chunks.count = state.members.size();
     chunks.bounds = movement.offsets;
@@ -213,13 +236,16 @@ Bytes prepare_operation(GroupState& state) {
   switch (first.operation) {
     case Operation::all_reduce:
       set_nodes(state);
+      set_orders(state);
       movement.elements = first.in_count;
       return {ranks * first.in_count * width, ranks * first.in_count * width};
     case Operation::reduce:
+      set_orders(state);
       movement.outputs.assign(1, state.call(index(first.root)).out);
       movement.elements = first.in_count;
       return {ranks * first.in_count * width, first.in_count * width};
     case Operation::reduce_scatter:
+      set_orders(state);
       set_offsets(movement, first, ranks, first.out_count);
       movement.elements = first.in_count;
       return {ranks * first.in_count * width, first.in_count * width};
@@ -276,7 +302,7 @@ void move_range(GroupState& state, std::size_t piece) {
 
 std::size_t prepare_movement(GroupState& state) {
   const Bytes bytes = prepare_operation(state);
-  state.movement.mode = copy_mode(bytes.written);
+  state.movement.mode = copy_mode(bytes.read, bytes.written);
   return bytes.read + bytes.written;
 }
 

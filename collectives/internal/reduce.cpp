@@ -106,20 +106,17 @@ void merge_some(Acc* __restrict top, const T* const* inputs, std::size_t count, 
   }
 }
 
-constexpr std::size_t kMergeable = 4;
+constexpr std::size_t kMergeable = 8;
 
+template <class Op, class Acc, class T, std::size_t... N>
+void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count,
+                  std::index_sequence<N...>) {
+  // One of merge_some for 1, 2, ... inputs.
+  (void)((inputs_count == N + 1 && (merge_some<Op>(top, inputs, count, std::make_index_sequence<N>()), true)) || ...);
+}
 template <class Op, class Acc, class T>
 void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  switch (inputs_count) {
-    case 1:
-      return merge_some<Op>(top, inputs, count, std::index_sequence<>());
-    case 2:
-      return merge_some<Op>(top, inputs, count, std::make_index_sequence<1>());
-    case 3:
-      return merge_some<Op>(top, inputs, count, std::make_index_sequence<2>());
-    default:
-      return merge_some<Op>(top, inputs, count, std::make_index_sequence<3>());
-  }
+  merge_inputs<Op>(top, inputs, inputs_count, count, std::make_index_sequence<kMergeable>());
 }
 
 // The same from nothing.
@@ -172,16 +169,21 @@ class Evaluator {
 
   void run(std::size_t begin, std::size_t end) {
     std::size_t chunk = chunk_of(begin);
+    std::size_t chunk_end = chunks().begin(chunk + 1);
     set_order(chunk);
     for (std::size_t at = begin; at < end; at += kBlock) {
       const std::size_t block = std::min(kBlock, end - at);
       for (offset_ = 0; offset_ < block;) {
-        if (chunks().begin(chunk + 1) <= at + offset_) set_order(chunk = chunk_of(at + offset_));
-        const std::size_t count = std::min(block - offset_, chunks().begin(chunk + 1) - (at + offset_));
+        if (chunk_end <= at + offset_) {
+          while (chunk_end <= at + offset_) chunk_end = chunks().begin(++chunk + 1);
+          set_order(chunk);
+        }
+        const std::size_t count = std::min(block - offset_, chunk_end - (at + offset_));
         evaluate(at + offset_, count);
         finish(count);
         offset_ += count;
       }
+      next_ = std::min(kBlock, end - (at + block));
       deliver(at, block);
     }
   }
@@ -202,8 +204,14 @@ class Evaluator {
   }
 
   void set_order(std::size_t chunk) {
-    order_.clear();
-    append_order(chunks().algorithm, reducer_.ranks, chunks().nodes, chunks().first + chunk, order_);
+    const std::size_t number = chunks().first + chunk;
+    if (!chunks().orders.empty()) {
+      order_ = chunks().orders[number];
+      return;
+    }
+    made_order_.clear();
+    append_order(chunks().algorithm, reducer_.ranks, chunks().nodes, number, made_order_);
+    order_ = made_order_;
   }
 
   void evaluate(std::size_t at, std::size_t count) {
@@ -308,8 +316,10 @@ class Evaluator {
   void deliver(std::size_t at, std::size_t count) {
     const Receivers& receivers = reducer_.receivers;
     if (receivers.bounds.empty()) {
-      for (void* const output : receivers.outputs) {
-        copy_bytes(static_cast<T*>(output) + at, result(), count * sizeof(T), reducer_.mode);
+      for (std::size_t i = 0; i < receivers.outputs.size(); ++i) {
+        T* const to = static_cast<T*>(receivers.outputs[i]) + at;
+        if (reducer_.mode != CopyMode::cached) fetch_ahead(i, at + count, to + count);
+        copy_bytes(to, result(), count * sizeof(T), reducer_.mode);
       }
       return;
     }
@@ -325,13 +335,25 @@ class Evaluator {
     }
   }
 
+  // While output i is written: what the block at `next` needs, of some inputs and of this output.
+  void fetch_ahead(std::size_t i, std::size_t next, T* to) {
+    const auto ranks = static_cast<std::size_t>(reducer_.ranks);
+    const std::size_t outputs = reducer_.receivers.outputs.size();
+    for (std::size_t rank = ranks * i / outputs; rank < ranks * (i + 1) / outputs; ++rank) {
+      fetch_to_read(inputs_[rank] + next, next_ * sizeof(T));
+    }
+    if (reducer_.mode == CopyMode::ahead) fetch_to_write(to, next_ * sizeof(T));
+  }
+
   const Reducer& reducer_;
   const T* const* inputs_;
   bool wire_rounds_;
   bool accumulate_rounds_;
-  bool fuses_;              // a hop changes nothing
-  Order order_;             // of the current chunk
+  bool fuses_;                   // a hop changes nothing
+  std::span<const Step> order_;  // of the current chunk
+  Order made_order_;
   std::size_t offset_ = 0;  // where in the block the current chunk's part begins
+  std::size_t next_ = 0;    // elements of the next block
   std::size_t depth_ = 0;
   std::array<const T*, kChain> chain_;
   alignas(64) std::array<T, kBlock> scratch_;

@@ -18,6 +18,7 @@ struct Chunks {
   std::size_t count = 1;
   std::size_t elements = 0;
   std::size_t first = 0;                ///< chunk c has the order of the algorithm's chunk first + c
+  std::span<const Order> orders;        ///< of the algorithm's chunks, where they are kept; empty: to be made
   std::span<const std::size_t> bounds;  ///< [count + 1] where they begin; empty: chunk_begin of the elements
 
   std::size_t begin(std::size_t chunk) const {

@@ -63,6 +63,13 @@ struct Overlap {
 };
 Overlap find_overlap(std::vector<Interval>& intervals);
 
+/// The orders of an algorithm's chunks, kept from call to call.
+struct KnownOrders {
+  Algorithm algorithm{};
+  int gpus_per_node = 0;
+  std::vector<Order> orders;  // empty where there are none, or more than are worth keeping
+};
+
 /// What the last arriver prepares for the pieces of one movement.
 struct Movement {
   std::vector<const void*> inputs;   // [n] by rank
@@ -70,6 +77,7 @@ struct Movement {
   std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
   std::vector<NodeMembers> nodes;    // hierarchical, for the gpus_per_node below
   int gpus_per_node = 0;
+  KnownOrders known;
   std::vector<std::size_t> sent;  // [n] elements sent, hierarchical all_to_all
   std::vector<Interval> intervals;
   std::vector<Interval> checked_intervals;  // of the last calls whose buffers were found not to overlap
