@@ -3,244 +3,18 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
-#include <cmath>
-#include <cstring>
+#include <algorithm>
 #include <map>
-#include <random>
+#include <utility>
 
 #include "collectives/algorithms/tree.h"
 #include "tests/collectives/helpers.h"
+#include "tests/collectives/oracles.h"
 
 namespace shardproof {
 namespace {
 
-using testing::index;
-using testing::OneGroup;
-
-// A coarse format: 8 significant bits, as bfloat16 has them.
-float coarse(float value) {
-  std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  bits += 0x7fffu + ((bits >> 16) & 1u);
-  return std::bit_cast<float>(bits & 0xffff0000u);
-}
-void round_coarse(std::span<float> values) {
-  for (float& value : values) value = coarse(value);
-}
-constexpr Rounding kCoarse{.name = "coarse", .bytes = 2, .round_float = round_coarse, .round_double = nullptr};
-
-struct Numbers {
-  bool wire = false;        // round to the coarse format at rest and on the way
-  bool accumulate = false;  // and after each addition
-  float at_rest(float value) const { return wire ? coarse(value) : value; }
-  float add(float a, float b) const { return accumulate ? coarse(a + b) : a + b; }
-  ReduceOptions options(Algorithm algorithm, int gpus_per_node = 8) const {
-    ReduceOptions result{.algorithm = algorithm, .gpus_per_node = gpus_per_node};
-    if (wire) result.wire = kCoarse;
-    if (accumulate) result.accumulate = kCoarse;
-    return result;
-  }
-};
-
-using Buffers = std::vector<std::vector<float>>;  // [rank][element]
-
-struct Range {
-  std::size_t begin;
-  std::size_t end;
-};
-
-Range chunk_of(std::size_t count, int chunks, int chunk) {
-  const auto n = static_cast<std::size_t>(chunks);
-  const auto c = static_cast<std::size_t>(((chunk % chunks) + chunks) % chunks);
-  return {chunk_begin(count, n, c), chunk_begin(count, n, c + 1)};
-}
-
-std::vector<float> slice(const std::vector<float>& values, Range range) {
-  return {values.begin() + static_cast<std::ptrdiff_t>(range.begin),
-          values.begin() + static_cast<std::ptrdiff_t>(range.end)};
-}
-
-// The network: messages in flight are copies, taken before anybody receives.
-struct Message {
-  std::size_t to;
-  Range range;
-  std::vector<float> data;
-};
-
-void deliver_add(const Numbers& numbers, Buffers& buffers, const std::vector<Message>& messages) {
-  for (const Message& message : messages) {
-    for (std::size_t i = message.range.begin; i < message.range.end; ++i) {
-      float& mine = buffers[message.to][i];
-      mine = numbers.at_rest(numbers.add(message.data[i - message.range.begin], mine));
-    }
-  }
-}
-void deliver_copy(Buffers& buffers, const std::vector<Message>& messages) {
-  for (const Message& message : messages) {
-    std::copy(message.data.begin(), message.data.end(),
-              buffers[message.to].begin() + static_cast<std::ptrdiff_t>(message.range.begin));
-  }
-}
-
-// Reduce-scatter and all-gather around a ring of `members`, on `whole`, a step at a time.
-void ring_reduce(const Numbers& numbers, Buffers& buffers, const std::vector<std::size_t>& members, Range whole) {
-  const int n = static_cast<int>(members.size());
-  for (int step = 0; step < n - 1; ++step) {
-    std::vector<Message> messages;
-    for (int r = 0; r < n; ++r) {
-      // Rank r sends the chunk that it received in the step before; first, the one before its own.
-      Range range = chunk_of(whole.end - whole.begin, n, r - 1 - step);
-      range = {range.begin + whole.begin, range.end + whole.begin};
-      messages.push_back({members[static_cast<std::size_t>((r + 1) % n)], range,
-                          slice(buffers[members[static_cast<std::size_t>(r)]], range)});
-    }
-    deliver_add(numbers, buffers, messages);
-  }
-}
-void ring_gather(Buffers& buffers, const std::vector<std::size_t>& members, Range whole) {
-  const int n = static_cast<int>(members.size());
-  for (int step = 0; step < n - 1; ++step) {
-    std::vector<Message> messages;
-    for (int r = 0; r < n; ++r) {
-      Range range = chunk_of(whole.end - whole.begin, n, r - step);
-      range = {range.begin + whole.begin, range.end + whole.begin};
-      messages.push_back({members[static_cast<std::size_t>((r + 1) % n)], range,
-                          slice(buffers[members[static_cast<std::size_t>(r)]], range)});
-    }
-    deliver_copy(buffers, messages);
-  }
-}
-
-void oracle_ring(const Numbers& numbers, Buffers& buffers) {
-  std::vector<std::size_t> members;
-  for (std::size_t r = 0; r < buffers.size(); ++r) members.push_back(r);
-  ring_reduce(numbers, buffers, members, {0, buffers[0].size()});
-  ring_gather(buffers, members, {0, buffers[0].size()});
-}
-
-// Chunks sized as the library cuts them: the whole into G * M chunks, part g being M of them.
-void oracle_hierarchical(const Numbers& numbers, Buffers& buffers, std::size_t per_node) {
-  const std::size_t n = buffers.size();
-  const std::size_t count = buffers[0].size();
-  const std::size_t nodes = n / per_node;
-  const auto part = [&](std::size_t g) {
-    return Range{chunk_begin(count, n, g * nodes), chunk_begin(count, n, (g + 1) * nodes)};
-  };
-  const auto chunk = [&](std::size_t g, std::size_t m) {
-    return Range{chunk_begin(count, n, g * nodes + m), chunk_begin(count, n, g * nodes + m + 1)};
-  };
-  const auto send = [&](std::size_t from, std::size_t to, Range range) {
-    return Message{to, range, slice(buffers[from], range)};
-  };
-  for (std::size_t step = 0; step + 1 < per_node; ++step) {  // reduce-scatter inside every node
-    std::vector<Message> messages;
-    for (std::size_t m = 0; m < nodes; ++m) {
-      for (std::size_t g = 0; g < per_node; ++g) {
-        const std::size_t to = m * per_node + (g + 1) % per_node;
-        messages.push_back(send(m * per_node + g, to, part((g + 2 * per_node - 1 - step) % per_node)));
-      }
-    }
-    deliver_add(numbers, buffers, messages);
-  }
-  for (const bool gather : {false, true}) {  // all-reduce of part g across the nodes
-    for (std::size_t step = 0; step + 1 < nodes; ++step) {
-      std::vector<Message> messages;
-      for (std::size_t m = 0; m < nodes; ++m) {
-        for (std::size_t g = 0; g < per_node; ++g) {
-          const std::size_t c = (m + 2 * nodes - (gather ? 0 : 1) - step) % nodes;
-          messages.push_back(send(m * per_node + g, (m + 1) % nodes * per_node + g, chunk(g, c)));
-        }
-      }
-      gather ? deliver_copy(buffers, messages) : deliver_add(numbers, buffers, messages);
-    }
-  }
-  for (std::size_t step = 0; step + 1 < per_node; ++step) {  // all-gather inside every node
-    std::vector<Message> messages;
-    for (std::size_t m = 0; m < nodes; ++m) {
-      for (std::size_t g = 0; g < per_node; ++g) {
-        messages.push_back(
-            send(m * per_node + g, m * per_node + (g + 1) % per_node, part((g + per_node - step) % per_node)));
-      }
-    }
-    deliver_copy(buffers, messages);
-  }
-}
-
-// Every rank waits for its children, adds them to its own input, and sends to its parent; then back down.
-void oracle_tree(const Numbers& numbers, Buffers& buffers) {
-  const int n = static_cast<int>(buffers.size());
-  const Buffers inputs = buffers;
-  for (const int tree : {0, 1}) {
-    const Range half = chunk_of(inputs[0].size(), 2, tree);
-    std::map<int, std::vector<float>> sent;
-    int root = -1;
-    // A rank can send once its children have: repeat until all have.
-    while (static_cast<int>(sent.size()) < n) {
-      for (int r = 0; r < n; ++r) {
-        const TreeNode node = double_tree_node(n, tree, r);
-        const auto ready = [&](int child) { return child < 0 || sent.contains(child); };
-        if (sent.contains(r) || !ready(node.first_child) || !ready(node.second_child)) continue;
-        std::vector<float> sum = slice(inputs[static_cast<std::size_t>(r)], half);
-        for (const int child : {node.first_child, node.second_child}) {
-          if (child < 0) continue;
-          for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = numbers.add(sum[i], sent[child][i]);
-        }
-        for (float& value : sum) value = numbers.at_rest(value);
-        sent[r] = sum;
-        if (node.parent < 0) root = r;
-      }
-    }
-    for (std::vector<float>& buffer : buffers) {
-      std::copy(sent[root].begin(), sent[root].end(), buffer.begin() + static_cast<std::ptrdiff_t>(half.begin));
-    }
-  }
-}
-
-void oracle_recursive_doubling(const Numbers& numbers, Buffers& buffers) {
-  const std::size_t n = buffers.size();
-  const std::size_t participants = std::bit_floor(n);
-  const std::size_t extra = n - participants;
-  const Range whole{0, buffers[0].size()};
-  const auto rank_of = [&](std::size_t p) { return p < extra ? 2 * p + 1 : p + extra; };
-  std::vector<Message> messages;
-  for (std::size_t p = 0; p < extra; ++p) messages.push_back({2 * p + 1, whole, buffers[2 * p]});
-  deliver_add(numbers, buffers, messages);
-  for (std::size_t distance = 1; distance < participants; distance *= 2) {
-    messages.clear();
-    for (std::size_t p = 0; p < participants; ++p) {
-      messages.push_back({rank_of(p ^ distance), whole, buffers[rank_of(p)]});
-    }
-    deliver_add(numbers, buffers, messages);
-  }
-  messages.clear();
-  for (std::size_t p = 0; p < extra; ++p) messages.push_back({2 * p, whole, buffers[2 * p + 1]});
-  deliver_copy(buffers, messages);
-}
-
-void oracle_rank_order(const Numbers& numbers, Buffers& buffers) {
-  const Buffers inputs = buffers;
-  for (std::size_t i = 0; i < inputs[0].size(); ++i) {
-    float sum = inputs[0][i];
-    for (std::size_t r = 1; r < inputs.size(); ++r) sum = numbers.add(sum, inputs[r][i]);
-    for (std::vector<float>& buffer : buffers) buffer[i] = numbers.at_rest(sum);
-  }
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
-
-// Values of very different size, so that any other order gives other bits.
-Buffers rough_inputs(int ranks, std::size_t count, std::uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::uniform_real_distribution<float> mantissa(-1, 1);
-  std::uniform_int_distribution<int> exponent(-12, 12);
-  Buffers inputs(static_cast<std::size_t>(ranks), std::vector<float>(count));
-  for (auto& input : inputs) {
-    for (float& value : input) value = std::ldexp(mantissa(random), exponent(random));
-  }
-  return inputs;
-}
+using namespace testing;  // the oracles
 
 class Orders : public ::testing::TestWithParam<Numbers> {};
 INSTANTIATE_TEST_SUITE_P(Formats, Orders,
@@ -249,10 +23,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, Orders,
 
 void expect_faithful(const Numbers& numbers, Algorithm algorithm, int ranks, std::size_t count, int per_node) {
   const Buffers inputs = rough_inputs(ranks, count, static_cast<std::uint64_t>(ranks) * 1000 + count);
-  Buffers expected = inputs;
-  for (auto& buffer : expected) {
-    for (float& value : buffer) value = numbers.at_rest(value);
-  }
+  Buffers expected = at_rest(numbers, inputs);
   switch (algorithm) {
     case Algorithm::rank_order:
       oracle_rank_order(numbers, expected);
@@ -294,25 +65,131 @@ TEST_P(Orders, OfLargeDataSplitOverThreadsAreTheSame) {
   for (const Algorithm algorithm : kAlgorithms) expect_faithful(GetParam(), algorithm, 8, 50'001, 4);
 }
 
-TEST_P(Orders, OfReduceScatterFollowTheRing) {
+// Members of a group that lie unevenly on the nodes of a larger world: [group rank] -> global rank.
+const std::vector<std::vector<int>> kUneven{
+    {0, 1, 2, 3, 4}, {0, 1, 2, 4, 5, 6, 7, 8, 11}, {5, 6, 7, 8, 9, 10, 11}, {9, 2, 0, 11, 5, 4, 3}, {0, 4, 8, 9}, {7}};
+
+std::vector<Members> nodes_of(const std::vector<int>& members, int gpus_per_node) {
+  std::map<int, Members> nodes;
+  for (std::size_t i = 0; i < members.size(); ++i) nodes[members[i] / gpus_per_node].push_back(i);
+  std::vector<Members> result;
+  for (const auto& [number, node] : nodes) result.push_back(node);
+  return result;
+}
+
+TEST_P(Orders, OfHierarchicalOnUnevenNodesFollowTheChainsAndTheRing) {
+  constexpr int kPerNode = 4;
+  int uneven = 0;
+  for (const std::vector<int>& members : kUneven) {
+    for (const std::size_t count : {0u, 1u, 2u, 7u, 64u, 1003u, 5000u}) {
+      const std::vector<Members> nodes = nodes_of(members, kPerNode);
+      uneven += std::any_of(nodes.begin(), nodes.end(), [&](const Members& n) { return n.size() != nodes[0].size(); });
+      const Buffers inputs = rough_inputs(static_cast<int>(members.size()), count, 77 + count);
+      Buffers expected = at_rest(GetParam(), inputs);
+      oracle_hierarchical_uneven(GetParam(), expected, nodes);
+      World world(12);
+      std::vector<GlobalRank> ranks;
+      for (const int rank : members) ranks.push_back(GlobalRank{rank});
+      const GroupId group = world.add_group("dp", ranks);
+      const auto program = [&](GlobalRank rank) -> Task<> {
+        if (std::find(ranks.begin(), ranks.end(), rank) == ranks.end()) co_return;
+        const Communicator comm = world.communicator(group, rank);
+        std::vector<float> values = inputs[index(comm.rank())];
+        co_await comm.all_reduce(values, GetParam().options(Algorithm::hierarchical, kPerNode));
+        EXPECT_TRUE(same_bits(values, expected[index(comm.rank())])) << members.size() << " ranks, " << count;
+      };
+      DefaultExecutor executor(2);
+      world.run(executor, program);
+    }
+  }
+  EXPECT_GE(uneven, 4 * 7);
+}
+
+TEST_P(Orders, OfHierarchicalWithALastNodeThatIsNotFull) {
+  for (const auto& [ranks, per_node] : {std::pair{5, 2}, {7, 3}, {9, 8}, {10, 4}, {13, 8}, {23, 8}}) {
+    const Buffers inputs = rough_inputs(ranks, 1003, 9);
+    std::vector<int> members;
+    for (int rank = 0; rank < ranks; ++rank) members.push_back(rank);
+    Buffers expected = at_rest(GetParam(), inputs);
+    oracle_hierarchical_uneven(GetParam(), expected, nodes_of(members, per_node));
+    OneGroup group(ranks);
+    group.run([&, per_node = per_node](Communicator comm) -> Task<> {
+      std::vector<float> values = inputs[index(comm.rank())];
+      co_await comm.all_reduce(values, GetParam().options(Algorithm::hierarchical, per_node));
+      EXPECT_TRUE(same_bits(values, expected[index(comm.rank())])) << comm.size() << " on nodes of " << per_node;
+    });
+  }
+}
+
+TEST_P(Orders, OfReduceScatterAreRankOrderOrTheRing) {
   const Numbers numbers = GetParam();
   for (const int ranks : {1, 2, 3, 5, 8}) {
-    const std::size_t count = static_cast<std::size_t>(ranks) * 37;
-    const Buffers inputs = rough_inputs(ranks, count, 5);
-    Buffers expected = inputs;
-    for (auto& buffer : expected) {
-      for (float& value : buffer) value = numbers.at_rest(value);
+    for (const bool even : {true, false}) {
+      // Uneven: empty parts, and a part longer than a block of the evaluator.
+      std::vector<std::size_t> counts;
+      std::vector<std::size_t> bounds{0};
+      for (int r = 0; r < ranks; ++r) {
+        counts.push_back(even ? 37 : r % 3 == 1 ? 0 : static_cast<std::size_t>(700 * r + 5));
+        bounds.push_back(bounds.back() + counts.back());
+      }
+      const Buffers inputs = rough_inputs(ranks, bounds.back(), 5);
+      Buffers around = at_rest(numbers, inputs);
+      oracle_ring_scatter(numbers, around, bounds);
+      Buffers direct = at_rest(numbers, inputs);
+      oracle_rank_order(numbers, direct);
+      OneGroup group(ranks);
+      group.run([&](Communicator comm) -> Task<> {
+        const std::size_t me = index(comm.rank());
+        const Range mine{bounds[me], bounds[me + 1]};
+        for (const Algorithm algorithm : {Algorithm::ring, Algorithm::rank_order}) {
+          const Buffers& expected = algorithm == Algorithm::ring ? around : direct;
+          std::vector<float> out(counts[me]);
+          co_await comm.reduce_scatter_v(inputs[me], out, counts, numbers.options(algorithm));
+          EXPECT_TRUE(same_bits(out, slice(expected[me], mine))) << to_string(algorithm) << " " << comm.size();
+        }
+      });
     }
-    std::vector<std::size_t> members;
-    for (std::size_t r = 0; r < expected.size(); ++r) members.push_back(r);
-    ring_reduce(numbers, expected, members, {0, count});
-    OneGroup group(ranks);
-    group.run([&](Communicator comm) -> Task<> {
-      const std::size_t me = index(comm.rank());
-      std::vector<float> out(37);
-      co_await comm.reduce_scatter(inputs[me], out, numbers.options(Algorithm::ring));
-      EXPECT_TRUE(same_bits(out, slice(expected[me], {me * 37, me * 37 + 37})));
-    });
+  }
+}
+
+TEST_P(Orders, OfReduceAreRankOrderOrAChainThatEndsAtTheRoot) {
+  const Numbers numbers = GetParam();
+  for (const int ranks : {1, 2, 3, 5, 8, 13}) {
+    for (const std::size_t count : {1u, 600u, 20'000u}) {
+      const Buffers inputs = rough_inputs(ranks, count, 21);
+      Buffers direct = at_rest(numbers, inputs);
+      oracle_rank_order(numbers, direct);
+      OneGroup group(ranks);
+      group.run([&](Communicator comm) -> Task<> {
+        for (int root = 0; root < comm.size(); ++root) {
+          const auto at = static_cast<std::size_t>(root);
+          Buffers chain = at_rest(numbers, inputs);
+          if (to_int(comm.rank()) == root) oracle_chain(numbers, chain, at);
+          for (const Algorithm algorithm : {Algorithm::ring, Algorithm::rank_order}) {
+            std::vector<float> out(to_int(comm.rank()) == root ? count : 0);
+            co_await comm.reduce(inputs[index(comm.rank())], out, GroupRank{root}, numbers.options(algorithm));
+            if (to_int(comm.rank()) != root) continue;
+            const Buffers& expected = algorithm == Algorithm::ring ? chain : direct;
+            EXPECT_TRUE(same_bits(out, expected[at])) << to_string(algorithm) << " " << comm.size() << " root " << root;
+          }
+        }
+      });
+    }
+  }
+}
+
+TEST(Orders, OfReduceDifferWithTheRootOnRoughData) {
+  // Else the chain's oracle would prove nothing.
+  const Buffers inputs = rough_inputs(5, 600, 21);
+  std::vector<std::vector<float>> sums;
+  for (std::size_t root = 0; root < 5; ++root) {
+    Buffers chain = inputs;
+    oracle_chain({}, chain, root);
+    sums.push_back(chain[root]);
+  }
+
+  for (std::size_t a = 0; a < sums.size(); ++a) {
+    for (std::size_t b = 0; b < a; ++b) EXPECT_FALSE(same_bits(sums[a], sums[b])) << a << " " << b;
   }
 }
 
