@@ -223,6 +223,7 @@ double bytes_moved(const BandwidthCase& what) {
 }
 
 BandwidthRow measure_bandwidth(Executor& executor, const BandwidthCase& what, double seconds) {
+  if (what.ranks < 1) throw std::invalid_argument("a bandwidth is measured between at least one rank");
   const Buffers buffers = make_buffers(what);
   World world(what.ranks, {.keep_records = false});
   std::vector<GlobalRank> members;

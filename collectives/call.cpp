@@ -22,6 +22,7 @@ std::string CallInfo::to_string() const {
       operation == Operation::all_reduce || operation == Operation::reduce || operation == Operation::reduce_scatter;
   if (reduces) {
     text += fmt::format(" ({}, {}", shardproof::to_string(reduction), shardproof::to_string(algorithm));
+    if (algorithm == Algorithm::hierarchical) text += fmt::format(", gpus_per_node {}", gpus_per_node);
     if (wire != "native") text += fmt::format(", wire {}", wire);
     if (accumulate != "native") text += fmt::format(", accumulate {}", accumulate);
     text += ")";

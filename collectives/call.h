@@ -28,6 +28,7 @@ struct CallInfo {
   int peer = -1;               ///< global rank of the root or of the other side; -1 where there is none
   Reduction reduction{};
   Algorithm algorithm{};
+  int gpus_per_node = 0;        ///< where the algorithm asks for it
   std::string_view wire;        ///< name of the wire format
   std::string_view accumulate;  ///< name of the accumulation format
   SourceLocation where{};

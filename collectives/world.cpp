@@ -161,6 +161,7 @@ void redirect(internal::Call& call, const Communicator& to) {
 
 void World::run(Executor& executor, const Program& program) {
   WorldState& world = *state_;
+  if (world.executor != nullptr) throw std::logic_error("World::run was called while the same world is running");
   reset(world);
   for (RankState& rank : world.ranks) rank.records.clear();
   world.executor = &executor;

@@ -58,6 +58,8 @@ class World {
   /// DeadlockError when ranks wait for ever without any of these. Ranks not held up by a failed one run on until they
   /// finish or wait, so what is thrown does not depend on the schedule. The world can run again afterwards.
   ///
+  /// Throws std::logic_error when called from a program of its own.
+  ///
   /// `program` must return the task of a coroutine that owns what it needs: a lambda that is itself a coroutine must
   /// outlive the run, with its captures.
   void run(Executor& executor, const Program& program);

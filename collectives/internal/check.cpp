@@ -3,7 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 
@@ -18,8 +18,13 @@ namespace {
   throw InvalidCall(describe(call), problem);
 }
 
+// Never wraps around: counts that no buffer could hold do not add up to one that is there.
 std::size_t total(std::span<const std::size_t> counts) {
-  return std::accumulate(counts.begin(), counts.end(), std::size_t{0});
+  std::size_t sum = 0;
+  for (const std::size_t count : counts) {
+    if (__builtin_add_overflow(sum, count, &sum)) return std::numeric_limits<std::size_t>::max();
+  }
+  return sum;
 }
 
 Interval interval(const void* data, std::size_t count, ElementType type, std::size_t owner, bool is_output) {
@@ -160,7 +165,9 @@ std::optional<MismatchKind> difference(const Call& a, const Call& b) {
   return a.in_count == b.in_count ? std::nullopt : std::optional(MismatchKind::count);
 }
 
-std::string difference_text(MismatchKind kind, const CallInfo& a, const CallInfo& b, std::size_t others) {
+std::string difference_text(MismatchKind kind, const Call& a_call, const Call& b_call, std::size_t others) {
+  const CallInfo a = describe(a_call);
+  const CallInfo b = describe(b_call);
   const auto sentence = [&](const std::string& what, const std::string& mine, const std::string& theirs) {
     if (others == 1) {
       return fmt::format("in {}, rank {} {} {} where rank {} has {}", a.group, to_int(a.rank), what, mine,
@@ -176,13 +183,22 @@ std::string difference_text(MismatchKind kind, const CallInfo& a, const CallInfo
     case MismatchKind::type:
       return sentence("has element type", text(to_string(a.type)), text(to_string(b.type)));
     case MismatchKind::count:
-      if (a.elements == b.elements) return sentence("gives per-rank counts that differ:", "its own", "others");
+      if (a.counts_given) {
+        const auto differ = std::mismatch(a_call.counts.begin(), a_call.counts.end(), b_call.counts.begin());
+        const auto part = static_cast<int>(differ.first - a_call.counts.begin());
+        return sentence(fmt::format("gives, for rank {}, count", to_int(a_call.group->group.global(GroupRank{part}))),
+                        std::to_string(*differ.first), std::to_string(*differ.second));
+      }
       return sentence("has count", std::to_string(a.elements), std::to_string(b.elements));
     case MismatchKind::root:
       return sentence("names root", fmt::format("rank {}", a.peer), fmt::format("rank {}", b.peer));
     case MismatchKind::reduction:
       return sentence("has reduction", text(to_string(a.reduction)), text(to_string(b.reduction)));
     case MismatchKind::algorithm:
+      if (a.algorithm == b.algorithm) {
+        return sentence("has nodes of", fmt::format("gpus_per_node {}", a.gpus_per_node),
+                        fmt::format("gpus_per_node {}", b.gpus_per_node));
+      }
       return sentence("has algorithm", text(to_string(a.algorithm)), text(to_string(b.algorithm)));
     case MismatchKind::format:
       return sentence("has wire and accumulation format", fmt::format("{}/{}", a.wire, a.accumulate),
@@ -278,9 +294,9 @@ void check_match(const GroupState& state) {
     const std::size_t first_side = with(arrived[0]);
     const std::size_t second_side = with(arrived[i]);
     const bool first_is_odd = first_side < second_side;
-    const CallInfo odd = describe(first_is_odd ? *arrived[0] : *arrived[i]);
-    const CallInfo other = describe(first_is_odd ? *arrived[i] : *arrived[0]);
-    throw CollectiveMismatch(*kind, odd, other,
+    const Call& odd = first_is_odd ? *arrived[0] : *arrived[i];
+    const Call& other = first_is_odd ? *arrived[i] : *arrived[0];
+    throw CollectiveMismatch(*kind, describe(odd), describe(other),
                              difference_text(*kind, odd, other, first_is_odd ? second_side : first_side));
   }
 }
@@ -296,9 +312,18 @@ void check_complete(GroupState& state) {
 }
 
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv) {
-  if (send.count == recv.count && send.type == recv.type) return;
+  const bool fit = send.count == recv.count && send.type == recv.type;
+  const Interval from = interval(send.source, send.count, send.type, 0, false);
+  const Interval to = interval(recv.target, recv.count, recv.type, 1, true);
+  const bool overlap = fit && send.count != 0 && from.begin < to.end && to.begin < from.end;
+  if (fit && !overlap) return;
   const CallInfo first = describe(send_call, send);
   const CallInfo second = describe(recv_call, recv);
+  if (overlap) {
+    throw CollectiveMismatch(MismatchKind::overlap, first, second,
+                             fmt::format("in {}, what rank {} sends and where rank {} receives it overlap in memory",
+                                         first.group, to_int(first.rank), to_int(second.rank)));
+  }
   throw CollectiveMismatch(
       MismatchKind::message, first, second,
       fmt::format("in {}, rank {} sends {} {} to rank {}, which expects {} {}", first.group, to_int(first.rank),
@@ -319,6 +344,7 @@ CallInfo describe(const Call& call) {
   if (call.root >= 0 && call.root < group.size()) info.peer = to_int(group.global(GroupRank{call.root}));
   info.reduction = call.options.reduction;
   info.algorithm = call.options.algorithm;
+  info.gpus_per_node = call.options.gpus_per_node;
   info.wire = call.options.wire.name;
   info.accumulate = call.options.accumulate.name;
   info.where = call.where;

@@ -1,6 +1,9 @@
 // Where the ranks of a group meet.
+#include <fmt/format.h>
+
 #include <algorithm>
 
+#include "collectives/errors.h"
 #include "collectives/internal/state.h"
 
 namespace shardproof::internal {
@@ -23,16 +26,23 @@ void resume_others(void* context, std::size_t index) noexcept {
   resume(state, index < state.last ? index : index + 1);
 }
 
-void run_piece(void* context, std::size_t piece) noexcept {
-  GroupState& state = *static_cast<GroupState*>(context);
-  move_piece(state, piece);
-  if (state.movement.pieces_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    state.world->executor->post({resume_all, &state, state.members.size()});
-  }
-}
-
 GlobalRank lowest(const Group& group) {
   return *std::min_element(group.members.begin(), group.members.end());
+}
+
+void run_piece(void* context, std::size_t piece) noexcept {
+  GroupState& state = *static_cast<GroupState*>(context);
+  Movement& movement = state.movement;
+  try {
+    move_piece(state, piece);
+  } catch (...) {  // out of memory
+    movement.failed.store(true, std::memory_order_relaxed);
+    state.world->fail(lowest(state.group), std::current_exception());
+  }
+  if (movement.pieces_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+  if (!movement.failed.load(std::memory_order_relaxed)) {
+    state.world->executor->post({resume_all, &state, state.members.size()});
+  }
 }
 
 std::size_t pieces_for(const GroupState& state, std::size_t bytes) {
@@ -42,13 +52,23 @@ std::size_t pieces_for(const GroupState& state, std::size_t bytes) {
   return std::min({4 * threads, 2 * bytes / kSplitBytes, std::max<std::size_t>(1, state.movement.elements)});
 }
 
+// A communicator belongs to one rank. Where another uses it too, two calls meet in one place and none in another.
+[[noreturn]] void refuse_shared(const Call& call) {
+  throw InvalidCall(describe(call), fmt::format("the communicator of rank {} in {} is used by more than one rank",
+                                                to_int(call.group->group.global(call.rank)), call.group->group.name()));
+}
+
 // The last rank is here. False: it goes on by itself.
 bool complete(GroupState& state, std::size_t last) {
+  for (const Member& member : state.members) {
+    if (member.call == nullptr) refuse_shared(state.call(last));
+  }
   check_complete(state);
   const std::size_t bytes = prepare_movement(state);
   Movement& movement = state.movement;
   movement.pieces = pieces_for(state, bytes);
   if (movement.pieces > 1) {
+    movement.failed.store(false, std::memory_order_relaxed);
     movement.pieces_left.store(movement.pieces, std::memory_order_relaxed);
     state.world->executor->post({run_piece, &state, movement.pieces, true});
     return true;
@@ -70,6 +90,14 @@ bool arrive(Call& call) noexcept {
   GroupState& state = *call.group;
   const auto rank = static_cast<std::size_t>(to_int(call.rank));
   Member& member = state.members[rank];
+  if (member.call != nullptr) {
+    try {
+      refuse_shared(call);
+    } catch (...) {
+      state.world->fail(state.group.global(call.rank), std::current_exception());
+    }
+    return true;
+  }
   if (is_point_to_point(call.operation)) {
     ++member.point_to_point;
     member.call = &call;

@@ -85,6 +85,7 @@ struct Movement {
   std::size_t pieces = 1;
   CopyMode mode{};
   std::atomic<std::size_t> pieces_left{0};
+  std::atomic<bool> failed{false};  // a piece could not be done; nobody is resumed
 };
 
 struct GroupState {

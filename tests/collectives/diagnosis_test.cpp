@@ -1,8 +1,11 @@
 // Every way in which ranks can misuse collectives ends the run by itself, with a verdict that names what is wrong.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <string>
 
@@ -29,11 +32,53 @@ Error error_of(const std::function<void()>& run) {
 
 using Program = std::function<Task<>(Communicator)>;
 
+// What every verdict must name of a call: its group, and the place where it was written, here and in the text.
+void expect_named(const CallInfo& call, const std::string& text) {
+  EXPECT_THAT(call.where.file_name(), HasSubstr("tests/collectives/diagnosis_test.cpp"));
+  EXPECT_GT(call.where.line(), 0u);
+  EXPECT_THAT(call.group, Not(IsEmpty()));
+  EXPECT_THAT(text, HasSubstr(call.to_string()));
+  EXPECT_THAT(call.to_string(), HasSubstr(fmt::format("rank {}: {} #{} in {}", to_int(call.rank), call.operation_name(),
+                                                      call.sequence, call.group)));
+  EXPECT_THAT(call.to_string(), HasSubstr(fmt::format("diagnosis_test.cpp:{}", call.where.line())));
+}
+
 CollectiveMismatch mismatch_of(int ranks, const Program& program) {
-  return error_of<CollectiveMismatch>([&] { OneGroup(ranks).run(program); });
+  CollectiveMismatch error = error_of<CollectiveMismatch>([&] { OneGroup(ranks).run(program); });
+  expect_named(error.first(), error.what());
+  expect_named(error.second(), error.what());
+  EXPECT_NE(error.first().rank, error.second().rank);
+  EXPECT_THAT(error.what(), HasSubstr(error.problem()));
+  EXPECT_THAT(error.problem(), HasSubstr(fmt::format("rank {}", to_int(error.first().rank))));
+  EXPECT_THAT(error.problem(), HasSubstr(fmt::format("rank {}", to_int(error.second().rank))));
+  return error;
+}
+
+// Of a meeting, the first few calls are in the text; all are in the data. Whoever is absent because it waits elsewhere
+// stands there with its own call.
+void expect_named(const DeadlockError& error) {
+  ASSERT_THAT(error.graph().meetings, Not(IsEmpty()));
+  EXPECT_THAT(error.graph().causes, Not(IsEmpty()));
+  for (const Meeting& meeting : error.graph().meetings) {
+    ASSERT_THAT(meeting.arrived, Not(IsEmpty()));
+    ASSERT_THAT(meeting.absent, Not(IsEmpty()));
+    expect_named(meeting.arrived.front(), error.what());
+    for (const AbsentRank& absent : meeting.absent) {
+      EXPECT_EQ(absent.why == Absence::waiting, absent.at >= 0);
+      if (absent.at < 0) continue;
+      const auto& there = error.graph().meetings.at(static_cast<std::size_t>(absent.at)).arrived;
+      EXPECT_TRUE(
+          std::any_of(there.begin(), there.end(), [&](const CallInfo& call) { return call.rank == absent.rank; }));
+    }
+  }
+}
+DeadlockError deadlock_of(const std::function<void()>& run) {
+  DeadlockError error = error_of<DeadlockError>(run);
+  expect_named(error);
+  return error;
 }
 DeadlockError deadlock_of(int ranks, const Program& program) {
-  return error_of<DeadlockError>([&] { OneGroup(ranks).run(program); });
+  return deadlock_of([&] { OneGroup(ranks).run(program); });
 }
 
 bool is(Communicator comm, int rank) {
@@ -112,9 +157,63 @@ TEST(Mismatch, OfReductionsAlgorithmsAndFormats) {
     });
   };
 
-  EXPECT_EQ(run({.reduction = Reduction::max}).kind(), MismatchKind::reduction);
-  EXPECT_EQ(run({.algorithm = Algorithm::ring}).kind(), MismatchKind::algorithm);
-  EXPECT_EQ(run({.wire = {.name = "bf16", .bytes = 2}}).kind(), MismatchKind::format);
+  const CollectiveMismatch reduction = run({.reduction = Reduction::max});
+  const CollectiveMismatch algorithm = run({.algorithm = Algorithm::ring});
+  const CollectiveMismatch wire = run({.wire = {.name = "bf16", .bytes = 2}});
+  const CollectiveMismatch accumulate = run({.accumulate = {.name = "fp64", .bytes = 8}});
+
+  for (const CollectiveMismatch& error : {reduction, algorithm, wire, accumulate}) {
+    EXPECT_EQ(error.first().rank, GlobalRank{1});
+    EXPECT_EQ(error.first().elements, 4u);
+  }
+  EXPECT_EQ(reduction.kind(), MismatchKind::reduction);
+  EXPECT_THAT(reduction.problem(), HasSubstr("has reduction max where 2 other ranks (rank 0 for one) have sum"));
+  EXPECT_EQ(algorithm.kind(), MismatchKind::algorithm);
+  EXPECT_THAT(algorithm.problem(),
+              HasSubstr("has algorithm ring where 2 other ranks (rank 0 for one) have rank_order"));
+  EXPECT_EQ(wire.kind(), MismatchKind::format);
+  EXPECT_THAT(wire.problem(), HasSubstr("bf16/native"));
+  EXPECT_EQ(accumulate.kind(), MismatchKind::format);
+}
+
+TEST(Mismatch, OfNodeSizesOfAHierarchicalAllReduce) {
+  const CollectiveMismatch error = mismatch_of(4, [](Communicator comm) -> Task<> {
+    std::vector<float> values(4);
+    co_await comm.all_reduce(values, {.algorithm = Algorithm::hierarchical, .gpus_per_node = is(comm, 3) ? 4 : 2});
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::algorithm);
+  EXPECT_EQ(error.first().rank, GlobalRank{3});
+  EXPECT_THAT(error.problem(), HasSubstr("gpus_per_node 4"));
+}
+
+TEST(Mismatch, OfRootsOfAReduce) {
+  const CollectiveMismatch error = mismatch_of(4, [](Communicator comm) -> Task<> {
+    std::vector<float> values(4);
+    std::vector<float> out(4);
+    co_await comm.barrier();
+    co_await comm.reduce(values, out, GroupRank{is(comm, 1) ? 1 : 0});
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::root);
+  EXPECT_EQ(error.first().rank, GlobalRank{1});
+  EXPECT_EQ(error.first().sequence, 1u);
+}
+
+TEST(Mismatch, OfACountAndItsVForm) {
+  const CollectiveMismatch error = mismatch_of(3, [](Communicator comm) -> Task<> {
+    std::vector<float> in(2);
+    std::vector<float> out(6);
+    const std::vector<std::size_t> counts(3, 2);
+    if (is(comm, 2)) {
+      co_await comm.all_gather_v(in, out, counts);
+    } else {
+      co_await comm.all_gather(in, out);
+    }
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::operation);
+  EXPECT_THAT(error.problem(), HasSubstr("calls all_gather_v where 2 other ranks (rank 0 for one) have all_gather"));
 }
 
 TEST(Mismatch, OfPerRankCounts) {
@@ -127,6 +226,7 @@ TEST(Mismatch, OfPerRankCounts) {
   });
 
   EXPECT_EQ(error.kind(), MismatchKind::count);
+  EXPECT_EQ(error.problem(), "in world[0], rank 1 gives, for rank 0, count 3 where rank 0 has 2");
 }
 
 TEST(Mismatch, OfAnAllToAllEdgeNamesTheEdge) {
@@ -193,6 +293,77 @@ TEST(Mismatch, OfBuffersSharedBetweenRanks) {
 
   EXPECT_EQ(error.kind(), MismatchKind::overlap);
   EXPECT_THAT(error.problem(), HasSubstr("rank 0 and rank 1 overlap"));
+}
+
+TEST(Mismatch, OfAMessageIntoItsOwnSource) {
+  std::vector<float> shared(8);
+  const CollectiveMismatch error = mismatch_of(2, [&shared](Communicator comm) -> Task<> {
+    if (is(comm, 0)) {
+      co_await comm.send(std::span(shared).first(5), GroupRank{1});
+    } else {
+      co_await comm.recv(std::span(shared).last(5), GroupRank{0});
+    }
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::overlap);
+  EXPECT_THAT(error.problem(), HasSubstr("what rank 0 sends and where rank 1 receives it overlap"));
+}
+
+TEST(Mismatch, OfAMessagesType) {
+  const CollectiveMismatch error = mismatch_of(2, [](Communicator comm) -> Task<> {
+    std::vector<float> floats(4);
+    std::vector<int> ints(4);
+    if (is(comm, 0)) {
+      co_await comm.send(floats, GroupRank{1});
+    } else {
+      co_await comm.recv(ints, GroupRank{0});
+    }
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::message);
+  EXPECT_THAT(error.problem(), HasSubstr("rank 0 sends 4 f32 to rank 1, which expects 4 i32"));
+}
+
+TEST(Mismatch, IsNotForgottenWhenTheSameBuffersWereRightBefore) {
+  // The search for overlaps remembers what it found right; new buffers must be looked at again.
+  std::vector<float> shared(16);
+  const CollectiveMismatch error = mismatch_of(2, [&shared](Communicator comm) -> Task<> {
+    const auto own = std::span(shared).subspan(is(comm, 0) ? 0 : 8, 8);
+    for (int i = 0; i < 3; ++i) co_await comm.all_reduce(own);
+    co_await comm.all_reduce(std::span(shared).subspan(is(comm, 0) ? 1 : 8, 8));
+  });
+
+  EXPECT_EQ(error.kind(), MismatchKind::overlap);
+  EXPECT_EQ(error.first().sequence, 3u);
+}
+
+TEST(InvalidCalls, OfACommunicatorOfAnotherRankAreRefused) {
+  for (const std::uint64_t seed : {1u, 2u, 3u, 4u, 5u}) {
+    OneGroup group(3);
+    SeededExecutor executor(seed);
+    const auto program = [&](GlobalRank rank) -> Task<> {
+      const Communicator borrowed = group.world.communicator(group.all, rank == GlobalRank{2} ? GlobalRank{0} : rank);
+      co_await borrowed.barrier();
+    };
+
+    const InvalidCall error = error_of<InvalidCall>([&] { group.world.run(executor, program); });
+
+    EXPECT_THAT(error.what(), HasSubstr("the communicator of rank 0 in world[0] is used by more than one rank"));
+  }
+}
+
+TEST(InvalidCalls, OfCountsThatWrapAroundAreRefused) {
+  const InvalidCall error = error_of<InvalidCall>([] {
+    OneGroup(2).run([](Communicator comm) -> Task<> {
+      // The sum of these counts is 4 modulo 2^64.
+      const std::vector<std::size_t> counts{std::numeric_limits<std::size_t>::max(), 5};
+      std::vector<float> in(4);
+      std::vector<float> out(4);
+      co_await comm.all_to_all_v(in, counts, out, counts);
+    });
+  });
+
+  EXPECT_THAT(error.what(), HasSubstr("the input has 4 elements, not"));
 }
 
 TEST(InvalidCalls, OfOverlappingBuffersAreRefused) {
@@ -313,7 +484,7 @@ TEST(Deadlock, ShowsEveryGroupThatAwaitsARankOneCallBehind) {
   };
   SeededExecutor executor(1);
 
-  const DeadlockError error = error_of<DeadlockError>([&] { world.run(executor, program); });
+  const DeadlockError error = deadlock_of([&] { world.run(executor, program); });
 
   ASSERT_EQ(error.graph().meetings.size(), 2u);
   EXPECT_THAT(error.what(), HasSubstr("rank 0 is awaited in 2 places at once: tp[0] (rank 1 at barrier #1, it has made "
@@ -331,7 +502,7 @@ TEST(Deadlock, NamesTwoGroupsTakenInOppositeOrder) {
   };
   SeededExecutor executor(1);
 
-  const DeadlockError error = error_of<DeadlockError>([&] { world.run(executor, program); });
+  const DeadlockError error = deadlock_of([&] { world.run(executor, program); });
 
   ASSERT_EQ(error.graph().cycle.size(), 2u);
   EXPECT_THAT(error.what(), HasSubstr("two calls in opposite order"));
@@ -347,7 +518,7 @@ TEST(Deadlock, NamesMembershipsThatDiffer) {
   };
   SeededExecutor executor(1);
 
-  const DeadlockError error = error_of<DeadlockError>([&] { world.run(executor, program); });
+  const DeadlockError error = deadlock_of([&] { world.run(executor, program); });
 
   EXPECT_THAT(error.what(), HasSubstr("they disagree on who is in the group"));
   EXPECT_THAT(error.what(), HasSubstr("tp[0] with members {0, 1}"));

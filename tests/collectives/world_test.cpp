@@ -114,6 +114,20 @@ TEST(World, RunsAgainAfterAFailure) {
   EXPECT_EQ(sum, 3);
 }
 
+TEST(World, RefusesToRunInsideItsOwnRun) {
+  OneGroup group(2);
+
+  try {
+    group.run([&group](Communicator comm) -> Task<> {
+      co_await comm.barrier();
+      if (to_int(comm.rank()) == 1) group.run([](Communicator inner) -> Task<> { co_await inner.barrier(); });
+    });
+    FAIL() << "nothing was thrown";
+  } catch (const RankError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("while the same world is running"));
+  }
+}
+
 TEST(World, ThrowsTheErrorOfTheLowestRankWhateverTheSchedule) {
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     OneGroup group(6);
