@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include "tests/collectives/helpers.h"
@@ -54,6 +56,34 @@ TEST_P(AnyExecutor, RunsWhatIsPostedDuringTheRunBeforeItReturns) {
   EXPECT_EQ(counter.calls, 50 + 50 * 10);
 }
 
+// A tree of work: every call posts two more until the depth is reached, now and then asking for them to be spread.
+struct Tree {
+  Executor* executor = nullptr;
+  std::atomic<int> calls{0};
+};
+constexpr int kDepth = 12;
+
+template <int Depth>
+void grow_at(void* context, std::size_t) noexcept {
+  auto& tree = *static_cast<Tree*>(context);
+  tree.calls.fetch_add(1);
+  if constexpr (Depth < kDepth) tree.executor->post({grow_at<Depth + 1>, context, 2, Depth % 3 == 0});
+}
+
+TEST_P(AnyExecutor, RunsAWholeTreeOfWorkHoweverItIsPosted) {
+  const auto executor = GetParam()();
+  Tree tree;
+  tree.executor = executor.get();
+
+  for (int run = 0; run < 20; ++run) {
+    tree.calls = 0;
+    executor->post({grow_at<0>, &tree, 3});
+    executor->run();
+
+    EXPECT_EQ(tree.calls, 3 * ((1 << (kDepth + 1)) - 1));
+  }
+}
+
 TEST_P(AnyExecutor, ReturnsAtOnceWhenThereIsNothing) {
   const auto executor = GetParam()();
 
@@ -85,6 +115,48 @@ INSTANTIATE_TEST_SUITE_P(Tbb, AnyExecutor,
                                            [] { return std::make_unique<TbbExecutor>(2); },
                                            [] { return std::make_unique<TbbExecutor>(7); }));
 #endif
+
+struct Pair {
+  std::atomic<int> begun{0};
+  std::atomic<bool> both{false};
+};
+
+// Stands for a long call: the first to begin goes on until the second has begun too, for ten seconds at most.
+void wait_for_the_other(void* context, std::size_t) noexcept {
+  auto& pair = *static_cast<Pair*>(context);
+  pair.begun.fetch_add(1);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (pair.begun < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+  if (pair.begun == 2) pair.both = true;
+}
+
+struct PairPoster {
+  Executor* executor = nullptr;
+  Pair pair;
+  bool spread = false;
+};
+
+TEST(ThreadedExecutors, ShareLongCallsWhetherToldToOrNot) {
+  std::vector<std::unique_ptr<Executor>> executors;
+  executors.push_back(std::make_unique<ThreadExecutor>(2));
+#if !defined(__SANITIZE_THREAD__)
+  executors.push_back(std::make_unique<TbbExecutor>(2));
+#endif
+  for (const auto& executor : executors) {
+    for (const bool spread : {false, true}) {
+      // Posted from a call: then it is its poster's own at first.
+      PairPoster poster{executor.get(), {}, spread};
+      executor->post({[](void* context, std::size_t) noexcept {
+                        auto& p = *static_cast<PairPoster*>(context);
+                        p.executor->post({wait_for_the_other, &p.pair, 2, p.spread});
+                      },
+                      &poster, 1});
+      executor->run();
+
+      EXPECT_TRUE(poster.pair.both) << spread;
+    }
+  }
+}
 
 TEST(SeededExecutor, ReplaysTheSameScheduleForTheSameSeed) {
   struct Log {

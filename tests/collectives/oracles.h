@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <ostream>
 #include <span>
 #include <vector>
 
@@ -20,6 +21,10 @@ struct Numbers {
   float add(float a, float b) const;
   ReduceOptions options(Algorithm algorithm, int gpus_per_node = 8) const;
 };
+
+inline std::ostream& operator<<(std::ostream& out, const Numbers& numbers) {
+  return out << "wire " << numbers.wire << ", accumulate " << numbers.accumulate;
+}
 
 using Buffers = std::vector<std::vector<float>>;  ///< [rank][element]
 using Members = std::vector<std::size_t>;         ///< group ranks

@@ -19,7 +19,11 @@ using namespace testing;  // the oracles
 class Orders : public ::testing::TestWithParam<Numbers> {};
 INSTANTIATE_TEST_SUITE_P(Formats, Orders,
                          ::testing::Values(Numbers{false, false}, Numbers{true, false}, Numbers{true, true},
-                                           Numbers{false, true}));
+                                           Numbers{false, true}),
+                         [](const ::testing::TestParamInfo<Numbers>& numbers) {
+                           return std::string(numbers.param.wire ? "CoarseWire" : "NativeWire") +
+                                  (numbers.param.accumulate ? "CoarseSums" : "NativeSums");
+                         });
 
 void expect_faithful(const Numbers& numbers, Algorithm algorithm, int ranks, std::size_t count, int per_node) {
   const Buffers inputs = rough_inputs(ranks, count, static_cast<std::uint64_t>(ranks) * 1000 + count);
