@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,9 @@
 
 namespace shardproof::tools {
 namespace {
+
+// Of all ranks' buffers together; the copies that they are held to need as much again.
+constexpr double kMostBytes = 2.0 * (1 << 30);
 
 struct CollectivesFlags {
   std::string operation = "all_reduce";
@@ -40,6 +44,12 @@ int run_collectives(const CollectivesFlags& flags) {
       what.operation == Operation::barrier ? std::vector<std::size_t>{0} : bandwidth_sizes();
   for (const std::size_t bytes : sizes) {
     what.bytes = bytes;
+    if (bytes_moved(what) > kMostBytes) {
+      fmt::print(stderr,
+                 "sizes from {} bytes on are left out: {} ranks would need more than {} GiB for their buffers\n", bytes,
+                 what.ranks, kMostBytes / (1 << 30));
+      break;
+    }
     rows.push_back(measure_bandwidth(executor, what));
   }
   fmt::print("{}", bandwidth_table(rows));

@@ -1,7 +1,6 @@
 #include "collectives/algorithms/order.h"
 
 #include <algorithm>
-#include <bit>
 #include <map>
 
 #include "collectives/algorithms/hierarchical.h"
@@ -50,10 +49,6 @@ void append_order(Algorithm algorithm, int ranks, std::span<const NodeMembers> n
     case Algorithm::hierarchical:
       return append_hierarchical(nodes, chunk, order);
   }
-}
-
-int stack_depth(int ranks) {
-  return static_cast<int>(std::bit_width(static_cast<unsigned>(ranks))) + 2;
 }
 
 }  // namespace shardproof

@@ -45,7 +45,5 @@ constexpr std::size_t chunk_begin(std::size_t count, std::size_t chunks, std::si
 std::size_t chunk_count(Algorithm algorithm, int ranks, std::span<const NodeMembers> nodes);
 /// Appends the order of that chunk.
 void append_order(Algorithm algorithm, int ranks, std::span<const NodeMembers> nodes, std::size_t chunk, Order& order);
-/// The deepest stack that any order of `ranks` ranks needs.
-int stack_depth(int ranks);
 
 }  // namespace shardproof

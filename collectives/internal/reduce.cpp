@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "collectives/internal/copy.h"
+#include "collectives/internal/reduce_kernels.h"
 
 namespace shardproof::internal {
 
@@ -16,128 +17,10 @@ namespace {
 // A block of partial sums stays in the first-level cache while all inputs pass by, and while it is written to all
 // receivers.
 constexpr std::size_t kBlock = 512;
+// Orders are trees of at most log2 P levels; a binary one leaves a partial sum at each.
 constexpr int kMaxDepth = 32;
 // Inputs that are added in one run.
 constexpr std::size_t kChain = 64;
-
-// Integers wrap around: their sums are taken in the unsigned type.
-template <class T>
-struct Sum {
-  static T apply(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      using U = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<U>(static_cast<U>(a) + static_cast<U>(b)));
-    } else {
-      return a + b;
-    }
-  }
-};
-template <class T>
-struct Max {
-  static T apply(T a, T b) { return a < b ? b : a; }
-};
-template <class T>
-struct Min {
-  static T apply(T a, T b) { return b < a ? b : a; }
-};
-
-template <class Acc, class T>
-void convert(Acc* __restrict to, const T* __restrict from, std::size_t count) {
-  if constexpr (std::is_same_v<Acc, T>) {
-    std::memcpy(to, from, count * sizeof(T));
-  } else {
-    for (std::size_t i = 0; i < count; ++i) to[i] = static_cast<Acc>(from[i]);
-  }
-}
-
-// The left fold of one element of several inputs, in their order.
-template <class Op, class Acc>
-Acc fold(Acc sum) {
-  return sum;
-}
-template <class Op, class Acc, class First, class... Rest>
-Acc fold(Acc sum, First first, Rest... rest) {
-  return fold<Op>(Op::apply(sum, static_cast<Acc>(first)), rest...);
-}
-
-// top = ((top + a) + b) + ..., one load and store of the partial sum for several inputs.
-template <class Op, class Acc, class T, std::size_t... K>
-void add_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
-  const T* const input[] = {inputs[K]...};
-  for (std::size_t e = 0; e < count; ++e) top[e] = fold<Op>(top[e], input[K][e]...);
-}
-// top = (a + b) + ...
-template <class Op, class Acc, class T, std::size_t... K>
-void load_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
-  const T* const input[] = {inputs[0], inputs[K + 1]...};
-  for (std::size_t e = 0; e < count; ++e) top[e] = fold<Op>(static_cast<Acc>(input[0][e]), input[K + 1][e]...);
-}
-
-template <class Op, class Acc, class T>
-void add_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  for (; inputs_count >= 16; inputs += 16, inputs_count -= 16) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<16>());
-  }
-  if (inputs_count >= 8) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<8>());
-    inputs += 8;
-    inputs_count -= 8;
-  }
-  if (inputs_count >= 4) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<4>());
-    inputs += 4;
-    inputs_count -= 4;
-  }
-  if (inputs_count == 3) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<3>());
-  } else if (inputs_count == 2) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<2>());
-  } else if (inputs_count == 1) {
-    add_some<Op>(top, inputs, count, std::make_index_sequence<1>());
-  }
-}
-
-// top = top + ((a + b) + ...): a short subtree joins the sum without being stored.
-template <class Op, class Acc, class T, std::size_t... K>
-void merge_some(Acc* __restrict top, const T* const* inputs, std::size_t count, std::index_sequence<K...>) {
-  const T* const input[] = {inputs[0], inputs[K + 1]...};
-  for (std::size_t e = 0; e < count; ++e) {
-    top[e] = Op::apply(top[e], fold<Op>(static_cast<Acc>(input[0][e]), input[K + 1][e]...));
-  }
-}
-
-constexpr std::size_t kMergeable = 8;
-
-template <class Op, class Acc, class T, std::size_t... N>
-void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count,
-                  std::index_sequence<N...>) {
-  // One of merge_some for 1, 2, ... inputs.
-  (void)((inputs_count == N + 1 && (merge_some<Op>(top, inputs, count, std::make_index_sequence<N>()), true)) || ...);
-}
-template <class Op, class Acc, class T>
-void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  merge_inputs<Op>(top, inputs, inputs_count, count, std::make_index_sequence<kMergeable>());
-}
-
-// The same from nothing.
-template <class Op, class Acc, class T>
-void sum_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
-  if (inputs_count >= 16) {
-    load_some<Op>(top, inputs, count, std::make_index_sequence<15>());
-    add_inputs<Op>(top, inputs + 16, inputs_count - 16, count);
-  } else if (inputs_count >= 8) {
-    load_some<Op>(top, inputs, count, std::make_index_sequence<7>());
-    add_inputs<Op>(top, inputs + 8, inputs_count - 8, count);
-  } else if (inputs_count >= 4) {
-    load_some<Op>(top, inputs, count, std::make_index_sequence<3>());
-    add_inputs<Op>(top, inputs + 4, inputs_count - 4, count);
-  } else if (inputs_count >= 2) {
-    load_some<Op>(top, inputs, count, std::make_index_sequence<1>());
-    add_inputs<Op>(top, inputs + 2, inputs_count - 2, count);
-  } else {
-    convert(top, inputs[0], count);
-  }
-}
 
 template <class T>
 void round_block(const Rounding& rounding, T* values, std::size_t count) {
