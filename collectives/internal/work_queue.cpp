@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <thread>
+#include <utility>
 
 namespace shardproof::internal {
 
@@ -18,12 +19,10 @@ void pause() {
 #endif
 }
 
-// Who runs on this thread: null outside serve(). Its address stands for the thread.
+// Which queue this thread serves: null outside serve(). Its address stands for the thread.
 thread_local const WorkQueue* serving = nullptr;
-
-const void* this_worker(const WorkQueue* queue) {
-  return serving == queue ? &serving : nullptr;
-}
+// Whose the work is that a call posts on this thread.
+thread_local const void* posting_for = nullptr;
 
 }  // namespace
 
@@ -54,7 +53,7 @@ class WorkQueue::Lock {
 
 void WorkQueue::prepare(Batch& batch, Work work) {
   batch.work = work;
-  batch.poster = this_worker(this);
+  batch.poster = serving == this ? posting_for : nullptr;
   // A single thread has nobody to be left alone by.
   if (!work.spread && threads_ > 1) batch.posted = Clock::now();
   batch.shares_used = std::min(work.count, threads_);
@@ -105,6 +104,9 @@ WorkQueue::Batch* WorkQueue::take(const void* me) {
 }
 
 void WorkQueue::run_calls(Batch& batch, std::size_t slot) {
+  // What follows from spread work goes back to who asked for help: the ranks that wait for a movement were last on the
+  // thread that began it.
+  posting_for = batch.work.spread && batch.poster != nullptr ? batch.poster : &serving;
   for (std::size_t i = 0; i < batch.shares_used; ++i) {
     Share& share = batch.shares[(slot + i) % batch.shares_used];
     while (share.next.load(std::memory_order_relaxed) < share.end) {
@@ -139,9 +141,9 @@ bool WorkQueue::idle(std::uint32_t seen) {
 }
 
 void WorkQueue::serve(std::size_t slot) {
-  const WorkQueue* const before = serving;
-  serving = this;
-  const void* const me = this_worker(this);
+  const WorkQueue* const before = std::exchange(serving, this);
+  const void* const posting_before = posting_for;
+  const void* const me = &serving;
   bool patient = true;
   Lock lock(*this);
   for (;;) {
@@ -171,6 +173,7 @@ void WorkQueue::serve(std::size_t slot) {
   }
   if (when_idle_ == WhenIdle::leave) --workers_;
   serving = before;
+  posting_for = posting_before;
 }
 
 }  // namespace shardproof::internal

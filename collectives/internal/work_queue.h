@@ -4,9 +4,10 @@
 // for work of the same size, and goes on with the others' when its own is done: a rank, and a slice of a movement,
 // meets the caches that it left its data in. A thread takes the newest work first, for the same reason.
 //
-// Whoever posts begins with its work at once. Unless the work asks to be spread, the other threads leave it alone for a
-// moment: a few calls that only lead from one collective to the next are over by then, and would be slower together,
-// were it for the traffic between two caches alone. Long calls lose nothing by two microseconds.
+// Whoever posts begins with its work at once (where it was helping with spread work, whoever had posted that). Unless
+// the work asks to be spread, the other threads leave it alone for a moment: a few calls that only lead from one
+// collective to the next are over by then, and would be slower together, were it for the traffic between two caches
+// alone. Long calls lose nothing by two microseconds.
 #pragma once
 
 #include <atomic>
