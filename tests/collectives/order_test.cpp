@@ -160,6 +160,7 @@ TEST_P(Orders, OfReduceAreRankOrderOrAChainThatEndsAtTheRoot) {
   const Numbers numbers = GetParam();
   for (const int ranks : {1, 2, 3, 5, 8, 13}) {
     for (const std::size_t count : {1u, 600u, 20'000u}) {
+      if (count > 600 && ranks > 5) continue;
       const Buffers inputs = rough_inputs(ranks, count, 21);
       Buffers direct = at_rest(numbers, inputs);
       oracle_rank_order(numbers, direct);
@@ -167,12 +168,13 @@ TEST_P(Orders, OfReduceAreRankOrderOrAChainThatEndsAtTheRoot) {
       group.run([&](Communicator comm) -> Task<> {
         for (int root = 0; root < comm.size(); ++root) {
           const auto at = static_cast<std::size_t>(root);
-          Buffers chain = at_rest(numbers, inputs);
-          if (to_int(comm.rank()) == root) oracle_chain(numbers, chain, at);
+          const bool is_root = to_int(comm.rank()) == root;
+          Buffers chain;
+          if (is_root) oracle_chain(numbers, chain = at_rest(numbers, inputs), at);
           for (const Algorithm algorithm : {Algorithm::ring, Algorithm::rank_order}) {
-            std::vector<float> out(to_int(comm.rank()) == root ? count : 0);
+            std::vector<float> out(is_root ? count : 0);
             co_await comm.reduce(inputs[index(comm.rank())], out, GroupRank{root}, numbers.options(algorithm));
-            if (to_int(comm.rank()) != root) continue;
+            if (!is_root) continue;
             const Buffers& expected = algorithm == Algorithm::ring ? chain : direct;
             EXPECT_TRUE(same_bits(out, expected[at])) << to_string(algorithm) << " " << comm.size() << " root " << root;
           }
