@@ -130,6 +130,10 @@ class Evaluator {
     do {
       chain_[length++] = inputs_[order_[s++].rank] + at;
     } while (s < order_.size() && order_[s].kind == Step::Kind::add && length < kChain);
+    if constexpr (std::is_floating_point_v<T>) {
+      const std::size_t after = load && length <= kFirstJoinable ? join_runs(s, length, at, count) : s;
+      if (after != s) return after;
+    }
     if (!load) {
       add_inputs<Op>(top(), chain_.data(), length, count);
     } else if (s < order_.size() && order_[s].kind == Step::Kind::merge && length <= kMergeable) {
@@ -140,6 +144,27 @@ class Evaluator {
       sum_inputs<Op>(top(), chain_.data(), length, count);
     }
     return s;
+  }
+
+  // After a short run that began with a load: where another follows and a merge joins the two (and perhaps one more
+  // merge joins them to what is below), all of it at once. Returns the step after it, or `s`.
+  std::size_t join_runs(std::size_t s, std::size_t first, std::size_t at, std::size_t count) {
+    std::array<const T*, kSecondJoinable> second;
+    std::size_t seconds = 0;
+    std::size_t end = s;
+    while (end < order_.size() && order_[end].kind == (end == s ? Step::Kind::load : Step::Kind::add)) {
+      if (seconds == second.size()) return s;
+      second[seconds++] = inputs_[order_[end++].rank] + at;
+    }
+    if (seconds == 0 || end == order_.size() || order_[end].kind != Step::Kind::merge) return s;
+    ++end;
+    if (end < order_.size() && order_[end].kind == Step::Kind::merge) {
+      join_inputs<Op, true>(top(), chain_.data(), first, second.data(), seconds, count);
+      return end + 1;
+    }
+    ++depth_;
+    join_inputs<Op, false>(top(), chain_.data(), first, second.data(), seconds, count);
+    return end;
   }
 
   template <class From>

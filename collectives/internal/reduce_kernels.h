@@ -107,6 +107,37 @@ void merge_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, st
   merge_inputs<Op>(top, inputs, inputs_count, count, std::make_index_sequence<kMergeable>());
 }
 
+// to = ((a + b) + ...) + ((c + d) + ...), or, onto what is there, to = to + that: two short subtrees and what joins
+// them, without being stored in between.
+template <class Op, bool kOnto, class Acc, class T, std::size_t... K, std::size_t... L>
+void join_some(Acc* __restrict to, const T* const* first, const T* const* second, std::size_t count,
+               std::index_sequence<K...>, std::index_sequence<L...>) {
+  const T* const a[] = {first[0], first[K + 1]...};
+  const T* const b[] = {second[0], second[L + 1]...};
+  for (std::size_t e = 0; e < count; ++e) {
+    const Acc sum = Op::apply(fold<Op>(static_cast<Acc>(a[0][e]), a[K + 1][e]...),
+                              fold<Op>(static_cast<Acc>(b[0][e]), b[L + 1][e]...));
+    to[e] = kOnto ? Op::apply(to[e], sum) : sum;
+  }
+}
+
+constexpr std::size_t kFirstJoinable = 2;
+constexpr std::size_t kSecondJoinable = 3;
+
+template <class Op, bool kOnto, std::size_t kFirst, class Acc, class T>
+void join_second(Acc* to, const T* const* first, const T* const* second, std::size_t seconds, std::size_t count) {
+  constexpr std::make_index_sequence<kFirst - 1> kRest;
+  if (seconds == 1) return join_some<Op, kOnto>(to, first, second, count, kRest, std::make_index_sequence<0>());
+  if (seconds == 2) return join_some<Op, kOnto>(to, first, second, count, kRest, std::make_index_sequence<1>());
+  join_some<Op, kOnto>(to, first, second, count, kRest, std::make_index_sequence<2>());
+}
+template <class Op, bool kOnto, class Acc, class T>
+void join_inputs(Acc* to, const T* const* first, std::size_t firsts, const T* const* second, std::size_t seconds,
+                 std::size_t count) {
+  if (firsts == 1) return join_second<Op, kOnto, 1>(to, first, second, seconds, count);
+  join_second<Op, kOnto, 2>(to, first, second, seconds, count);
+}
+
 // The same from nothing.
 template <class Op, class Acc, class T>
 void sum_inputs(Acc* top, const T* const* inputs, std::size_t inputs_count, std::size_t count) {
