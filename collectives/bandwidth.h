@@ -36,7 +36,8 @@ struct BandwidthRow {
   double of_limit() const { return seconds > 0 ? limit_seconds / seconds : 0; }
 };
 
-/// Repeats calls for about `seconds` after one that is checked element by element.
+/// Repeats calls for about `seconds`, and the copies for half as long in turns with them, after one call that is
+/// checked element by element.
 BandwidthRow measure_bandwidth(Executor& executor, const BandwidthCase& what, double seconds = 0.2);
 
 /// Bytes that the operation reads and writes, over all ranks, when everything moves once.
