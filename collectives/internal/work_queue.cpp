@@ -10,6 +10,7 @@ namespace {
 
 // How long other threads leave work alone that does not ask to be spread.
 constexpr std::chrono::microseconds kAlone{2};
+constexpr std::chrono::microseconds kLongestAlone{8};
 // How many looks an idle thread takes before it leaves or sleeps: some tens of microseconds.
 constexpr int kLooks = 500;
 
@@ -87,6 +88,7 @@ std::size_t WorkQueue::post(Work work) {
     }
     version_.fetch_add(1);
   }
+  if (work.spread) spread_posts_.fetch_add(1, std::memory_order_relaxed);
   if (sleepers_.load() > 0) version_.notify_all();
   return start;
 }
@@ -145,6 +147,7 @@ void WorkQueue::serve(std::size_t slot) {
   const void* const posting_before = posting_for;
   const void* const me = &serving;
   bool patient = true;
+  auto alone = kAlone;
   Lock lock(*this);
   for (;;) {
     if (Batch* const batch = take(me)) {
@@ -153,6 +156,7 @@ void WorkQueue::serve(std::size_t slot) {
       lock.lock();
       put_back(*batch);
       patient = true;
+      alone = kAlone;
       continue;
     }
     if (open_.empty()) {
@@ -164,10 +168,13 @@ void WorkQueue::serve(std::size_t slot) {
       patient = idle(seen);
       lock.lock();
     } else {
-      // What there is will be free for all in a moment, unless it is done by then.
-      const Clock::time_point free = Clock::now() + kAlone;
+      // What there is will be free for all in a moment, unless it is done by then. As long as it always is, the looks
+      // become rarer: each costs those who work a cache line.
+      const std::uint32_t seen = spread_posts_.load(std::memory_order_relaxed);
       lock.unlock();
-      while (Clock::now() < free) pause();
+      const Clock::time_point free = Clock::now() + alone;
+      while (Clock::now() < free && spread_posts_.load(std::memory_order_relaxed) == seen) pause();
+      alone = std::min(2 * alone, kLongestAlone);
       lock.lock();
     }
   }

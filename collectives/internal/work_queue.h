@@ -67,9 +67,11 @@ class WorkQueue {
   std::size_t threads_;
   WhenIdle when_idle_;
   std::atomic<int> sleepers_{0};
+  // What idle threads look at; apart from what the others work with, so that looking does not disturb. version_ changes
+  // whenever there may be something new to do, or nothing any more; spread_posts_ with every spread work.
+  alignas(64) std::atomic<std::uint32_t> version_{0};
+  alignas(64) std::atomic<std::uint32_t> spread_posts_{0};
   alignas(64) std::atomic<bool> locked_{false};
-  // Changes whenever there may be something new to do, or nothing any more.
-  std::atomic<std::uint32_t> version_{0};
   // Under the lock:
   std::vector<Batch*> open_;
   std::vector<std::unique_ptr<Batch>> batches_;
