@@ -1,6 +1,8 @@
 #include "collectives/internal/work_queue.h"
 
 #include <algorithm>
+#include <cassert>
+#include <limits>
 #include <thread>
 #include <utility>
 
@@ -63,13 +65,15 @@ void WorkQueue::prepare(Batch& batch, Work work) {
     batch.shares_made = batch.shares_used;
   }
   for (std::size_t i = 0; i < batch.shares_used; ++i) {
-    batch.shares[i].next.store(work.count * i / batch.shares_used, std::memory_order_relaxed);
-    batch.shares[i].end = work.count * (i + 1) / batch.shares_used;
+    const std::uint64_t begin = work.count * i / batch.shares_used;
+    const std::uint64_t end = work.count * (i + 1) / batch.shares_used;
+    batch.shares[i].calls.store(begin | end << 32, std::memory_order_relaxed);
   }
 }
 
 std::size_t WorkQueue::post(Work work) {
   if (work.count == 0) return 0;
+  assert(work.count <= std::numeric_limits<std::uint32_t>::max());  // ranks of a world, or pieces of a movement
   std::size_t start = 0;
   {
     Lock lock(*this);
@@ -105,16 +109,29 @@ WorkQueue::Batch* WorkQueue::take(const void* me) {
   return nullptr;
 }
 
+// False: none is left.
+bool WorkQueue::take_call(Share& share, bool own, std::size_t& index) {
+  std::uint64_t calls = share.calls.load(std::memory_order_relaxed);
+  for (;;) {
+    const std::uint64_t begin = calls & 0xffffffffu;
+    const std::uint64_t end = calls >> 32;
+    if (begin == end) return false;
+    const std::uint64_t left = own ? calls + 1 : calls - (std::uint64_t{1} << 32);
+    if (share.calls.compare_exchange_weak(calls, left, std::memory_order_relaxed)) {
+      index = own ? begin : end - 1;
+      return true;
+    }
+  }
+}
+
 void WorkQueue::run_calls(Batch& batch, std::size_t slot) {
   // What follows from spread work goes back to who asked for help: the ranks that wait for a movement were last on the
   // thread that began it.
   posting_for = batch.work.spread && batch.poster != nullptr ? batch.poster : &serving;
   for (std::size_t i = 0; i < batch.shares_used; ++i) {
     Share& share = batch.shares[(slot + i) % batch.shares_used];
-    while (share.next.load(std::memory_order_relaxed) < share.end) {
-      const std::size_t index = share.next.fetch_add(1, std::memory_order_relaxed);
-      if (index < share.end) batch.work.run(batch.work.context, index);
-    }
+    std::size_t index = 0;
+    while (take_call(share, i == 0, index)) batch.work.run(batch.work.context, index);
   }
 }
 

@@ -41,10 +41,11 @@ class WorkQueue {
  private:
   using Clock = std::chrono::steady_clock;
 
+  // The calls [low half, high half). Its own thread takes the first, others the last: who comes to help leaves the
+  // owner those that it will have next time too.
   struct Share {
-    std::atomic<std::size_t> next{0};
-    std::size_t end = 0;
-    char apart[112];  // no two on a cache line, nor on a pair of lines that is fetched together
+    std::atomic<std::uint64_t> calls{0};
+    char apart[120];  // no two on a cache line, nor on a pair of lines that is fetched together
   };
   struct Batch {
     Work work{};
@@ -60,6 +61,7 @@ class WorkQueue {
 
   void prepare(Batch& batch, Work work);
   Batch* take(const void* me);
+  static bool take_call(Share& share, bool own, std::size_t& index);
   void run_calls(Batch& batch, std::size_t slot);
   void put_back(Batch& batch);
   bool idle(std::uint32_t seen);
