@@ -2,10 +2,10 @@
 #include "bench/ops_machine.h"
 
 #include <benchmark/benchmark.h>
-#include <time.h>
 
 #include <algorithm>
 #include <cstring>
+#include <ctime>
 #include <vector>
 
 #include "ops/internal/simd.h"

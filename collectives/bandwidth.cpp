@@ -257,7 +257,7 @@ BandwidthRow measure_bandwidth(Executor& executor, const BandwidthCase& what, do
 
 std::vector<std::size_t> bandwidth_sizes() {
   std::vector<std::size_t> sizes;
-  for (std::size_t size = 4096; size <= 16 * 1024 * 1024; size *= 4) sizes.push_back(size);
+  for (std::size_t size = 4096; size <= (16 << 20); size *= 4) sizes.push_back(size);
   return sizes;
 }
 

@@ -27,9 +27,9 @@ constexpr Index kSteps = 128;
 // Weight rows that are walked together: one panel, or with few rows of x as many streams as memory likes.
 constexpr int kGroupCols = 2 * kTileCols;
 constexpr Index kLineBytes = 64;
-constexpr Index kRowsPerPack = 32 * kTileRows;
+constexpr Index kRowsPerPack = Index{32} * kTileRows;
 // From this many rows on, copying a group of weights costs less than reading its rows where they lie.
-constexpr Index kRowsToPackWeights = 8 * kTileRows;
+constexpr Index kRowsToPackWeights = Index{8} * kTileRows;
 
 template <class T>
 constexpr Index kBlock = kSteps* kLanes<T>;
@@ -157,7 +157,7 @@ T* pack_panel(MatrixView<const T> rows, Index k, Index depth, T* to) {
 
 /// The rows of the next panel when `left` rows are left: no panel is much smaller than the others.
 constexpr Index panel_rows(Index left) {
-  return left > kTileRows && left < 2 * kTileRows ? (left + 1) / 2 : std::min<Index>(kTileRows, left);
+  return left > kTileRows && left < Index{2} * kTileRows ? (left + 1) / 2 : std::min<Index>(kTileRows, left);
 }
 
 /// Asks for the cache lines of rows that are contiguous in k, a few at a time, while other rows are computed on.

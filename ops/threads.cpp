@@ -1,8 +1,14 @@
 #include "ops/threads.h"
 
+#if defined(__SANITIZE_THREAD__)
+#include <atomic>
+#include <thread>
+#include <vector>
+#else
 #include <tbb/info.h>
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
+#endif
 
 #include <algorithm>
 
@@ -13,6 +19,24 @@ namespace shardproof::ops {
 namespace {
 
 thread_local int threads_of_this_thread = 1;
+
+#if defined(__SANITIZE_THREAD__)
+// oneTBB is shipped without instrumentation: the sanitizer would see none of its hand-overs and call each one a race.
+void share_out(Index parts, const std::function<void(Index)>& run_part) {
+  std::atomic<Index> next = 0;
+  const auto take = [&] {
+    for (Index part = next++; part < parts; part = next++) run_part(part);
+  };
+  std::vector<std::jthread> helpers;
+  for (int i = 1; i < threads(); ++i) helpers.emplace_back(take);
+  take();
+}
+#else
+void share_out(Index parts, const std::function<void(Index)>& run_part) {
+  tbb::task_arena arena(std::min(threads(), tbb::info::default_concurrency()));
+  arena.execute([&] { tbb::this_task_arena::isolate([&] { tbb::parallel_for(Index{0}, parts, run_part); }); });
+}
+#endif
 
 }  // namespace
 
@@ -34,13 +58,8 @@ void parallel_for(Index count, Index grain, const std::function<void(Index, Inde
     if (count > 0) f(0, count);
     return;
   }
-  tbb::task_arena arena(std::min(threads(), tbb::info::default_concurrency()));
-  arena.execute([&] {
-    tbb::this_task_arena::isolate([&] {
-      tbb::parallel_for(Index{0}, parts, [&](Index part) {
-        f(grains * part / parts * grain, std::min(grains * (part + 1) / parts * grain, count));
-      });
-    });
+  share_out(parts, [&](Index part) {
+    f(grains * part / parts * grain, std::min(grains * (part + 1) / parts * grain, count));
   });
 }
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "collectives/bandwidth.h"
-#include "collectives/tbb_executor.h"
+#include "collectives/default_executor.h"
 #include "tools/exit_code.h"
 
 namespace shardproof::tools {
@@ -38,7 +38,7 @@ int run_collectives(const CollectivesFlags& flags) {
                      .algorithm = parse_algorithm(flags.algorithm).value(),
                      .ranks = flags.ranks,
                      .gpus_per_node = flags.gpus_per_node};
-  TbbExecutor executor(flags.threads > 0 ? flags.threads : available_threads());
+  DefaultExecutor executor(flags.threads > 0 ? flags.threads : available_threads());
   std::vector<BandwidthRow> rows;
   const std::vector<std::size_t> sizes =
       what.operation == Operation::barrier ? std::vector<std::size_t>{0} : bandwidth_sizes();

@@ -11,7 +11,7 @@ namespace shardproof::internal {
 namespace {
 
 // Below this many bytes the last arriver moves everything itself; above, a piece has at least half as many.
-constexpr std::size_t kSplitBytes = 256 * 1024;
+constexpr std::size_t kSplitBytes = 256 << 10;
 
 void resume(GroupState& state, std::size_t rank) noexcept {
   state.call(rank).waiter.resume();

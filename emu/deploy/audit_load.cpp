@@ -44,12 +44,16 @@ class Reader {
           return wrong("a string");
         return true;
       case Place::edge_object:
-        if (key_ == "from" || key_ == "source") edge_.first = std::move(value);
-        if (key_ == "to" || key_ == "target") edge_.second = std::move(value);
+        if (key_ == "from" || key_ == "source")
+          edge_.first = std::move(value);
+        else if (key_ == "to" || key_ == "target")
+          edge_.second = std::move(value);
         return true;
       case Place::edge_array:
-        if (ends_ == 0) edge_.first = std::move(value);
-        if (ends_ == 1) edge_.second = std::move(value);
+        if (ends_ == 0)
+          edge_.first = std::move(value);
+        else if (ends_ == 1)
+          edge_.second = std::move(value);
         ++ends_;
         return true;
       default:

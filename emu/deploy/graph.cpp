@@ -293,9 +293,8 @@ DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
     std::string id = kind_of(node);
     if (node.layer >= 0) {
       const Range layers = partition(plan.model.num_layers, plan.parallel.pp, stage_of(node.layer));
-      id = (layers.count == 1 ? fmt::format("layer_{}.", layers.begin)
-                              : fmt::format("layers_{}-{}.", layers.begin, layers.end() - 1)) +
-           id;
+      id.insert(0, layers.count == 1 ? fmt::format("layer_{}.", layers.begin)
+                                     : fmt::format("layers_{}-{}.", layers.begin, layers.end() - 1));
     }
     const auto [at, is_new] = index.try_emplace(id, static_cast<int>(part.nodes.size()));
     to_folded.push_back(at->second);

@@ -118,8 +118,9 @@ void add_gpus(std::vector<QuantityDefinition>& table) {
         const Parallel& p = context.plan.parallel;
         const std::int64_t gpus = context.plan.hardware->gpus;
         const std::int64_t rest = std::int64_t{p.tp} * p.cp * p.pp;
-        return number(static_cast<double>(gpus / rest),
-                      fmt::format("{} GPUs / (tp {} * cp {} * pp {}) = {}", gpus, p.tp, p.cp, p.pp, gpus / rest));
+        const std::int64_t replicas = gpus / rest;
+        return number(static_cast<double>(replicas),
+                      fmt::format("{} GPUs / (tp {} * cp {} * pp {}) = {}", gpus, p.tp, p.cp, p.pp, replicas));
       }));
 }
 

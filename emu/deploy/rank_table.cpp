@@ -118,7 +118,7 @@ TextRows axis_rows(const Plan& plan) {
 
 TextRows rank_rows(const Plan& plan, const std::vector<RankFigures>& ranks, int most) {
   std::vector<std::string> head{"GPU", "tp"};
-  if (plan.parallel.cp > 1) head.push_back("cp");
+  if (plan.parallel.cp > 1) head.emplace_back("cp");
   for (const char* name : {"dp", "pp", "etp", "ep", "edp", "layers", "heads", "kv", "experts", "sequences"}) {
     head.emplace_back(name);
   }

@@ -186,10 +186,9 @@ void read_type(ObjectReader& reader, LoadedModel& loaded) {
     if (type == "mixtral") return;
     if (type == "qwen3_moe") {
       loaded.model.norm_topk_prob = false;
-      loaded.notes.push_back(
+      loaded.notes.emplace_back(
           "qwen3_moe: the norms of queries and keys inside each head are left out of the emulation; they lie within "
-          "one "
-          "head and do not change how anything is sharded");
+          "one head and do not change how anything is sharded");
       return;
     }
   }

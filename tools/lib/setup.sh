@@ -35,6 +35,7 @@ missing_packages() {
       clang)
         package_unless_command clang++-14 clang-14
         package_unless_command clang-tidy-14 clang-tidy-14
+        package_unless_command python3 python3
         is_installed libclang-rt-14-dev || printf 'libclang-rt-14-dev ' ;;
     esac
   done
