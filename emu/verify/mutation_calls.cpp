@@ -137,8 +137,8 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
 
 }  // namespace
 
-std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(Site site, SumFault fault, int member, int world,
-                                                                 std::int64_t microbatches) {
+std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
+                                                                 int world, std::int64_t microbatches) {
   return script([=](Script& made) {
     const Buffers buffers = make_buffers(world);
     const auto addends = std::make_shared<std::vector<std::vector<std::vector<double>>>>(

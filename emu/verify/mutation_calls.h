@@ -78,8 +78,8 @@ void reverse_chunks(std::span<double> values, std::span<const std::size_t> count
 /// What goes wrong in a sum over a group.
 enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, maximum };
 /// At the site, whose ranks are one group; `member` is the group index whose addend is missing or doubled.
-std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(Site site, SumFault fault, int member, int world,
-                                                                 std::int64_t microbatches);
+std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
+                                                                 int world, std::int64_t microbatches);
 
 /// A place for an instance: a layer, and a rank of its stage that has tokens (the first of its tp group).
 struct Place {

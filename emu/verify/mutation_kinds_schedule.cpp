@@ -132,7 +132,7 @@ Instances stages_swapped(const MutablePlan& plan, std::size_t limit) {
 }
 
 /// A call that does not take place on one rank.
-Mutation skipped(Site site, std::vector<std::string> causes) {
+Mutation skipped(const Site& site, std::vector<std::string> causes) {
   return {.layer = site.layer,
           .ranks = site.ranks,
           .microbatch = site.microbatch,

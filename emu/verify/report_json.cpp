@@ -196,7 +196,7 @@ Json report_json(const VerifyReport& report) {
 }  // namespace
 
 std::string to_json(const VerifyReport& report) {
-  return report_json(report).dump(2) + "\n";
+  return report_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 std::string orders_json(const std::vector<OrderReport>& orders) {

@@ -43,7 +43,7 @@ class Generator {
     for (int g = 0; g < groups; ++g) {
       std::vector<GlobalRank> members = all_ranks(plan.ranks);
       std::shuffle(members.begin(), members.end(), random_);
-      members.resize(static_cast<std::size_t>(1 + below(plan.ranks)));
+      members.resize(1 + static_cast<std::size_t>(below(plan.ranks)));
       plan.groups.push_back(members);
     }
     const int ops = 1 + below(20);

@@ -95,6 +95,7 @@ function(shardproof_fuzzer name)
   # What a run finds is added to the first folder; the others are only read.
   set(found ${CMAKE_CURRENT_BINARY_DIR}/${name}_corpus)
   file(MAKE_DIRECTORY ${found})
-  add_test(NAME fuzz.${name} COMMAND ${name} -max_total_time=60 -max_len=20000 -timeout=10 -rss_limit_mb=2048 ${found} ${ARG_CORPUS})
+  add_test(NAME fuzz.${name} COMMAND ${name} -max_total_time=60 -max_len=20000 -timeout=10 -rss_limit_mb=2048
+                                    -dict=${PROJECT_SOURCE_DIR}/tests/fuzz/json.dict ${found} ${ARG_CORPUS})
   set_tests_properties(fuzz.${name} PROPERTIES LABELS "nightly;fuzz" TIMEOUT 300)
 endfunction()
