@@ -80,7 +80,7 @@ TEST(World, RethrowsARanksErrorAndDestroysTheOthersFrames) {
 
   try {
     group.run([&held](Communicator comm) -> Task<> {
-      const std::shared_ptr<int> mine = held;
+      const std::shared_ptr<int> mine = held;  // NOLINT(performance-unnecessary-copy-initialization): counted below
       co_await comm.barrier();
       if (to_int(comm.rank()) == 3) throw std::runtime_error("out of paper");
       co_await comm.barrier();

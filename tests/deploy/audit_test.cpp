@@ -11,8 +11,6 @@
 namespace shardproof {
 namespace {
 
-using ::testing::HasSubstr;
-
 LoadedGraph document_002() {
   return load_graph(std::string(SHARDPROOF_SOURCE_DIR) + "/tests/deploy/graphs/document_002.json");
 }
