@@ -39,7 +39,7 @@ CommandResult shardproof(const std::string& arguments) {
 }
 
 std::string temporary_file(const std::string& name, const std::string& text) {
-  const std::string path = unique_path(name);
+  std::string path = unique_path(name);
   std::ofstream(path) << text;
   return path;
 }

@@ -10,7 +10,6 @@
 namespace shardproof {
 namespace {
 
-using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::small_plan;

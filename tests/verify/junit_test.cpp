@@ -10,7 +10,6 @@ namespace shardproof {
 namespace {
 
 using testing::HasSubstr;
-using testing::Not;
 
 VerifyReport passing_report() {
   VerifyReport report;
