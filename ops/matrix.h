@@ -29,10 +29,10 @@ struct MatrixView {
   constexpr MatrixView(T* data_, Index rows_, Index cols_) : MatrixView(data_, rows_, cols_, cols_) {}
   constexpr MatrixView(T* data_, Index rows_, Index cols_, Index stride_)
       : data(data_), rows(rows_), cols(cols_), stride(stride_) {}
-  /// A mutable view converts to a read-only one, as span<T> does to span<const T>.
-  template <class U>
-  // NOLINTNEXTLINE(google-explicit-constructor)
-  requires(std::is_same_v<T, const U>) constexpr MatrixView(MatrixView<U> other)
+  /// A mutable view converts to a read-only one.
+  template <class U>  // NOLINTNEXTLINE(google-explicit-constructor)
+  requires(std::is_same_v<T, const U>) constexpr MatrixView(
+      MatrixView<U> other)  // implicit, as span<const T> is made from span<T>
       : MatrixView(other.data, other.rows, other.cols, other.stride) {}
 
   constexpr T& operator()(Index row, Index col) const { return data[row * stride + col]; }
