@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "emu/plan/validate.h"
@@ -57,6 +58,11 @@ std::string kind_table(const MutationScore& score) {
   return table(rows, 1);
 }
 
+/// A cause's evidence in one line: what follows the first belongs to `verify`.
+std::string_view first_line(std::string_view text) {
+  return text.substr(0, text.find('\n'));
+}
+
 std::string result_text(const MutationResult& result) {
   const Mutation& mutation = result.mutation;
   std::string text =
@@ -67,11 +73,12 @@ std::string result_text(const MutationResult& result) {
   if (result.outcome == MutationResult::Outcome::missed) return text + toned("missed", Tone::bad) + "\n";
   if (result.outcome == MutationResult::Outcome::equivalent) return text + "equivalent\n";
   return text +
-         fmt::format("{} at {}{}: {}{}: {}\n", to_string(result.verdict), result.tap.empty() ? "-" : result.tap,
-                     result.tap_right ? "" : fmt::format(" (expected {})", mutation.tap.empty() ? "-" : mutation.tap),
-                     result.cause.name,
-                     result.cause_right ? "" : fmt::format(" (expected {})", fmt::join(mutation.causes, " or ")),
-                     result.cause.evidence);
+         fmt::format(
+             "{}{}{}: {}{}: {}\n", to_string(result.verdict), result.tap.empty() ? "" : " at " + result.tap,
+             result.tap_right ? "" : fmt::format(" (expected {})", mutation.tap.empty() ? "no tap" : mutation.tap),
+             result.cause.name,
+             result.cause_right ? "" : fmt::format(" (expected {})", fmt::join(mutation.causes, " or ")),
+             first_line(result.cause.evidence));
 }
 
 std::string percent(std::int64_t part, std::int64_t whole) {

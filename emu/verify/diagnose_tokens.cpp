@@ -11,6 +11,9 @@
 namespace shardproof::diagnosis {
 namespace {
 
+/// Values that the search among all tokens may look at.
+constexpr double kSearchedValues = 3e8;
+
 /// A row that a rank sends: the token and its expert.
 struct Sent {
   std::int64_t row = 0;
@@ -185,6 +188,10 @@ std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
 
 std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe) {
   if (auto cause = misplacement_cause(wrong, moe)) return cause;
+  const ModelConfig& config = wrong.model.plan().model;
+  const double outputs = static_cast<double>(wrong.wrong.size()) * static_cast<double>(wrong.expected.rows) *
+                         static_cast<double>(2 * config.top_k);
+  if (outputs * static_cast<double>(config.hidden_size) > kSearchedValues) return std::nullopt;
   return any_tokens_cause(wrong, moe);
 }
 

@@ -129,6 +129,8 @@ struct BadInput {
   std::string name;
   Arguments arguments;
   std::string said;
+
+  friend std::ostream& operator<<(std::ostream& out, const BadInput& input) { return out << input.name; }
 };
 
 class BadInputs : public ::testing::TestWithParam<BadInput> {};

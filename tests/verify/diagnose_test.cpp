@@ -153,7 +153,7 @@ TEST(Signatures, DoNotTakeRandomValuesForASum) {
   EXPECT_EQ(fault, std::nullopt);
 }
 
-TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
+Plan tiny_plan() {
   Plan plan;
   plan.model = {.hidden_size = 8,
                 .num_layers = 2,
@@ -166,6 +166,11 @@ TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
                 .vocab_size = 16};
   plan.parallel = {.tp = 2, .edp = 2};
   plan.workload = {.lengths = {5}, .microbatches = 1, .seed = 4};
+  return plan;
+}
+
+TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
+  const Plan plan = tiny_plan();
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
   const ExpectedTaps& taps = reference.expected;
 
@@ -182,6 +187,24 @@ TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
 
     EXPECT_EQ(cause.name, "unknown") << tap.name << ": " << cause.evidence;
   }
+}
+
+TEST(Diagnose, DoesNotRecomputeExpertsThatAreTooLargeForIt) {
+  Plan plan = tiny_plan();
+  const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
+  const ExpectedTap& tap =
+      reference.expected.all().at(static_cast<std::size_t>(reference.expected.find("layer.1.moe.output")));
+  const std::vector<TapPart> parts{part_of(tap, 0, {0, tap.cols}, [&](std::int64_t row, std::int64_t col) {
+    return tap.at(row, col) + static_cast<double>(col * col + 1) / 8;
+  })};
+  const Divergence divergence{.tap = tap.name};
+  plan.model.expert_width = 1 << 30;
+
+  const Cause cause =
+      diagnose({.plan = plan, .reference = reference, .divergence = divergence, .parts = parts, .norm_parts = {}});
+
+  EXPECT_EQ(cause.name, "unknown");
+  EXPECT_NE(cause.evidence.find("--scale"), std::string::npos) << cause.evidence;
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ostream>
+
 #include "emu/verify/verify.h"
 #include "tests/support/small_plan.h"
 
@@ -57,12 +59,18 @@ VerifyReport verify_with(FaultInjector& fault, const Plan& plan, ops::Format for
   return verify(plan, {.format = format, .fault = &fault});
 }
 
-class Faults : public ::testing::TestWithParam<ops::Format> {};
+/// What the test's name is followed by in lists.
+struct InFormat {
+  ops::Format format;
+  friend std::ostream& operator<<(std::ostream& out, const InFormat& in) { return out << ops::to_string(in.format); }
+};
+
+class Faults : public ::testing::TestWithParam<InFormat> {};
 
 TEST_P(Faults, NameADroppedAllReduceWhereItIs) {
   DroppedAllReduce fault("attention.output", 1);
 
-  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .dp = 2, .ep = 4}), GetParam());
+  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .dp = 2, .ep = 4}), GetParam().format);
 
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.output");
@@ -72,7 +80,7 @@ TEST_P(Faults, NameADroppedAllReduceWhereItIs) {
 TEST_P(Faults, NameAWrongExpertMap) {
   RotatedExpertMap fault;
 
-  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam());
+  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam().format);
 
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, "layer.0.moe.output");
@@ -81,7 +89,7 @@ TEST_P(Faults, NameAWrongExpertMap) {
 TEST_P(Faults, NameASwappedHeadOrder) {
   SwappedQueryHeads fault;
 
-  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .edp = 2}), GetParam());
+  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .edp = 2}), GetParam().format);
 
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.q");
@@ -90,7 +98,7 @@ TEST_P(Faults, NameASwappedHeadOrder) {
 TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
   SkippedCollective fault;
 
-  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam());
+  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam().format);
 
   EXPECT_EQ(report.verdict, Verdict::deadlock);
   EXPECT_THAT(report.deadlock, HasSubstr("all_to_all"));
@@ -102,9 +110,10 @@ TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, Faults,
-                         ::testing::Values(ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::fp16,
-                                           ops::Format::bf16),
-                         [](const auto& instance) { return std::string(ops::to_string(instance.param)); });
+                         ::testing::Values(InFormat{ops::Format::exact}, InFormat{ops::Format::fp64},
+                                           InFormat{ops::Format::fp32}, InFormat{ops::Format::fp16},
+                                           InFormat{ops::Format::bf16}),
+                         [](const auto& instance) { return std::string(ops::to_string(instance.param.format)); });
 
 TEST(Verify, RefusesAnInvalidPlanWithEveryProblem) {
   Plan plan = small_plan({.tp = 3, .ep = 1, .edp = 3});
