@@ -132,7 +132,7 @@ inline T largest_of(Index count, const T* in) {
     }
   }
   T largest = partials.fold([](auto a, auto b) { return b > a ? b : a; });
-  for (; i < count; ++i) largest = in[i] > largest ? in[i] : largest;
+  for (const T value : std::span<const T>(in + i, in + count)) largest = value > largest ? value : largest;
   return largest;
 }
 

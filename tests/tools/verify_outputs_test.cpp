@@ -27,21 +27,6 @@ std::string read_file(const std::string& path) {
   return text.str();
 }
 
-class RecordedBaselines : public ::testing::TestWithParam<std::string> {};
-
-TEST_P(RecordedBaselines, HoldOnThisBuild) {
-  const CommandResult result = shardproof("verify " + source("plans/" + GetParam() + ".json") + " --baseline " +
-                                          source("tests/baselines/" + GetParam() + ".json"));
-
-  EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
-  EXPECT_THAT(result.out, HasSubstr("every tap is as it was recorded"));
-}
-
-INSTANTIATE_TEST_SUITE_P(VerifyCommand, RecordedBaselines,
-                         ::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2", "ep16_tp2_pp4",
-                                           "ep4_tp2_pp2_sp"),
-                         [](const auto& tested) { return tested.param; });
-
 TEST(VerifyBaseline, NamesTheFirstTapThatChanged) {
   nlohmann::json baseline = nlohmann::json::parse(read_file(source("tests/baselines/tp4_ep4_pp4.json")));
   baseline["taps"][2]["hash"] = "0123456789abcdef";
