@@ -77,7 +77,7 @@ std::vector<SourceFile> read_tree(const std::string& root) {
   for (; entry != std::filesystem::recursive_directory_iterator(); ++entry) {
     if (entry->is_directory()) {
       if (is_skipped_folder(entry->path())) entry.disable_recursion_pending();
-    } else if (entry->is_regular_file()) {
+    } else if (entry->is_regular_file() && entry->path().filename() != ".git") {  // a file in a linked work tree
       std::ifstream in(entry->path(), std::ios::binary);
       files.push_back({std::filesystem::relative(entry->path(), root).generic_string(),
                        {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()}});
