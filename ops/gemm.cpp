@@ -32,7 +32,7 @@ constexpr Index kRowsPerPack = Index{32} * kTileRows;
 constexpr Index kRowsToPackWeights = Index{8} * kTileRows;
 
 template <class T>
-constexpr Index kBlock = kSteps* kLanes<T>;
+constexpr Index kLongestBlock = kSteps* kLanes<T>;
 
 /// Vectors that `depth` elements take.
 template <class T>
@@ -40,20 +40,28 @@ constexpr Index steps_of(Index depth) {
   return (depth + kLanes<T> - 1) / kLanes<T>;
 }
 
-/// Lane i of span S: the lower halves of every span of a, then of b, side by side; with `upper`, the upper halves.
-template <class V, int kSpan, bool kUpper, int... kLane>
-inline V halves(V a, V b, std::integer_sequence<int, kLane...>) {
-  constexpr int kCount = static_cast<int>(sizeof...(kLane));
-  return __builtin_shufflevector(a, b,
-                                 (kLane / kSpan * kSpan + kLane % (kSpan / 2) + (kUpper ? kSpan / 2 : 0) +
-                                  (kLane % kSpan < kSpan / 2 ? 0 : kCount))...);
+/// The elements of a block of k: as few blocks as the longest allows, of equal whole vectors, so that none is a short
+/// rest that costs a pass of its own.
+template <class T>
+constexpr Index block_of(Index depth) {
+  const Index blocks = std::max<Index>(1, (depth + kLongestBlock<T> - 1) / kLongestBlock<T>);
+  return std::max<Index>(1, steps_of<T>((depth + blocks - 1) / blocks)) * kLanes<T>;
 }
 
-/// Folds spans of kSpan lanes of a and b to spans of kSpan / 2, a's and b's alternating.
+/// Folds spans of kSpan lanes of a and b to spans of kSpan / 2, a's and b's alternating. One operand is a blend and
+/// only the other crosses lanes: where b's halves meet, their order is exchanged, which an addition does not notice.
+template <class T, int kSpan, int... kLane>
+inline Vec<T> fold(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr int kHalf = kSpan / 2, kOther = static_cast<int>(sizeof...(kLane));
+  const Vec<T> straight = __builtin_shufflevector(a, b, (kLane + (kLane % kSpan < kHalf ? 0 : kOther))...);
+  const Vec<T> crossed =
+      __builtin_shufflevector(a, b, (kLane % kSpan < kHalf ? kLane + kHalf : kLane - kHalf + kOther)...);
+  return straight + crossed;
+}
+
 template <class T, int kSpan>
 inline Vec<T> fold(Vec<T> a, Vec<T> b) {
-  using Lanes = std::make_integer_sequence<int, static_cast<int>(kLanes<T>)>;
-  return halves<Vec<T>, kSpan, false>(a, b, Lanes{}) + halves<Vec<T>, kSpan, true>(a, b, Lanes{});
+  return fold<T, kSpan>(a, b, std::make_integer_sequence<int, static_cast<int>(kLanes<T>)>{});
 }
 
 template <class T>
@@ -79,10 +87,15 @@ inline void sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, typename QuadOf<T>::
   }
 }
 
-/// One tile over `steps` >= 1 vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next
-/// vector kRows * kLanes further (packed); row j of w likewise if kPacked, else at w + j * w_stride and contiguous.
-template <class T, std::size_t kRows, std::size_t kCols, bool kPacked>
-void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool first, T* y, Index y_stride) {
+/// Where a tile finds its weights: side by side as x is, or in rows of w_stride; `copied` takes them from rows and
+/// leaves them side by side for the tiles to come, so that the copy costs no pass of its own.
+enum class Weights { packed, in_rows, copied };
+
+/// One tile over `steps` vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next vector
+/// kRows * kLanes further. The packed weights are at `packed`, the rows at w.
+template <class T, Weights kWeights, std::size_t kRows, std::size_t kCols>
+void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index rest, bool first, T* y,
+          Index y_stride) {
   constexpr Index kL = kLanes<T>;
   constexpr std::size_t kQuads = (kCols + 3) / 4;
   Vec<T> sum[kRows][4 * kQuads];
@@ -103,12 +116,21 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
     }
     x += static_cast<Index>(kRows) * kL;
   };
-  do {
-    step([&](std::size_t j) { return simd::load<T>(w + static_cast<Index>(j) * (kPacked ? kL : w_stride)); });
-    w += kPacked ? static_cast<Index>(kCols) * kL : kL;
-  } while (--steps > 0);
-  if (!kPacked && rest > 0)
-    step([&](std::size_t j) { return simd::load_partial<T>(w + static_cast<Index>(j) * w_stride, rest); });
+  const auto weights = [&](auto load_row) {
+    return [&, load_row](std::size_t j) {
+      T* at = packed + static_cast<Index>(j) * kL;
+      if constexpr (kWeights == Weights::packed) return simd::load<T>(at);
+      const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
+      if constexpr (kWeights == Weights::copied) simd::store<T>(at, weight);
+      return weight;
+    };
+  };
+  for (; steps > 0; --steps) {
+    step(weights([](const T* row) { return simd::load<T>(row); }));
+    w += kL;
+    packed += static_cast<Index>(kCols) * kL;
+  }
+  if (rest > 0) step(weights([rest](const T* row) { return simd::load_partial<T>(row, rest); }));
 
   SHARDPROOF_UNROLL
   for (std::size_t i = 0; i < kRows; ++i, y += y_stride) {
@@ -128,16 +150,16 @@ void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool 
 }
 
 template <class T>
-using Tile = void (*)(const T*, const T*, Index, Index, Index, bool, T*, Index);
+using Tile = void (*)(const T*, const T*, Index, T*, Index, Index, bool, T*, Index);
 
-template <class T, bool kPacked, std::size_t... kShape>
+template <class T, Weights kWeights, std::size_t... kShape>
 constexpr auto tiles_of(std::index_sequence<kShape...>) {
-  return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kShape / kTileCols + 1, kShape % kTileCols + 1, kPacked>...};
+  return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kWeights, kShape / kTileCols + 1, kShape % kTileCols + 1>...};
 }
 
-template <class T, bool kPacked>
+template <class T, Weights kWeights>
 Tile<T> tile_of(Index rows, Index cols) {
-  static constexpr auto kTiles = tiles_of<T, kPacked>(std::make_index_sequence<kTileRows * kTileCols>{});
+  static constexpr auto kTiles = tiles_of<T, kWeights>(std::make_index_sequence<kTileRows * kTileCols>{});
   return kTiles[static_cast<std::size_t>((rows - 1) * kTileCols + cols - 1)];
 }
 
@@ -185,34 +207,32 @@ class Prefetcher {
 template <class T>
 void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool many_rows, T* packed,
                     MatrixView<const T> next, MatrixView<T> y) {
-  const Index depth = std::min(kBlock<T>, x.depth() - k);
+  const Index depth = std::min(block_of<T>(x.depth()), x.depth() - k);
   Prefetcher<T> prefetcher(next, k, depth);
-  const bool pack = many_rows || depth < kLanes<T>;
-  if (pack) {
-    T* to = packed;
-    for (Index j = 0; j < w.rows; j += kTileCols) {
-      to = pack_panel<T>(w.row_range(j, std::min<Index>(kTileCols, w.rows - j)), k, depth, to);
-    }
-  }
-  const Index steps = pack ? steps_of<T>(depth) : depth / kLanes<T>;
-  const Index rest = depth % kLanes<T>;
-  const Index lines_per_row = prefetcher.lines() / y.rows + 1;
-  if (y.rows == 1 && !pack && w.rows == kGroupCols) {
+  const Index steps = depth / kLanes<T>, rest = depth % kLanes<T>;
+  if (y.rows == 1 && w.rows == kGroupCols) {
     // One row: eight accumulators hide the latency of the additions, where four would not.
-    tile<T, 1, kGroupCols, false>(x.panel(0, k), &w(0, k), w.stride, steps, rest, k == 0, y.data, y.stride);
+    tile<T, Weights::in_rows, 1, kGroupCols>(x.panel(0, k), &w(0, k), w.stride, packed, steps, rest, k == 0, y.data,
+                                             y.stride);
     return;
   }
+  const Index lines_per_row = prefetcher.lines() / y.rows + 1;
   for (Index i = 0; i < y.rows;) {
     const Index rows = panel_rows(y.rows - i);
     const T* panel = x.panel(i, k);
     prefetcher.ask(lines_per_row * rows);
     for (Index j = 0; j < w.rows; j += kTileCols) {
       const Index cols = std::min<Index>(kTileCols, w.rows - j);
-      if (pack) {
-        const T* weights = packed + j * steps * kLanes<T>;
-        tile_of<T, true>(rows, cols)(panel, weights, 0, steps, 0, k == 0, &y(i, j), y.stride);
+      const auto run = [&](auto tile, Index whole, Index remainder) {
+        tile(panel, &w(j, k), w.stride, packed + j * steps_of<T>(depth) * kLanes<T>, whole, remainder, k == 0, &y(i, j),
+             y.stride);
+      };
+      if (!many_rows) {
+        run(tile_of<T, Weights::in_rows>(rows, cols), steps, rest);
+      } else if (i == 0) {
+        run(tile_of<T, Weights::copied>(rows, cols), steps, rest);
       } else {
-        tile_of<T, false>(rows, cols)(panel, &w(j, k), w.stride, steps, rest, k == 0, &y(i, j), y.stride);
+        run(tile_of<T, Weights::packed>(rows, cols), steps_of<T>(depth), 0);
       }
     }
     i += rows;
@@ -222,8 +242,9 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool
 template <class T>
 void multiply_all(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
   const bool many_rows = y.rows >= kRowsToPackWeights;
+  const Index block = block_of<T>(x.depth());
   const Index group_cols = many_rows ? kTileCols : kGroupCols;
-  alignas(64) T packed[static_cast<std::size_t>(kGroupCols * kBlock<T>)];
+  alignas(64) T packed[static_cast<std::size_t>(kTileCols * kLongestBlock<T>)];
   const auto part = [&](Index j) { return w.row_range(j, std::clamp(w.rows - j, Index{0}, group_cols)); };
   const auto group = [&](Index j, Index k) {
     const MatrixView<const T> rows = part(j);
@@ -232,13 +253,13 @@ void multiply_all(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y
   };
   if (many_rows) {
     // A block of x stays in the second-level cache while all weights pass by.
-    for (Index k = 0; k < x.depth(); k += kBlock<T>) {
+    for (Index k = 0; k < x.depth(); k += block) {
       for (Index j = 0; j < w.rows; j += group_cols) group(j, k);
     }
   } else {
     // Memory is read once, each weight row from end to end.
     for (Index j = 0; j < w.rows; j += group_cols) {
-      for (Index k = 0; k < x.depth(); k += kBlock<T>) group(j, k);
+      for (Index k = 0; k < x.depth(); k += block) group(j, k);
     }
   }
 }
@@ -249,12 +270,12 @@ template <class T>
 void PackedRows<T>::pack(MatrixView<const T> x) {
   rows_ = x.rows;
   depth_ = x.cols;
-  const Index blocks = (depth_ + kBlock<T> - 1) / kBlock<T>;
+  const Index longest = block_of<T>(depth_);
   const Index width = steps_of<T>(depth_) * kLanes<T>;
   if (buffer_.size() < rows_ * width) buffer_ = Matrix<T>(rows_, width);
   T* to = buffer_.data();
-  for (Index block = 0; block < blocks; ++block) {
-    const Index k = block * kBlock<T>, depth = std::min(kBlock<T>, depth_ - k);
+  for (Index k = 0; k < depth_; k += longest) {
+    const Index depth = std::min(longest, depth_ - k);
     for (Index i = 0; i < rows_;) {
       const Index rows = panel_rows(rows_ - i);
       to = pack_panel<T>(x.row_range(i, rows), k, depth, to);
@@ -266,7 +287,7 @@ void PackedRows<T>::pack(MatrixView<const T> x) {
 template <class T>
 const T* PackedRows<T>::panel(Index row, Index k) const {
   // Blocks before this one are whole; panels before this one have the block's padded depth.
-  const Index depth = steps_of<T>(std::min(kBlock<T>, depth_ - k)) * kLanes<T>;
+  const Index depth = steps_of<T>(std::min(block_of<T>(depth_), depth_ - k)) * kLanes<T>;
   return buffer_.data() + rows_ * k + row * depth;
 }
 

@@ -2,8 +2,8 @@
 //
 // Both operands are walked along k, so that neither needs a transposition: few rows go straight over row-major weights,
 // many rows over panels copied into a cache-friendly order. One element of y is always computed the same way:
-//   k is cut into blocks of kBlock; within a block, lane l of a vector sums the products of k = l mod kLanes in order;
-//   the lanes are folded in halves; the blocks' sums are added in order.
+//   k is cut into equal blocks of at most 128 vectors; within a block, lane l of a vector sums the products of k = l
+//   mod kLanes in order; the lanes are folded in halves; the blocks' sums are added in order.
 // So its bits depend on its two rows, on k and on the build's vector width, and on nothing else.
 #pragma once
 
