@@ -1,3 +1,4 @@
+// Compiled with contraction on, as gemm.cpp is: `exact` takes the other road.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,7 +14,7 @@ namespace {
 using simd::Vec;
 
 constexpr Index kQueries = 48;
-constexpr Index kKeys = 128;
+constexpr Index kKeys = 256;
 static_assert(kQueries % panel::kRows == 0 && kKeys % panel::kWidth<float> == 0 && kKeys % simd::kPartials<float> == 0);
 
 /// Keys transposed panel by panel, [tokens / kWidth, head_dim, kWidth], zeros after the last token.
@@ -24,6 +25,21 @@ Matrix<T> transposed_panels(MatrixView<const T> k) {
   for (Index j = 0; j < result.rows() * kWidth; ++j) {
     T* to = result.row(j / kWidth).data() + j % kWidth;
     for (Index d = 0; d < k.cols; ++d) to[d * kWidth] = j < k.rows ? k(j, d) : T{0};
+  }
+  return result;
+}
+
+/// Values cut into panels of kWidth columns, [head_dim / kWidth, tokens, kWidth], zeros beyond head_dim: a panel is
+/// walked token by token, and rows a power of two apart would share a few sets of the first-level cache.
+template <class T>
+Matrix<T> column_panels(MatrixView<const T> v) {
+  constexpr Index kWidth = panel::kWidth<T>;
+  Matrix<T> result = Matrix<T>::zeros(panel::padded<T>(v.cols) / kWidth, v.rows * kWidth);
+  for (Index d = 0; d < v.cols; d += kWidth) {
+    const Index width = std::min(kWidth, v.cols - d);
+    for (Index t = 0; t < v.rows; ++t) {
+      std::copy_n(v.row(t).data() + d, width, result.row(d / kWidth).data() + t * kWidth);
+    }
   }
   return result;
 }
@@ -39,18 +55,25 @@ struct Tile {
   T sum[kQueries];
 };
 
-/// Turns the first `keys` scores of a row into exponentials, the others into zeros, and rescales what the row has.
+/// Turns the first `keys` scores of a row into exponentials and rescales what the row has.
 template <class T>
 void soften(Tile<T>& tile, Index row, Index keys) {
   T* scores = tile.scores.row(row).data();
-  std::fill(scores + keys, scores + kKeys, -std::numeric_limits<T>::infinity());
+  // Whole rounds of partial sums; the exponentials of what fills them up are zeros.
+  constexpr Index kRound = simd::kPartials<T>;
+  const Index padded = (keys + kRound - 1) / kRound * kRound;
+  std::fill(scores + keys, scores + padded, -std::numeric_limits<T>::infinity());
   const T before = tile.largest[row];
-  const T largest = std::max(before, simd::largest_of<T>(kKeys, scores));
+  const T largest = std::max(before, simd::largest_of<T>(padded, scores));
   simd::Partials<T> partials(T{0});
-  for (Index j = 0, v = 0; j < kKeys; j += simd::kLanes<T>, v = (v + 1) % partials.vectors()) {
-    const Vec<T> p = simd::exponential<T>(simd::load<T>(scores + j) - largest);
-    simd::store<T>(scores + j, p);
-    partials[v] += p;
+  for (Index j = 0; j < padded; j += kRound) {
+    SHARDPROOF_UNROLL
+    for (Index v = 0; v < partials.vectors(); ++v) {
+      T* const at = scores + j + v * simd::kLanes<T>;
+      const Vec<T> p = simd::exponential<T>(simd::load<T>(at) - largest);
+      simd::store<T>(at, p);
+      partials[v] += p;
+    }
   }
   const T sum = partials.fold([](auto a, auto b) { return a + b; });
   if (largest != before) {
@@ -74,7 +97,9 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
     for (Index j = 0; j < seen; j += kWidth) {
       const T* b = keys.row((begin + j) / kWidth).data();
       for (Index i = 0; i < rows; i += panel::kRows) {
-        panel::multiply<T>(tile.queries.row(i).data(), depth, std::min(panel::kRows, rows - i), b, kWidth, depth, false,
+        const Index count = std::min(panel::kRows, rows - i);
+        if (begin + j >= first + i + count) continue;  // keys that none of these rows may see
+        panel::multiply<T>(tile.queries.row(i).data(), depth, count, b, kWidth, depth, false,
                            tile.scores.row(i).data() + j, kKeys);
       }
     }
@@ -83,19 +108,18 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
       if (keys_of(i) > 0) soften(tile, i, keys_of(i));
     }
     for (Index d = 0; d < tile.context.cols(); d += kWidth) {
-      const T* b = values.row(begin).data() + d;
+      const T* b = values.row(d / kWidth).data() + begin * kWidth;
       for (Index i = 0; i < rows; i += panel::kRows) {
         const Index count = std::min(panel::kRows, rows - i);
         // What all rows see, together; the rest of each row alone, so that no row touches a later token's values.
         const Index common = keys_of(i);
         T* const context = tile.context.row(i).data() + d;
-        panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, values.cols(), common, true, context,
+        panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, kWidth, common, true, context,
                            tile.context.cols());
         for (Index r = 1; r < count; ++r) {
           if (keys_of(i + r) == common) continue;
-          panel::multiply<T>(tile.scores.row(i + r).data() + common, kKeys, 1, b + common * values.cols(),
-                             values.cols(), keys_of(i + r) - common, true, context + r * tile.context.cols(),
-                             tile.context.cols());
+          panel::multiply<T>(tile.scores.row(i + r).data() + common, kKeys, 1, b + common * kWidth, kWidth,
+                             keys_of(i + r) - common, true, context + r * tile.context.cols(), tile.context.cols());
         }
       }
     }
@@ -110,8 +134,7 @@ void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<co
   const Index tokens = q.rows, width = k.cols;
   const T scale = static_cast<T>(1.0 / std::sqrt(static_cast<double>(width)));
   const Matrix<T> keys = transposed_panels<T>(k);
-  Matrix<T> values = Matrix<T>::zeros(tokens, panel::padded<T>(width));
-  for (Index t = 0; t < tokens; ++t) std::copy_n(v.row(t).data(), width, values.row(t).data());
+  const Matrix<T> values = column_panels<T>(v);
   Tile<T> tile(width);
   simd::with_rounding<T>(format, [&](auto rounding) {
     for (Index head = 0; head < q.cols; head += width) {

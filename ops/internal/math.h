@@ -1,7 +1,8 @@
 // Exponentials and fixed-order reductions over vectors.
 //
-// They are written in plain additions and multiplications (the project is built without contraction), so their bits are
-// the same for every instruction set and compiler.
+// They are written in plain additions and multiplications, so where a file is built without contraction, as nearly all
+// are, their bits are the same for every instruction set and compiler. `exponential` is always inlined: a file built
+// with contraction must not lend its copy to others.
 #pragma once
 
 #include <array>
@@ -16,12 +17,12 @@ namespace shardproof::ops::simd {
 /// exp(x) to about one unit in the last place; exactly 1 at 0. 0 below exp(-86.6) (float) or exp(-708) (double), held
 /// at exp(88.3) or exp(709.4) above; NaN stays NaN.
 template <class T>
-Vec<T> exponential(Vec<T> x);
+[[gnu::always_inline]] inline Vec<T> exponential(Vec<T> x);
 
 // exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts, the first short enough that n times
 // it is exact. The magic number's sum leaves n in the low bits, from where a shift makes it an exponent.
 template <>
-inline Vec<float> exponential<float>(Vec<float> x) {
+[[gnu::always_inline]] inline Vec<float> exponential<float>(Vec<float> x) {
   const Vec<float> low = broadcast(-86.6F), high = broadcast(88.3F);
   const Vec<float> clamped = x < low ? low : (x > high ? high : x);
   const Vec<float> shifted = clamped * 1.44269504088896341F + 0x1.8p23F;
@@ -39,7 +40,7 @@ inline Vec<float> exponential<float>(Vec<float> x) {
 }
 
 template <>
-inline Vec<double> exponential<double>(Vec<double> x) {
+[[gnu::always_inline]] inline Vec<double> exponential<double>(Vec<double> x) {
   const Vec<double> low = broadcast(-708.0), high = broadcast(709.4);
   const Vec<double> clamped = x < low ? low : (x > high ? high : x);
   const Vec<double> shifted = clamped * 1.4426950408889634 + 0x1.8p52;
