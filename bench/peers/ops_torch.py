@@ -3,13 +3,15 @@
 
   ops_torch.py OUT.json [--repetitions 9]
 
-Optional: needs PyTorch (pip install torch --index-url https://download.pytorch.org/whl/cpu). The names equal those of
+Optional: needs PyTorch (Debian: apt-get install python3-torch, then /usr/bin/python3; 1.13 has the function under its
+older name, and without a fused CPU kernel). The names equal those of
 ops_bench (attention/sequence:S/heads:H/head_dim:D, expert/tokens:T/hidden:N/width:W), so that
 compare.py OUT.json ops_bench.json tabulates ops_bench against it.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 
@@ -33,12 +35,21 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--repetitions", type=int, default=9)
     args = parser.parse_args()
+    # Its BLAS may bring threads of its own, which neither set_num_threads nor the time of this thread sees.
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = "1"
     try:
         import torch
         from torch.nn import functional
     except ImportError:
         print("PyTorch is not installed: nothing measured", file=sys.stderr)
         return 2
+    if hasattr(functional, "scaled_dot_product_attention"):
+        def attention(q, k, v):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        def attention(q, k, v):
+            return functional._scaled_dot_product_attention(q, k, v, is_causal=True)[0]
     torch.set_num_threads(1)
     torch.manual_seed(1)
     entries = []
@@ -52,12 +63,12 @@ def main():
         for sequence in (128, 512, 2048):
             for head_dim in (32, 64, 128):
                 q, k, v = (torch.rand(1, 4, sequence, head_dim) * 2 - 1 for _ in range(3))
-                out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+                out = attention(q, k, v)
                 mask = torch.full((sequence, sequence), float("-inf")).triu(1)
                 expected = torch.softmax(q @ k.transpose(2, 3) / head_dim**0.5 + mask, -1) @ v
                 assert torch.allclose(out, expected, atol=1e-4), "results differ"
                 add(f"attention/sequence:{sequence}/heads:4/head_dim:{head_dim}",
-                    lambda q=q, k=k, v=v: functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+                    lambda q=q, k=k, v=v: attention(q, k, v))
         for hidden, width in ((512, 1024), (1024, 2048)):
             gate, up, down = torch.rand(width, hidden), torch.rand(width, hidden), torch.rand(hidden, width)
             for tokens in (1, 4, 16, 64, 256):
