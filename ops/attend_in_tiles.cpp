@@ -67,7 +67,6 @@ void soften(Tile<T>& tile, Index row, Index keys) {
   const T largest = std::max(before, simd::largest_of<T>(padded, scores));
   simd::Partials<T> partials(T{0});
   for (Index j = 0; j < padded; j += kRound) {
-    SHARDPROOF_UNROLL
     for (Index v = 0; v < partials.vectors(); ++v) {
       T* const at = scores + j + v * simd::kLanes<T>;
       const Vec<T> p = simd::exponential<T>(simd::load<T>(at) - largest);
