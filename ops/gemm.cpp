@@ -303,7 +303,10 @@ void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
     for (Index i = 0; i < y.rows; ++i) std::fill_n(y.row(i).data(), y.cols, T{0});
     return;
   }
-  parallel_for(y.cols, kGroupCols, [&](Index begin, Index end) {
+  // What a thread takes is worth waking it for.
+  constexpr Index kProductsPerPart = Index{1} << 20;
+  const Index groups = kProductsPerPart / (y.rows * x.depth() * kGroupCols) + 1;
+  parallel_for(y.cols, groups * kGroupCols, [&](Index begin, Index end) {
     multiply_all<T>(x, w.row_range(begin, end - begin), y.col_range(begin, end - begin));
   });
 }

@@ -15,8 +15,9 @@ namespace {
 /// A projection as a kernel stores it: stored(x w^T), [rows of x, rows of w].
 template <class T>
 ops::Matrix<T> project(const Stage<T>& stage, std::string_view op, int layer, const ops::Matrix<T>& x,
-                       const ops::Matrix<T>& w) {
-  ops::Matrix<T> y(x.rows(), w.rows());
+                       ops::MatrixView<const T> w) {
+  ops::Matrix<T> y(x.rows(), w.rows);
+  const ops::ThreadScope threads = stage.op_threads();
   ops::linear<T>(x, w, y);
   ops::store<T>(y.span(), stage.format());
   stage.record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), stage.element_bytes()));
@@ -33,16 +34,16 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   const std::int64_t rows = stage.rows();
 
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.norm->span(), model.rms_norm_eps, format, norm);
+  ops::rms_norm<T>(x, weights.norm.span(), model.rms_norm_eps, format, norm);
   stage.record("attention.norm", layer, x.rows(), x.cols(),
                ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(layer, "attention.norm", norm, stage.stream_rows());
 
   ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
 
-  ops::Matrix<T> q = project(stage, "attention.q", layer, full, *weights.q);
-  ops::Matrix<T> k = project(stage, "attention.k", layer, full, *weights.k);
-  ops::Matrix<T> v = project(stage, "attention.v", layer, full, *weights.v);
+  ops::Matrix<T> q = project(stage, "attention.q", layer, full, weights.q);
+  ops::Matrix<T> k = project(stage, "attention.k", layer, full, weights.k);
+  ops::Matrix<T> v = project(stage, "attention.v", layer, full, weights.v);
   for (ops::Matrix<T>* rotated : {&q, &k}) {
     ops::rope<T>(*rotated, stage.microbatch.positions, stage.rope);
     stage.record("attention.rope", layer, rows, rotated->cols(),
@@ -58,14 +59,20 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   stage.template tap<T>(layer, "attention.v", v.view(), all, kv_width, kv_cols);
 
   ops::Matrix<T> context(rows, q.cols());
-  ops::attention<T>(q, k, v, stage.microbatch.offsets, model.head_dim, format, context);
+  {
+    const ops::ThreadScope threads = stage.op_threads();
+    ops::attention<T>(q, k, v, stage.microbatch.offsets, model.head_dim, format, context);
+  }
   stage.record("attention.context", layer, rows, q.cols(),
                ops::attention_cost(stage.microbatch.offsets, layout.heads.count, layout.kv_heads.count, model.head_dim,
                                    stage.element_bytes()));
   stage.template tap<T>(layer, "attention.context", context.view(), all, q_width, q_cols);
 
   ops::Matrix<T> addend(rows, model.hidden_size);
-  ops::linear<T>(context, *weights.output, addend);
+  {
+    const ops::ThreadScope threads = stage.op_threads();
+    ops::linear<T>(context, weights.output, addend);
+  }
   stage.record("attention.output", layer, rows, model.hidden_size,
                ops::linear_cost(rows, model.hidden_size, context.cols(), stage.element_bytes()));
   ops::Matrix<T> output = co_await reduce_over_tp(stage, std::move(addend));

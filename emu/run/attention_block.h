@@ -1,8 +1,6 @@
 // The attention half of a layer on one rank.
 #pragma once
 
-#include <memory>
-
 #include "emu/run/stage.h"
 
 namespace shardproof {
@@ -10,11 +8,11 @@ namespace shardproof {
 /// This rank's slices of one layer's attention weights.
 template <class T>
 struct AttentionWeights {
-  std::shared_ptr<const ops::Matrix<T>> norm;    // [1, hidden]
-  std::shared_ptr<const ops::Matrix<T>> q;       // [heads * head_dim, hidden]
-  std::shared_ptr<const ops::Matrix<T>> k;       // [kv heads * head_dim, hidden]
-  std::shared_ptr<const ops::Matrix<T>> v;       // [kv heads * head_dim, hidden]
-  std::shared_ptr<const ops::Matrix<T>> output;  // [hidden, heads * head_dim]
+  ops::MatrixView<const T> norm;    // [1, hidden]
+  ops::MatrixView<const T> q;       // [heads * head_dim, hidden]
+  ops::MatrixView<const T> k;       // [kv heads * head_dim, hidden]
+  ops::MatrixView<const T> v;       // [kv heads * head_dim, hidden]
+  ops::MatrixView<const T> output;  // [hidden, heads * head_dim]
 };
 
 /// x += attention(norm(x)). x is [stream rows, hidden] and is replaced.

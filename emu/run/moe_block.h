@@ -7,7 +7,6 @@
 // and, without sp, an all-gather of the rows over tp. Every rank takes part in every collective, with zero tokens too.
 #pragma once
 
-#include <memory>
 #include <vector>
 
 #include "emu/run/stage.h"
@@ -17,16 +16,16 @@ namespace shardproof {
 /// This rank's slice of one expert.
 template <class T>
 struct ExpertWeights {
-  std::shared_ptr<const ops::Matrix<T>> gate;  // [width, hidden]
-  std::shared_ptr<const ops::Matrix<T>> up;    // [width, hidden]
-  std::shared_ptr<const ops::Matrix<T>> down;  // [hidden, width]
+  ops::MatrixView<const T> gate;  // [width, hidden]
+  ops::MatrixView<const T> up;    // [width, hidden]
+  ops::MatrixView<const T> down;  // [hidden, width]
 };
 
 template <class T>
 struct MoeWeights {
-  std::shared_ptr<const ops::Matrix<T>> norm;    // [1, hidden]
-  std::shared_ptr<const ops::Matrix<T>> router;  // [experts, hidden]
-  std::vector<ExpertWeights<T>> experts;         // those of layout.experts, in order
+  ops::MatrixView<const T> norm;          // [1, hidden]
+  ops::MatrixView<const T> router;        // [experts, hidden]
+  std::vector<ExpertWeights<T>> experts;  // those of layout.experts, in order
 };
 
 /// x += moe(norm(x)). x is [stream rows, hidden] and is replaced.

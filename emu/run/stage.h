@@ -10,6 +10,7 @@
 #include "emu/run/transformer.h"
 #include "ops/cost.h"
 #include "ops/rope.h"
+#include "ops/threads.h"
 
 namespace shardproof {
 
@@ -71,6 +72,8 @@ struct Stage {
                                 .bytes = cost.bytes,
                                 .collectives = rank.collectives_done()});
   }
+  /// To be held around a call of an op, and across no co_await.
+  ops::ThreadScope op_threads() const { return ops::ThreadScope(program.threads_per_rank); }
   int element_bytes() const { return ops::bytes_per_element(program.format); }
 };
 

@@ -17,7 +17,7 @@ namespace shardproof {
 namespace {
 
 template <class T>
-using Weight = std::shared_ptr<const ops::Matrix<T>>;
+using Weight = ops::MatrixView<const T>;
 
 /// Every weight slice that one rank holds.
 template <class T>
@@ -71,12 +71,12 @@ RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, co
 
 /// Vocabulary-parallel embedding: each rank looks up the ids that it holds, the others' rows are zero.
 template <class T>
-Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, const Weight<T>& table) {
+Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, Weight<T> table) {
   const std::int64_t hidden = stage.model().hidden_size;
   const std::span<const std::int32_t> ids = stage.program.batch.tokens().subspan(
       static_cast<std::size_t>(stage.microbatch.rows.begin), static_cast<std::size_t>(stage.rows()));
   ops::Matrix<T> addend(stage.rows(), hidden);
-  ops::embed<T>(ids, *table, stage.layout.vocabulary.begin, addend);
+  ops::embed<T>(ids, table, stage.layout.vocabulary.begin, addend);
   stage.record("embedding", -1, stage.rows(), hidden, ops::embed_cost(stage.rows(), hidden, stage.element_bytes()));
   ops::Matrix<T> x = co_await reduce_over_tp(stage, std::move(addend));
   stage.tap(-1, "embedding", x, stage.stream_rows());
@@ -88,13 +88,16 @@ template <class T>
 Task<> finish(const Stage<T>& stage, const RankWeights<T>& weights, const ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.final_norm->span(), model.rms_norm_eps, stage.format(), norm);
+  ops::rms_norm<T>(x, weights.final_norm.span(), model.rms_norm_eps, stage.format(), norm);
   stage.record("final_norm", -1, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(-1, "final_norm", norm, stage.stream_rows());
 
   const ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
-  ops::Matrix<T> logits(full.rows(), weights.head->rows());
-  ops::linear<T>(full, *weights.head, logits);
+  ops::Matrix<T> logits(full.rows(), weights.head.rows);
+  {
+    const ops::ThreadScope threads = stage.op_threads();
+    ops::linear<T>(full, weights.head, logits);
+  }
   ops::store<T>(logits.span(), stage.format());
   stage.record("logits", -1, logits.rows(), logits.cols(),
                ops::linear_cost(logits.rows(), logits.cols(), full.cols(), stage.element_bytes()));

@@ -56,6 +56,7 @@ struct TransformerProgram {
   const RoutingReplay* replay = nullptr;
   ReduceOptions reduction = {};    ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
   FaultInjector* fault = nullptr;  ///< see fault.h; its layouts are edited by whoever makes the program
+  int threads_per_rank = 1;        ///< that one op may use: more than one pays when ranks are fewer than cores
 };
 
 /// A format as the wire or accumulation format of a collective.

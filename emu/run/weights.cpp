@@ -48,26 +48,35 @@ void store_weight(std::span<double> values, ops::Format format) {
 }
 
 template <class T>
-std::shared_ptr<const ops::Matrix<T>> WeightStore<T>::get(const WeightSpec& spec, Range rows, Range cols) {
-  Entry* entry = nullptr;
-  {
-    const std::lock_guard lock(mutex_);
-    std::unique_ptr<Entry>& slot = entries_[{spec.name, rows.begin, rows.count, cols.begin, cols.count}];
-    if (!slot) slot = std::make_unique<Entry>();
-    entry = slot.get();
-  }
-  std::call_once(entry->once, [&] {
+typename WeightStore<T>::Entry& WeightStore<T>::entry_for(const WeightSpec& spec, Range& rows, Range& cols) {
+  const std::lock_guard lock(mutex_);
+  const auto whole = entries_.find({spec.name, 0, spec.rows, 0, spec.cols});
+  const bool inside = rows.begin >= 0 && rows.end() <= spec.rows && cols.begin >= 0 && cols.end() <= spec.cols;
+  if (inside && whole != entries_.end() && whole->second->loaded) return *whole->second;
+  std::unique_ptr<Entry>& entry = entries_[{spec.name, rows.begin, rows.count, cols.begin, cols.count}];
+  if (!entry) entry = std::make_unique<Entry>();
+  rows.begin = 0;
+  cols.begin = 0;
+  return *entry;
+}
+
+template <class T>
+ops::MatrixView<const T> WeightStore<T>::get(const WeightSpec& spec, Range rows, Range cols) {
+  const Range asked_rows = rows, asked_cols = cols;
+  Entry& entry = entry_for(spec, rows, cols);
+  std::call_once(entry.once, [&] {
     ops::Matrix<T> matrix(rows.count, cols.count);
     std::vector<double> buffer(static_cast<std::size_t>(cols.count));
     for (std::int64_t i = 0; i < rows.count; ++i) {
-      source_.read(spec, {rows.begin + i, 1}, cols, {buffer.data(), 1, cols.count});
+      source_.read(spec, {asked_rows.begin + i, 1}, asked_cols, {buffer.data(), 1, cols.count});
       store_weight(buffer, format_);
       std::transform(buffer.begin(), buffer.end(), matrix.row(i).begin(),
                      [](double value) { return static_cast<T>(value); });
     }
-    entry->matrix = std::make_shared<const ops::Matrix<T>>(std::move(matrix));
+    entry.matrix = std::move(matrix);
+    entry.loaded = true;
   });
-  return entry->matrix;
+  return entry.matrix.view().row_range(rows.begin, rows.count).col_range(cols.begin, cols.count);
 }
 
 template class WeightStore<float>;

@@ -1,6 +1,7 @@
 // Where weights come from, and the store that ranks share.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -43,19 +44,25 @@ inline constexpr double kWeightStep = 0x1p-16;
 /// Rounds a weight as a run in `format` holds it: to the format, or to kWeightStep in `exact`.
 void store_weight(std::span<double> values, ops::Format format);
 
-/// One copy of each distinct slice, shared by the ranks that hold replicas of it.
+/// Keeps the slices that were asked for, one copy of each, shared by the ranks that hold replicas of it. A part of a
+/// weight that was loaded whole is a view into it. Safe to call from several threads; the views live as long as the
+/// store.
 template <class T>
 class WeightStore {
  public:
   WeightStore(const WeightSource& source, ops::Format format) : source_(source), format_(format) {}
-  std::shared_ptr<const ops::Matrix<T>> get(const WeightSpec& spec, Range rows, Range cols);
+  ops::MatrixView<const T> get(const WeightSpec& spec, Range rows, Range cols);
 
  private:
   struct Entry {
     std::once_flag once;
-    std::shared_ptr<const ops::Matrix<T>> matrix;
+    std::atomic<bool> loaded = false;
+    ops::Matrix<T> matrix;
   };
   using Key = std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+  /// The slice's own entry; for a part, the whole's when that is loaded.
+  Entry& entry_for(const WeightSpec& spec, Range& rows, Range& cols);
 
   const WeightSource& source_;
   ops::Format format_;

@@ -67,11 +67,11 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
                       .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                       .finish = finish};
   if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const ops::Matrix<double>& table = model.whole(registry::embedding(model.plan().model));
+  const ops::MatrixView<const double> table = model.whole(registry::embedding(model.plan().model));
   for (const std::int64_t shift : {1, -1}) {
     const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
       const std::int64_t id = model.batch().tokens()[static_cast<std::size_t>(row.row)] + shift;
-      if (id < 0 || id >= table.rows()) return {};
+      if (id < 0 || id >= table.rows) return {};
       std::vector<double> values(table.row(id).begin(), table.row(id).end());
       model.finish(values);
       return values;

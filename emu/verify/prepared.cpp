@@ -18,6 +18,7 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
     prepared.weights = prepared.owned.get();
   }
   prepared.slices = std::make_unique<WeightStore<double>>(*prepared.weights, format);
+  prepared.float_slices = std::make_unique<WeightStore<float>>(*prepared.weights, format);
 
   std::unordered_map<std::string, WeightSpec> specs;
   for (WeightSpec& spec : registry::all(plan.model)) {

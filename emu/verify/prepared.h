@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "emu/plan/plan.h"
@@ -21,8 +22,17 @@ struct PreparedReference {
   ops::Format format;
   std::unique_ptr<const WeightSource> owned;  ///< the generator, unless a source was given
   const WeightSource* weights = nullptr;
-  /// The slices that runs in double have loaded, kept from run to run.
+  /// The weights that runs have loaded, kept from run to run; T is what the format computes in.
   std::unique_ptr<WeightStore<double>> slices;
+  std::unique_ptr<WeightStore<float>> float_slices;
+  template <class T>
+  WeightStore<T>& store() const {
+    if constexpr (std::is_same_v<T, double>) {
+      return *slices;
+    } else {
+      return *float_slices;
+    }
+  }
   ExpectedTaps expected;
   std::vector<SumBits> sums;  ///< in `exact`: every sum of the reference, and the bits that it needs
   double seconds = 0;         ///< that the reference took

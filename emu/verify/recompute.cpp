@@ -76,9 +76,8 @@ const ExpectedTap& Recompute::norm_input(int layer, std::string_view norm) const
   return before < 0 ? tap(-1, "embedding") : tap(before, "moe.residual");
 }
 
-const ops::Matrix<double>& Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
-  // The store keeps it.
-  return *reference_.slices->get(spec, rows, cols);
+ops::MatrixView<const double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
+  return reference_.slices->get(spec, rows, cols);
 }
 
 Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weight) {
@@ -89,7 +88,7 @@ Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weig
 
 Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows) {
   Row y(static_cast<std::size_t>(rows.count));
-  ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}).view(), one_row(y));
+  ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
   finish(y);
   return y;
 }
@@ -122,12 +121,12 @@ Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, in
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].heads;
   const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].heads;
   const WeightSpec spec = registry::attention_output(plan_.model, weights_layer);
-  const ops::Matrix<double>& w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
+  const ops::MatrixView<const double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
   const std::span<const double> context = row(tap(layer, "attention.context"), row_index);
   Row y(static_cast<std::size_t>(plan_.model.hidden_size));
   ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
                                               static_cast<std::size_t>(heads.count * dim))),
-                      w.view(), one_row(y));
+                      w, one_row(y));
   return y;
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <thread>
+#include <vector>
 
 namespace shardproof::reference {
 
@@ -33,23 +35,35 @@ Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs) 
   constexpr std::int64_t kTile = 32;
   const std::int64_t inputs = x.cols;
   Matrix y(x.rows, outputs);
-  Matrix transposed(inputs, kTile);
-  for (std::int64_t begin = 0; begin < outputs; begin += kTile) {
-    const std::int64_t tile = std::min(kTile, outputs - begin);
-    for (std::int64_t o = 0; o < tile; ++o) {
-      const double* weights = w.data() + (begin + o) * inputs;
-      for (std::int64_t i = 0; i < inputs; ++i) transposed.row(i)[o] = weights[i];
-    }
-    for (std::int64_t t = 0; t < x.rows; ++t) {
-      double sum[kTile] = {};
+  const auto tiles_from = [&](std::int64_t first, std::int64_t step, Matrix& transposed) {
+    for (std::int64_t begin = first * kTile; begin < outputs; begin += step * kTile) {
+      const std::int64_t tile = std::min(kTile, outputs - begin);
       for (std::int64_t i = 0; i < inputs; ++i) {
-        const double input = x.row(t)[i];
-        const double* weights = transposed.row(i);
-        for (std::int64_t o = 0; o < kTile; ++o) sum[o] += input * weights[o];
+        for (std::int64_t o = 0; o < tile; ++o)
+          transposed.row(i)[o] = w[static_cast<std::size_t>((begin + o) * inputs + i)];
       }
-      std::copy_n(sum, tile, y.row(t) + begin);
+      for (std::int64_t t = 0; t < x.rows; ++t) {
+        double sum[kTile] = {};
+        for (std::int64_t i = 0; i < inputs; ++i) {
+          const double input = x.row(t)[i];
+          const double* weights = transposed.row(i);
+          for (std::int64_t o = 0; o < kTile; ++o) sum[o] += input * weights[o];
+        }
+        std::copy_n(sum, tile, y.row(t) + begin);
+      }
     }
+  };
+  // Large products share their tiles out over threads.
+  constexpr std::int64_t kProductsPerThread = std::int64_t{1} << 23;
+  const std::int64_t threads = std::clamp<std::int64_t>(x.rows * inputs * outputs / kProductsPerThread, 1,
+                                                        std::max(1U, std::thread::hardware_concurrency()));
+  std::vector<Matrix> scratch(static_cast<std::size_t>(threads), Matrix(inputs, kTile));
+  std::vector<std::jthread> others;
+  for (std::int64_t thread = 1; thread < threads; ++thread) {
+    others.emplace_back([&, thread] { tiles_from(thread, threads, scratch[static_cast<std::size_t>(thread)]); });
   }
+  tiles_from(0, threads, scratch[0]);
+  others.clear();  // joins
   return y;
 }
 

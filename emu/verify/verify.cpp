@@ -121,12 +121,9 @@ ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
 template <class T>
 void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay, FaultInjector* fault, TapSink& sink,
                Cluster& cluster) {
-  WeightStore<T> own_slices(*bench.prepared.weights, bench.options.format);
-  WeightStore<T>* slices = &own_slices;
-  if constexpr (std::is_same_v<T, double>) slices = bench.prepared.slices.get();
   TransformerProgram<T> program{.model = bench.plan.model,
                                 .batch = batch,
-                                .weights = *slices,
+                                .weights = bench.prepared.store<T>(),
                                 .format = bench.options.format,
                                 .layouts = make_layouts(bench.plan.model, cluster.mesh()),
                                 .replay = replay,
@@ -134,6 +131,7 @@ void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* repl
                                 .fault = fault};
   if (fault != nullptr) fault->edit_layouts(program.layouts);
   const std::unique_ptr<Executor> executor = make_executor(bench.options);
+  program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
   cluster.run(
       *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
 }

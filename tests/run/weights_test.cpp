@@ -91,13 +91,32 @@ TEST(WeightStore, SharesOneCopyOfASlice) {
   WeightStore<float> store(source, ops::Format::fp32);
   const WeightSpec spec = registry::router(small_model(), 0);
 
-  const auto first = store.get(spec, {0, spec.rows}, {0, spec.cols});
-  const auto second = store.get(spec, {0, spec.rows}, {0, spec.cols});
-  const auto other = store.get(spec, {0, 1}, {0, spec.cols});
+  const auto first = store.get(spec, {1, 2}, {0, spec.cols});
+  const auto second = store.get(spec, {1, 2}, {0, spec.cols});
+  const auto other = store.get(spec, {1, 1}, {0, spec.cols});
 
-  EXPECT_EQ(first.get(), second.get());
-  EXPECT_NE(first.get(), other.get());
-  EXPECT_EQ((*first)(0, 3), (*other)(0, 3));
+  EXPECT_EQ(first.data, second.data);
+  EXPECT_NE(first.data, other.data);
+  EXPECT_EQ(first(0, 3), other(0, 3));
+}
+
+TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
+  const GeneratedWeights source(7);
+  const WeightSpec spec = registry::attention_output(small_model(), 1);
+  const Range rows{2, 3}, cols{4, 8};
+  WeightStore<float> parts(source, ops::Format::fp32);
+  const auto alone = parts.get(spec, rows, cols);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const auto whole = store.get(spec, {0, spec.rows}, {0, spec.cols});
+
+  const auto part = store.get(spec, rows, cols);
+
+  EXPECT_EQ(part.data, &whole(2, 4));
+  ASSERT_EQ(part.rows, 3);
+  ASSERT_EQ(part.cols, 8);
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (ops::Index j = 0; j < part.cols; ++j) ASSERT_EQ(part(i, j), alone(i, j)) << i << ", " << j;
+  }
 }
 
 TEST(Registry, NamesEveryWeightOnce) {
