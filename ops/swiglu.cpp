@@ -1,5 +1,5 @@
-// Compiled with contraction on, for the exponential. Outside of it no product meets a sum, so `exact` and fp64 divisions and
-// products keep their single roundings.
+// Compiled with contraction on, for the exponential. Outside of it no product meets a sum, so `exact` and fp64
+// divisions and products keep their single roundings.
 #include "ops/swiglu.h"
 
 #include "ops/internal/exact_exp.h"
