@@ -60,7 +60,7 @@ WeightSource weights_of(const ModelConfig& model, std::map<std::string, std::vec
 }
 
 Taps run(const ModelConfig& model, const std::vector<std::int32_t>& tokens, const std::vector<std::int64_t>& lengths,
-         const WeightSource& weights, Options options = {}) {
+         const WeightSource& weights, const Options& options = {}) {
   Taps result;
   forward(model, tokens, lengths, weights, options,
           [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
@@ -304,13 +304,16 @@ TEST(Reference, RenumberingTheExpertsChangesNothing) {
   std::map<std::string, std::vector<double>> given;
   for (int layer = 0; layer < 2; ++layer) {
     const std::string moe = "model.layers." + std::to_string(layer) + ".block_sparse_moe.";
+    const auto expert = [&](std::size_t number, const char* matrix) {
+      return moe + "experts." + std::to_string(number) + matrix;
+    };
     const std::vector<double> gate = dyadic(moe + "gate.weight", 32);
     for (std::size_t e = 0; e < 4; ++e) {
       const int old = renumbered[e];
       auto& rows = given[moe + "gate.weight"];
       rows.insert(rows.end(), gate.begin() + old * 8, gate.begin() + (old + 1) * 8);
-      for (const std::string w : {".w1.weight", ".w2.weight", ".w3.weight"}) {
-        given[moe + "experts." + std::to_string(e) + w] = dyadic(moe + "experts." + std::to_string(old) + w, 48);
+      for (const char* matrix : {".w1.weight", ".w2.weight", ".w3.weight"}) {
+        given[expert(e, matrix)] = dyadic(expert(static_cast<std::size_t>(old), matrix), 48);
       }
     }
   }
@@ -386,7 +389,8 @@ TEST(Reference, RefusesInputThatFitsNoModel) {
   odd_head.head_dim = 3;
   ModelConfig many_chosen = model;
   many_chosen.top_k = 5;
-  const auto attempt = [](const ModelConfig& m, std::vector<std::int32_t> tokens, std::vector<std::int64_t> lengths,
+  const auto attempt = [](const ModelConfig& m, const std::vector<std::int32_t>& tokens,
+                          const std::vector<std::int64_t>& lengths,
                           const WeightSource& weights) { return [=] { run(m, tokens, lengths, weights); }; };
   const auto refuses = [](const std::string& part) { return ThrowsMessage<std::invalid_argument>(HasSubstr(part)); };
 
