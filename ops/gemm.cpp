@@ -118,17 +118,19 @@ void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index 
   };
   const auto weights = [&](auto load_row) {
     return [&, load_row](std::size_t j) {
-      T* at = packed + static_cast<Index>(j) * kL;
-      if constexpr (kWeights == Weights::packed) return simd::load<T>(at);
-      const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
-      if constexpr (kWeights == Weights::copied) simd::store<T>(at, weight);
-      return weight;
+      if constexpr (kWeights == Weights::packed) {
+        return simd::load<T>(packed + static_cast<Index>(j) * kL);
+      } else {
+        const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
+        if constexpr (kWeights == Weights::copied) simd::store<T>(packed + static_cast<Index>(j) * kL, weight);
+        return weight;
+      }
     };
   };
   for (; steps > 0; --steps) {
     step(weights([](const T* row) { return simd::load<T>(row); }));
-    w += kL;
-    packed += static_cast<Index>(kCols) * kL;
+    if constexpr (kWeights != Weights::packed) w += kL;
+    if constexpr (kWeights != Weights::in_rows) packed += static_cast<Index>(kCols) * kL;
   }
   if (rest > 0) step(weights([rest](const T* row) { return simd::load_partial<T>(row, rest); }));
 
@@ -223,9 +225,9 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool
     prefetcher.ask(lines_per_row * rows);
     for (Index j = 0; j < w.rows; j += kTileCols) {
       const Index cols = std::min<Index>(kTileCols, w.rows - j);
+      // Many rows go group by group of one panel, few never touch it: `packed` holds no more.
       const auto run = [&](auto tile, Index whole, Index remainder) {
-        tile(panel, &w(j, k), w.stride, packed + j * steps_of<T>(depth) * kLanes<T>, whole, remainder, k == 0, &y(i, j),
-             y.stride);
+        tile(panel, &w(j, k), w.stride, packed, whole, remainder, k == 0, &y(i, j), y.stride);
       };
       if (!many_rows) {
         run(tile_of<T, Weights::in_rows>(rows, cols), steps, rest);

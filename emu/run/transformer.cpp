@@ -1,7 +1,6 @@
 #include "emu/run/transformer.h"
 
 #include <algorithm>
-#include <memory>
 #include <stdexcept>
 #include <utility>
 

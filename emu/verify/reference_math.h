@@ -36,7 +36,8 @@ double exponential(double x, bool exact);
 /// silu(g) = g / (1 + E(-g)). In `exact`, -g is first clamped to [-40, 20], so that 1 + E(-g) needs at most 50 bits.
 double silu(double gate, bool exact);
 
-/// y[t, o] = sum over i, in order, of x[t, i] * w[o, i], for w of [outputs, x.cols]. Not rounded.
+/// y[t, o] = sum over i, in order, of x[t, i] * w[o, i], for w of [outputs, x.cols]. Not rounded. A
+/// large product is shared out over the cores, whole outputs to each.
 Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs);
 
 /// y[t, i] = stored((x[t, i] * inv) * weight[i]), inv = 1 / sqrt(sum over i of x[t, i]^2 / cols + eps).

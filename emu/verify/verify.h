@@ -51,7 +51,7 @@ struct Progress {
 
 struct VerifyOptions {
   ops::Format format = ops::Format::fp32;
-  int threads = 0;                               ///< 0: as many as the process may use
+  int threads = 0;                               ///< of the ranks; 0: as many as the process may use
   std::optional<std::uint64_t> schedule;         ///< run on one thread in the order this seed gives
   const WeightSource* weights = nullptr;         ///< default: GeneratedWeights of the workload's seed
   Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which addends are summed
