@@ -127,6 +127,7 @@ void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index 
       }
     };
   };
+  SHARDPROOF_UNROLL_STEPS
   for (; steps > 0; --steps) {
     step(weights([](const T* row) { return simd::load<T>(row); }));
     if constexpr (kWeights != Weights::packed) w += kL;

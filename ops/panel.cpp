@@ -20,6 +20,7 @@ void tile(const T* a, Index a_stride, const T* b, Index b_stride, Index depth, b
     sum[i][0] = accumulate ? simd::load<T>(from) : Vec<T>{};
     sum[i][1] = accumulate ? simd::load<T>(from + kL) : Vec<T>{};
   }
+  SHARDPROOF_UNROLL_STEPS
   for (Index k = 0; k < depth; ++k, b += b_stride) {
     const Vec<T> left = simd::load<T>(b), right = simd::load<T>(b + kL);
     SHARDPROOF_UNROLL

@@ -11,11 +11,14 @@
 
 #include "ops/matrix.h"
 
-// Before a loop over the registers of a tile: left as a loop, its array would live in memory.
+// SHARDPROOF_UNROLL goes before a loop over the registers of a tile: left as a loop, its array would live in memory.
+// SHARDPROOF_UNROLL_STEPS goes before the loop along k of a tile: with fewer rounds, the processor foresees its end.
 #if defined(__clang__)
 #define SHARDPROOF_UNROLL _Pragma("clang loop unroll(full)")
+#define SHARDPROOF_UNROLL_STEPS _Pragma("clang loop unroll_count(8)")
 #else
 #define SHARDPROOF_UNROLL _Pragma("GCC unroll 16")
+#define SHARDPROOF_UNROLL_STEPS _Pragma("GCC unroll 8")
 #endif
 
 namespace shardproof::ops::simd {
