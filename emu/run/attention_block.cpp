@@ -15,10 +15,10 @@ namespace {
 /// A projection as a kernel stores it: stored(x w^T), [rows of x, rows of w].
 template <class T>
 ops::Matrix<T> project(const Stage<T>& stage, std::string_view op, int layer, const ops::Matrix<T>& x,
-                       ops::MatrixView<const T> w) {
-  ops::Matrix<T> y(x.rows(), w.rows);
+                       const WeightSlice<T>& w) {
+  ops::Matrix<T> y(x.rows(), w.rows.count);
   const ops::ThreadScope threads = stage.op_threads();
-  ops::linear<T>(x, w, y);
+  ops::linear<T>(x, w.load(), y);
   ops::store<T>(y.span(), stage.format());
   stage.record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), stage.element_bytes()));
   return y;
@@ -34,7 +34,7 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   const std::int64_t rows = stage.rows();
 
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.norm.span(), model.rms_norm_eps, format, norm);
+  ops::rms_norm<T>(x, weights.norm.load().view().span(), model.rms_norm_eps, format, norm);
   stage.record("attention.norm", layer, x.rows(), x.cols(),
                ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(layer, "attention.norm", norm, stage.stream_rows());
@@ -71,7 +71,7 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   ops::Matrix<T> addend(rows, model.hidden_size);
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::linear<T>(context, weights.output, addend);
+    ops::linear<T>(context, weights.output.load(), addend);
   }
   stage.record("attention.output", layer, rows, model.hidden_size,
                ops::linear_cost(rows, model.hidden_size, context.cols(), stage.element_bytes()));

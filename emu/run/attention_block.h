@@ -8,11 +8,11 @@ namespace shardproof {
 /// This rank's slices of one layer's attention weights.
 template <class T>
 struct AttentionWeights {
-  ops::MatrixView<const T> norm;    // [1, hidden]
-  ops::MatrixView<const T> q;       // [heads * head_dim, hidden]
-  ops::MatrixView<const T> k;       // [kv heads * head_dim, hidden]
-  ops::MatrixView<const T> v;       // [kv heads * head_dim, hidden]
-  ops::MatrixView<const T> output;  // [hidden, heads * head_dim]
+  WeightSlice<T> norm;    // [1, hidden]
+  WeightSlice<T> q;       // [heads * head_dim, hidden]
+  WeightSlice<T> k;       // [kv heads * head_dim, hidden]
+  WeightSlice<T> v;       // [kv heads * head_dim, hidden]
+  WeightSlice<T> output;  // [hidden, heads * head_dim]
 };
 
 /// x += attention(norm(x)). x is [stream rows, hidden] and is replaced.

@@ -46,7 +46,7 @@ Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, i
   const ModelConfig& model = stage.model();
   const std::int64_t rows = h.rows;
   ops::Matrix<T> logits(rows, model.num_experts);
-  ops::linear<T>(h, weights.router, logits);
+  ops::linear<T>(h, weights.router.load(), logits);
   ops::store<T>(logits.span(), stage.format());
   stage.record("moe.router_logits", layer, rows, logits.cols(),
                ops::linear_cost(rows, logits.cols(), h.cols, stage.element_bytes()));
@@ -81,9 +81,10 @@ ops::Matrix<T> run_experts(const Stage<T>& stage, const MoeWeights<T>& weights, 
     if (rows == 0) continue;
     const ExpertWeights<T>& expert = weights.experts[e];
     const ops::MatrixView<const T> in = std::as_const(x).view().row_range(begin, rows);
-    ops::expert<T>(in, expert.gate, expert.up, expert.down, stage.format(), y.view().row_range(begin, rows));
+    ops::expert<T>(in, expert.gate.load(), expert.up.load(), expert.down.load(), stage.format(),
+                   y.view().row_range(begin, rows));
     stage.record("moe.expert", layer, rows, x.cols(),
-                 ops::expert_cost(rows, x.cols(), expert.gate.rows, stage.element_bytes()),
+                 ops::expert_cost(rows, x.cols(), expert.gate.rows.count, stage.element_bytes()),
                  static_cast<int>(stage.layout.experts.begin) + static_cast<int>(e));
     begin += rows;
   }
@@ -183,7 +184,7 @@ template <class T>
 Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.norm.span(), model.rms_norm_eps, stage.format(), norm);
+  ops::rms_norm<T>(x, weights.norm.load().view().span(), model.rms_norm_eps, stage.format(), norm);
   stage.record("moe.norm", layer, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(layer, "moe.norm", norm, stage.stream_rows());
 

@@ -16,15 +16,15 @@ namespace shardproof {
 /// This rank's slice of one expert.
 template <class T>
 struct ExpertWeights {
-  ops::MatrixView<const T> gate;  // [width, hidden]
-  ops::MatrixView<const T> up;    // [width, hidden]
-  ops::MatrixView<const T> down;  // [hidden, width]
+  WeightSlice<T> gate;  // [width, hidden]
+  WeightSlice<T> up;    // [width, hidden]
+  WeightSlice<T> down;  // [hidden, width]
 };
 
 template <class T>
 struct MoeWeights {
-  ops::MatrixView<const T> norm;          // [1, hidden]
-  ops::MatrixView<const T> router;        // [experts, hidden]
+  WeightSlice<T> norm;                    // [1, hidden]
+  WeightSlice<T> router;                  // [experts, hidden]
   std::vector<ExpertWeights<T>> experts;  // those of layout.experts, in order
 };
 

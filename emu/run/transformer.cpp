@@ -15,23 +15,20 @@
 namespace shardproof {
 namespace {
 
-template <class T>
-using Weight = ops::MatrixView<const T>;
-
 /// Every weight slice that one rank holds.
 template <class T>
 struct RankWeights {
-  Weight<T> embedding;                         // first stage: [local vocabulary, hidden]
+  WeightSlice<T> embedding;                    // first stage: [local vocabulary, hidden]
   std::vector<AttentionWeights<T>> attention;  // of the stage's layers
   std::vector<MoeWeights<T>> moe;
-  Weight<T> final_norm;  // last stage: [1, hidden]
-  Weight<T> head;        // last stage: [local vocabulary, hidden]
+  WeightSlice<T> final_norm;  // last stage: [1, hidden]
+  WeightSlice<T> head;        // last stage: [local vocabulary, hidden]
 };
 
 template <class T>
-RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, const Layout& layout) {
+RankWeights<T> slice_weights(Rank& rank, const TransformerProgram<T>& program, const Layout& layout) {
   const ModelConfig& model = program.model;
-  const auto load = [&](WeightSpec spec) {
+  const auto slice = [&](WeightSpec spec) {
     Range rows = part_of(layout, model, spec.row_split, spec.rows);
     Range cols = part_of(layout, model, spec.col_split, spec.cols);
     if (program.fault != nullptr) program.fault->edit_slice(rank, spec, rows, cols);
@@ -40,42 +37,43 @@ RankWeights<T> load_weights(Rank& rank, const TransformerProgram<T>& program, co
                                     .rows = rows.count,
                                     .cols = cols.count,
                                     .bytes = rows.count * cols.count * ops::bytes_per_element(program.format)});
-    return program.weights.get(spec, rows, cols);
+    return WeightSlice<T>{&program.weights, std::move(spec), rows, cols};
   };
 
   RankWeights<T> weights;
-  if (layout.first_stage()) weights.embedding = load(registry::embedding(model));
+  if (layout.first_stage()) weights.embedding = slice(registry::embedding(model));
   for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
-    weights.attention.push_back({.norm = load(registry::attention_norm(model, layer)),
-                                 .q = load(registry::attention_q(model, layer)),
-                                 .k = load(registry::attention_k(model, layer)),
-                                 .v = load(registry::attention_v(model, layer)),
-                                 .output = load(registry::attention_output(model, layer))});
-    MoeWeights<T> moe{
-        .norm = load(registry::moe_norm(model, layer)), .router = load(registry::router(model, layer)), .experts = {}};
+    weights.attention.push_back({.norm = slice(registry::attention_norm(model, layer)),
+                                 .q = slice(registry::attention_q(model, layer)),
+                                 .k = slice(registry::attention_k(model, layer)),
+                                 .v = slice(registry::attention_v(model, layer)),
+                                 .output = slice(registry::attention_output(model, layer))});
+    MoeWeights<T> moe{.norm = slice(registry::moe_norm(model, layer)),
+                      .router = slice(registry::router(model, layer)),
+                      .experts = {}};
     for (auto expert = static_cast<int>(layout.experts.begin); expert < layout.experts.end(); ++expert) {
-      moe.experts.push_back({.gate = load(registry::expert_gate(model, layer, expert)),
-                             .up = load(registry::expert_up(model, layer, expert)),
-                             .down = load(registry::expert_down(model, layer, expert))});
+      moe.experts.push_back({.gate = slice(registry::expert_gate(model, layer, expert)),
+                             .up = slice(registry::expert_up(model, layer, expert)),
+                             .down = slice(registry::expert_down(model, layer, expert))});
     }
     weights.moe.push_back(std::move(moe));
   }
   if (layout.last_stage()) {
-    weights.final_norm = load(registry::final_norm(model));
+    weights.final_norm = slice(registry::final_norm(model));
     const bool shares_embedding = model.tie_word_embeddings && layout.first_stage();
-    weights.head = shares_embedding ? weights.embedding : load(registry::head(model));
+    weights.head = shares_embedding ? weights.embedding : slice(registry::head(model));
   }
   return weights;
 }
 
 /// Vocabulary-parallel embedding: each rank looks up the ids that it holds, the others' rows are zero.
 template <class T>
-Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, Weight<T> table) {
+Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, const WeightSlice<T>& table) {
   const std::int64_t hidden = stage.model().hidden_size;
   const std::span<const std::int32_t> ids = stage.program.batch.tokens().subspan(
       static_cast<std::size_t>(stage.microbatch.rows.begin), static_cast<std::size_t>(stage.rows()));
   ops::Matrix<T> addend(stage.rows(), hidden);
-  ops::embed<T>(ids, table, stage.layout.vocabulary.begin, addend);
+  ops::embed<T>(ids, table.load(), stage.layout.vocabulary.begin, addend);
   stage.record("embedding", -1, stage.rows(), hidden, ops::embed_cost(stage.rows(), hidden, stage.element_bytes()));
   ops::Matrix<T> x = co_await reduce_over_tp(stage, std::move(addend));
   stage.tap(-1, "embedding", x, stage.stream_rows());
@@ -87,15 +85,15 @@ template <class T>
 Task<> finish(const Stage<T>& stage, const RankWeights<T>& weights, const ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.final_norm.span(), model.rms_norm_eps, stage.format(), norm);
+  ops::rms_norm<T>(x, weights.final_norm.load().view().span(), model.rms_norm_eps, stage.format(), norm);
   stage.record("final_norm", -1, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(-1, "final_norm", norm, stage.stream_rows());
 
   const ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
-  ops::Matrix<T> logits(full.rows(), weights.head.rows);
+  ops::Matrix<T> logits(full.rows(), weights.head.rows.count);
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::linear<T>(full, weights.head, logits);
+    ops::linear<T>(full, weights.head.load(), logits);
   }
   ops::store<T>(logits.span(), stage.format());
   stage.record("logits", -1, logits.rows(), logits.cols(),
@@ -147,7 +145,7 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
     throw std::invalid_argument("in exact every choice is the router's own: no rounding can excuse another");
   }
   const Layout& layout = program.layouts[static_cast<std::size_t>(to_int(rank.id()))];
-  const RankWeights<T> weights = load_weights(rank, program, layout);
+  const RankWeights<T> weights = slice_weights(rank, program, layout);
   for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {
     MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
     if (program.fault != nullptr) program.fault->edit_microbatch(rank, index, microbatch);

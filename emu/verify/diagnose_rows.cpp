@@ -67,7 +67,8 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
                       .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                       .finish = finish};
   if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const ops::MatrixView<const double> table = model.whole(registry::embedding(model.plan().model));
+  const LoadedWeight<double> loaded = model.whole(registry::embedding(model.plan().model));
+  const ops::MatrixView<const double> table = loaded.view();
   for (const std::int64_t shift : {1, -1}) {
     const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
       const std::int64_t id = model.batch().tokens()[static_cast<std::size_t>(row.row)] + shift;

@@ -1,6 +1,7 @@
 // What verifying a plan needs that the run under test cannot change: computed once, shared by many runs.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,13 +17,17 @@
 
 namespace shardproof {
 
+/// How much of the weights stays in memory from use to use. Making a weight again costs less than the first touch of
+/// new memory for it, as long as the ranks that share a slice come to it one soon after the other.
+inline constexpr std::int64_t kWeightBytesKept = std::int64_t{256} << 20;
+
 /// The expected taps of one plan, its tokens and weights in one format.
 struct PreparedReference {
   Batch batch;
   ops::Format format;
   std::unique_ptr<const WeightSource> owned;  ///< the generator, unless a source was given
   const WeightSource* weights = nullptr;
-  /// The weights that runs have loaded, kept from run to run; T is what the format computes in.
+  /// The weights that runs have loaded, up to kWeightBytesKept; T is what the format computes in.
   std::unique_ptr<WeightStore<double>> slices;
   std::unique_ptr<WeightStore<float>> float_slices;
   template <class T>

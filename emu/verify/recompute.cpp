@@ -76,13 +76,13 @@ const ExpectedTap& Recompute::norm_input(int layer, std::string_view norm) const
   return before < 0 ? tap(-1, "embedding") : tap(before, "moe.residual");
 }
 
-ops::MatrixView<const double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
+LoadedWeight<double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
   return reference_.slices->get(spec, rows, cols);
 }
 
 Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weight) {
   Row y(x.size());
-  ops::rms_norm<double>(one_row(x), whole(weight).span(), plan_.model.rms_norm_eps, format(), one_row(y));
+  ops::rms_norm<double>(one_row(x), whole(weight).view().span(), plan_.model.rms_norm_eps, format(), one_row(y));
   return y;
 }
 
@@ -121,7 +121,7 @@ Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, in
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].heads;
   const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].heads;
   const WeightSpec spec = registry::attention_output(plan_.model, weights_layer);
-  const ops::MatrixView<const double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
+  const LoadedWeight<double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
   const std::span<const double> context = row(tap(layer, "attention.context"), row_index);
   Row y(static_cast<std::size_t>(plan_.model.hidden_size));
   ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
@@ -134,7 +134,8 @@ Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
   const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
   const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
   if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
-  const std::span<const double> values = whole(registry::embedding(plan_.model)).row(id);
+  const LoadedWeight<double> table = whole(registry::embedding(plan_.model));
+  const std::span<const double> values = table.view().row(id);
   return {values.begin(), values.end()};
 }
 

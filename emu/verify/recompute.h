@@ -46,8 +46,8 @@ class Recompute {
   const ExpectedTap& norm_input(int layer, std::string_view norm) const;
 
   /// The slice of a weight as a rank would hold it.
-  ops::MatrixView<const double> slice(const WeightSpec& spec, Range rows, Range cols);
-  ops::MatrixView<const double> whole(const WeightSpec& spec) { return slice(spec, {0, spec.rows}, {0, spec.cols}); }
+  LoadedWeight<double> slice(const WeightSpec& spec, Range rows, Range cols);
+  LoadedWeight<double> whole(const WeightSpec& spec) { return slice(spec, {0, spec.rows}, {0, spec.cols}); }
 
   Row norm(std::span<const double> x, const WeightSpec& weight);
   /// stored(x W^T), the given rows of W.

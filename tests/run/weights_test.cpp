@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <set>
+
+#include "emu/run/random.h"
 
 namespace shardproof {
 namespace {
@@ -55,6 +59,34 @@ TEST(GeneratedWeights, AreHeldExactlyByEveryFormat) {
   }
 }
 
+TEST(GeneratedWeights, AreTheDocumentedFunctionOfTheIndexInBothScalars) {
+  const GeneratedWeights source(7);
+  WeightSpec linear = registry::attention_q({.hidden_size = 700, .num_heads = 1, .head_dim = 3}, 0);
+  WeightSpec norm = linear;
+  norm.kind = WeightKind::norm;
+  const Range rows{1, 2}, cols{5, 601};  // no multiple of any block
+  for (const WeightSpec& spec : {linear, norm}) {
+    const ops::Matrix<double> values = read(source, spec, rows, cols);
+    ops::Matrix<double> doubles(rows.count, cols.count);
+    ops::Matrix<float> floats(rows.count, cols.count);
+    source.read_stored(spec, rows, cols, ops::Format::exact, doubles.view());
+    source.read_stored(spec, rows, cols, ops::Format::fp16, floats.view());
+    const std::uint64_t key = random_key(7, spec.name);
+    const double step = 0x1p-11;  // 73.6 * sqrt(700) is nearest to 2^11, on the logarithmic scale
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      for (std::int64_t j = 0; j < cols.count; ++j) {
+        const auto index = static_cast<std::uint64_t>((rows.begin + i) * spec.cols + cols.begin + j);
+        const double expected = spec.kind == WeightKind::norm
+                                    ? 1 + (static_cast<double>(random_below(key, index, 65)) - 32) / 128
+                                    : (static_cast<double>(random_below(key, index, 255)) - 127) * step;
+        ASSERT_EQ(values(i, j), expected) << i << ", " << j;
+        ASSERT_EQ(doubles(i, j), expected) << i << ", " << j;
+        ASSERT_EQ(floats(i, j), expected) << i << ", " << j;
+      }
+    }
+  }
+}
+
 TEST(GeneratedWeights, DifferByNameAndSeed) {
   const ModelConfig model = small_model();
   const WeightSpec k = registry::attention_k(model, 0);
@@ -95,9 +127,9 @@ TEST(WeightStore, SharesOneCopyOfASlice) {
   const auto second = store.get(spec, {1, 2}, {0, spec.cols});
   const auto other = store.get(spec, {1, 1}, {0, spec.cols});
 
-  EXPECT_EQ(first.data, second.data);
-  EXPECT_NE(first.data, other.data);
-  EXPECT_EQ(first(0, 3), other(0, 3));
+  EXPECT_EQ(first.view().data, second.view().data);
+  EXPECT_NE(first.view().data, other.view().data);
+  EXPECT_EQ(first.view()(0, 3), other.view()(0, 3));
 }
 
 TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
@@ -105,18 +137,49 @@ TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
   const WeightSpec spec = registry::attention_output(small_model(), 1);
   const Range rows{2, 3}, cols{4, 8};
   WeightStore<float> parts(source, ops::Format::fp32);
-  const auto alone = parts.get(spec, rows, cols);
+  const LoadedWeight<float> held_alone = parts.get(spec, rows, cols);
   WeightStore<float> store(source, ops::Format::fp32);
-  const auto whole = store.get(spec, {0, spec.rows}, {0, spec.cols});
+  const LoadedWeight<float> whole = store.get(spec, {0, spec.rows}, {0, spec.cols});
 
-  const auto part = store.get(spec, rows, cols);
+  const LoadedWeight<float> held_part = store.get(spec, rows, cols);
 
-  EXPECT_EQ(part.data, &whole(2, 4));
+  const ops::MatrixView<const float> part = held_part.view(), alone = held_alone.view();
+  EXPECT_EQ(part.data, &whole.view()(2, 4));
   ASSERT_EQ(part.rows, 3);
   ASSERT_EQ(part.cols, 8);
   for (ops::Index i = 0; i < part.rows; ++i) {
     for (ops::Index j = 0; j < part.cols; ++j) ASSERT_EQ(part(i, j), alone(i, j)) << i << ", " << j;
   }
+}
+
+TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
+  const GeneratedWeights source(7);
+  const WeightSpec first = registry::attention_q(small_model(), 0), second = registry::attention_q(small_model(), 1);
+  const Range rows{0, first.rows}, cols{0, first.cols};
+  WeightStore<float> all(source, ops::Format::fp32);
+  WeightStore<float> one(source, ops::Format::fp32, first.rows * first.cols * 4);
+  const LoadedWeight<float> expected = all.get(first, rows, cols);
+  const LoadedWeight<float> held = one.get(first, rows, cols);
+
+  const LoadedWeight<float> other = one.get(second, rows, cols);  // there is room for one only
+  const LoadedWeight<float> again = one.get(first, rows, cols);
+
+  EXPECT_NE(again.view().data, held.view().data);
+  EXPECT_TRUE(std::ranges::equal(again.view().span(), expected.view().span()));
+  EXPECT_TRUE(std::ranges::equal(held.view().span(), expected.view().span()));
+  EXPECT_FALSE(std::ranges::equal(other.view().span(), expected.view().span()));
+}
+
+TEST(WeightStore, KeepsWhatFits) {
+  const GeneratedWeights source(7);
+  const WeightSpec first = registry::attention_q(small_model(), 0), second = registry::attention_q(small_model(), 1);
+  const Range rows{0, first.rows}, cols{0, first.cols};
+  WeightStore<float> two(source, ops::Format::fp32, 2 * first.rows * first.cols * 4);
+  const LoadedWeight<float> held = two.get(first, rows, cols);
+
+  two.get(second, rows, cols);
+
+  EXPECT_EQ(two.get(first, rows, cols).view().data, held.view().data);
 }
 
 TEST(Registry, NamesEveryWeightOnce) {
