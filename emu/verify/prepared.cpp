@@ -17,20 +17,19 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
     prepared.owned = std::make_unique<GeneratedWeights>(plan.workload.seed);
     prepared.weights = prepared.owned.get();
   }
-  prepared.slices = std::make_unique<WeightStore<double>>(*prepared.weights, format);
-  prepared.float_slices = std::make_unique<WeightStore<float>>(*prepared.weights, format);
+  prepared.slices = std::make_unique<WeightStore<double>>(*prepared.weights, format, kWeightBytesKept);
+  prepared.float_slices = std::make_unique<WeightStore<float>>(*prepared.weights, format, kWeightBytesKept);
 
   std::unordered_map<std::string, WeightSpec> specs;
   for (WeightSpec& spec : registry::all(plan.model)) {
     std::string name = spec.name;
     specs.emplace(std::move(name), std::move(spec));
   }
-  const auto read = [&](const std::string& name) {
+  const auto read = [&](const std::string& name, std::vector<double>& values) {
     const WeightSpec& spec = specs.at(name);
-    std::vector<double> values(static_cast<std::size_t>(spec.rows * spec.cols));
-    prepared.weights->read(spec, {0, spec.rows}, {0, spec.cols}, {values.data(), spec.rows, spec.cols});
-    store_weight(values, format);
-    return values;
+    values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
+    prepared.weights->read_stored(spec, {0, spec.rows}, {0, spec.cols}, format,
+                                  ops::MatrixView<double>{values.data(), spec.rows, spec.cols});
   };
   const auto keep = [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
     if (completed) completed(name);

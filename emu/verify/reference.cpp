@@ -22,9 +22,11 @@ struct Model {
   const TapSink& sink;
   const SumRecorder sums;
   bool exact;
+  std::vector<double>& values;  // of the weight that is in use
 
-  std::vector<double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
-    std::vector<double> values = source(name);
+  /// Until the next is asked for.
+  std::span<const double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
+    source(name, values);
     const std::int64_t size = rows * cols;
     require(static_cast<std::int64_t>(values.size()) == size,
             name + " has " + std::to_string(values.size()) + " elements, the model needs " + std::to_string(rows) +
@@ -35,7 +37,7 @@ struct Model {
   /// stored(x W^T) for the weight of that name, [outputs, x.cols]. `into` is the tap that it goes into.
   Matrix project(const Matrix& x, const std::string& name, std::int64_t outputs, const std::string& into,
                  std::string_view sum = "x W^T") const {
-    const std::vector<double> w = weight(name, outputs, x.cols);
+    const std::span<const double> w = weight(name, outputs, x.cols);
     sums.linear(into, sum, x, w);
     return stored(linear(x, w, outputs), exact);
   }
@@ -94,7 +96,8 @@ std::vector<std::int64_t> positions_of(std::span<const std::int64_t> lengths) {
 
 Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
   const ModelConfig& config = model.config;
-  const std::vector<double> table = model.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
+  const std::span<const double> table =
+      model.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
   Matrix x(static_cast<std::int64_t>(tokens.size()), config.hidden_size);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const std::int64_t token = tokens[static_cast<std::size_t>(t)];
@@ -199,8 +202,10 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
              const WeightSource& weights, const Options& options, const TapSink& sink) {
   check(config, tokens, lengths);
   const std::vector<std::int64_t> positions = positions_of(lengths);
-  const Model model{
-      config, lengths, positions, weights, sink, SumRecorder(options.exact ? options.on_sum : nullptr), options.exact};
+  std::vector<double> values;
+  const Model model{config,        lengths, positions,
+                    weights,       sink,    SumRecorder(options.exact ? options.on_sum : nullptr),
+                    options.exact, values};
 
   Matrix x = embed(model, tokens);
   model.tap("embedding", x);

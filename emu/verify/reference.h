@@ -25,13 +25,14 @@
 
 namespace shardproof::reference {
 
-/// The full tensor of that Hugging Face name, row-major, in float64. Asked for layer by layer, each tensor dropped
-/// after its use; an expert that no token chose is not asked for. Names: model.embed_tokens.weight [vocab, hidden],
+/// Makes `values` the full tensor of that Hugging Face name, row-major, in float64, whatever it held before: the same
+/// memory serves for one tensor after the other. Asked for layer by layer, each tensor dropped after its use; an expert
+/// that no token chose is not asked for. Names: model.embed_tokens.weight [vocab, hidden],
 /// model.layers.N.{input_layernorm, post_attention_layernorm}.weight [hidden],
 /// model.layers.N.self_attn.{q,k,v,o}_proj.weight [out, in], model.layers.N.block_sparse_moe.gate.weight
 /// [experts, hidden], model.layers.N.block_sparse_moe.experts.E.{w1,w3,w2}.weight (gate, up: [width, hidden]; down:
 /// [hidden, width]), model.norm.weight [hidden], lm_head.weight [vocab, hidden] (not asked for when tied).
-using WeightSource = std::function<std::vector<double>(const std::string& name)>;
+using WeightSource = std::function<void(const std::string& name, std::vector<double>& values)>;
 
 /// Receives each tap: name, rows, cols, values row-major. The router's choice arrives as doubles holding expert ids.
 using TapSink =

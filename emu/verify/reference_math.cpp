@@ -2,11 +2,51 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <numeric>
 #include <thread>
 #include <vector>
 
 namespace shardproof::reference {
+
+namespace {
+
+/// Four sums that advance together.
+using Four = double __attribute__((vector_size(4 * sizeof(double))));
+
+Four load(const double* values) {
+  Four four;
+  std::memcpy(&four, values, sizeof(four));
+  return four;
+}
+
+/// Tokens and outputs whose sums advance together: as many as the registers hold.
+constexpr std::int64_t kTokens = 4;
+constexpr std::int64_t kTile = 8;
+
+/// y[t, begin + o] = sum over i, in order, of x[t, i] * transposed[i, o], for kCount tokens from `first` and `tile`
+/// outputs o; `transposed` has kTile columns.
+template <std::int64_t kCount>
+void multiply_tile(const Matrix& x, std::int64_t first, const Matrix& transposed, std::int64_t begin, std::int64_t tile,
+                   Matrix& y) {
+  static_assert(kTile == 8);
+  const double* inputs[kTokens];
+  for (std::int64_t t = 0; t < kCount; ++t) inputs[t] = x.row(first + t);
+  Four sum[kTokens][2] = {};
+  for (std::int64_t i = 0; i < x.cols; ++i) {
+    const Four low = load(transposed.row(i));
+    const Four high = load(transposed.row(i) + 4);
+    for (std::int64_t t = 0; t < kCount; ++t) {
+      sum[t][0] += inputs[t][i] * low;
+      sum[t][1] += inputs[t][i] * high;
+    }
+  }
+  for (std::int64_t t = 0; t < kCount; ++t) {
+    for (std::int64_t o = 0; o < tile; ++o) y.row(first + t)[begin + o] = sum[t][o / 4][o % 4];
+  }
+}
+
+}  // namespace
 
 double to_grid(double value, double step) {
   // The addition turns -0 into +0: which of the two a sum gives would depend on how it was started.
@@ -30,27 +70,21 @@ double silu(double gate, bool exact) {
 }
 
 Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs) {
-  // Each output is one running sum over i. kTile of them advance together, and the weights of a tile are transposed
-  // first, so that the innermost loop is contiguous: that changes the speed and no sum.
-  constexpr std::int64_t kTile = 32;
+  // Each y is one running sum over i. The sums of a few tokens with kTile outputs advance together, and the weights of
+  // a tile are transposed first, so that they are contiguous: that changes the speed and no sum.
   const std::int64_t inputs = x.cols;
   Matrix y(x.rows, outputs);
   const auto tiles_from = [&](std::int64_t first, std::int64_t step, Matrix& transposed) {
     for (std::int64_t begin = first * kTile; begin < outputs; begin += step * kTile) {
       const std::int64_t tile = std::min(kTile, outputs - begin);
-      for (std::int64_t i = 0; i < inputs; ++i) {
-        for (std::int64_t o = 0; o < tile; ++o)
-          transposed.row(i)[o] = w[static_cast<std::size_t>((begin + o) * inputs + i)];
+      for (std::int64_t o = 0; o < tile; ++o) {
+        const double* weights = w.data() + (begin + o) * inputs;
+        for (std::int64_t i = 0; i < inputs; ++i) transposed.row(i)[o] = weights[i];
       }
-      for (std::int64_t t = 0; t < x.rows; ++t) {
-        double sum[kTile] = {};
-        for (std::int64_t i = 0; i < inputs; ++i) {
-          const double input = x.row(t)[i];
-          const double* weights = transposed.row(i);
-          for (std::int64_t o = 0; o < kTile; ++o) sum[o] += input * weights[o];
-        }
-        std::copy_n(sum, tile, y.row(t) + begin);
-      }
+      std::int64_t t = 0;
+      for (; t + kTokens <= x.rows; t += kTokens) multiply_tile<kTokens>(x, t, transposed, begin, tile, y);
+      for (; t + 2 <= x.rows; t += 2) multiply_tile<2>(x, t, transposed, begin, tile, y);
+      if (t < x.rows) multiply_tile<1>(x, t, transposed, begin, tile, y);
     }
   };
   // Large products share their tiles out over threads.

@@ -52,9 +52,9 @@ using Change = std::function<std::vector<double>(const std::string& name, std::v
 /// The worst row's error of each tap that the golden outputs have, in units of 2^-24.
 std::map<std::string, double> errors(const Golden& golden, const ModelConfig& model, const Change& change = {}) {
   std::map<std::string, double> result;
-  const auto weights = [&](const std::string& name) {
-    std::vector<double> values = golden.checkpoint.tensor(name);
-    return change ? change(name, std::move(values)) : values;
+  const auto weights = [&](const std::string& name, std::vector<double>& values) {
+    values = golden.checkpoint.tensor(name);
+    if (change) values = change(name, std::move(values));
   };
   forward(model, golden.tokens, golden.lengths, weights, {},
           [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
