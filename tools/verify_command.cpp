@@ -181,7 +181,7 @@ VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Chec
                       longest, *checkpoint->sliding_window(), *checkpoint->sliding_window()));
     }
   }
-  require_memory(original, plan, ops::Format::exact);
+  require_memory(original, plan, options.format);
   if (human) fmt::print("{}", plan_text(plan, original, scale_flags.scale));
   std::fflush(stdout);
   ProgressLine line;

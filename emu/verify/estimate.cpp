@@ -1,13 +1,14 @@
 #include <algorithm>
 
 #include "emu/run/registry.h"
+#include "emu/verify/prepared.h"
 #include "emu/verify/verify.h"
 
 namespace shardproof {
 
 double estimated_bytes(const Plan& plan, ops::Format format) {
   const ModelConfig& model = plan.model;
-  const double scalar = ops::computes_in_double(format) ? 8 : 4;
+  constexpr double kScalar = 8;  // of exact, which runs whatever the format
   double weights = 0;
   double largest_weight = 0;
   const auto elements = [](const WeightSpec& spec) {
@@ -37,16 +38,20 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
   const auto top_k = static_cast<double>(model.top_k);
   const auto per_layer = 6 * hidden + 2 * q_width + 2 * kv_width + static_cast<double>(model.num_experts) + 2 * top_k;
   const auto vocabulary = static_cast<double>(model.vocab_size);
-  // Expected taps in float64, with a byte an element for the parts that have arrived.
-  const double taps = tokens * (layers * per_layer + 2 * hidden + vocabulary) * (8 + 1);
+  // Expected taps in float64 of each verdict, and a byte an element for the parts that have arrived.
+  const double verdicts = format == ops::Format::exact ? 1 : 2;
+  const double taps = tokens * (layers * per_layer + 2 * hidden + vocabulary) * (8 * verdicts + 1);
   // What all ranks hold at once: the stream and a layer's working set on every tp rank, and the logits.
   const double replicas = plan.parallel.tp;
-  const double working = tokens * scalar *
+  const double working = tokens * kScalar *
                          (replicas * 6 * hidden + 2 * (q_width + kv_width) * std::max(1.0, replicas / 4) +
                           4 * top_k * hidden + 3 * top_k * static_cast<double>(model.expert_width) + vocabulary);
-  // The reference holds a whole tensor of weights in float64; every rank some bookkeeping.
+  // The ranks' weights come and go, but for what is kept and what is in use; each reference holds a whole tensor.
+  const double held =
+      std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) + largest_weight * 8 * 3 * verdicts;
+  // Every rank has some bookkeeping.
   const double bookkeeping = 64e6 + 200e3 * plan.world();
-  return weights * scalar + largest_weight * 8 * 3 + taps + working + bookkeeping;
+  return held + taps + working + bookkeeping;
 }
 
 }  // namespace shardproof

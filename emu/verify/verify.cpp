@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <future>
 #include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <stdexcept>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -58,6 +60,12 @@ class ProgressReporter {
 std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
   if (options.schedule) return std::make_unique<SeededExecutor>(*options.schedule);
   return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
+}
+
+/// How to start what may go on beside something else: now, on a thread of its own, or when it is waited for.
+std::launch beside(const VerifyOptions& options) {
+  const bool one_thread = options.schedule || make_executor(options)->threads() == 1;
+  return one_thread ? std::launch::deferred : std::launch::async;
 }
 
 RoutingReplay reference_choices(const ExpectedTaps& expected) {
@@ -293,12 +301,17 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
     return result;
   };
 
-  RunResult base = unsharded(nullptr);
-  RunResult result = sharded(nullptr);
+  // The two runs share nothing but what they read.
+  const auto run_both = [&](const RoutingReplay* replay) {
+    std::future<RunResult> base = std::async(exact ? std::launch::deferred : beside(options), unsharded, replay);
+    RunResult result = sharded(replay);
+    return std::pair(base.get(), std::move(result));
+  };
+
+  auto [base, result] = run_both(nullptr);
   const bool differs = any_choice_differs(expected, base.outcomes) || any_choice_differs(expected, result.outcomes);
   if (differs && !exact) {
-    base = unsharded(&choices);
-    result = sharded(&choices);
+    std::tie(base, result) = run_both(&choices);
     report.routing.replayed = true;
   }
 
@@ -322,18 +335,22 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   }
 }
 
+std::vector<Problem> problems_of(const Plan& plan) {
+  std::vector<Problem> problems = validate(plan);
+  if (plan.parallel.cp > 1) {
+    problems.push_back({"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
+                                                   "plans with cp = 1",
+                                                   plan.parallel.cp)});
+  }
+  return problems;
+}
+
 }  // namespace
 
 VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   VerifyReport report{.plan = plan, .format = options.format, .schedule = options.schedule};
   report.threads = options.schedule ? 1 : make_executor(options)->threads();
-  report.problems = validate(plan);
-  if (plan.parallel.cp > 1) {
-    report.problems.push_back(
-        {"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
-                                    "plans with cp = 1",
-                                    plan.parallel.cp)});
-  }
+  report.problems = problems_of(plan);
   if (!report.problems.empty()) return report;
   try {
     if (ops::computes_in_double(options.format)) {
@@ -358,10 +375,16 @@ VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
   if (options.format == ops::Format::exact) return verify(plan, options);
   VerifyOptions exact_options = options;
   exact_options.format = ops::Format::exact;
+  if (!problems_of(plan).empty()) return verify(plan, exact_options);
+  // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
+  // algebra's own reference, which keeps but one core busy for much of its time.
+  std::future<PreparedReference> reference =
+      std::async(beside(options), [&] { return prepare_reference(plan, options.format, options.weights); });
   VerifyReport exact = verify(plan, exact_options);
   if (exact.verdict != Verdict::pass) return exact;
+  const PreparedReference prepared = reference.get();
   VerifyOptions rounding_options = options;
-  rounding_options.prepared = nullptr;  // that is in exact
+  rounding_options.prepared = &prepared;
   rounding_options.diagnose = false;
   VerifyReport report = verify(plan, rounding_options);
   report.algebra = AlgebraReport{.verdict = exact.verdict,

@@ -51,7 +51,7 @@ struct Progress {
 
 struct VerifyOptions {
   ops::Format format = ops::Format::fp32;
-  int threads = 0;                               ///< of the ranks; 0: as many as the process may use
+  int threads = 0;                               ///< of a run's ranks; 0: as many as the process may use
   std::optional<std::uint64_t> schedule;         ///< run on one thread in the order this seed gives
   const WeightSource* weights = nullptr;         ///< default: GeneratedWeights of the workload's seed
   Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which addends are summed
@@ -69,11 +69,12 @@ struct VerifyOptions {
 VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
 
 /// Two verdicts, never mixed: first the algebra in `exact`, with no tolerance; then the rounding in options.format. The
-/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report and nothing
-/// else is run. With options.format == exact this is verify().
+/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report, and no rank
+/// is run in the format. Several threads run what needs nothing of each other side by side: the two references, then
+/// the unsharded and the sharded run in the format. With options.format == exact this is verify().
 VerifyReport prove(const Plan& plan, const VerifyOptions& options = {});
 
-/// What `verify` will need at its peak, in bytes: weights, expected taps and the ranks' activations.
+/// What prove() will need at its peak, in bytes: weights, expected taps and the ranks' activations.
 double estimated_bytes(const Plan& plan, ops::Format format);
 
 }  // namespace shardproof
