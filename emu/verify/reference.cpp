@@ -59,8 +59,8 @@ struct Model {
     return stored(std::move(x), exact);
   }
 
-  void tap(const std::string& name, const Matrix& x) const {
-    if (sink) sink(name, x.rows, x.cols, std::vector<double>(x.values));
+  void tap(const std::string& name, Matrix x) const {
+    if (sink) sink(name, x.rows, x.cols, std::move(x.values));
   }
 };
 
