@@ -19,7 +19,7 @@ namespace shardproof {
 
 /// How much of the weights stays in memory from use to use. Making a weight again costs less than the first touch of
 /// new memory for it, as long as the ranks that share a slice come to it one soon after the other.
-inline constexpr std::int64_t kWeightBytesKept = std::int64_t{256} << 20;
+inline constexpr std::int64_t kWeightBytesKept = std::int64_t{128} << 20;
 
 /// The expected taps of one plan, its tokens and weights in one format.
 struct PreparedReference {
