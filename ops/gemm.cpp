@@ -116,24 +116,26 @@ void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index 
     }
     x += static_cast<Index>(kRows) * kL;
   };
-  const auto weights = [&](auto load_row) {
-    return [&, load_row](std::size_t j) {
-      if constexpr (kWeights == Weights::packed) {
-        return simd::load<T>(packed + static_cast<Index>(j) * kL);
-      } else {
-        const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
-        if constexpr (kWeights == Weights::copied) simd::store<T>(packed + static_cast<Index>(j) * kL, weight);
-        return weight;
-      }
-    };
+  const auto weights_by = [&](std::size_t j, [[maybe_unused]] auto load_row) {
+    if constexpr (kWeights == Weights::packed) {
+      return simd::load<T>(packed + static_cast<Index>(j) * kL);
+    } else {
+      const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
+      if constexpr (kWeights == Weights::copied) simd::store<T>(packed + static_cast<Index>(j) * kL, weight);
+      return weight;
+    }
   };
   SHARDPROOF_UNROLL_STEPS
   for (; steps > 0; --steps) {
-    step(weights([](const T* row) { return simd::load<T>(row); }));
+    step([&](std::size_t j) { return weights_by(j, [](const T* row) { return simd::load<T>(row); }); });
     if constexpr (kWeights != Weights::packed) w += kL;
     if constexpr (kWeights != Weights::in_rows) packed += static_cast<Index>(kCols) * kL;
   }
-  if (rest > 0) step(weights([rest](const T* row) { return simd::load_partial<T>(row, rest); }));
+  if (rest > 0) {
+    step([&](std::size_t j) {
+      return weights_by(j, [rest](const T* row) { return simd::load_partial<T>(row, rest); });
+    });
+  }
 
   SHARDPROOF_UNROLL
   for (std::size_t i = 0; i < kRows; ++i, y += y_stride) {
