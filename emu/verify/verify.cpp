@@ -62,10 +62,11 @@ std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
   return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
 }
 
-/// How to start what may go on beside something else: now, on a thread of its own, or when it is waited for.
+/// How to start what may go on beside something else: now, on a thread of its own, or when it is waited for, which is
+/// also what happens where no thread can be had.
 std::launch beside(const VerifyOptions& options) {
   const bool one_thread = options.schedule || make_executor(options)->threads() == 1;
-  return one_thread ? std::launch::deferred : std::launch::async;
+  return one_thread ? std::launch::deferred : std::launch::async | std::launch::deferred;
 }
 
 RoutingReplay reference_choices(const ExpectedTaps& expected) {
