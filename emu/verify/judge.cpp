@@ -38,6 +38,13 @@ ChoiceRow choice_row(const ExpectedTap& expected, const TapOutcome& outcome, std
   return result;
 }
 
+/// The first place of `got` whose expert stands there once more than in `expected`; there is one.
+std::int64_t first_surplus(const ChoiceRow& choice) {
+  auto at = choice.got.begin();
+  while (std::count(choice.got.begin(), at + 1, *at) <= std::ranges::count(choice.expected, *at)) ++at;
+  return at - choice.got.begin();
+}
+
 /// How far the reference's logits put the experts that it chose above those that the run chose instead.
 double choice_margin(const ExpectedTap& logits, std::int64_t row, const ChoiceRow& choice) {
   std::vector<std::int32_t> got = choice.got;
@@ -161,11 +168,9 @@ RoutingReport judge_routing(const ExpectedTaps& expected, const std::vector<TapR
       }
       ++report.flipped;
       if (worst.error == 0) {
-        const auto wrong = std::ranges::find_if(choice.got, [&](std::int32_t id) {
-          return std::ranges::find(choice.expected, id) == choice.expected.end();
-        });
-        const std::int64_t col = wrong - choice.got.begin();
-        worst = {std::numeric_limits<double>::infinity(), row, col, tap.at(row, col), static_cast<double>(*wrong)};
+        const std::int64_t col = first_surplus(choice);
+        worst = {std::numeric_limits<double>::infinity(), row, col, tap.at(row, col),
+                 static_cast<double>(choice.got[static_cast<std::size_t>(col)])};
       }
     }
     outcome.worst = worst;

@@ -328,6 +328,12 @@ TEST(FloatRouting, DoesNotTakeOneExpertTwiceForTwo) {
   const RoutingReport routing = judge_routing(tie.expected, tie.taps, tie.outcomes, ops::Format::bf16);
 
   EXPECT_EQ(routing.flipped, 1);
+  const auto divergence = first_divergence(tie.taps, tie.outcomes);
+  ASSERT_TRUE(divergence.has_value());
+  EXPECT_EQ(divergence->tap, "layer.0.moe.router_choice");
+  EXPECT_EQ(divergence->col, 1);
+  EXPECT_EQ(divergence->expected, 1);
+  EXPECT_EQ(divergence->got, 0);
 }
 
 }  // namespace
