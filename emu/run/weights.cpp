@@ -100,7 +100,7 @@ void store_weight(std::span<double> values, ops::Format format) {
 template <class T>
 std::shared_ptr<typename WeightStore<T>::Entry> WeightStore<T>::add_entry(const Key& key, std::int64_t size) {
   constexpr auto kElement = static_cast<std::int64_t>(sizeof(T));
-  const auto entry = std::make_shared<Entry>();
+  auto entry = std::make_shared<Entry>();
   entry->size = size;
   while (!by_age_.empty() && bytes_ > bytes_kept_ - size * kElement) {
     // Who uses what is dropped keeps it alive; otherwise its memory is free.

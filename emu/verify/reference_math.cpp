@@ -14,12 +14,6 @@ namespace {
 /// Four sums that advance together.
 using Four = double __attribute__((vector_size(4 * sizeof(double))));
 
-Four load(const double* values) {
-  Four four;
-  std::memcpy(&four, values, sizeof(four));
-  return four;
-}
-
 /// Tokens and outputs whose sums advance together: as many as the registers hold.
 constexpr std::int64_t kTokens = 4;
 constexpr std::int64_t kTile = 8;
@@ -34,8 +28,9 @@ void multiply_tile(const Matrix& x, std::int64_t first, const Matrix& transposed
   for (std::int64_t t = 0; t < kCount; ++t) inputs[t] = x.row(first + t);
   Four sum[kTokens][2] = {};
   for (std::int64_t i = 0; i < x.cols; ++i) {
-    const Four low = load(transposed.row(i));
-    const Four high = load(transposed.row(i) + 4);
+    Four low, high;
+    std::memcpy(&low, transposed.row(i), sizeof(low));
+    std::memcpy(&high, transposed.row(i) + 4, sizeof(high));
     for (std::int64_t t = 0; t < kCount; ++t) {
       sum[t][0] += inputs[t][i] * low;
       sum[t][1] += inputs[t][i] * high;
