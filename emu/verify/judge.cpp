@@ -100,10 +100,14 @@ std::string divergence_message(const TapOutcome& outcome, const Divergence& dive
 
 }  // namespace
 
-double error_bound(UnshardedError unsharded, ops::Format format) {
+double error_bound(double unsharded, std::int64_t values, std::int64_t width, ops::Format format) {
   if (format == ops::Format::exact) return 0;
-  const double few = 1 + kSmallSample / std::sqrt(static_cast<double>(std::max<std::int64_t>(1, unsharded.values)));
-  return std::max(kAmplificationBound * few * unsharded.worst, kRoundoffFloor * ops::unit_roundoff(format));
+  const auto count = static_cast<double>(std::max<std::int64_t>(1, values));
+  const auto independent = static_cast<double>(std::max<std::int64_t>(1, std::min(values, width)));
+  const double chance =
+      std::min(kUsualRatio * std::pow(kSmallByChance, -1 / independent) * unsharded, kLargestByChance);
+  return std::max({kAmplificationBound * (1 + kSmallSample / std::sqrt(count)) * unsharded,
+                   kRoundoffFloor * ops::unit_roundoff(format), chance});
 }
 
 std::string tap_kind(const std::string& name) {
@@ -113,20 +117,20 @@ std::string tap_kind(const std::string& name) {
 std::vector<TapReport> report_taps(const ExpectedTaps& expected, const std::vector<TapOutcome>& unsharded,
                                    const std::vector<TapOutcome>& sharded, ops::Format format) {
   std::vector<TapReport> reports;
-  std::map<std::string, UnshardedError> so_far;
+  std::map<std::string, double> worst_so_far;
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     const double base = unsharded[i].worst.error;
     const double error = sharded[i].worst.error;
-    TapReport& report = reports.emplace_back(describe(expected.all()[i], sharded[i], format));
+    const ExpectedTap& tap = expected.all()[i];
+    TapReport& report = reports.emplace_back(describe(tap, sharded[i], format));
     // Ids have no size of error: what is left after judge_routing is wrong.
-    if (expected.all()[i].ids) continue;
-    UnshardedError& kind = so_far[tap_kind(expected.all()[i].name)];
-    kind.worst = std::max(kind.worst, base);
-    kind.values += std::ssize(expected.all()[i].values);
+    if (tap.ids) continue;
+    double& worst = worst_so_far[tap_kind(tap.name)];
+    worst = std::max(worst, base);
     // An unsharded error of zero happens by luck; one rounding is the least that makes a ratio meaningful.
     const double unit = std::max(base, ops::unit_roundoff(format));
     const double amplification = error == base ? 1 : unit > 0 ? error / unit : std::numeric_limits<double>::infinity();
-    report.bound = error_bound(kind, format);
+    report.bound = error_bound(worst, std::ssize(tap.values), expected.all().front().cols, format);
     report.amplification = amplification;
   }
   return reports;

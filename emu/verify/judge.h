@@ -12,14 +12,9 @@
 
 namespace shardproof {
 
-/// What the unsharded run says of a kind of tap so far: its worst error, over how many values.
-struct UnshardedError {
-  double worst = 0;
-  std::int64_t values = 0;
-};
-
-/// The largest error that a tap of the sharded run may have (verify.h).
-double error_bound(UnshardedError unsharded, ops::Format format);
+/// The largest error that a tap of `values` elements may have in the sharded run (verify.h): `unsharded` is the worst
+/// of its kind in the unsharded run so far, `width` the elements of a row of the first tap.
+double error_bound(double unsharded, std::int64_t values, std::int64_t width, ops::Format format);
 
 /// "layer.3.attention.q" -> "attention.q"; a name without a layer is its own kind.
 std::string tap_kind(const std::string& name);

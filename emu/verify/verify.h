@@ -5,10 +5,13 @@
 //   unsharded   the program on one rank, in the run's format: how much this format rounds
 //   sharded     the program on the plan's ranks, in the run's format
 // A tap of the sharded run passes when the error of its worst row is at most
-//   bound = max(kAmplificationBound * (1 + kSmallSample / sqrt(N)) * e, kRoundoffFloor * u)
-// e the unsharded run's worst error of that kind of tap in this or an earlier layer, over N values (the worst of few
-// values is small by luck, so few widen the bound), u the unit roundoff of the format; in `exact` the bound is zero.
-// Replicas must agree bit for bit, and the parts must cover the tensor.
+//   bound = max(kAmplificationBound * (1 + kSmallSample / sqrt(N)) * e, kRoundoffFloor * u, chance)
+//   chance = min(kUsualRatio * kSmallByChance ^ (-1 / D) * e, kLargestByChance)
+// e the unsharded run's worst error of that kind of tap in this or an earlier layer, N the values of the tap, u the
+// unit roundoff of the format; in `exact` the bound is zero. The fewer errors were seen, the likelier all of them are
+// small by chance. In a badly conditioned row D errors are independent, at most N and the width of the first tap (the
+// hidden size): all of them are below a fraction f of their usual size with a chance of f^D. Replicas must agree bit
+// for bit, and the parts must cover the tensor.
 //
 // A verdict is inconclusive rather than wrong: when an expected tap is zero, constant or not finite; when a sum in
 // `exact` may need more bits than a double has, from the tap that it goes into on (reference_budget.h); when a float
@@ -38,6 +41,9 @@ struct PreparedReference;
 
 inline constexpr double kAmplificationBound = 4;
 inline constexpr double kSmallSample = 8;
+inline constexpr double kUsualRatio = 3;
+inline constexpr double kSmallByChance = 1e-7;
+inline constexpr double kLargestByChance = 0.5;  ///< of a row's scale
 inline constexpr double kRoundoffFloor = 16;
 /// From here on a bound lets anything pass: a row of zeros is off by about this much. The verdict is inconclusive.
 inline constexpr double kLargestBound = 1;
