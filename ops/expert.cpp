@@ -27,6 +27,7 @@ void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const 
   require_equal("expert", "rows of the output", x.rows, y.rows);
   if (x.rows == 0) return;
   const Index width = w_gate.rows;
+  const gemm::Weights weights = gemm::where_lie(3 * width * x.cols * Index{sizeof(T)});
   const Index rows_at_once = std::min(x.rows, gemm::rows_per_pack<T>());
   Matrix<T> hidden(rows_at_once, width), gate(rows_at_once, kColumns), up(rows_at_once, kColumns);
   gemm::PackedRows<T> packed;
@@ -36,14 +37,14 @@ void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const 
     for (Index j = 0; j < width; j += kColumns) {
       const Index columns = std::min(kColumns, width - j);
       const MatrixView<T> g(gate.data(), rows, columns), u(up.data(), rows, columns);
-      gemm::multiply<T>(packed, w_gate.row_range(j, columns), g);
-      gemm::multiply<T>(packed, w_up.row_range(j, columns), u);
+      gemm::multiply<T>(packed, w_gate.row_range(j, columns), g, weights);
+      gemm::multiply<T>(packed, w_up.row_range(j, columns), u, weights);
       store(g.span(), format);
       store(u.span(), format);
       swiglu<T>(g, u, format, hidden.view().row_range(0, rows).col_range(j, columns));
     }
     packed.pack(hidden.view().row_range(0, rows));
-    gemm::multiply<T>(packed, w_down, y.row_range(i, rows));
+    gemm::multiply<T>(packed, w_down, y.row_range(i, rows), weights);
   }
 }
 

@@ -27,9 +27,13 @@ constexpr Index kSteps = 128;
 // Weight rows that are walked together: one panel, or with few rows of x as many streams as memory likes.
 constexpr int kGroupCols = 2 * kTileCols;
 constexpr Index kLineBytes = 64;
-constexpr Index kRowsPerPack = Index{32} * kTileRows;
-// From this many rows on, copying a group of weights costs less than reading its rows where they lie.
-constexpr Index kRowsToPackWeights = Index{8} * kTileRows;
+// Rows of x that are packed at once: whole tiles whose block of k is at home in the second-level cache.
+constexpr Index kRowsPerPack = 96;
+static_assert(kRowsPerPack % kTileRows == 0);
+// From this many rows on, all weights pass by a block of x, and those to come are asked for: where they come from
+// memory and where a cache holds them.
+constexpr Index kManyRows = 12, kManyRowsOfCachedWeights = Index{8} * kTileRows;
+constexpr Index kCachedBytes = Index{8} << 20;
 
 template <class T>
 constexpr Index kLongestBlock = kSteps* kLanes<T>;
@@ -87,15 +91,10 @@ inline void sums_of(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d, typename QuadOf<T>::
   }
 }
 
-/// Where a tile finds its weights: side by side as x is, or in rows of w_stride; `copied` takes them from rows and
-/// leaves them side by side for the tiles to come, so that the copy costs no pass of its own.
-enum class Weights { packed, in_rows, copied };
-
 /// One tile over `steps` vectors and a remainder of `rest` elements. Row i of x is at x + i * kLanes, its next vector
-/// kRows * kLanes further. The packed weights are at `packed`, the rows at w.
-template <class T, Weights kWeights, std::size_t kRows, std::size_t kCols>
-void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index rest, bool first, T* y,
-          Index y_stride) {
+/// kRows * kLanes further; the rows of weights lie as they are.
+template <class T, std::size_t kRows, std::size_t kCols>
+void tile(const T* x, const T* w, Index w_stride, Index steps, Index rest, bool first, T* y, Index y_stride) {
   constexpr Index kL = kLanes<T>;
   constexpr std::size_t kQuads = (kCols + 3) / 4;
   Vec<T> sum[kRows][4 * kQuads];
@@ -110,32 +109,18 @@ void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index 
     for (std::size_t i = 0; i < kRows; ++i) row[i] = simd::load<T>(x + static_cast<Index>(i) * kL);
     SHARDPROOF_UNROLL
     for (std::size_t j = 0; j < kCols; ++j) {
-      const Vec<T> weight = load_w(j);
+      const Vec<T> weight = load_w(w + static_cast<Index>(j) * w_stride);
       SHARDPROOF_UNROLL
       for (std::size_t i = 0; i < kRows; ++i) sum[i][j] = row[i] * weight + sum[i][j];
     }
     x += static_cast<Index>(kRows) * kL;
   };
-  const auto weights_by = [&](std::size_t j, [[maybe_unused]] auto load_row) {
-    if constexpr (kWeights == Weights::packed) {
-      return simd::load<T>(packed + static_cast<Index>(j) * kL);
-    } else {
-      const Vec<T> weight = load_row(w + static_cast<Index>(j) * w_stride);
-      if constexpr (kWeights == Weights::copied) simd::store<T>(packed + static_cast<Index>(j) * kL, weight);
-      return weight;
-    }
-  };
   SHARDPROOF_UNROLL_STEPS
   for (; steps > 0; --steps) {
-    step([&](std::size_t j) { return weights_by(j, [](const T* row) { return simd::load<T>(row); }); });
-    if constexpr (kWeights != Weights::packed) w += kL;
-    if constexpr (kWeights != Weights::in_rows) packed += static_cast<Index>(kCols) * kL;
+    step([](const T* row) { return simd::load<T>(row); });
+    w += kL;
   }
-  if (rest > 0) {
-    step([&](std::size_t j) {
-      return weights_by(j, [rest](const T* row) { return simd::load_partial<T>(row, rest); });
-    });
-  }
+  if (rest > 0) step([rest](const T* row) { return simd::load_partial<T>(row, rest); });
 
   SHARDPROOF_UNROLL
   for (std::size_t i = 0; i < kRows; ++i, y += y_stride) {
@@ -155,16 +140,16 @@ void tile(const T* x, const T* w, Index w_stride, T* packed, Index steps, Index 
 }
 
 template <class T>
-using Tile = void (*)(const T*, const T*, Index, T*, Index, Index, bool, T*, Index);
+using Tile = void (*)(const T*, const T*, Index, Index, Index, bool, T*, Index);
 
-template <class T, Weights kWeights, std::size_t... kShape>
+template <class T, std::size_t... kShape>
 constexpr auto tiles_of(std::index_sequence<kShape...>) {
-  return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kWeights, kShape / kTileCols + 1, kShape % kTileCols + 1>...};
+  return std::array<Tile<T>, sizeof...(kShape)>{&tile<T, kShape / kTileCols + 1, kShape % kTileCols + 1>...};
 }
 
-template <class T, Weights kWeights>
+template <class T>
 Tile<T> tile_of(Index rows, Index cols) {
-  static constexpr auto kTiles = tiles_of<T, kWeights>(std::make_index_sequence<kTileRows * kTileCols>{});
+  static constexpr auto kTiles = tiles_of<T>(std::make_index_sequence<kTileRows * kTileCols>{});
   return kTiles[static_cast<std::size_t>((rows - 1) * kTileCols + cols - 1)];
 }
 
@@ -210,15 +195,13 @@ class Prefetcher {
 
 /// One block of k for one group of at most kGroupCols weight rows and all rows of x; `next` will be asked for.
 template <class T>
-void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool many_rows, T* packed,
-                    MatrixView<const T> next, MatrixView<T> y) {
+void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, MatrixView<const T> next, MatrixView<T> y) {
   const Index depth = std::min(block_of<T>(x.depth()), x.depth() - k);
   Prefetcher<T> prefetcher(next, k, depth);
   const Index steps = depth / kLanes<T>, rest = depth % kLanes<T>;
   if (y.rows == 1 && w.rows == kGroupCols) {
     // One row: eight accumulators hide the latency of the additions, where four would not.
-    tile<T, Weights::in_rows, 1, kGroupCols>(x.panel(0, k), &w(0, k), w.stride, packed, steps, rest, k == 0, y.data,
-                                             y.stride);
+    tile<T, 1, kGroupCols>(x.panel(0, k), &w(0, k), w.stride, steps, rest, k == 0, y.data, y.stride);
     return;
   }
   const Index lines_per_row = prefetcher.lines() / y.rows + 1;
@@ -228,33 +211,22 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, bool
     prefetcher.ask(lines_per_row * rows);
     for (Index j = 0; j < w.rows; j += kTileCols) {
       const Index cols = std::min<Index>(kTileCols, w.rows - j);
-      // Many rows go group by group of one panel, few never touch it: `packed` holds no more.
-      const auto run = [&](auto tile, Index whole, Index remainder) {
-        tile(panel, &w(j, k), w.stride, packed, whole, remainder, k == 0, &y(i, j), y.stride);
-      };
-      if (!many_rows) {
-        run(tile_of<T, Weights::in_rows>(rows, cols), steps, rest);
-      } else if (i == 0) {
-        run(tile_of<T, Weights::copied>(rows, cols), steps, rest);
-      } else {
-        run(tile_of<T, Weights::packed>(rows, cols), steps_of<T>(depth), 0);
-      }
+      tile_of<T>(rows, cols)(panel, &w(j, k), w.stride, steps, rest, k == 0, &y(i, j), y.stride);
     }
     i += rows;
   }
 }
 
 template <class T>
-void multiply_all(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
-  const bool many_rows = y.rows >= kRowsToPackWeights;
+void multiply_all(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y, Weights weights) {
+  const bool many_rows = y.rows >= (weights == Weights::cached ? kManyRowsOfCachedWeights : kManyRows);
   const Index block = block_of<T>(x.depth());
   const Index group_cols = many_rows ? kTileCols : kGroupCols;
-  alignas(64) T packed[static_cast<std::size_t>(kTileCols * kLongestBlock<T>)];
   const auto part = [&](Index j) { return w.row_range(j, std::clamp(w.rows - j, Index{0}, group_cols)); };
   const auto group = [&](Index j, Index k) {
     const MatrixView<const T> rows = part(j);
     const MatrixView<const T> next = many_rows ? part(j + group_cols) : MatrixView<const T>{};
-    multiply_group<T>(x, rows, k, many_rows, packed, next, y.col_range(j, rows.rows));
+    multiply_group<T>(x, rows, k, next, y.col_range(j, rows.rows));
   };
   if (many_rows) {
     // A block of x stays in the second-level cache while all weights pass by.
@@ -301,8 +273,12 @@ Index rows_per_pack() {
   return kRowsPerPack;
 }
 
+Weights where_lie(Index bytes) {
+  return bytes <= kCachedBytes ? Weights::cached : Weights::in_memory;
+}
+
 template <class T>
-void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
+void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y, Weights weights) {
   if (y.rows == 0 || y.cols == 0) return;
   if (x.depth() == 0) {
     for (Index i = 0; i < y.rows; ++i) std::fill_n(y.row(i).data(), y.cols, T{0});
@@ -312,7 +288,7 @@ void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y) {
   constexpr Index kProductsPerPart = Index{1} << 20;
   const Index groups = kProductsPerPart / (y.rows * x.depth() * kGroupCols) + 1;
   parallel_for(y.cols, groups * kGroupCols, [&](Index begin, Index end) {
-    multiply_all<T>(x, w.row_range(begin, end - begin), y.col_range(begin, end - begin));
+    multiply_all<T>(x, w.row_range(begin, end - begin), y.col_range(begin, end - begin), weights);
   });
 }
 
@@ -320,7 +296,7 @@ template class PackedRows<float>;
 template class PackedRows<double>;
 template Index rows_per_pack<float>();
 template Index rows_per_pack<double>();
-template void multiply(const PackedRows<float>&, MatrixView<const float>, MatrixView<float>);
-template void multiply(const PackedRows<double>&, MatrixView<const double>, MatrixView<double>);
+template void multiply(const PackedRows<float>&, MatrixView<const float>, MatrixView<float>, Weights);
+template void multiply(const PackedRows<double>&, MatrixView<const double>, MatrixView<double>, Weights);
 
 }  // namespace shardproof::ops::gemm

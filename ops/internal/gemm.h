@@ -1,7 +1,7 @@
 // The register-tiled product behind linear, expert and attention: y = x * w^T over rows that are contiguous in k.
 //
-// Both operands are walked along k, so that neither needs a transposition: few rows go straight over row-major weights,
-// many rows over panels copied into a cache-friendly order. One element of y is always computed the same way:
+// Both operands are walked along k, so that neither needs a transposition: x is copied into panels of a tile's rows,
+// the weights are read where they lie. One element of y is always computed the same way:
 //   k is cut into equal blocks of at most 128 vectors; within a block, lane l of a vector sums the products of k = l
 //   mod kLanes in order; the lanes are folded in halves; the blocks' sums are added in order.
 // So its bits depend on its two rows, on k and on the build's vector width, and on nothing else.
@@ -35,8 +35,14 @@ class PackedRows {
 template <class T>
 Index rows_per_pack();
 
+/// Whether a cache holds the weights or they are read from memory; decides the order of the work, not the bits.
+enum class Weights { cached, in_memory };
+
+/// Where weights of so many bytes, all that an op reads, are likely to lie.
+Weights where_lie(Index bytes);
+
 /// y[m, n] = x * w^T; w [n, k], y [m, n].
 template <class T>
-void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y);
+void multiply(const PackedRows<T>& x, MatrixView<const T> w, MatrixView<T> y, Weights weights);
 
 }  // namespace shardproof::ops::gemm
