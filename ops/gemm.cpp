@@ -26,6 +26,8 @@ constexpr int kTileCols = 4;
 constexpr Index kSteps = 128;
 // Weight rows that are walked together: one panel, or with few rows of x as many streams as memory likes.
 constexpr int kGroupCols = 2 * kTileCols;
+// The rows of which a tile of kGroupCols columns has room for its accumulators.
+constexpr int kWideTileRows = kTileRows * kTileCols / kGroupCols;
 constexpr Index kLineBytes = 64;
 // Rows of x that are packed at once: whole tiles whose block of k is at home in the second-level cache.
 constexpr Index kRowsPerPack = 96;
@@ -153,6 +155,15 @@ Tile<T> tile_of(Index rows, Index cols) {
   return kTiles[static_cast<std::size_t>((rows - 1) * kTileCols + cols - 1)];
 }
 
+/// Tiles of few rows as wide as a group: one row alone needs eight accumulators to hide the latency of the additions.
+template <class T, std::size_t... kRow>
+constexpr auto wide_tiles_of(std::index_sequence<kRow...>) {
+  return std::array<Tile<T>, sizeof...(kRow)>{&tile<T, kRow + 1, kGroupCols>...};
+}
+
+template <class T>
+constexpr auto kWideTiles = wide_tiles_of<T>(std::make_index_sequence<kWideTileRows>{});
+
 /// Rows side by side, vector by vector, the last vector padded with zeros; returns the end of what was written.
 template <class T>
 T* pack_panel(MatrixView<const T> rows, Index k, Index depth, T* to) {
@@ -199,9 +210,9 @@ void multiply_group(const PackedRows<T>& x, MatrixView<const T> w, Index k, Matr
   const Index depth = std::min(block_of<T>(x.depth()), x.depth() - k);
   Prefetcher<T> prefetcher(next, k, depth);
   const Index steps = depth / kLanes<T>, rest = depth % kLanes<T>;
-  if (y.rows == 1 && w.rows == kGroupCols) {
-    // One row: eight accumulators hide the latency of the additions, where four would not.
-    tile<T, 1, kGroupCols>(x.panel(0, k), &w(0, k), w.stride, steps, rest, k == 0, y.data, y.stride);
+  if (y.rows <= kWideTileRows && w.rows == kGroupCols) {
+    kWideTiles<T>[static_cast<std::size_t>(y.rows - 1)](x.panel(0, k), &w(0, k), w.stride, steps, rest, k == 0, y.data,
+                                                        y.stride);
     return;
   }
   const Index lines_per_row = prefetcher.lines() / y.rows + 1;
