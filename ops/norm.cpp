@@ -1,5 +1,6 @@
 #include "ops/norm.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/internal/math.h"
@@ -13,19 +14,17 @@ void rms_norm(MatrixView<const T> x, std::span<const T> weight, double eps, Form
   require_equal("rms_norm", "rows of the output", x.rows, y.rows);
   require_equal("rms_norm", "columns of the output", x.cols, y.cols);
   if (y.size() == 0) return;
-  constexpr Index kPerLine = 64 / static_cast<Index>(sizeof(T));
   simd::with_rounding<T>(format, [&](auto rounding) {
     for (Index row = 0; row < x.rows; ++row) {
       const T* in = x.row(row).data();
       const T sum = simd::sum_of<T>(
           x.cols, [](auto value) { return value * value; }, in);
       const T inverse = T{1} / std::sqrt(sum / static_cast<T>(x.cols) + static_cast<T>(eps));
-      // The next row is on its way while this one is computed on.
-      if (row + 1 < x.rows) {
-        for (Index i = 0; i < x.cols; i += kPerLine) __builtin_prefetch(x.row(row + 1).data() + i);
-      }
       const auto scale = [&](auto value, auto factor) { return rounding((value * inverse) * factor); };
-      simd::transform<T>(x.cols, y.row(row).data(), scale, in, weight.data());
+      // The next row is on its way while this one, now in the cache, is written.
+      const T* next = x.row(std::min(row + 1, x.rows - 1)).data();
+      const auto ask = [next](Index i) { __builtin_prefetch(next + i); };
+      simd::transform_asking<T>(x.cols, y.row(row).data(), ask, scale, in, weight.data());
     }
   });
 }

@@ -104,18 +104,28 @@ inline Vec<T> maximum(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
-/// out[i] = f(in[i]...) for i < count, vector by vector; f takes and returns Vec<T>.
+/// out[i] = f(in[i]...) for i < count, vector by vector; f takes and returns Vec<T>. Before the vector at i, ask(i)
+/// asks the caches for what will be read later.
+template <class T, class Ask, class F, class... In>
+inline void transform_asking(Index count, T* out, Ask ask, F f, const In*... in) {
+  Index i = 0;
+  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+    ask(i);
+    store<T>(out + i, f(load<T>(in + i)...));
+  }
+  if (i < count) store_partial<T>(out + i, f(load_partial<T>(in + i, count - i)...), count - i);
+}
+
+/// The same for arrays that are read once, from end to end.
 template <class T, class F, class... In>
 inline void transform(Index count, T* out, F f, const In*... in) {
   // Asked for by hand: the processor's own prefetcher stops at every page, and a long f leaves few loads in flight.
   constexpr Index kAhead = 2048 / static_cast<Index>(sizeof(T));
-  Index i = 0;
-  for (; i + kLanes<T> <= count; i += kLanes<T>) {
+  const auto ask = [&](Index i) {
     const Index ahead = std::min(i + kAhead, count - 1);
     (__builtin_prefetch(in + ahead), ...);
-    store<T>(out + i, f(load<T>(in + i)...));
-  }
-  if (i < count) store_partial<T>(out + i, f(load_partial<T>(in + i, count - i)...), count - i);
+  };
+  transform_asking<T>(count, out, ask, f, in...);
 }
 
 /// Calls f(row count as a flat run, pointers...) so that contiguous operands go as one run and strided ones row by row.
