@@ -121,6 +121,21 @@ TYPED_TEST(Linear, AnElementDependsOnItsTwoRowsAlone) {
   }
 }
 
+TYPED_TEST(Linear, GivesTheSameBitsWhetherACacheHoldsTheWeightsOrNone) {
+  using T = TypeParam;
+  constexpr Index kRows = 17, kOutputs = 1031, kDepth = 2053, kFew = 21;
+  static_assert(kOutputs * kDepth * sizeof(T) > std::size_t{8} << 20);
+  const Matrix<T> x = random_matrix<T>(kRows, kDepth, 2, 1), w = random_matrix<T>(kOutputs, kDepth, 2, 2);
+  Matrix<T> y(kRows, kOutputs), part(kRows, kFew);
+
+  linear<T>(x, w, y);
+
+  for (const Index begin : {Index{0}, Index{500}, kOutputs - kFew}) {
+    linear<T>(x, w.view().row_range(begin, kFew), part);
+    ASSERT_TRUE(oracle::same_bits<T>(part, y.view().col_range(begin, kFew))) << begin;
+  }
+}
+
 TYPED_TEST(Linear, AcceptsEmptyOperands) {
   using T = TypeParam;
   Matrix<T> y = random_matrix<T>(3, 4, 1, 7);
