@@ -35,7 +35,7 @@ constexpr Index kHidden = 1024;
 template <class T, class Op>
 void time_flops(benchmark::State& state, const Cost& cost, Op op) {
   const Beside read(memory_read_bandwidth), peak(peak_flops<T>);
-  op();  // finds in the caches what the limits left of them
+  op();  // not timed: measuring the limits emptied the caches
   for (auto _ : state) op();
   const auto times = static_cast<double>(state.iterations());
   state.counters["GFLOP/s"] = benchmark::Counter(1e-9 * cost.flops * times, benchmark::Counter::kIsRate);
@@ -46,7 +46,7 @@ void time_flops(benchmark::State& state, const Cost& cost, Op op) {
 template <class Op>
 void time_bytes(benchmark::State& state, const Cost& cost, Op op) {
   const Beside copy(memory_copy_bandwidth);
-  op();  // finds in the caches what the limits left of them
+  op();  // not timed: measuring the limits emptied the caches
   for (auto _ : state) op();
   const auto times = static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(1e-9 * cost.bytes * times, benchmark::Counter::kIsRate);

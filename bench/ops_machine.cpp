@@ -109,12 +109,15 @@ double copy_bandwidth(std::size_t bytes) {
   return copy_rate(from, to, passes_of(bytes));
 }
 
+// The first pass also writes back what others left in the caches: it does not count.
 double memory_read_bandwidth() {
-  return read_rate(many_floats(0), 1);
+  read_rate(many_floats(0), 1);
+  return read_rate(many_floats(0), 3);
 }
 
 double memory_copy_bandwidth() {
-  return copy_rate(many_floats(0), many_floats(1), 1);
+  copy_rate(many_floats(0), many_floats(1), 1);
+  return copy_rate(many_floats(0), many_floats(1), 3);
 }
 
 }  // namespace shardproof::bench

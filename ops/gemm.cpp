@@ -22,7 +22,8 @@ using simd::Vec;
 constexpr int kTileRows = simd::kVectorBytes == 64 ? 6 : 3;
 constexpr int kTileCols = 4;
 // Steps of one vector along k between two foldings of the lanes: long enough to make the folding cheap, short enough
-// that kTileCols rows of weights stay in the first-level cache.
+// that kTileCols rows of weights fit the first-level cache, of which 512-bit vectors need all (and fewer steps cost
+// more).
 constexpr Index kSteps = 128;
 // Weight rows that are walked together: one panel, or with few rows of x as many streams as memory likes.
 constexpr int kGroupCols = 2 * kTileCols;
@@ -32,9 +33,10 @@ constexpr Index kLineBytes = 64;
 // Rows of x that are packed at once: whole tiles whose block of k is at home in the second-level cache.
 constexpr Index kRowsPerPack = 96;
 static_assert(kRowsPerPack % kTileRows == 0);
-// From this many rows on, all weights pass by a block of x, and those to come are asked for: where they come from
-// memory and where a cache holds them.
+// From this many rows on, all weights pass by a block of x, and those to come are asked for. Where a cache holds the
+// weights, asking for them pays later.
 constexpr Index kManyRows = 12, kManyRowsOfCachedWeights = Index{8} * kTileRows;
+// Of larger weights a core's share of the last-level cache holds too little.
 constexpr Index kCachedBytes = Index{8} << 20;
 
 template <class T>

@@ -41,8 +41,8 @@ struct PreparedReference;
 
 inline constexpr double kAmplificationBound = 4;
 inline constexpr double kSmallSample = 8;
-inline constexpr double kUsualRatio = 3;
-inline constexpr double kSmallByChance = 1e-7;
+inline constexpr double kUsualRatio = 3;         ///< that the errors of two right runs in a row rarely exceed
+inline constexpr double kSmallByChance = 1e-7;   ///< how likely a right run may be called wrong for it
 inline constexpr double kLargestByChance = 0.5;  ///< of a row's scale
 inline constexpr double kRoundoffFloor = 16;
 /// From here on a bound lets anything pass: a row of zeros is off by about this much. The verdict is inconclusive.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/internal/gemm.h"
 #include "ops/shape.h"
 #include "tests/ops/oracle.h"
 
@@ -124,7 +125,8 @@ TYPED_TEST(Linear, AnElementDependsOnItsTwoRowsAlone) {
 TYPED_TEST(Linear, GivesTheSameBitsWhetherACacheHoldsTheWeightsOrNone) {
   using T = TypeParam;
   constexpr Index kRows = 17, kOutputs = 1031, kDepth = 2053, kFew = 21;
-  static_assert(kOutputs * kDepth * sizeof(T) > std::size_t{8} << 20);
+  ASSERT_EQ(gemm::where_lie(kOutputs * kDepth * Index{sizeof(T)}), gemm::Weights::in_memory);
+  ASSERT_EQ(gemm::where_lie(kFew * kDepth * Index{sizeof(T)}), gemm::Weights::cached);
   const Matrix<T> x = random_matrix<T>(kRows, kDepth, 2, 1), w = random_matrix<T>(kOutputs, kDepth, 2, 2);
   Matrix<T> y(kRows, kOutputs), part(kRows, kFew);
 
