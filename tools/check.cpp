@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "emu/deploy/check.h"
+#include "emu/paper/check.h"
 #include "tools/check_text.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "emu/deploy/rank_table.h"
+#include "emu/paper/rank_table.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {

@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "emu/deploy/check.h"
+#include "emu/paper/check.h"
 
 namespace shardproof::tools {
 

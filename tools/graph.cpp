@@ -15,9 +15,9 @@
 #include <string>
 #include <utility>
 
-#include "emu/deploy/audit.h"
-#include "emu/deploy/graph.h"
 #include "emu/plan/validate.h"
+#include "emu/timeline/audit.h"
+#include "emu/timeline/graph.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"

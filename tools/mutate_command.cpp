@@ -12,9 +12,9 @@
 #include <string_view>
 #include <vector>
 
+#include "emu/judge/verify.h"
+#include "emu/mutate/mutation.h"
 #include "emu/plan/validate.h"
-#include "emu/verify/mutation.h"
-#include "emu/verify/verify.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"

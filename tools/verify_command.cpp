@@ -9,11 +9,11 @@
 #include <optional>
 #include <string>
 
+#include "emu/judge/verify.h"
 #include "emu/plan/validate.h"
-#include "emu/run/checkpoint.h"
-#include "emu/verify/baseline.h"
-#include "emu/verify/junit.h"
-#include "emu/verify/verify.h"
+#include "emu/report/baseline.h"
+#include "emu/report/junit.h"
+#include "emu/weights/checkpoint.h"
 #include "tools/exit_code.h"
 #include "tools/memory.h"
 #include "tools/output_file.h"

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "emu/judge/judge.h"
+#include "emu/plan/layout.h"
 #include "emu/plan/mesh.h"
-#include "emu/run/layout.h"
-#include "emu/verify/judge.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "emu/verify/baseline.h"
-#include "emu/verify/report.h"
+#include "emu/judge/report.h"
+#include "emu/report/baseline.h"
 
 namespace shardproof::tools {
 

@@ -4,8 +4,8 @@
 
 #include <algorithm>
 
-#include "emu/plan/load_model.h"
-#include "emu/plan/object_reader.h"
+#include "emu/input/object_reader.h"
+#include "emu/model/families/load.h"
 #include "emu/plan/validate.h"
 
 namespace shardproof {

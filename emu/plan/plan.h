@@ -6,7 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "emu/plan/model_config.h"
+#include "emu/input/problem.h"
+#include "emu/model/config.h"
 #include "emu/plan/parallel.h"
 
 namespace shardproof {
@@ -56,12 +57,6 @@ struct Plan {
   std::vector<Claim> claims;
 
   int world() const { return parallel.world(); }
-};
-
-/// One thing that is wrong with a plan.
-struct Problem {
-  std::string field;    ///< dotted path in the file: "parallel.tp"
-  std::string message;  ///< the value, the arithmetic, and what would be right
 };
 
 }  // namespace shardproof

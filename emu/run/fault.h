@@ -1,6 +1,6 @@
 // Where a fault may be injected into a run: four narrow seams, of which the program knows nothing but the call.
 //
-// Used to measure what the verifier catches (emu/verify/mutation.h). A run without an injector pays a test of a
+// Used to measure what the verifier catches (emu/mutate/mutation.h). A run without an injector pays a test of a
 // pointer.
 #pragma once
 
@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "collectives/call_hook.h"
-#include "emu/run/batch.h"
+#include "emu/model/tensors.h"
+#include "emu/plan/batch.h"
+#include "emu/plan/layout.h"
 #include "emu/run/cluster.h"
-#include "emu/run/layout.h"
-#include "emu/run/registry.h"
 
 namespace shardproof {
 

@@ -29,11 +29,11 @@
 #include "collectives/communicator.h"
 #include "collectives/options.h"
 #include "collectives/task.h"
+#include "emu/plan/batch.h"
+#include "emu/plan/layout.h"
 #include "emu/plan/plan.h"
-#include "emu/run/batch.h"
 #include "emu/run/cluster.h"
-#include "emu/run/layout.h"
-#include "emu/run/weights.h"
+#include "emu/weights/store.h"
 #include "ops/format.h"
 
 namespace shardproof {

@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "emu/deploy/check.h"
+#include "emu/paper/check.h"
 #include "emu/plan/load.h"
 #include "emu/plan/mesh.h"
 #include "emu/plan/save.h"

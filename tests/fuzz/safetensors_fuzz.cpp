@@ -8,7 +8,7 @@
 #include <span>
 #include <string>
 
-#include "emu/run/safetensors.h"
+#include "emu/weights/safetensors.h"
 
 namespace {
 

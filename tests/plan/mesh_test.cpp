@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <random>
 
-#include "tests/plan/generate.h"
+#include "tests/support/generate.h"
 
 namespace shardproof {
 namespace {

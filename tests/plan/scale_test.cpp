@@ -7,7 +7,7 @@
 
 #include "emu/plan/load.h"
 #include "emu/plan/validate.h"
-#include "tests/plan/generate.h"
+#include "tests/support/generate.h"
 
 namespace shardproof {
 namespace {

@@ -9,7 +9,7 @@
 
 #include "emu/plan/load.h"
 #include "emu/plan/neighbours.h"
-#include "tests/plan/generate.h"
+#include "tests/support/generate.h"
 
 namespace shardproof {
 namespace {

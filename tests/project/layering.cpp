@@ -20,13 +20,29 @@ const std::vector<Layer>& layers() {
   static const std::vector<Layer> kLayers{
       {"ops/", {"ops/"}},
       {"collectives/", {"collectives/"}},
-      {"emu/plan/", {"emu/plan/"}},
-      {"emu/run/", {"emu/run/", "emu/plan/", "ops/", "collectives/"}},
-      {"emu/verify/", {"emu/verify/", "emu/run/", "emu/plan/", "ops/", "collectives/"}},
+      {"emu/input/", {"emu/input/"}},
+      {"emu/model/", {"emu/model/", "emu/input/"}},
+      {"emu/plan/", {"emu/plan/", "emu/model/", "emu/input/"}},
+      {"emu/weights/",
+       {"emu/weights/", "emu/plan/partition.h", "emu/plan/random.h", "emu/model/", "emu/input/", "ops/"}},
+      {"emu/run/", {"emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
       // The reference shares nothing with what it judges, so a bug cannot hide in both.
-      {"emu/verify/reference", {"emu/verify/reference", "emu/plan/"}},
-      // Figures on paper are folds over the formulas beside the ops and over what a run records; they judge no run.
-      {"emu/deploy/", {"emu/deploy/", "emu/plan/", "emu/run/", "ops/", "collectives/"}},
+      {"emu/reference/", {"emu/reference/", "emu/model/config.h"}},
+      {"emu/judge/",
+       {"emu/judge/", "emu/reference/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "emu/input/", "ops/",
+        "collectives/"}},
+      // Who judges a run may ask for the cause of what is wrong; whoever names causes knows nothing of planted bugs.
+      {"emu/judge/verify.cpp",
+       {"emu/judge/", "emu/diagnose/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
+      {"emu/diagnose/",
+       {"emu/diagnose/", "emu/judge/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
+      {"emu/mutate/",
+       {"emu/mutate/", "emu/judge/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
+      // Figures on paper and the timeline are folds over formulas and over what a run records; they judge no run.
+      {"emu/paper/", {"emu/paper/", "emu/run/", "emu/plan/", "emu/model/", "emu/input/", "ops/", "collectives/"}},
+      {"emu/timeline/",
+       {"emu/timeline/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "emu/input/", "ops/", "collectives/"}},
+      {"emu/report/", {"emu/", "ops/", "collectives/"}},
       {"tools/", {"tools/", "emu/", "ops/", "collectives/"}},
       {"bench/", {"bench/", "emu/", "ops/", "collectives/"}},
   };

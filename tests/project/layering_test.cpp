@@ -40,7 +40,9 @@ TEST(Layering, NoFilesIncludeOneAnother) {
 TEST(Layering, TheScanReadsEveryLayer) {
   const std::vector<SourceFile> files = read_tree(SHARDPROOF_SOURCE_DIR);
 
-  for (const std::string folder : {"ops/", "collectives/", "emu/plan/", "emu/run/", "emu/verify/", "tests/"}) {
+  for (const std::string folder :
+       {"ops/", "collectives/", "emu/model/", "emu/plan/", "emu/weights/", "emu/run/", "emu/reference/", "emu/judge/",
+        "emu/diagnose/", "emu/mutate/", "emu/paper/", "emu/timeline/", "emu/report/", "tests/"}) {
     const auto in_folder = std::ranges::count_if(
         files, [&](const SourceFile& file) { return is_cpp(file.path) && file.path.starts_with(folder); });
 
@@ -81,12 +83,19 @@ INSTANTIATE_TEST_SUITE_P(
                       Planted{"OpsToEmu", "ops/a.h", "#include \"emu/plan/plan.h\""},
                       Planted{"PlanToOps", "emu/plan/a.cpp", "#include \"ops/format.h\""},
                       Planted{"PlanToRun", "emu/plan/a.cpp", "#include \"emu/run/cluster.h\""},
-                      Planted{"RunToVerify", "emu/run/a.cpp", "#include \"emu/verify/reference.h\""},
-                      Planted{"ReferenceToOps", "emu/verify/reference.cpp", "#include \"ops/matrix.h\""},
-                      Planted{"ReferenceToRun", "emu/verify/reference_math.h", "#include \"emu/run/weights.h\""},
-                      Planted{"ReferenceToVerifier", "emu/verify/reference.h", "#include \"emu/verify/verify.h\""},
-                      Planted{"DeployToVerify", "emu/deploy/a.cpp", "#include \"emu/verify/verify.h\""},
-                      Planted{"LayerToTools", "emu/verify/a.cpp", "#include \"tools/main.h\""},
+                      Planted{"RunToVerify", "emu/run/a.cpp", "#include \"emu/reference/reference.h\""},
+                      Planted{"ReferenceToOps", "emu/reference/reference.cpp", "#include \"ops/matrix.h\""},
+                      Planted{"ReferenceToRun", "emu/reference/math.h", "#include \"emu/weights/store.h\""},
+                      Planted{"ReferenceToVerifier", "emu/reference/reference.h", "#include \"emu/judge/verify.h\""},
+                      Planted{"PaperToJudge", "emu/paper/a.cpp", "#include \"emu/judge/verify.h\""},
+                      Planted{"TimelineToJudge", "emu/timeline/a.cpp", "#include \"emu/judge/verify.h\""},
+                      Planted{"DiagnoseToMutate", "emu/diagnose/a.cpp", "#include \"emu/mutate/mutation.h\""},
+                      Planted{"JudgeToDiagnose", "emu/judge/judge.cpp", "#include \"emu/diagnose/diagnose.h\""},
+                      Planted{"JudgeToMutate", "emu/judge/verify.cpp", "#include \"emu/mutate/mutation.h\""},
+                      Planted{"ModelToPlan", "emu/model/a.h", "#include \"emu/plan/plan.h\""},
+                      Planted{"WeightsToPlan", "emu/weights/a.h", "#include \"emu/plan/plan.h\""},
+                      Planted{"ReferenceToTensors", "emu/reference/a.cpp", "#include \"emu/model/tensors.h\""},
+                      Planted{"LayerToTools", "emu/judge/a.cpp", "#include \"tools/main.h\""},
                       Planted{"LayerToTests", "bench/a.cpp", "#include \"tests/ops/oracle.h\""},
                       Planted{"InAngles", "ops/a.cpp", "#include <collectives/rank.h>"},
                       Planted{"Indented", "ops/a.cpp", "  #  include   \"collectives/rank.h\""},
@@ -101,7 +110,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Planted{"TbbInCommunicator", "collectives/world.cpp", "#include <tbb/task_group.h>"},
                       Planted{"TbbInHeader", "collectives/tbb_executor.h", "#include <oneapi/tbb/task_arena.h>"},
                       Planted{"TbbInTransformer", "emu/run/transformer.cpp", "#include <tbb/parallel_for.h>"},
-                      Planted{"TbbInReference", "emu/verify/reference.cpp", "#include <tbb/parallel_for.h>"},
+                      Planted{"TbbInReference", "emu/reference/reference.cpp", "#include <tbb/parallel_for.h>"},
                       Planted{"JsonInHeader", "emu/plan/load.h", "#include <nlohmann/json.hpp>"},
                       Planted{"JsonInTransformer", "emu/run/transformer.cpp", "#include <nlohmann/json.hpp>"},
                       Planted{"CommandLineInEmu", "emu/run/a.cpp", "#include <CLI/CLI.hpp>"},
@@ -131,13 +140,14 @@ TEST_P(Permitted, IsNotReported) {
 INSTANTIATE_TEST_SUITE_P(
     Layering, Permitted,
     ::testing::Values(Planted{"RunToOps", "emu/run/a.h", "#include \"ops/matrix.h\""},
-                      Planted{"DeployToTrace", "emu/deploy/a.cpp", "#include \"emu/run/trace.h\""},
-                      Planted{"ReferenceToPlan", "emu/verify/reference.h", "#include \"emu/plan/plan.h\""},
+                      Planted{"PaperToTrace", "emu/paper/a.cpp", "#include \"emu/run/trace.h\""},
+                      Planted{"ReferenceToTheModel", "emu/reference/reference.h", "#include \"emu/model/config.h\""},
+                      Planted{"VerifyToDiagnose", "emu/judge/verify.cpp", "#include \"emu/diagnose/diagnose.h\""},
                       Planted{"EigenInOps", "ops/linear.cpp", "#include <Eigen/Core>"},
                       Planted{"TbbInItsExecutor", "collectives/tbb_executor.cpp", "#include <tbb/task_group.h>"},
                       Planted{"TbbUnderOps", "ops/threads.cpp", "#include <tbb/parallel_for.h>"},
-                      Planted{"JsonInLoader", "emu/plan/load_model.cpp", "#include <nlohmann/json.hpp>"},
-                      Planted{"JsonInReport", "emu/verify/report.cpp", "#include <nlohmann/json.hpp>"},
+                      Planted{"JsonInLoader", "emu/model/families/load.cpp", "#include <nlohmann/json.hpp>"},
+                      Planted{"JsonInReport", "emu/report/check_json.cpp", "#include <nlohmann/json.hpp>"},
                       Planted{"CommandLineInTools", "tools/main.cpp", "#include <CLI/CLI.hpp>"},
                       Planted{"OutputInTools", "tools/main.cpp", "fmt::print(\"{}\", value);"},
                       Planted{"Standard", "ops/a.cpp", "#include <vector>"},

@@ -1,6 +1,6 @@
 #include <iostream>
 
-#include "emu/verify/scheme.h"
+#include "emu/judge/scheme.h"
 #include "ops/linear.h"
 
 using namespace shardproof;

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "emu/plan/plan.h"
-#include "emu/run/weights.h"
+#include "emu/weights/store.h"
 
 namespace shardproof::testing {
 

@@ -1,0 +1,311 @@
+// Causes at projections, at attention itself, and at sums over tp.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+
+#include "emu/diagnose/internal/case.h"
+
+namespace shardproof::diagnosis {
+namespace {
+
+/// A projection of a norm: what a tap of it is made of.
+struct Projection {
+  const ExpectedTap* input = nullptr;
+  bool rotated = false;
+  std::int64_t block = 0;  ///< width of a head, where it has heads
+};
+
+Projection projection_of(const Case& wrong) {
+  const ModelConfig& config = wrong.model.plan().model;
+  if (wrong.kind == "logits") return {.input = &wrong.model.tap(-1, "final_norm")};
+  if (wrong.kind == "moe.router_logits") return {.input = &wrong.model.tap(wrong.layer, "moe.norm")};
+  return {.input = &wrong.model.tap(wrong.layer, "attention.norm"),
+          .rotated = wrong.kind != "attention.v",
+          .block = config.head_dim};
+}
+
+WeightSpec weight_of(const ModelConfig& model, std::string_view kind, int layer) {
+  if (kind == "logits") return registry::head(model);
+  if (kind == "moe.router_logits") return registry::router(model, layer);
+  if (kind == "attention.q") return registry::attention_q(model, layer);
+  return kind == "attention.k" ? registry::attention_k(model, layer) : registry::attention_v(model, layer);
+}
+
+std::int64_t position_of(const Recompute& model, std::int64_t row) {
+  const RowHome& home = model.home(row);
+  const MicroBatch batch = model.batch().microbatch(model.plan().parallel.dp, home.dp, home.microbatch);
+  return batch.positions[static_cast<std::size_t>(home.local)];
+}
+
+/// The projected columns of a wrong row, from another input row, layer or position.
+std::vector<double> projected(const Case& wrong, const Projection& projection, const WrongRow& row,
+                              std::int64_t input_row, int layer, std::int64_t position) {
+  Recompute& model = wrong.model;
+  std::vector<double> y =
+      model.project(model.row(*projection.input, input_row), weight_of(model.plan().model, wrong.kind, layer),
+                    {row.col, std::ssize(row.got)});
+  if (projection.rotated) model.rotate(y, position);
+  return y;
+}
+
+std::optional<Cause> position_cause(const Case& wrong, const Projection& projection) {
+  Recompute& model = wrong.model;
+  const std::int64_t longest = *std::ranges::max_element(model.batch().lengths());
+  const std::int64_t last = 2 * longest + 8;
+  std::optional<std::int64_t> shown;
+  for (const WrongRow& row : wrong.wrong) {
+    std::int64_t position = 0;
+    while (position <= last &&
+           !close(projected(wrong, projection, row, row.row, wrong.layer, position), row.got, wrong.tolerance)) {
+      ++position;
+    }
+    if (position > last) return std::nullopt;
+    if (!shown) shown = position;
+  }
+  const WrongRow& first = wrong.wrong.front();
+  return Cause{
+      "positions",
+      fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.wrong.size(),
+                  ranks_of(wrong.wrong), first.row, *shown, position_of(model, first.row))};
+}
+
+/// Rows made of other rows' norms.
+std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projection) {
+  Recompute& model = wrong.model;
+  std::vector<std::int64_t> sources;
+  for (const WrongRow& row : wrong.wrong) {
+    const std::int64_t position = position_of(model, row.row);
+    const Range near = model.home(row.row).rows;
+    std::int64_t source = near.begin;
+    while (source < near.end() &&
+           !close(projected(wrong, projection, row, source, wrong.layer, position), row.got, wrong.tolerance)) {
+      ++source;
+    }
+    if (source == near.end()) return std::nullopt;
+    sources.push_back(source);
+  }
+  return row_order_cause(wrong, sources);
+}
+
+std::optional<Cause> gather_cause(const Case& wrong) {
+  if (!all_zero(wrong.wrong)) return std::nullopt;
+  const bool others = std::ranges::none_of(
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.home(row.row).tp == wrong.at(row).tp; });
+  if (!others) return std::nullopt;
+  return Cause{"gather_dropped",
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
+}
+
+std::optional<Cause> shifted_cause(const Case& wrong) {
+  for (const std::int64_t shift : {1, -1}) {
+    const auto shifted = [&](const WrongRow& row) {
+      const std::span<const double> whole = wrong.model.row(wrong.expected, row.row);
+      std::vector<double> values;
+      for (std::int64_t i = 0; i < std::ssize(row.got); ++i) {
+        const std::int64_t col = row.col + i + shift;
+        if (col >= 0 && col < std::ssize(whole)) values.push_back(whole[static_cast<std::size_t>(col)]);
+      }
+      return values;
+    };
+    if (explains(wrong.wrong, shifted, wrong.tolerance)) {
+      return Cause{"vocabulary_shifted", fmt::format("column c holds the value of column c {} 1 on {}",
+                                                     shift > 0 ? "+" : "-", ranks_of(wrong.wrong))};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<Cause> projection_cause(const Case& wrong) {
+  const Projection projection = projection_of(wrong);
+  if (auto cause = gather_cause(wrong)) return cause;
+  if (projection.block > 0) {
+    if (const auto blocks = block_sources(wrong.wrong, wrong.expected, projection.block, wrong.tolerance)) {
+      for (std::size_t head = 0; head < blocks->size(); ++head) {
+        if ((*blocks)[head] == static_cast<std::int64_t>(head)) continue;
+        return Cause{"heads_permuted", fmt::format("head {} holds the values of head {} on {}", head, (*blocks)[head],
+                                                   ranks_of(wrong.wrong))};
+      }
+    }
+  }
+  if (wrong.kind == "logits" || wrong.kind == "moe.router_logits") {
+    if (auto cause = shifted_cause(wrong)) return cause;
+  }
+  if (wrong.layer >= 0) {
+    for (int layer = 0; layer < wrong.model.plan().model.num_layers; ++layer) {
+      const auto with_weights = [&](const WrongRow& row) {
+        return projected(wrong, projection, row, row.row, layer, position_of(wrong.model, row.row));
+      };
+      if (layer != wrong.layer && explains(wrong.wrong, with_weights, wrong.tolerance)) {
+        return Cause{"weights_of_another_layer",
+                     fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.wrong), layer)};
+      }
+    }
+  }
+  if (projection.rotated) {
+    if (auto cause = position_cause(wrong, projection)) return cause;
+    if (auto cause = input_row_cause(wrong, projection)) return cause;
+  }
+  return std::nullopt;
+}
+
+std::optional<Cause> context_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const ModelConfig& config = model.plan().model;
+  const std::int64_t dim = config.head_dim;
+  const std::int64_t share = config.num_heads / config.num_kv_heads;
+  const auto rebuilt = [&](const WrongRow& row, std::int64_t first, auto kv_head_of) {
+    std::vector<double> values;
+    for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+      const std::vector<double> one = model.attend(wrong.layer, first, row.row, head, kv_head_of(row, head));
+      values.insert(values.end(), one.begin(), one.end());
+    }
+    return values;
+  };
+  const auto proper = [&](const WrongRow&, std::int64_t head) { return head / share; };
+  const auto merged = [&](const WrongRow& row) { return rebuilt(row, model.home(row.row).rows.begin, proper); };
+  if (explains(wrong.wrong, merged, wrong.tolerance)) {
+    return Cause{"sequence_boundaries", fmt::format("tokens on {} attend to the sequences before their own in the "
+                                                    "microbatch, token {} among them",
+                                                    ranks_of(wrong.wrong), wrong.wrong.front().row)};
+  }
+  for (std::int64_t shift = 1; shift < config.num_kv_heads; ++shift) {
+    const auto other = [&](const WrongRow&, std::int64_t head) { return (head / share + shift) % config.num_kv_heads; };
+    const auto predicted = [&](const WrongRow& row) {
+      return rebuilt(row, row.row - position_of(model, row.row), other);
+    };
+    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
+      const std::int64_t head = wrong.wrong.front().col / dim;
+      return Cause{"wrong_kv_head", fmt::format("query head {} attends with key/value head {}, not {}, on {}", head,
+                                                other(wrong.wrong.front(), head), head / share, ranks_of(wrong.wrong))};
+    }
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+using Addend = std::function<std::vector<double>(std::int64_t row, int tp)>;
+
+/// The reduction that should run over tp ran over the ranks of another axis.
+std::optional<Cause> wrong_group_cause(const Case& wrong, const Addend& addend) {
+  Recompute& model = wrong.model;
+  const Parallel& parallel = model.plan().parallel;
+  for (const Axis axis : {Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+    if (model.mesh().degree(axis) < 2) continue;
+    const auto predicted = [&](const WrongRow& row) -> std::vector<double> {
+      const RowHome& home = model.home(row.row);
+      const std::vector<int> group = model.mesh().group(axis, row.rank);
+      const std::int64_t place = std::ranges::find(group, row.rank) - group.begin();
+      std::vector<double> sum(row.got.size(), 0.0);
+      for (const int member : group) {
+        const Coordinates at = model.mesh().coordinates(member);
+        const Range rows = model.batch().microbatch(parallel.dp, at.dp, home.microbatch).rows;
+        std::int64_t local = home.local;
+        if (parallel.sp) {
+          local += partition(rows.count, parallel.tp, place).begin - (home.tp_rows.begin - home.rows.begin);
+        }
+        if (local < 0 || local >= rows.count) return {};
+        const std::vector<double> part = addend(rows.begin + local, at.tp);
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+      }
+      model.finish(sum);
+      return sum;
+    };
+    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
+      return Cause{"wrong_group", fmt::format("{} hold the sum over their {} group, not over tp", ranks_of(wrong.wrong),
+                                              to_string(axis))};
+    }
+  }
+  return std::nullopt;
+}
+
+/// All addends summed, those that `weights` says made with other weights: (tp) -> (layer, tp) whose weights it uses.
+template <class Weights>
+bool explained_by_weights(const Case& wrong, const Weights& weights) {
+  Recompute& model = wrong.model;
+  const auto predicted = [&](const WrongRow& row) {
+    std::vector<double> sum(row.got.size(), 0.0);
+    for (int m = 0; m < model.plan().parallel.tp; ++m) {
+      const auto [layer, from] = weights(m);
+      const std::vector<double> part = model.attention_addend(wrong.layer, row.row, m, layer, from);
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+    }
+    model.finish(sum);
+    return sum;
+  };
+  return explains(wrong.wrong, predicted, wrong.tolerance);
+}
+
+std::optional<Cause> output_weights_cause(const Case& wrong) {
+  const int tp = wrong.model.plan().parallel.tp;
+  const int layers = static_cast<int>(wrong.model.plan().model.num_layers);
+  for (int layer = 0; layer < layers; ++layer) {
+    if (layer == wrong.layer) continue;
+    for (int member = -1; member < tp; ++member) {
+      const auto weights = [&](int m) { return std::pair(member < 0 || m == member ? layer : wrong.layer, m); };
+      if (!explained_by_weights(wrong, weights)) continue;
+      return Cause{"weights_of_another_layer", fmt::format("the output projection{} uses the weights of layer {}",
+                                                           member < 0 ? "" : fmt::format(" of tp {}", member), layer)};
+    }
+  }
+  for (int shift = 1; shift < tp; ++shift) {
+    for (int member = -1; member < tp; ++member) {
+      const auto weights = [&](int m) {
+        return std::pair(wrong.layer, member < 0 || m == member ? (m + shift) % tp : m);
+      };
+      if (!explained_by_weights(wrong, weights)) continue;
+      return Cause{"wrong_slice", fmt::format("tp {} multiplies with the output projection's slice of tp {}",
+                                              std::max(member, 0), (std::max(member, 0) + shift) % tp)};
+    }
+  }
+  return std::nullopt;
+}
+
+/// A replicated term that every rank adds before the reduction.
+std::optional<Cause> output_term_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  const ExpectedTap& stream = model.norm_input(wrong.layer, "attention.norm");
+  for (const int times : std::set<int>{1, tp}) {
+    const auto predicted = [&](const WrongRow& row) {
+      std::vector<double> sum(row.got.size(), 0.0);
+      for (int m = 0; m < tp; ++m) {
+        const std::vector<double> part = model.attention_addend(wrong.layer, row.row, m, wrong.layer, m);
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
+      }
+      const std::span<const double> term = model.row(stream, row.row);
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += times * term[i];
+      model.finish(sum);
+      return sum;
+    };
+    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
+      return Cause{"term_on_every_rank",
+                   fmt::format("the output holds {} times the residual stream too much, tp = {}", times, tp)};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<Cause> attention_output_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  const Addend addend = [&](std::int64_t row, int m) {
+    return model.attention_addend(wrong.layer, row, m, wrong.layer, m);
+  };
+  const AddendSum sum{.members = tp,
+                      .addend = [&](const WrongRow& row, int m) { return addend(row.row, m); },
+                      .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
+                      .finish = [&](std::vector<double>& values) { model.finish(values); }};
+  if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  if (auto cause = output_weights_cause(wrong)) return cause;
+  if (auto cause = output_term_cause(wrong)) return cause;
+  if (tp > 1) return wrong_group_cause(wrong, addend);
+  return std::nullopt;
+}
+
+}  // namespace shardproof::diagnosis

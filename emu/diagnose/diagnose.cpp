@@ -1,0 +1,126 @@
+#include "emu/diagnose/diagnose.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+
+#include "emu/diagnose/internal/case.h"
+#include "emu/judge/judge.h"
+
+namespace shardproof {
+namespace {
+
+/// What a value of `exact` is rounded to.
+constexpr double kStep = 0x1p-10;
+/// In a float format, values are held to a hypothesis no closer than this share of the row's scale.
+constexpr double kFloatTolerance = 1e-3;
+
+/// Recomputing the experts of a layer for every token must cost no more than this, or the search for a cause would take
+/// longer than the run that it explains. Models of `--scale auto` are far below.
+constexpr double kRecomputedFlops = 1e11;
+
+double expert_flops(const Plan& plan) {
+  const ModelConfig& model = plan.model;
+  return 6.0 * static_cast<double>(model.hidden_size) * static_cast<double>(model.expert_width) *
+         static_cast<double>(model.num_experts) * static_cast<double>(plan.workload.tokens());
+}
+
+int layer_of(const std::string& tap) {
+  return tap.starts_with("layer.") ? std::stoi(tap.substr(6)) : -1;
+}
+
+std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
+  if (wrong.kind == "embedding") return embedding_cause(wrong);
+  if (wrong.kind.ends_with("norm")) return norm_cause(wrong);
+  if (wrong.kind == "attention.context") return context_cause(wrong);
+  if (wrong.kind == "attention.output") return attention_output_cause(wrong);
+  if (wrong.kind.ends_with(".residual")) return residual_cause(wrong);
+  if (wrong.kind == "moe.output") return moe_output_cause(wrong);
+  if (wrong.kind == "moe.router_choice" || wrong.kind == "moe.router_weights") return std::nullopt;
+  return projection_cause(wrong);
+}
+
+/// The calls stand at the same place of the program.
+bool same_place(const CallInfo& a, const CallInfo& b) {
+  return a.where.line() == b.where.line() && std::string_view(a.where.file_name()) == b.where.file_name();
+}
+
+Cause mismatch_cause(const CollectiveMismatch& error) {
+  const std::string text =
+      fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
+  if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
+  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
+  if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
+    return {"call_sequence", text};
+  }
+  return {"call_arguments", text};
+}
+
+Cause deadlock_cause(const DeadlockError& error) {
+  const WaitGraph& graph = error.graph();
+  if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
+  const auto meeting = std::ranges::find_if(graph.meetings, [&](const Meeting& m) {
+    return std::ranges::any_of(m.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
+  });
+  const Meeting& shown = meeting != graph.meetings.end() ? *meeting : graph.meetings.front();
+  std::vector<int> absent;
+  for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
+  const std::string text =
+      fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence, shown.group,
+                  fmt::join(absent, ", "), graph.causes.empty() ? "" : ": " + graph.causes.front());
+  return {is_point_to_point(shown.operation) ? "message_lost" : "call_sequence", text};
+}
+
+}  // namespace
+
+Cause diagnose(const CollectiveError& error) {
+  if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) return mismatch_cause(*mismatch);
+  if (const auto* deadlock = dynamic_cast<const DeadlockError*>(&error)) return deadlock_cause(*deadlock);
+  const std::string_view text = error.what();
+  return {"invalid_call", std::string(text.substr(0, text.find('\n')))};
+}
+
+Cause diagnose(const DiagnosisInput& input) {
+  const ExpectedTaps& taps = input.reference.expected;
+  const int index = taps.find(input.divergence.tap);
+  if (index < 0) return {"unknown", "the tap is not the reference's"};
+  const ExpectedTap& expected = taps.all()[static_cast<std::size_t>(index)];
+  const std::string kind = tap_kind(expected.name);
+  const int layer = layer_of(expected.name);
+  if (input.parts.empty()) {
+    return {layer >= 0 && kind == "attention.norm" ? "layer_missing" : "unknown",
+            fmt::format("no rank produced {}", expected.name)};
+  }
+  const bool exact = input.reference.format == ops::Format::exact;
+  const double scale = *std::ranges::max_element(expected.scale);
+  const double relative = exact ? 0 : std::max(kFloatTolerance, input.divergence.bound);
+  const std::vector<WrongRow> wrong = wrong_rows(expected, input.parts, relative);
+  if (wrong.empty()) {
+    if (layer >= 0 && kind == "attention.norm" && input.divergence.message.find("no rank") != std::string::npos) {
+      return {"layer_missing", input.divergence.message};
+    }
+    return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};
+  }
+  Recompute model(input.plan, input.reference);
+  const diagnosis::Case wrong_case{.model = model,
+                                   .expected = expected,
+                                   .layer = layer,
+                                   .kind = kind,
+                                   .wrong = wrong,
+                                   .norm_parts = input.norm_parts,
+                                   .tolerance = relative * scale,
+                                   .step = exact ? kStep : 0};
+  const bool small_enough = kind != "moe.output" || expert_flops(input.plan) <= kRecomputedFlops;
+  if (small_enough) {
+    if (auto cause = cause_by_kind(wrong_case)) return *cause;
+  }
+  if (auto cause = diagnosis::general_cause(wrong_case)) return *cause;
+  return {
+      "unknown",
+      fmt::format("{} rows are wrong, on {}; {}", wrong.size(), diagnosis::ranks_of(wrong),
+                  small_enough ? "no known fault gives their values"
+                               : "the experts are too large to try what gives their values: a smaller --scale may")};
+}
+
+}  // namespace shardproof

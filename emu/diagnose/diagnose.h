@@ -1,0 +1,44 @@
+// Names the cause of a wrong run from the signature of its error.
+//
+// Every cause is a hypothesis of what the ranks did: under it, the values that they should then have got are computed
+// from the reference's own taps and weights, and it is named only when all wrong rows of the first wrong tap hold just
+// those values. Nothing is taken from who injected what. Names:
+//   reduction_dropped    a rank holds its own addend        addend_missing, addend_doubled, averaged, wrong_reduction
+//   partial_group        the sum over part of the group     wrong_group      reduced over the ranks of another axis
+//   reduced_twice        the sum times the group's size     counted_n_times  a replica or a term counted n times
+//   term_on_every_rank   a replicated term added n times    constant_offset  a constant added to every element
+//   wrong_slice          a rank holds another's slice       weights_of_another_layer
+//   heads_permuted, wrong_kv_head, vocabulary_shifted, positions, sequence_boundaries
+//   rows_permuted        rows hold other rows' values       microbatch_order rows of another microbatch
+//   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite
+//   expert_map           another expert's output            expert_missing, tokens_permuted
+//   router_weights_permuted, router_weights_scaled, router_weights_squared, slot_dropped
+//   layer_missing, layer_skipped, layer_repeated, layer_order
+//   call_sequence, call_arguments, split_sizes, message_lost, invalid_call      ranks wait for ever, or calls do not
+//   fit rank_error           a rank's program threw             rounding         right in exact unknown              no
+//   signature fits
+#pragma once
+
+#include <vector>
+
+#include "collectives/errors.h"
+#include "emu/diagnose/capture.h"
+#include "emu/judge/prepared.h"
+#include "emu/judge/report.h"
+
+namespace shardproof {
+
+struct DiagnosisInput {
+  const Plan& plan;
+  const PreparedReference& reference;
+  const Divergence& divergence;
+  const std::vector<TapPart>& parts;       ///< of the first wrong tap
+  const std::vector<TapPart>& norm_parts;  ///< of the other layers' attention norms, if the tap is one
+};
+
+Cause diagnose(const DiagnosisInput& input);
+
+/// Of a run that did not end: from the calls that do not fit, or the wait-for graph.
+Cause diagnose(const CollectiveError& error);
+
+}  // namespace shardproof

@@ -1,0 +1,47 @@
+// What the files of the diagnosis share.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/diagnose/diagnose.h"
+#include "emu/diagnose/recompute.h"
+#include "emu/diagnose/signatures.h"
+
+namespace shardproof::diagnosis {
+
+/// The wrong rows of a tap, and what they may be held to.
+struct Case {
+  Recompute& model;
+  const ExpectedTap& expected;
+  int layer = -1;
+  std::string_view kind;  ///< "attention.q"
+  const std::vector<WrongRow>& wrong;
+  const std::vector<TapPart>& norm_parts;
+  double tolerance = 0;
+  double step = 0;  ///< what a stored value rounds by
+
+  Coordinates at(const WrongRow& row) const { return model.mesh().coordinates(row.rank); }
+};
+
+/// "rank 3", "ranks 0, 1, 4".
+std::string ranks_of(const std::vector<WrongRow>& wrong);
+/// Every degree of the plan above 1, by name.
+std::vector<std::pair<std::string, int>> degrees(const Parallel& parallel);
+Cause cause_of(const AddendFault& fault, std::string_view axis, int members);
+
+std::optional<Cause> embedding_cause(const Case& wrong);
+std::optional<Cause> norm_cause(const Case& wrong);
+std::optional<Cause> projection_cause(const Case& wrong);
+std::optional<Cause> context_cause(const Case& wrong);
+std::optional<Cause> attention_output_cause(const Case& wrong);
+std::optional<Cause> moe_output_cause(const Case& wrong);
+std::optional<Cause> residual_cause(const Case& wrong);
+/// What needs no knowledge of the tap.
+std::optional<Cause> general_cause(const Case& wrong);
+/// Rows that hold other rows' values.
+std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::int64_t>& sources);
+
+}  // namespace shardproof::diagnosis

@@ -1,0 +1,113 @@
+// The wrong rows of the experts' combined output, slot by slot.
+#pragma once
+
+#include <vector>
+
+#include "emu/diagnose/internal/case.h"
+
+namespace shardproof::diagnosis {
+
+using Row = std::vector<double>;
+
+/// Subsets of more slots are not tried one by one, only all of them and each alone.
+constexpr std::size_t kMaxSubsets = 6;
+
+struct Slots {
+  std::vector<std::int64_t> experts;
+  Row weights;
+  std::vector<Row> outputs;
+};
+
+class MoeCase {
+ public:
+  explicit MoeCase(const Case& wrong) : wrong_(wrong) {
+    const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
+    const ExpectedTap& weights = wrong.model.tap(wrong.layer, "moe.router_weights");
+    for (const WrongRow& row : wrong.wrong) {
+      Slots slots;
+      for (std::int64_t s = 0; s < ids.cols; ++s) {
+        slots.experts.push_back(static_cast<std::int64_t>(ids.at(row.row, s)));
+        slots.weights.push_back(weights.at(row.row, s));
+        slots.outputs.push_back(wrong.model.expert_output(wrong.layer, wrong.layer, slots.experts.back(), row.row));
+      }
+      slots_.push_back(std::move(slots));
+    }
+  }
+
+  const Slots& slots(std::size_t i) const { return slots_[i]; }
+
+  /// All rows with other weights: `weights(i)` for the i-th wrong row.
+  template <class Weights>
+  bool explained_by_weights(const Weights& weights) const {
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      if (!close(combine(weights(i), slots_[i].outputs, i), wrong_.wrong[i].got, wrong_.tolerance)) return false;
+    }
+    return true;
+  }
+
+  /// Every wrong row with the outputs of some of its slots replaced by `output(i, slot)`; an empty one stays.
+  template <class Output>
+  bool explained_by_outputs(const Output& output) const {
+    for (std::size_t i = 0; i < slots_.size(); ++i) {
+      std::vector<Row> others;
+      for (std::size_t s = 0; s < slots_[i].experts.size(); ++s) {
+        Row other = output(i, s);
+        if (other.empty()) other = slots_[i].outputs[s];
+        others.push_back(std::move(other));
+      }
+      if (!some_subset_fits(i, others)) return false;
+    }
+    return true;
+  }
+
+  Row combine(const Row& weights, const std::vector<Row>& outputs, std::size_t i) const {
+    Row sum(wrong_.wrong[i].got.size(), 0.0);
+    for (std::size_t s = 0; s < outputs.size(); ++s) {
+      for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += weights[s] * outputs[s][c];
+    }
+    wrong_.model.finish(sum);
+    return sum;
+  }
+
+ private:
+  bool subset_fits(std::size_t i, const std::vector<Row>& others, const std::vector<bool>& taken) const {
+    std::vector<Row> outputs;
+    for (std::size_t s = 0; s < others.size(); ++s) outputs.push_back(taken[s] ? others[s] : slots_[i].outputs[s]);
+    return close(combine(slots_[i].weights, outputs, i), wrong_.wrong[i].got, wrong_.tolerance);
+  }
+
+  bool some_subset_fits(std::size_t i, const std::vector<Row>& others) const {
+    const std::size_t slots = others.size();
+    if (subset_fits(i, others, std::vector<bool>(slots, true))) return true;
+    if (slots > kMaxSubsets) {
+      for (std::size_t s = 0; s < slots; ++s) {
+        std::vector<bool> one(slots, false);
+        one[s] = true;
+        if (subset_fits(i, others, one)) return true;
+      }
+      // A faulty owner's slots.
+      const ModelConfig& config = wrong_.model.plan().model;
+      const std::int64_t held = config.num_experts / wrong_.model.plan().parallel.ep;
+      for (std::int64_t owner = 0; owner < wrong_.model.plan().parallel.ep; ++owner) {
+        std::vector<bool> owned;
+        for (const std::int64_t expert : slots_[i].experts) owned.push_back(expert / held == owner);
+        if (subset_fits(i, others, owned)) return true;
+      }
+      return false;
+    }
+    for (unsigned mask = 1; mask + 1 < 1u << slots; ++mask) {
+      std::vector<bool> taken;
+      for (std::size_t s = 0; s < slots; ++s) taken.push_back((mask >> s & 1u) != 0);
+      if (subset_fits(i, others, taken)) return true;
+    }
+    return false;
+  }
+
+  const Case& wrong_;
+  std::vector<Slots> slots_;
+};
+
+/// A slot's output is that of another token, or of another slot.
+std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe);
+
+}  // namespace shardproof::diagnosis

@@ -1,0 +1,214 @@
+// Causes at the combined output of the experts.
+//
+// A row is stored(sum over slots of weight * output of the slot's expert). A fault changes the weights of all slots, or
+// the output of some of them: which, differs from row to row, so every subset of a row's slots is tried.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "emu/diagnose/internal/moe_case.h"
+#include "ops/router.h"
+
+namespace shardproof::diagnosis {
+namespace {
+
+Row scaled(const Row& row, double factor) {
+  Row result = row;
+  for (double& value : result) value *= factor;
+  return result;
+}
+
+std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
+  const auto k = moe.slots(0).weights.size();
+  for (std::size_t shift = 1; shift < k; ++shift) {
+    const auto rotated = [&](std::size_t i) {
+      Row weights = moe.slots(i).weights;
+      std::rotate(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(shift), weights.end());
+      return weights;
+    };
+    const auto reversed = [&](std::size_t i) {
+      Row weights = moe.slots(i).weights;
+      std::ranges::reverse(weights);
+      return weights;
+    };
+    if (moe.explained_by_weights(rotated) || moe.explained_by_weights(reversed)) {
+      return Cause{"router_weights_permuted", fmt::format("the router's weights stand with other experts than they "
+                                                          "were computed for on {}",
+                                                          ranks_of(wrong.wrong))};
+    }
+  }
+  for (std::size_t dropped = 0; dropped < k && k > 1; ++dropped) {
+    const auto without = [&](std::size_t i) {
+      Row weights = moe.slots(i).weights;
+      weights[dropped] = 0;
+      return weights;
+    };
+    if (moe.explained_by_weights(without)) {
+      return Cause{"slot_dropped",
+                   fmt::format("choice {} of {} is not in the sum on {}", dropped, k, ranks_of(wrong.wrong))};
+    }
+  }
+  const auto squared = [&](std::size_t i) {
+    Row weights = moe.slots(i).weights;
+    for (double& weight : weights) weight *= weight;
+    return weights;
+  };
+  if (moe.explained_by_weights(squared)) {
+    return Cause{"router_weights_squared",
+                 fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.wrong))};
+  }
+  // Without (or with) the division by the sum of the chosen experts' shares.
+  const ExpectedTap& logits = wrong.model.tap(wrong.layer, "moe.router_logits");
+  const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
+  const bool normalised = wrong.model.plan().model.norm_topk_prob;
+  double shown = 0;
+  const auto other = [&](std::size_t i) {
+    const WrongRow& row = wrong.wrong[i];
+    std::vector<std::int32_t> chosen;
+    for (std::int64_t s = 0; s < ids.cols; ++s) chosen.push_back(static_cast<std::int32_t>(ids.at(row.row, s)));
+    Row weights(chosen.size());
+    ops::route_weights<double>({wrong.model.row(logits, row.row).data(), 1, logits.cols},
+                               {chosen.data(), 1, std::ssize(chosen)}, !normalised, wrong.model.format(),
+                               {weights.data(), 1, std::ssize(weights)});
+    shown = 0;
+    for (const double weight : weights) shown += weight;
+    return weights;
+  };
+  if (moe.explained_by_weights(other)) {
+    return Cause{"router_weights_scaled",
+                 fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
+                             normalised ? "not " : "", ranks_of(wrong.wrong), shown)};
+  }
+  return std::nullopt;
+}
+
+/// The sum over etp, for the slots that some rank computed.
+std::optional<Cause> reduction_cause(const Case& wrong, const MoeCase& moe) {
+  Recompute& model = wrong.model;
+  const int etp = model.plan().parallel.etp;
+  const auto addends = [&](std::size_t i, std::size_t s, int shift) {
+    std::vector<Row> result;
+    for (int t = 0; t < etp; ++t) {
+      const auto addend = model.expert_addend(wrong.layer, wrong.layer, moe.slots(i).experts[s], t, (t + shift) % etp,
+                                              wrong.wrong[i].row);
+      result.emplace_back(addend.begin(), addend.end());
+    }
+    return result;
+  };
+  for (const AddendFault& fault : addend_faults(etp)) {
+    const auto output = [&](std::size_t i, std::size_t s) {
+      const int rank = model.routing_rank(wrong.wrong[i].row, wrong.layer);
+      Row sum = faulty_sum(fault, addends(i, s, 0), model.mesh().coordinates(rank).etp);
+      model.finish(sum);
+      return sum;
+    };
+    if (moe.explained_by_outputs(output)) return cause_of(fault, "etp", etp);
+  }
+  // One slice's addends everywhere, or down projections of another slice.
+  for (int member = 0; member < etp && etp > 1; ++member) {
+    const auto output = [&](std::size_t i, std::size_t s) {
+      Row sum = scaled(addends(i, s, 0)[static_cast<std::size_t>(member)], etp);
+      model.finish(sum);
+      return sum;
+    };
+    if (moe.explained_by_outputs(output)) {
+      return Cause{"wrong_slice", fmt::format("every etp rank computes slice {} of {} of the experts", member, etp)};
+    }
+  }
+  for (int shift = 1; shift < etp; ++shift) {
+    for (int member = -1; member < etp; ++member) {
+      const auto output = [&](std::size_t i, std::size_t s) {
+        const std::vector<Row> right = addends(i, s, 0);
+        const std::vector<Row> shifted = addends(i, s, shift);
+        Row sum(right.front().size(), 0.0);
+        for (int t = 0; t < etp; ++t) {
+          const Row& part = (member < 0 || member == t ? shifted : right)[static_cast<std::size_t>(t)];
+          for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
+        }
+        model.finish(sum);
+        return sum;
+      };
+      if (!moe.explained_by_outputs(output)) continue;
+      return Cause{"wrong_slice", fmt::format("etp {} multiplies with the down projection's slice of etp {}",
+                                              std::max(member, 0), (std::max(member, 0) + shift) % etp)};
+    }
+  }
+  return std::nullopt;
+}
+
+/// What the slots' experts are, or how often they count.
+std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
+  Recompute& model = wrong.model;
+  const ModelConfig& config = model.plan().model;
+  const auto missing = [&](std::size_t i, std::size_t) { return Row(wrong.wrong[i].got.size(), 0.0); };
+  if (moe.explained_by_outputs(missing)) {
+    return Cause{"expert_missing", fmt::format("outputs of chosen experts are zero, on {}", ranks_of(wrong.wrong))};
+  }
+  for (std::int64_t shift = 1; shift < config.num_experts; ++shift) {
+    const auto output = [&](std::size_t i, std::size_t s) {
+      const std::int64_t expert = (moe.slots(i).experts[s] + shift) % config.num_experts;
+      return model.expert_output(wrong.layer, wrong.layer, expert, wrong.wrong[i].row);
+    };
+    if (!moe.explained_by_outputs(output)) continue;
+    return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
+                                           config.num_experts, ranks_of(wrong.wrong))};
+  }
+  for (const auto& [name, degree] : degrees(model.plan().parallel)) {
+    for (const double factor : {static_cast<double>(degree), 1.0 / degree}) {
+      const auto output = [&](std::size_t i, std::size_t s) { return scaled(moe.slots(i).outputs[s], factor); };
+      if (!moe.explained_by_outputs(output)) continue;
+      return Cause{factor > 1 ? "counted_n_times" : "averaged",
+                   fmt::format("experts' outputs are {} times what they should be, {} = {}", factor, name, degree)};
+    }
+  }
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    if (layer == wrong.layer) continue;
+    const auto output = [&](std::size_t i, std::size_t s) {
+      return model.expert_output(wrong.layer, layer, moe.slots(i).experts[s], wrong.wrong[i].row);
+    };
+    if (!moe.explained_by_outputs(output)) continue;
+    return Cause{"weights_of_another_layer", fmt::format("experts have the weights of layer {}", layer)};
+  }
+  const ExpectedTap& x = model.tap(wrong.layer, "moe.norm");
+  for (const auto& [name, degree] : degrees(model.plan().parallel)) {
+    // Named again: clang 14 captures no structured binding.
+    const auto output = [&, degree = degree](std::size_t i, std::size_t s) {
+      Row sum = moe.slots(i).outputs[s];
+      const std::span<const double> term = model.row(x, wrong.wrong[i].row);
+      for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += degree * term[c];
+      model.finish(sum);
+      return sum;
+    };
+    if (!moe.explained_by_outputs(output)) continue;
+    return Cause{"term_on_every_rank",
+                 fmt::format("experts' outputs hold {} times their input too much, {} = {}", degree, name, degree)};
+  }
+  return std::nullopt;
+}
+
+std::optional<Cause> gather_cause(const Case& wrong) {
+  if (!all_zero(wrong.wrong)) return std::nullopt;
+  const bool others = std::ranges::none_of(
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.home(row.row).tp == wrong.at(row).tp; });
+  if (!others) return std::nullopt;
+  return Cause{"gather_dropped",
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
+}
+
+}  // namespace
+
+std::optional<Cause> moe_output_cause(const Case& wrong) {
+  if (auto cause = gather_cause(wrong)) return cause;
+  if (const auto sources = row_sources(wrong.wrong, wrong.expected, wrong.tolerance)) {
+    return row_order_cause(wrong, *sources);
+  }
+  const MoeCase moe(wrong);
+  if (auto cause = weights_cause(wrong, moe)) return cause;
+  if (auto cause = reduction_cause(wrong, moe)) return cause;
+  if (auto cause = expert_cause(wrong, moe)) return cause;
+  return token_cause(wrong, moe);
+}
+
+}  // namespace shardproof::diagnosis

@@ -1,0 +1,175 @@
+#include "emu/diagnose/recompute.h"
+
+#include <algorithm>
+
+#include "emu/run/stage.h"
+#include "ops/attention.h"
+#include "ops/expert.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+
+namespace shardproof {
+namespace {
+
+using ConstView = ops::MatrixView<const double>;
+using View = ops::MatrixView<double>;
+
+ConstView one_row(std::span<const double> x) {
+  return {x.data(), 1, std::ssize(x)};
+}
+View one_row(std::vector<double>& x) {
+  return {x.data(), 1, std::ssize(x)};
+}
+
+std::vector<RowHome> find_homes(const Plan& plan, const Batch& batch) {
+  std::vector<RowHome> homes(batch.tokens().size());
+  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
+    for (std::int64_t index = 0; index < batch.microbatches(); ++index) {
+      const Range rows = batch.microbatch(plan.parallel.dp, dp, index).rows;
+      for (int tp = 0; tp < plan.parallel.tp; ++tp) {
+        Range own = partition(rows.count, plan.parallel.tp, tp);
+        own.begin += rows.begin;
+        for (std::int64_t row = own.begin; row < own.end(); ++row) {
+          homes[static_cast<std::size_t>(row)] = {dp, index, rows, row - rows.begin, tp, own};
+        }
+      }
+    }
+  }
+  return homes;
+}
+
+}  // namespace
+
+Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
+    : plan_(plan), mesh_(plan.parallel), reference_(reference), homes_(find_homes(plan, reference.batch)) {
+  for (int tp = 0; tp < plan.parallel.tp; ++tp) {
+    layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at(tp, 0, 0, 0)));
+  }
+}
+
+int Recompute::stage_of(int layer) const {
+  int stage = 0;
+  while (stage + 1 < plan_.parallel.pp && layer >= partition(plan_.model.num_layers, plan_.parallel.pp, stage).end()) {
+    ++stage;
+  }
+  return stage;
+}
+
+int Recompute::routing_rank(std::int64_t row, int layer) const {
+  const RowHome& at = home(row);
+  return mesh_.rank_at(at.tp, 0, at.dp, stage_of(layer));
+}
+
+const ExpectedTap& Recompute::tap(int layer, std::string_view name) const {
+  const int index = reference_.expected.find(tap_name(layer, name));
+  return reference_.expected.all().at(static_cast<std::size_t>(index));
+}
+
+std::span<const double> Recompute::row(const ExpectedTap& tap, std::int64_t row) const {
+  return std::span(tap.values).subspan(static_cast<std::size_t>(row * tap.cols), static_cast<std::size_t>(tap.cols));
+}
+
+const ExpectedTap& Recompute::norm_input(int layer, std::string_view norm) const {
+  if (norm == "moe.norm") return tap(layer, "attention.residual");
+  const int before = norm == "final_norm" ? static_cast<int>(plan_.model.num_layers) - 1 : layer - 1;
+  return before < 0 ? tap(-1, "embedding") : tap(before, "moe.residual");
+}
+
+LoadedWeight<double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
+  return reference_.slices->get(spec, rows, cols);
+}
+
+Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weight) {
+  Row y(x.size());
+  ops::rms_norm<double>(one_row(x), whole(weight).view().span(), plan_.model.rms_norm_eps, format(), one_row(y));
+  return y;
+}
+
+Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows) {
+  Row y(static_cast<std::size_t>(rows.count));
+  ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
+  finish(y);
+  return y;
+}
+
+void Recompute::rotate(Row& heads, std::int64_t position) const {
+  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), plan_.model.head_dim,
+                    plan_.model.rope_theta, format());
+}
+
+Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head,
+                                 std::int64_t kv_head) {
+  const std::int64_t dim = plan_.model.head_dim;
+  const std::int64_t count = row - first + 1;
+  const auto block = [&](std::string_view name, std::int64_t index) {
+    const ExpectedTap& source = tap(layer, name);
+    return ConstView{source.values.data() + first * source.cols, count, source.cols, source.cols}.col_range(index * dim,
+                                                                                                            dim);
+  };
+  const std::vector<std::int64_t> offsets{0, count};
+  ops::Matrix<double> out(count, dim);
+  ops::attention<double>(block("attention.q", head), block("attention.k", kv_head), block("attention.v", kv_head),
+                         offsets, dim, format(), out);
+  const std::span<const double> last = std::as_const(out).row(count - 1);
+  return {last.begin(), last.end()};
+}
+
+Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, int tp, int weights_layer,
+                                           int weights_tp) {
+  const std::int64_t dim = plan_.model.head_dim;
+  const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].heads;
+  const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].heads;
+  const WeightSpec spec = registry::attention_output(plan_.model, weights_layer);
+  const LoadedWeight<double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
+  const std::span<const double> context = row(tap(layer, "attention.context"), row_index);
+  Row y(static_cast<std::size_t>(plan_.model.hidden_size));
+  ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
+                                              static_cast<std::size_t>(heads.count * dim))),
+                      w, one_row(y));
+  return y;
+}
+
+Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
+  const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
+  const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
+  if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
+  const LoadedWeight<double> table = whole(registry::embedding(plan_.model));
+  const std::span<const double> values = table.view().row(id);
+  return {values.begin(), values.end()};
+}
+
+std::span<const double> Recompute::expert_addend(int layer, int weights_layer, std::int64_t expert, int slice_index,
+                                                 int down_slice, std::int64_t row_index) {
+  ops::Matrix<double>& y = experts_[{layer, weights_layer, expert, slice_index, down_slice}];
+  if (y.rows() == 0) {
+    const ModelConfig& model = plan_.model;
+    const Range part = partition(model.expert_width, plan_.parallel.etp, slice_index);
+    const Range down = partition(model.expert_width, plan_.parallel.etp, down_slice);
+    const int e = static_cast<int>(expert);
+    const ExpectedTap& x = tap(layer, "moe.norm");
+    y = ops::Matrix<double>(x.rows, x.cols);
+    ops::expert<double>({x.values.data(), x.rows, x.cols},
+                        slice(registry::expert_gate(model, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(registry::expert_up(model, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(registry::expert_down(model, weights_layer, e), {0, model.hidden_size}, down), format(),
+                        y);
+  }
+  return std::as_const(y).row(row_index);
+}
+
+Recompute::Row Recompute::expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row_index) {
+  Row sum(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
+  for (int t = 0; t < plan_.parallel.etp; ++t) {
+    const std::span<const double> addend = expert_addend(layer, weights_layer, expert, t, t, row_index);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
+  }
+  finish(sum);
+  return sum;
+}
+
+void Recompute::finish(Row& values) const {
+  ops::store<double>(values, format());
+}
+
+}  // namespace shardproof

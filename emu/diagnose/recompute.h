@@ -1,0 +1,79 @@
+// Parts of the model computed anew from the reference's taps, right or under a supposed fault: what a rank would have
+// got. Everything is rounded as the program stores it.
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "emu/judge/prepared.h"
+#include "emu/plan/layout.h"
+#include "emu/plan/mesh.h"
+
+namespace shardproof {
+
+/// Where a token's row is computed.
+struct RowHome {
+  int dp = 0;
+  std::int64_t microbatch = 0;
+  Range rows;              ///< of that microbatch, global
+  std::int64_t local = 0;  ///< the row within them
+  int tp = 0;              ///< the rank of the tp group that the row belongs to (its shard, whom it is routed by)
+  Range tp_rows;           ///< that rank's rows, global
+};
+
+class Recompute {
+ public:
+  using Row = std::vector<double>;
+
+  Recompute(const Plan& plan, const PreparedReference& reference);
+
+  const Plan& plan() const { return plan_; }
+  const Mesh& mesh() const { return mesh_; }
+  const Batch& batch() const { return reference_.batch; }
+  ops::Format format() const { return reference_.format; }
+  int stage_of(int layer) const;
+  const RowHome& home(std::int64_t row) const { return homes_[static_cast<std::size_t>(row)]; }
+  /// The rank that routes the row in the layer.
+  int routing_rank(std::int64_t row, int layer) const;
+
+  /// The layer's tap of that name; without a layer (-1) the name alone. It must exist.
+  const ExpectedTap& tap(int layer, std::string_view name) const;
+  std::span<const double> row(const ExpectedTap& tap, std::int64_t row) const;
+  /// The stream that the norm of a block reads: "attention.norm", "moe.norm" or "final_norm".
+  const ExpectedTap& norm_input(int layer, std::string_view norm) const;
+
+  /// The slice of a weight as a rank would hold it.
+  LoadedWeight<double> slice(const WeightSpec& spec, Range rows, Range cols);
+  LoadedWeight<double> whole(const WeightSpec& spec) { return slice(spec, {0, spec.rows}, {0, spec.cols}); }
+
+  Row norm(std::span<const double> x, const WeightSpec& weight);
+  /// stored(x W^T), the given rows of W.
+  Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
+  void rotate(Row& heads, std::int64_t position) const;
+  /// One head of attention for the last of the rows `first`..`row`, over key/value head `kv_head`.
+  Row attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head, std::int64_t kv_head);
+  /// The addend of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
+  /// rounded.
+  Row attention_addend(int layer, std::int64_t row, int tp, int weights_layer, int weights_tp);
+  Row embedding_addend(std::int64_t row, int tp);
+  /// Expert `expert` on the layer's normed row: the addend of etp slice `slice`, its down projection from `down_slice`,
+  /// its weights from `weights_layer`; not rounded.
+  std::span<const double> expert_addend(int layer, int weights_layer, std::int64_t expert, int slice, int down_slice,
+                                        std::int64_t row);
+  /// The stored sum over the slices.
+  Row expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row);
+  void finish(Row& values) const;
+
+ private:
+  const Plan& plan_;
+  Mesh mesh_;
+  const PreparedReference& reference_;
+  std::vector<Layout> layouts_by_tp_;
+  std::vector<RowHome> homes_;
+  std::map<std::tuple<int, int, std::int64_t, int, int>, ops::Matrix<double>> experts_;
+};
+
+}  // namespace shardproof

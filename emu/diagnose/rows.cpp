@@ -1,0 +1,229 @@
+// Causes at the embedding, the norms and the residual stream, and those that need no knowledge of the tap.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "emu/diagnose/internal/case.h"
+
+namespace shardproof::diagnosis {
+
+std::string ranks_of(const std::vector<WrongRow>& wrong) {
+  std::set<int> ranks;
+  for (const WrongRow& row : wrong) ranks.insert(row.rank);
+  constexpr std::size_t kShown = 8;
+  std::vector<int> shown(ranks.begin(), ranks.end());
+  if (shown.size() == 1) return fmt::format("rank {}", shown.front());
+  if (shown.size() <= kShown) return fmt::format("ranks {}", fmt::join(shown, ", "));
+  return fmt::format("{} ranks from {} on", shown.size(), shown.front());
+}
+
+std::vector<std::pair<std::string, int>> degrees(const Parallel& p) {
+  std::vector<std::pair<std::string, int>> result;
+  for (const auto& [name, degree] :
+       {std::pair{"tp", p.tp}, {"etp", p.etp}, {"ep", p.ep}, {"edp", p.edp}, {"dp", p.dp}, {"pp", p.pp}}) {
+    if (degree > 1) result.emplace_back(name, degree);
+  }
+  return result;
+}
+
+Cause cause_of(const AddendFault& fault, std::string_view axis, int members) {
+  using Kind = AddendFault::Kind;
+  switch (fault.kind) {
+    case Kind::own_only:
+      return {"reduction_dropped",
+              fmt::format("each rank holds its own addend of the {} over {}: it was not reduced", members, axis)};
+    case Kind::missing:
+      return {"addend_missing",
+              fmt::format("the addend of {} {} of {} is not in the sum", axis, fault.member, members)};
+    case Kind::doubled:
+      return {"addend_doubled",
+              fmt::format("the addend of {} {} of {} is in the sum twice", axis, fault.member, members)};
+    case Kind::subgroup:
+      return {"partial_group", fmt::format("each rank holds the sum over its {} neighbours of the {} along {}",
+                                           fault.size, members, axis)};
+    case Kind::average:
+      return {"averaged", fmt::format("ratio 1/{} = 1/{}: averaged where it should be summed", members, axis)};
+    case Kind::repeated:
+      return {"reduced_twice", fmt::format("ratio {} = {}: the sum was reduced once more", members, axis)};
+    case Kind::replaced:
+      return {"wrong_slice", fmt::format("the addend of {} {} is not in the sum, that of {} {} is in it twice", axis,
+                                         fault.member, axis, fault.other)};
+    case Kind::maximum:
+      return {"wrong_reduction",
+              fmt::format("the greatest of the {} addends over {} instead of their sum", members, axis)};
+  }
+  return {"unknown", ""};
+}
+
+std::optional<Cause> embedding_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  const auto finish = [&](std::vector<double>& values) { model.finish(values); };
+  const AddendSum sum{.members = tp,
+                      .addend = [&](const WrongRow& row, int m) { return model.embedding_addend(row.row, m); },
+                      .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
+                      .finish = finish};
+  if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  const LoadedWeight<double> loaded = model.whole(registry::embedding(model.plan().model));
+  const ops::MatrixView<const double> table = loaded.view();
+  for (const std::int64_t shift : {1, -1}) {
+    const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
+      const std::int64_t id = model.batch().tokens()[static_cast<std::size_t>(row.row)] + shift;
+      if (id < 0 || id >= table.rows) return {};
+      std::vector<double> values(table.row(id).begin(), table.row(id).end());
+      model.finish(values);
+      return values;
+    };
+    if (explains(wrong.wrong, neighbour, wrong.tolerance)) {
+      return Cause{"vocabulary_shifted", fmt::format("token id t has the embedding of id t {} 1 on {}",
+                                                     shift > 0 ? "+" : "-", ranks_of(wrong.wrong))};
+    }
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+WeightSpec norm_weight(const ModelConfig& model, std::string_view kind, int layer) {
+  if (kind == "final_norm") return registry::final_norm(model);
+  return kind == "moe.norm" ? registry::moe_norm(model, layer) : registry::attention_norm(model, layer);
+}
+
+/// Every stream that some norm reads, in program order: its tap, and the layer that it enters.
+std::vector<std::pair<const ExpectedTap*, int>> streams(Recompute& model) {
+  std::vector<std::pair<const ExpectedTap*, int>> result;
+  for (int layer = 0; layer <= model.plan().model.num_layers; ++layer) {
+    result.emplace_back(&model.norm_input(layer, "attention.norm"), layer);
+  }
+  return result;
+}
+
+/// A layer that ran on the input of another: its own norm weight, the other's stream.
+std::optional<Cause> layer_order_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  for (const auto& [stream, layer] : streams(model)) {
+    const auto on_stream = [&, stream = stream](const WrongRow& row) {
+      return model.norm(model.row(*stream, row.row), norm_weight(model.plan().model, wrong.kind, wrong.layer));
+    };
+    if (!explains(wrong.wrong, on_stream, wrong.tolerance)) continue;
+    const std::string text = fmt::format("the layer's input on {} is {}, not the output of the layer before",
+                                         ranks_of(wrong.wrong), stream->name);
+    return Cause{layer > wrong.layer ? "layer_repeated" : "layer_skipped", text};
+  }
+  // The stream that should enter this layer entered another.
+  const ExpectedTap& own_input = model.norm_input(wrong.layer, "attention.norm");
+  for (const TapPart& part : wrong.norm_parts) {
+    const std::size_t dot = part.tap.find('.', 6);
+    const int other = std::stoi(part.tap.substr(6, dot - 6));
+    if (other == wrong.layer || part.values.empty()) continue;
+    const std::int64_t row = part.placement.row_part.begin;
+    const auto width = static_cast<std::size_t>(part.placement.cols);
+    const std::vector<double> predicted =
+        model.norm(model.row(own_input, row), norm_weight(model.plan().model, wrong.kind, other));
+    if (close(predicted, std::span(part.values).first(width), wrong.tolerance)) {
+      return Cause{"layer_order", fmt::format("{} entered layer {} on rank {}, and layer {} ran on something else",
+                                              own_input.name, other, part.rank, wrong.layer)};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<Cause> norm_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const ModelConfig& config = model.plan().model;
+  const ExpectedTap& input = model.norm_input(wrong.layer, wrong.kind);
+  for (int layer = 0; layer < config.num_layers; ++layer) {
+    for (const std::string_view kind : {"attention.norm", "moe.norm"}) {
+      if (layer == wrong.layer && kind == wrong.kind) continue;
+      const auto with_weight = [&](const WrongRow& row) {
+        return model.norm(model.row(input, row.row), norm_weight(config, kind, layer));
+      };
+      if (explains(wrong.wrong, with_weight, wrong.tolerance)) {
+        return Cause{"weights_of_another_layer",
+                     fmt::format("{} uses the weight of layer {}'s {}", ranks_of(wrong.wrong), layer, kind)};
+      }
+    }
+  }
+  if (const auto sources = row_sources(wrong.wrong, wrong.expected, wrong.tolerance)) {
+    return row_order_cause(wrong, *sources);
+  }
+  if (wrong.kind == "attention.norm") return layer_order_cause(wrong);
+  return std::nullopt;
+}
+
+std::optional<Cause> residual_cause(const Case& wrong) {
+  Recompute& model = wrong.model;
+  const bool moe = wrong.kind == "moe.residual";
+  const ExpectedTap& stream = model.norm_input(wrong.layer, moe ? "moe.norm" : "attention.norm");
+  const ExpectedTap& branch = model.tap(wrong.layer, moe ? "moe.output" : "attention.output");
+  std::vector<double> factors{0, 1, 2};
+  for (const auto& [name, degree] : degrees(model.plan().parallel)) factors.push_back(degree);
+  for (const double a : factors) {
+    for (const double b : factors) {
+      const auto combined = [&](const WrongRow& row) {
+        std::vector<double> values(static_cast<std::size_t>(stream.cols));
+        const std::span<const double> x = model.row(stream, row.row);
+        const std::span<const double> y = model.row(branch, row.row);
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] = a * x[i] + b * y[i];
+        model.finish(values);
+        return values;
+      };
+      if (explains(wrong.wrong, combined, wrong.tolerance)) {
+        return Cause{"term_on_every_rank",
+                     fmt::format("the sum is {} * residual + {} * output on {}", a, b, ranks_of(wrong.wrong))};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::int64_t>& sources) {
+  const std::vector<WrongRow>& rows = wrong.wrong;
+  bool other_microbatch = true;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const RowHome& to = wrong.model.home(rows[i].row);
+    const RowHome& from = wrong.model.home(sources[i]);
+    other_microbatch = other_microbatch && to.dp == from.dp && to.microbatch != from.microbatch;
+  }
+  return Cause{
+      other_microbatch ? "microbatch_order" : "rows_permuted",
+      fmt::format("{} rows on {} hold other tokens' values: row {} that of row {}{}", rows.size(), ranks_of(rows),
+                  rows.front().row, sources.front(), other_microbatch ? ", of another microbatch" : "")};
+}
+
+std::optional<Cause> general_cause(const Case& wrong) {
+  const std::vector<WrongRow>& rows = wrong.wrong;
+  const auto finite = [](double value) { return std::isfinite(value); };
+  if (std::ranges::any_of(rows, [&](const WrongRow& row) { return !std::ranges::all_of(row.got, finite); })) {
+    return Cause{"not_finite", fmt::format("values on {} are not finite", ranks_of(rows))};
+  }
+  if (all_zero(rows)) return Cause{"zero", fmt::format("every wrong value on {} is zero", ranks_of(rows))};
+  std::vector<double> candidates{2, 0.5};
+  for (const auto& [name, degree] : degrees(wrong.model.plan().parallel)) {
+    candidates.push_back(degree);
+    candidates.push_back(1.0 / degree);
+  }
+  if (const auto ratio = constant_ratio(rows, candidates, wrong.tolerance + wrong.step)) {
+    std::string names;
+    for (const auto& [name, degree] : degrees(wrong.model.plan().parallel)) {
+      if (degree == *ratio || 1.0 / degree == *ratio) names += (names.empty() ? " = " : " or ") + name;
+    }
+    return Cause{*ratio > 1 ? "counted_n_times" : "averaged",
+                 fmt::format("every value is {} times what it should be{}", *ratio, names)};
+  }
+  if (const auto offset = constant_offset(rows, wrong.tolerance + wrong.step)) {
+    const int tp = wrong.model.plan().parallel.tp;
+    return Cause{"constant_offset",
+                 fmt::format("every value is {:.6g} too large{}", *offset,
+                             tp > 1 ? fmt::format(": {:.6g} from each of {} ranks", *offset / tp, tp) : "")};
+  }
+  if (const auto sources = row_sources(rows, wrong.expected, wrong.tolerance)) return row_order_cause(wrong, *sources);
+  return std::nullopt;
+}
+
+}  // namespace shardproof::diagnosis

@@ -1,0 +1,14 @@
+// What is wrong with something that came from outside: a plan, a model, a file.
+#pragma once
+
+#include <string>
+
+namespace shardproof {
+
+/// One thing that is wrong with it.
+struct Problem {
+  std::string field;    ///< dotted path in the file: "parallel.tp"
+  std::string message;  ///< the value, the arithmetic, and what would be right
+};
+
+}  // namespace shardproof

@@ -1,0 +1,335 @@
+#include "emu/judge/collector.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <map>
+#include <set>
+#include <span>
+#include <tuple>
+#include <utility>
+
+#include "emu/plan/random.h"
+
+namespace shardproof {
+namespace {
+
+using Block = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+
+Block block_of(const Placement& placement) {
+  return {placement.row_part.begin, placement.row_part.count, placement.col_part.begin, placement.col_part.count};
+}
+
+template <class T>
+std::uint64_t bits_of(T value) {
+  if constexpr (sizeof(T) == 8) {
+    return std::bit_cast<std::uint64_t>(value);
+  } else {
+    return std::bit_cast<std::uint32_t>(value);
+  }
+}
+
+/// Of all bits of a part, in row-major order.
+struct Digest {
+  std::uint64_t hash = 0;
+  double squares = 0;  ///< the sum of squares
+};
+
+// Both are chains in which each step waits for the one before: side by side they take the time of one.
+template <class T>
+Digest digest(ops::MatrixView<const T> part) {
+  Digest result;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (const T value : part.row(i)) {
+      result.hash = mix64(result.hash ^ bits_of(value)) + 0x9e3779b97f4a7c15U;
+      result.squares += static_cast<double>(value) * static_cast<double>(value);
+    }
+  }
+  return result;
+}
+
+double relative_error(double got, double expected, double scale) {
+  const double difference = std::abs(got - expected);
+  if (!(difference <= std::numeric_limits<double>::max())) return std::numeric_limits<double>::infinity();
+  if (difference == 0) return 0;
+  return scale > 0 ? difference / scale : std::numeric_limits<double>::infinity();
+}
+
+/// The largest |got - expected| of a row; infinite or NaN when one of them is.
+template <class T>
+double largest_difference(std::span<const T> got, const double* expected) {
+  // Magnitudes are ordered as their bits are, NaN after infinity.
+  std::int64_t largest = 0;
+  for (std::size_t j = 0; j < got.size(); ++j) {
+    largest = std::max(largest, std::bit_cast<std::int64_t>(std::abs(static_cast<double>(got[j]) - expected[j])));
+  }
+  return std::bit_cast<double>(largest);
+}
+
+template <class T>
+WorstElement compare(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part) {
+  WorstElement worst;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    const std::int64_t row = placement.row_part.begin + i;
+    const double scale = expected.scale[static_cast<std::size_t>(row)];
+    const std::span<const T> values = part.row(i);
+    const double* wanted = expected.values.data() + row * expected.cols + placement.col_part.begin;
+    // Most rows hold nothing worse, which takes no division to see. An infinity may be the one that is expected.
+    const double largest = largest_difference(values, wanted);
+    if (std::isfinite(largest) && relative_error(largest, 0, scale) <= worst.error) continue;
+    for (std::size_t j = 0; j < values.size(); ++j) {
+      const std::int64_t col = placement.col_part.begin + static_cast<std::int64_t>(j);
+      const double want = wanted[j];
+      const auto got = static_cast<double>(values[j]);
+      if (got == want) continue;
+      const double error = relative_error(got, want, scale);
+      if (error > worst.error) worst = {error, row, col, want, got};
+    }
+  }
+  return worst;
+}
+
+/// A row of ids is right when it holds the expected ids, each as often, in any order unless `in_order`.
+WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement,
+                         ops::MatrixView<const std::int32_t> part, bool in_order) {
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    const std::int64_t row = placement.row_part.begin + i;
+    const std::span<const std::int32_t> ids = part.row(i);
+    std::multiset<double> wanted;
+    for (std::int64_t col = 0; col < expected.cols; ++col) wanted.insert(expected.at(row, col));
+    for (std::size_t j = 0; j < ids.size(); ++j) {
+      const std::int64_t col = placement.col_part.begin + static_cast<std::int64_t>(j);
+      const double want = expected.at(row, col);
+      const auto found = wanted.find(ids[j]);
+      if (found == wanted.end() || (in_order && ids[j] != want)) {
+        return {std::numeric_limits<double>::infinity(), row, col, want, static_cast<double>(ids[j])};
+      }
+      wanted.erase(found);
+    }
+  }
+  return {};
+}
+
+std::string shape_problem(const ExpectedTap& expected, const Placement& placement, std::int64_t rows,
+                          std::int64_t cols) {
+  if (placement.rows != expected.rows || placement.cols != expected.cols) {
+    return fmt::format("the tensor is placed as {} x {}, expected {} x {}", placement.rows, placement.cols,
+                       expected.rows, expected.cols);
+  }
+  const Range& row_part = placement.row_part;
+  const Range& col_part = placement.col_part;
+  if (row_part.count != rows || col_part.count != cols) {
+    return fmt::format("a part of {} x {} is placed as {} x {}", rows, cols, row_part.count, col_part.count);
+  }
+  if (row_part.begin < 0 || row_part.end() > expected.rows || col_part.begin < 0 || col_part.end() > expected.cols) {
+    return fmt::format("rows {}..{} and columns {}..{} reach outside {} x {}", row_part.begin, row_part.end(),
+                       col_part.begin, col_part.end(), expected.rows, expected.cols);
+  }
+  return {};
+}
+
+}  // namespace
+
+struct TapCollector::State {
+  struct Addend {
+    Placement placement;
+    ops::Matrix<double> values;
+  };
+
+  std::mutex mutex;
+  TapOutcome outcome;
+  std::map<Block, std::map<int, std::uint64_t>> blocks;  // who holds it -> the hash of its bits
+  std::map<Block, double> squares;
+  std::vector<std::uint8_t> covered;  // per element
+  std::int64_t covered_count = 0;
+  std::map<int, std::vector<Addend>> addends;  // by rank
+
+  void note_problem(const std::string& problem, int rank) {
+    if (outcome.problem.empty()) outcome.problem = problem;
+    if (outcome.problem == problem) outcome.problem_ranks.push_back(rank);
+  }
+
+  void note_worst(const WorstElement& worst, int rank) {
+    WorstElement& mine = outcome.rank_worst[static_cast<std::size_t>(rank)];
+    if (worst.error > mine.error) mine = worst;
+    // The first row of the worst error, so that the outcome does not depend on who came first.
+    const WorstElement& seen = outcome.worst;
+    if (worst.error > seen.error || (worst.error == seen.error && worst.error > 0 &&
+                                     std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
+      outcome.worst = worst;
+    }
+  }
+
+  /// Marks a block as present; false when part of it was there already.
+  bool cover(const ExpectedTap& expected, const Placement& placement) {
+    if (covered.empty()) covered.assign(expected.values.size(), 0);
+    bool fresh = true;
+    for (std::int64_t row = placement.row_part.begin; row < placement.row_part.end(); ++row) {
+      const auto marks =
+          std::span(covered).subspan(static_cast<std::size_t>(row * expected.cols + placement.col_part.begin),
+                                     static_cast<std::size_t>(placement.col_part.count));
+      const std::int64_t unmarked = std::ranges::count(marks, 0);
+      fresh = fresh && unmarked == placement.col_part.count;
+      covered_count += unmarked;
+      std::ranges::fill(marks, std::uint8_t{1});
+    }
+    return fresh;
+  }
+
+  /// The addends of one block from one group are one part, summed in rank order; its ranks share its error.
+  void sum_addends(const ExpectedTap& expected, const Mesh& mesh) {
+    struct Sum {
+      ops::Matrix<double> values;
+      std::vector<int> ranks;
+    };
+    std::map<Block, std::map<int, Sum>> sums;  // by block and first rank of the group
+    for (auto& [rank, parts] : addends) {
+      for (Addend& addend : parts) {
+        const int group = mesh.group(*addend.placement.partial, rank).front();
+        Sum& sum = sums[block_of(addend.placement)][group];
+        if (sum.ranks.empty()) {
+          sum.values = std::move(addend.values);
+        } else {
+          std::ranges::transform(sum.values.span(), addend.values.span(), sum.values.span().begin(), std::plus{});
+        }
+        sum.ranks.push_back(rank);
+      }
+    }
+    for (const auto& [block, groups] : sums) {
+      const auto [row, rows, col, cols] = block;
+      const Placement whole{expected.rows, expected.cols, {row, rows}, {col, cols}, {}};
+      for (const auto& [group, sum] : groups) {
+        const WorstElement worst = compare<double>(expected, whole, sum.values.view());
+        for (const int rank : sum.ranks) note_worst(worst, rank);
+      }
+      if (!cover(expected, whole)) note_problem("addends overlap another block", groups.begin()->second.ranks.front());
+    }
+  }
+};
+
+TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, bool exact_ids, Completed completed)
+    : expected_(expected), mesh_(mesh), exact_ids_(exact_ids), completed_(std::move(completed)) {
+  for (std::size_t i = 0; i < expected.all().size(); ++i) {
+    states_.push_back(std::make_unique<State>());
+    states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(mesh.world()));
+  }
+}
+
+TapCollector::~TapCollector() = default;
+
+template <class T>
+void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Placement& placement,
+                           ops::MatrixView<const T> part) {
+  const int index = expected_.find(name);
+  if (index < 0) {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.emplace_back(name);
+    return;
+  }
+  const ExpectedTap& expected = expected_.all()[static_cast<std::size_t>(index)];
+  State& state = *states_[static_cast<std::size_t>(index)];
+  const int rank = to_int(rank_id);
+  const std::string problem = shape_problem(expected, placement, part.rows, part.cols);
+  if (!problem.empty()) {
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.note_problem(problem, rank);
+    return;
+  }
+  if (placement.partial) {
+    ops::Matrix<double> copy(part.rows, part.cols);
+    for (ops::Index i = 0; i < part.rows; ++i) std::ranges::copy(part.row(i), copy.row(i).begin());
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.addends[rank].push_back({placement, std::move(copy)});
+    return;
+  }
+
+  WorstElement worst;
+  if constexpr (std::is_same_v<T, std::int32_t>) {
+    worst = compare_ids(expected, placement, part, exact_ids_);
+  } else {
+    worst = compare(expected, placement, part);
+  }
+  const auto [hash, squares] = digest(part);
+  bool complete = false;
+  {
+    const std::lock_guard lock(state.mutex);
+    state.outcome.seen = true;
+    state.note_worst(worst, rank);
+    std::map<int, std::uint64_t>& holders = state.blocks[block_of(placement)];
+    holders.emplace(rank, hash);
+    if (holders.size() == 1) {
+      state.squares[block_of(placement)] = squares;
+      const std::int64_t before = state.covered_count;
+      if (!state.cover(expected, placement)) {
+        state.note_problem(
+            fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block", placement.row_part.begin,
+                        placement.row_part.end(), placement.col_part.begin, placement.col_part.end()),
+            rank);
+      }
+      complete = state.covered_count == std::ssize(expected.values) && state.covered_count > before;
+      if constexpr (std::is_same_v<T, std::int32_t>) {
+        std::vector<std::int32_t>& ids = state.outcome.ids;
+        if (ids.empty()) ids.assign(expected.values.size(), -1);
+        for (ops::Index i = 0; i < part.rows; ++i) {
+          const std::int64_t begin = (placement.row_part.begin + i) * expected.cols + placement.col_part.begin;
+          std::ranges::copy(part.row(i), ids.begin() + begin);
+        }
+      }
+    }
+  }
+  if (complete && completed_) completed_(expected.name);
+}
+
+void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) {
+  std::visit([&](const auto& values) { collect(rank, name, placement, values); }, part);
+}
+
+std::vector<TapOutcome> TapCollector::finish() {
+  std::vector<TapOutcome> outcomes;
+  for (std::size_t i = 0; i < states_.size(); ++i) {
+    State& state = *states_[i];
+    const ExpectedTap& expected = expected_.all()[i];
+    state.sum_addends(expected, mesh_);
+    for (const auto& [block, holders] : state.blocks) {
+      const auto [row, rows, col, cols] = block;
+      for (const std::int64_t place : {row, rows, col, cols}) {
+        state.outcome.bits = mix64(state.outcome.bits ^ static_cast<std::uint64_t>(place));
+      }
+      state.outcome.bits = mix64(state.outcome.bits ^ holders.begin()->second);
+      for (const auto& [rank, hash] : holders) {
+        if (hash != holders.begin()->second) state.outcome.odd_replicas.push_back(rank);
+      }
+    }
+    state.outcome.replicas_equal = state.outcome.odd_replicas.empty();
+    double squares = 0;
+    for (const auto& [block, sum] : state.squares) squares += sum;
+    state.outcome.norm = std::sqrt(squares);
+    if (!state.outcome.seen) {
+      state.outcome.problem = "no rank produced it";
+    } else if (state.outcome.problem.empty() && state.covered_count < std::ssize(expected.values)) {
+      const auto missing = std::ranges::find(state.covered, 0) - state.covered.begin();
+      state.outcome.problem = fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}",
+                                          std::ssize(expected.values) - state.covered_count, expected.values.size(),
+                                          missing / expected.cols, missing % expected.cols);
+    }
+    std::vector<int>& odd = state.outcome.odd_replicas;
+    std::ranges::sort(odd);
+    odd.erase(std::unique(odd.begin(), odd.end()), odd.end());
+    std::ranges::sort(state.outcome.problem_ranks);
+    outcomes.push_back(std::move(state.outcome));
+  }
+  return outcomes;
+}
+
+std::vector<std::string> TapCollector::unexpected() const {
+  const std::lock_guard lock(mutex_);
+  return unexpected_;
+}
+
+}  // namespace shardproof

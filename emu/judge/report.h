@@ -1,0 +1,121 @@
+// What a verification found, as data.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/algorithm.h"
+#include "collectives/wait_graph.h"
+#include "emu/judge/exact_use.h"
+#include "emu/plan/plan.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+enum class Verdict {
+  pass,          ///< every tap agrees
+  mismatch,      ///< a tap differs: the algebra is wrong, or it rounds more than the bound allows
+  inconclusive,  ///< agreement or difference would prove nothing: an expected tap is zero, constant or not finite, a
+                 ///< sum of `exact` is wider than its budget, or the format rounds too much for any bound
+  deadlock,      ///< ranks wait for each other for ever, or called collectives that do not match
+  invalid,       ///< the plan cannot be run
+};
+
+/// "pass", "mismatch", "inconclusive", "deadlock", "invalid".
+const char* to_string(Verdict verdict);
+
+struct TapReport {
+  std::string name;
+  double max_error = 0;  ///< of the worst row, relative to the row's scale (ExpectedTap::scale)
+  double bound = 0;
+  double amplification = 1;  ///< max_error over the unsharded run's
+  bool replicas_equal = true;
+  std::int64_t rows = 0;  ///< shape of the whole tensor
+  std::int64_t cols = 0;
+  double norm = 0;                          ///< of the sharded run's values, a replicated one once
+  std::optional<std::uint64_t> exact_hash;  ///< in `exact`, of a tap that agrees: hash_bits of its values (baseline.h)
+  std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
+};
+
+/// Why a run went wrong, as its error shows (diagnose.h).
+struct Cause {
+  std::string name;      ///< one of a fixed list, snake_case; "unknown" when no signature fits
+  std::string evidence;  ///< one sentence with the figures
+};
+
+/// The first tap in program order that is wrong.
+struct Divergence {
+  std::string tap;
+  std::vector<int> ranks;  ///< whose part of it is wrong
+  std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
+  std::int64_t col = 0;
+  double expected = 0;
+  double got = 0;
+  double error = 0;  ///< relative to the row's scale
+  double bound = 0;
+  std::string message;  ///< in words
+  std::optional<Cause> cause;
+};
+
+/// Router choices against the reference's, over all layers.
+struct RoutingReport {
+  std::int64_t tokens = 0;     ///< choices made: tokens of the batch times layers
+  std::int64_t ambiguous = 0;  ///< that differ by a margin within the rounding bound
+  std::int64_t flipped = 0;    ///< that differ by more
+  bool replayed = false;       ///< the run was repeated with the reference's choices
+};
+
+/// Collectives of one operation over the groups of one axis, summed over ranks.
+struct CollectiveReport {
+  std::string operation;
+  std::string group;       ///< the axis: "tp"
+  std::int64_t calls = 0;  ///< a call of a group counts once
+  std::int64_t bytes = 0;  ///< that the ranks put in, in the run's scalar
+};
+
+/// What the run in `exact` found, where a float format was asked for too.
+struct AlgebraReport {
+  Verdict verdict = Verdict::invalid;
+  std::optional<Divergence> first_divergence;
+  std::int64_t taps = 0;      ///< that agree bit for bit when the verdict is pass
+  std::int64_t elements = 0;  ///< of those taps
+  double seconds = 0;         ///< reference and sharded run
+};
+
+struct VerifyReport {
+  Verdict verdict = Verdict::invalid;
+  Plan plan;  ///< as run, after scaling
+  ops::Format format = ops::Format::fp32;
+  int threads = 0;
+  std::optional<std::uint64_t> schedule;
+  std::vector<Problem> problems;  ///< why it is invalid or inconclusive; may stand beside a mismatch
+  std::vector<TapReport> taps;    ///< in program order
+  std::int64_t elements = 0;      ///< values compared, a replicated one once
+  std::optional<Divergence> first_divergence;
+  std::optional<AlgebraReport> algebra;  ///< set by prove()
+  std::optional<ExactUse> exact_use;     ///< of the run in `exact`; of prove(), that of the algebra
+  RoutingReport routing;
+  std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
+  std::vector<CollectiveReport> collectives;
+  std::string deadlock;                    ///< the error's text when the verdict is deadlock
+  std::optional<WaitGraph> wait_graph;     ///< of a deadlock: who waits for whom
+  std::vector<CallInfo> mismatched_calls;  ///< of a collective mismatch: the two calls; of a wrong call: that one
+  std::optional<Cause> deadlock_cause;
+  double reference_seconds = 0;
+  double sharded_seconds = 0;
+};
+
+/// The JSON document, version 1 ("shardproof.verify/1").
+std::string to_json(const VerifyReport& report);
+
+/// One order of the all-reduce, and the run that used it.
+struct OrderReport {
+  Algorithm algorithm = Algorithm::rank_order;
+  VerifyReport report;
+};
+/// A document with the report of every order ("shardproof.orders/1").
+std::string orders_json(const std::vector<OrderReport>& orders);
+
+}  // namespace shardproof

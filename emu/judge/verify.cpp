@@ -1,0 +1,404 @@
+#include "emu/judge/verify.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <future>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "collectives/default_executor.h"
+#include "collectives/errors.h"
+#include "collectives/seeded_executor.h"
+#include "emu/diagnose/capture.h"
+#include "emu/diagnose/diagnose.h"
+#include "emu/judge/judge.h"
+#include "emu/judge/prepared.h"
+#include "emu/plan/validate.h"
+#include "emu/run/cluster.h"
+#include "emu/run/fault.h"
+#include "emu/run/transformer.h"
+
+namespace shardproof {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// One call of the user's callback at a time.
+class ProgressReporter {
+ public:
+  ProgressReporter(const VerifyOptions& options, const ModelConfig& model)
+      : callback_(options.progress), layers_(static_cast<int>(model.num_layers)) {}
+
+  /// Reports a layer when its last tap is complete.
+  void tap_complete(const char* run, const std::string& name) {
+    if (!callback_ || !name.ends_with(".moe.residual")) return;
+    const int layer = std::stoi(name.substr(name.find('.') + 1));
+    const std::lock_guard lock(mutex_);
+    callback_({run, layer, layers_});
+  }
+
+ private:
+  const std::function<void(const Progress&)>& callback_;
+  int layers_;
+  std::mutex mutex_;
+};
+
+std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
+  if (options.schedule) return std::make_unique<SeededExecutor>(*options.schedule);
+  return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
+}
+
+/// How to start what may go on beside something else: now, on a thread of its own, or when it is waited for, which is
+/// also what happens where no thread can be had.
+std::launch beside(const VerifyOptions& options) {
+  const bool one_thread = options.schedule || make_executor(options)->threads() == 1;
+  return one_thread ? std::launch::deferred : std::launch::async | std::launch::deferred;
+}
+
+RoutingReplay reference_choices(const ExpectedTaps& expected) {
+  RoutingReplay replay;
+  for (const ExpectedTap& tap : expected.all()) {
+    if (!tap.ids) continue;
+    ops::Matrix<std::int32_t>& ids = replay.emplace_back(tap.rows, tap.cols);
+    std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
+  }
+  return replay;
+}
+
+/// A run of the program and what came of it.
+struct RunResult {
+  std::vector<TapOutcome> outcomes;
+  std::vector<std::string> unexpected;
+  std::vector<CollectiveReport> collectives;
+  std::string error;  ///< what a rank threw, when the run ended so
+};
+
+std::vector<CollectiveReport> sum_collectives(const Cluster& cluster) {
+  struct Sum {
+    double calls = 0;
+    std::int64_t bytes = 0;
+  };
+  std::map<std::pair<std::string, std::string>, Sum> sums;
+  for (int rank = 0; rank < cluster.size(); ++rank) {
+    for (const CollectiveRecord& record : cluster.world().records(GlobalRank{rank})) {
+      Sum& sum = sums[{std::string(record.axis), std::string(to_string(record.operation))}];
+      // Every member of a group records its call; send and recv are each their own.
+      sum.calls += is_point_to_point(record.operation) ? 1 : 1.0 / record.group_size;
+      sum.bytes += static_cast<std::int64_t>(record.bytes);
+    }
+  }
+  std::vector<CollectiveReport> reports;
+  for (const auto& [key, sum] : sums) {
+    reports.push_back(
+        {.operation = key.second, .group = key.first, .calls = std::llround(sum.calls), .bytes = sum.bytes});
+  }
+  return reports;
+}
+
+/// One plan's runs: what they share.
+struct Bench {
+  const Plan& plan;
+  const VerifyOptions& options;
+  const PreparedReference& prepared;
+  ProgressReporter& progress;
+};
+
+ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
+  ReduceOptions reduction{.algorithm = options.all_reduce};
+  if (plan.hardware) reduction.gpus_per_node = static_cast<int>(plan.hardware->gpus_per_node);
+  // In exact an addend keeps every bit until it has been summed.
+  if (options.format == ops::Format::exact) return reduction;
+  if (options.wire) reduction.wire = rounding_of(*options.wire);
+  if (options.accumulate) reduction.accumulate = rounding_of(*options.accumulate);
+  return reduction;
+}
+
+template <class T>
+void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay, FaultInjector* fault, TapSink& sink,
+               Cluster& cluster) {
+  TransformerProgram<T> program{.model = bench.plan.model,
+                                .batch = batch,
+                                .weights = bench.prepared.store<T>(),
+                                .format = bench.options.format,
+                                .layouts = make_layouts(bench.plan.model, cluster.mesh()),
+                                .replay = replay,
+                                .reduction = reduce_options(bench.plan, bench.options),
+                                .fault = fault};
+  if (fault != nullptr) fault->edit_layouts(program.layouts);
+  const std::unique_ptr<Executor> executor = make_executor(bench.options);
+  program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
+  cluster.run(
+      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
+}
+
+/// That is the machine's fault, not the plan's.
+void rethrow_if_out_of_memory(const RankError& error) {
+  try {
+    if (error.nested_ptr()) error.rethrow_nested();
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (...) {
+    // Anything else is the run's.
+  }
+}
+
+template <class T>
+RunResult run_program(const Bench& bench, const Parallel& parallel, const Batch& batch, const RoutingReplay* replay,
+                      FaultInjector* fault, const char* run) {
+  Cluster cluster(parallel);
+  TapCollector collector(bench.prepared.expected, cluster.mesh(), bench.options.format == ops::Format::exact,
+                         [&](const std::string& name) { bench.progress.tap_complete(run, name); });
+  std::string error;
+  try {
+    run_ranks<T>(bench, batch, replay, fault, collector, cluster);
+  } catch (const RankError& thrown) {
+    rethrow_if_out_of_memory(thrown);
+    error = thrown.what();
+  }
+  return {collector.finish(), collector.unexpected(), sum_collectives(cluster), error};
+}
+
+/// Runs the sharded program once more, keeps what the ranks made of the tap that went wrong, and names the cause. Runs
+/// are deterministic, so it is the same wrong tap.
+template <class T>
+Cause find_cause(const Bench& bench, const RoutingReplay* replay, const Divergence& divergence) {
+  CapturingSink sink(divergence.tap);
+  try {
+    Cluster cluster(bench.plan.parallel);
+    run_ranks<T>(bench, bench.prepared.batch, replay, bench.options.fault, sink, cluster);
+  } catch (const CollectiveError&) {
+  } catch (const RankError&) {
+    // What was captured until then has to do.
+  }
+  return diagnose({.plan = bench.plan,
+                   .reference = bench.prepared,
+                   .divergence = divergence,
+                   .parts = sink.parts(),
+                   .norm_parts = sink.norm_parts()});
+}
+
+std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const ExpectedTaps& expected,
+                                                    const std::vector<TapOutcome>& outcomes) {
+  std::vector<std::vector<std::int64_t>> counts;
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    if (!expected.all()[i].ids) continue;
+    std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(plan.model.num_experts), 0);
+    for (const std::int32_t id : outcomes[i].ids) {
+      if (id >= 0 && id < plan.model.num_experts) ++layer[static_cast<std::size_t>(id)];
+    }
+  }
+  return counts;
+}
+
+/// With one expert chosen and its weight renormalised, every weight is one: nothing else can be expected.
+bool constant_by_nature(const ModelConfig& model, const std::string& tap) {
+  return tap.ends_with(".router_weights") && (model.top_k == 1 || model.num_experts == 1) && model.norm_topk_prob;
+}
+
+std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected) {
+  std::vector<Problem> problems;
+  for (const ExpectedTap& tap : expected.all()) {
+    if (tap.vacuous.empty() || (tap.vacuous == "constant" && constant_by_nature(plan.model, tap.name))) continue;
+    problems.push_back({tap.name, fmt::format("the reference's values are {}: agreement would prove nothing; choose "
+                                              "another seed or a larger scale",
+                                              tap.vacuous)});
+  }
+  return problems;
+}
+
+/// The first kind of tap, if any, that the format rounds so much that its bound would let anything pass.
+std::optional<Problem> boundless_tap(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
+                                     ops::Format format) {
+  for (std::size_t i = 0; i < taps.size(); ++i) {
+    if (expected.all()[i].ids || taps[i].bound < kLargestBound) continue;
+    return Problem{
+        taps[i].name,
+        fmt::format("the unsharded run in {} is off by so much that the bound of {:.3g} of a row's scale would "
+                    "let anything pass; use smaller weights, fewer layers or a wider format",
+                    ops::to_string(format), taps[i].bound)};
+  }
+  return std::nullopt;
+}
+
+/// How many taps, in program order, differ for no reason but a wrong run: from the first sum that its budget does not
+/// hold, or the first value that is not finite, a difference proves nothing.
+std::size_t reliable_taps(const PreparedReference& reference, const std::vector<Problem>& beyond) {
+  const std::vector<ExpectedTap>& taps = reference.expected.all();
+  const auto first = std::ranges::find_if(taps, [&](const ExpectedTap& tap) {
+    return tap.vacuous == kNotFinite || std::ranges::find(beyond, tap.name, &Problem::field) != beyond.end();
+  });
+  return static_cast<std::size_t>(first - taps.begin());
+}
+
+/// Fills in what is known once all runs are judged: why the verdict may be inconclusive, and the verdict.
+void conclude(const PreparedReference& reference, const RunResult& unsharded, const RunResult& sharded,
+              VerifyReport& report) {
+  const auto add = [&](std::vector<Problem> problems) {
+    std::ranges::move(problems, std::back_inserter(report.problems));
+  };
+  if (!unsharded.error.empty()) report.problems.push_back({"unsharded run", unsharded.error});
+  if (!sharded.error.empty()) report.problems.push_back({"run", sharded.error});
+  for (const std::string& name : sharded.unexpected) {
+    report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
+  }
+  const std::vector<Problem> beyond = beyond_budget(reference.sums);
+  add(beyond);
+  add(vacuous_taps(report.plan, reference.expected));
+  if (auto boundless = boundless_tap(reference.expected, report.taps, report.format)) add({std::move(*boundless)});
+
+  const auto wrong = report.first_divergence ? reference.expected.find(report.first_divergence->tap) : -1;
+  const bool proves =
+      wrong >= 0 && unsharded.error.empty() && static_cast<std::size_t>(wrong) < reliable_taps(reference, beyond);
+  report.verdict = proves                                                ? Verdict::mismatch
+                   : !report.problems.empty() || report.first_divergence ? Verdict::inconclusive
+                                                                         : Verdict::pass;
+}
+
+template <class T>
+void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport& report) {
+  ProgressReporter progress(options, plan.model);
+  std::optional<PreparedReference> made;
+  if (options.prepared == nullptr) {
+    made.emplace(prepare_reference(plan, options.format, options.weights,
+                                   [&](const std::string& name) { progress.tap_complete("reference", name); }));
+  }
+  const PreparedReference& prepared = options.prepared != nullptr ? *options.prepared : *made;
+  if (prepared.format != options.format) {
+    throw std::invalid_argument(fmt::format("verify: the reference was prepared in {}, the run is in {}",
+                                            ops::to_string(prepared.format), ops::to_string(options.format)));
+  }
+  const ExpectedTaps& expected = prepared.expected;
+  const Batch& batch = prepared.batch;
+  report.reference_seconds = prepared.seconds;
+
+  const Bench bench{plan, options, prepared, progress};
+  const RoutingReplay choices = reference_choices(expected);
+  const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()},
+                    1);
+  const bool exact = options.format == ops::Format::exact;
+  // In `exact` the bound is zero whatever the unsharded run says.
+  const auto unsharded = [&](const RoutingReplay* replay) {
+    if (exact) return RunResult{.outcomes = std::vector<TapOutcome>(expected.all().size())};
+    return run_program<T>(bench, Parallel{}, whole, replay, nullptr, "unsharded");
+  };
+  const auto sharded = [&](const RoutingReplay* replay) {
+    const Clock::time_point start = Clock::now();
+    RunResult result = run_program<T>(bench, plan.parallel, batch, replay, options.fault, "sharded");
+    report.sharded_seconds += seconds_since(start);
+    return result;
+  };
+
+  // The two runs share nothing but what they read.
+  const auto run_both = [&](const RoutingReplay* replay) {
+    std::future<RunResult> base = std::async(exact ? std::launch::deferred : beside(options), unsharded, replay);
+    RunResult result = sharded(replay);
+    return std::pair(base.get(), std::move(result));
+  };
+
+  auto [base, result] = run_both(nullptr);
+  const bool differs = any_choice_differs(expected, base.outcomes) || any_choice_differs(expected, result.outcomes);
+  if (differs && !exact) {
+    std::tie(base, result) = run_both(&choices);
+    report.routing.replayed = true;
+  }
+
+  report.tokens_per_expert = count_tokens(plan, expected, result.outcomes);
+  report.collectives = std::move(result.collectives);
+  report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
+  const bool replayed = report.routing.replayed;
+  report.routing = judge_routing(expected, report.taps, result.outcomes, options.format);
+  report.routing.replayed = replayed;
+  // An excused choice is no error any more; in `exact` none is.
+  if (!exact) report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
+  for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
+  if (exact) report.exact_use = exact_use(expected, prepared.sums);
+  report.first_divergence = first_divergence(report.taps, result.outcomes);
+  conclude(prepared, base, result, report);
+  if (report.verdict != Verdict::mismatch) return;
+  if (!result.error.empty()) {
+    report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};
+  } else if (options.diagnose) {
+    report.first_divergence->cause = find_cause<T>(bench, replayed ? &choices : nullptr, *report.first_divergence);
+  }
+}
+
+std::vector<Problem> problems_of(const Plan& plan) {
+  std::vector<Problem> problems = validate(plan);
+  if (plan.parallel.cp > 1) {
+    problems.push_back({"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
+                                                   "plans with cp = 1",
+                                                   plan.parallel.cp)});
+  }
+  return problems;
+}
+
+}  // namespace
+
+VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
+  VerifyReport report{.plan = plan, .format = options.format, .schedule = options.schedule};
+  report.threads = options.schedule ? 1 : make_executor(options)->threads();
+  report.problems = problems_of(plan);
+  if (!report.problems.empty()) return report;
+  try {
+    if (ops::computes_in_double(options.format)) {
+      run_and_judge<double>(plan, options, report);
+    } else {
+      run_and_judge<float>(plan, options, report);
+    }
+  } catch (const CollectiveError& error) {
+    report.verdict = Verdict::deadlock;
+    report.deadlock = error.what();
+    report.deadlock_cause = diagnose(error);
+    if (const auto* stuck = dynamic_cast<const DeadlockError*>(&error)) report.wait_graph = stuck->graph();
+    if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {
+      report.mismatched_calls = {mismatch->first(), mismatch->second()};
+    }
+    if (const auto* invalid = dynamic_cast<const InvalidCall*>(&error)) report.mismatched_calls = {invalid->call()};
+  }
+  return report;
+}
+
+VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
+  if (options.format == ops::Format::exact) return verify(plan, options);
+  VerifyOptions exact_options = options;
+  exact_options.format = ops::Format::exact;
+  if (!problems_of(plan).empty()) return verify(plan, exact_options);
+  // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
+  // algebra's own reference, which keeps but one core busy for much of its time.
+  std::future<PreparedReference> reference =
+      std::async(beside(options), [&] { return prepare_reference(plan, options.format, options.weights); });
+  VerifyReport exact = verify(plan, exact_options);
+  if (exact.verdict != Verdict::pass) return exact;
+  const PreparedReference prepared = reference.get();
+  VerifyOptions rounding_options = options;
+  rounding_options.prepared = &prepared;
+  rounding_options.diagnose = false;
+  VerifyReport report = verify(plan, rounding_options);
+  report.algebra = AlgebraReport{.verdict = exact.verdict,
+                                 .first_divergence = exact.first_divergence,
+                                 .taps = std::ssize(exact.taps),
+                                 .elements = exact.elements,
+                                 .seconds = exact.reference_seconds + exact.sharded_seconds};
+  report.exact_use = std::move(exact.exact_use);
+  if (report.first_divergence) {
+    report.first_divergence->cause =
+        Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
+  }
+  return report;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,224 @@
+// Kinds in the experts themselves: their slices, weights, and sums over etp.
+#include <algorithm>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/run/stage.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+
+std::string output_tap(int layer) {
+  return tap_name(layer, "moe.output");
+}
+
+/// The sum over etp that ends the experts' work.
+template <SumFault fault, bool without_ep>
+Instances reduction(const MutablePlan& plan, std::size_t limit, const char* cause) {
+  const Parallel& p = plan.parallel;
+  if (p.etp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && p.etp % 2)) return {};
+  if (without_ep != (p.ep == 1)) return {};
+  const Sites sites(plan);
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::etp, place.rank);
+    const Site site{.op = "moe.unsort",
+                    .layer = place.layer,
+                    .operation = Operation::reduce_scatter,
+                    .counts_given = true,
+                    .ranks = group};
+    const int member = result.size() % 2 == 0 ? p.etp - 1 : 0;
+    result.push_back({.layer = place.layer,
+                      .ranks = group,
+                      .group = "etp",
+                      .tap = output_tap(place.layer),
+                      .causes = {cause},
+                      .make = faulty_reduction(site, fault, member, plan.world(), plan.workload.microbatches)});
+  }
+  return result;
+}
+
+Instances etp_dropped(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::dropped, false>(plan, limit, "reduction_dropped");
+}
+Instances etp_dropped_without_ep(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::dropped, true>(plan, limit, "reduction_dropped");
+}
+Instances etp_missing(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::missing, false>(plan, limit, "addend_missing");
+}
+Instances etp_doubled(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::doubled, false>(plan, limit, "addend_doubled");
+}
+Instances etp_averaged(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::averaged, false>(plan, limit, "averaged");
+}
+Instances etp_halves(const MutablePlan& plan, std::size_t limit) {
+  return reduction<SumFault::halves, false>(plan, limit, "partial_group");
+}
+
+Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep != plan.parallel.etp || plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
+    const Site site{.op = "moe.unsort",
+                    .layer = place.layer,
+                    .operation = Operation::reduce_scatter,
+                    .counts_given = true,
+                    .ranks = ranks};
+    const int world = plan.world();
+    result.push_back({.layer = place.layer,
+                      .ranks = ranks,
+                      .group = "ep",
+                      .tap = output_tap(place.layer),
+                      .may_clash = true,
+                      .causes = {"wrong_group", "call_arguments"},
+                      .make = script([=](Script& made) {
+                        const Buffers buffers = make_buffers(world);
+                        const auto outputs = std::make_shared<std::vector<void*>>(static_cast<std::size_t>(world));
+                        made.before = [=](const Rank& rank, internal::Call& call) {
+                          if (!site.here(rank, call)) return true;
+                          redirect(call, rank.on(Axis::ep));
+                          // The part that arrives may be larger than the rank's own.
+                          const auto me = static_cast<std::size_t>(to_int(rank.id()));
+                          (*buffers)[me].assign(std::max(call.in_count, call.out_count), 0.0);
+                          (*outputs)[me] = call.out;
+                          call.out = (*buffers)[me].data();
+                          return true;
+                        };
+                        made.after = [=](const Rank& rank, internal::Call& call) {
+                          if (!site.here(rank, call)) return;
+                          const auto me = static_cast<std::size_t>(to_int(rank.id()));
+                          std::copy_n((*buffers)[me].begin(), call.out_count, static_cast<double*>((*outputs)[me]));
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// A term that every etp rank adds to its addend: the experts' own input.
+Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.etp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::etp, place.rank);
+    const int layer = place.layer;
+    const int world = plan.world();
+    const Site gather{
+        .op = "moe.permute", .layer = layer, .operation = Operation::all_gather, .counts_given = true, .ranks = group};
+    const Site sum{.op = "moe.unsort",
+                   .layer = layer,
+                   .operation = Operation::reduce_scatter,
+                   .counts_given = true,
+                   .ranks = group};
+    result.push_back({.layer = layer,
+                      .ranks = group,
+                      .group = "etp",
+                      .tap = output_tap(layer),
+                      .causes = {"term_on_every_rank"},
+                      .make = script([=](Script& made) {
+                        const Buffers buffers = make_buffers(world);
+                        const Buffers inputs = make_buffers(world);
+                        made.after = [=](const Rank& rank, internal::Call& call) {
+                          if (!gather.here(rank, call)) return;
+                          const std::span<double> rows = output(call);
+                          (*inputs)[static_cast<std::size_t>(to_int(rank.id()))].assign(rows.begin(), rows.end());
+                        };
+                        made.before = [=](const Rank& rank, internal::Call& call) {
+                          if (!sum.here(rank, call)) return true;
+                          const std::vector<double>& rows = (*inputs)[static_cast<std::size_t>(to_int(rank.id()))];
+                          const std::span<double> addend = own_input(rank, call, buffers);
+                          for (std::size_t i = 0; i < addend.size() && i < rows.size(); ++i) addend[i] += rows[i];
+                          return true;
+                        };
+                      })});
+  }
+  return result;
+}
+
+enum class SliceFault { whole, down, first };
+
+/// Experts' slices over etp: all of the next rank's, the down projection of the next rank's, or everybody the first.
+template <SliceFault fault>
+Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const Parallel& p = plan.parallel;
+  if (p.etp < 2 || (fault == SliceFault::first) != (p.ep == 1)) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::etp, place.rank);
+    const std::vector<int> ranks =
+        fault == SliceFault::first ? sites.stage_ranks(sites.stage_of(place.layer)) : std::vector{group.back()};
+    const int layer = place.layer;
+    result.push_back({.layer = layer,
+                      .ranks = ranks,
+                      .group = "etp",
+                      .tap = output_tap(layer),
+                      .causes = {"wrong_slice"},
+                      .make = script([=](Script& made) {
+                        made.slice = [=](const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) {
+                          if (spec.expert < 0 || spec.layer != layer || !among(ranks, rank)) return;
+                          const bool down = spec.col_split == Split::expert_width;
+                          if (fault == SliceFault::down && !down) return;
+                          Range& part = down ? cols : rows;
+                          const std::int64_t extent = down ? spec.cols : spec.rows;
+                          part.begin = fault == SliceFault::first ? 0 : (part.begin + part.count) % extent;
+                        };
+                      })});
+  }
+  return result;
+}
+
+Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.model.num_layers < 2) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::etp, place.rank);
+    const int layer = place.layer;
+    const int other = layer == 0 ? 1 : layer - 1;
+    const ModelConfig model = plan.model;
+    result.push_back({.layer = layer,
+                      .ranks = group,
+                      .tap = output_tap(layer),
+                      .causes = {"weights_of_another_layer"},
+                      .make = script([=](Script& made) {
+                        made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
+                          if (spec.expert < 0 || spec.layer != layer || !among(group, rank)) return;
+                          const auto make = spec.name.ends_with(".w1.weight")   ? registry::expert_gate
+                                            : spec.name.ends_with(".w3.weight") ? registry::expert_up
+                                                                                : registry::expert_down;
+                          spec = make(model, other, spec.expert);
+                        };
+                      })});
+  }
+  return result;
+}
+
+constexpr MutationKind kKinds[] = {
+    {"expert_slice_wrong", "an etp rank holds its neighbour's slice of the experts", expert_slice<SliceFault::whole>},
+    {"expert_down_slice_wrong", "an etp rank's down projection is its neighbour's", expert_slice<SliceFault::down>},
+    {"expert_slice_without_ep", "ep 1: every etp rank holds the first slice", expert_slice<SliceFault::first>},
+    {"expert_weights_stale", "experts of another layer", experts_stale},
+    {"expert_reduction_dropped", "experts' outputs are not summed over etp (reduced over one group of two)",
+     etp_dropped},
+    {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp", etp_dropped_without_ep},
+    {"expert_addend_missing", "one etp rank's addend is lost", etp_missing},
+    {"expert_addend_doubled", "one etp rank's addend counts twice", etp_doubled},
+    {"expert_averaged", "averaged over etp instead of summed", etp_averaged},
+    {"expert_partial_group", "the sum is over half of the etp group", etp_halves},
+    {"expert_reduced_over_ep", "experts' outputs are summed over ep instead of etp", reduced_over_ep},
+    {"term_on_every_expert_rank", "a shared term is added on every etp rank: R + etp * S", term_on_every_rank},
+};
+
+}  // namespace
+
+std::span<const MutationKind> expert_kinds() {
+  return kKinds;
+}
+
+}  // namespace shardproof::mutations

@@ -1,0 +1,139 @@
+// How faults are written: a script over the seams, and the places in the program where a call stands.
+#pragma once
+
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "emu/mutate/mutation.h"
+#include "emu/run/fault.h"
+
+namespace shardproof::mutations {
+
+/// A fault whose seams are given as functions; those not given change nothing.
+class Script final : public FaultInjector {
+ public:
+  std::function<void(std::vector<Layout>&)> layouts;
+  std::function<void(const Rank&, WeightSpec&, Range&, Range&)> slice;
+  std::function<void(const Rank&, std::int64_t, MicroBatch&)> microbatch;
+  std::function<void(const Rank&, int, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
+                     ops::MatrixView<double>)>
+      routing;
+  std::function<bool(const Rank&, internal::Call&)> before;
+  std::function<void(const Rank&, internal::Call&)> after;
+
+  void edit_layouts(std::vector<Layout>& given) override {
+    if (layouts) layouts(given);
+  }
+  void edit_slice(const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) override {
+    if (slice) slice(rank, spec, rows, cols);
+  }
+  void edit_microbatch(const Rank& rank, std::int64_t index, MicroBatch& given) override {
+    if (microbatch) microbatch(rank, index, given);
+  }
+  void edit_routing(const Rank& rank, int layer, ops::MatrixView<const double> logits,
+                    ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
+    if (routing) routing(rank, layer, logits, ids, weights);
+  }
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override { return !before || before(rank, call); }
+  void after_call(const Rank& rank, internal::Call& call) noexcept override {
+    if (after) after(rank, call);
+  }
+};
+
+/// A call of the program: the op that its rank recorded last, and what the call is.
+struct Site {
+  std::string_view op;  ///< "attention.output"; empty: any
+  int layer = -1;
+  Operation operation{};
+  bool counts_given = false;
+  std::vector<int> ranks;  ///< empty: all
+  int microbatch = -1;     ///< -1: all
+
+  bool here(const Rank& rank, const internal::Call& call) const;
+};
+
+bool among(const std::vector<int>& ranks, const Rank& rank);
+/// Of the rank's last op; 0 before the first.
+int microbatch_of(const Rank& rank);
+
+/// One buffer for each rank: a rank uses its own only.
+using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
+Buffers make_buffers(int world);
+
+std::span<const double> input(const internal::Call& call);
+std::span<double> output(const internal::Call& call);
+/// Makes the call read from the rank's buffer, a copy of its input that may be changed.
+std::span<double> own_input(const Rank& rank, internal::Call& call, const Buffers& buffers);
+/// The output of a call that did not take place: its own part where it has one (the addend, the gathered chunk), else
+/// zeros.
+void keep_own(internal::Call& call);
+void zero_output(internal::Call& call);
+/// Row order over `counts` elements a chunk: the chunks in reverse.
+void reverse_chunks(std::span<double> values, std::span<const std::size_t> counts);
+
+/// What goes wrong in a sum over a group.
+enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, maximum };
+/// At the site, whose ranks are one group; `member` is the group index whose addend is missing or doubled.
+std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
+                                                                 int world, std::int64_t microbatches);
+
+/// A place for an instance: a layer, and a rank of its stage that has tokens (the first of its tp group).
+struct Place {
+  int layer = 0;
+  int rank = 0;
+};
+
+/// What kinds ask of a plan.
+class Sites {
+  template <class Wanted>
+  std::vector<Place> places_with(std::size_t limit, const Wanted& wanted) const;
+
+ public:
+  explicit Sites(const MutablePlan& plan);
+  const MutablePlan& plan;
+  Mesh mesh;
+  Batch batch;
+
+  /// First layer on the first ranks, last layer on the last, then others; no two alike.
+  std::vector<Place> places(std::size_t limit) const;
+  int stage_of(int layer) const;
+  Range layers_of(int stage) const;
+  int first_rank(int stage, int dp) const { return mesh.rank_at(0, 0, dp, stage); }
+  int last_busy_dp() const;
+  std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
+  std::vector<int> stage_ranks(int stage) const;
+  /// Whether some rank of the replica's first stage holds a row whose token is in another's vocabulary slice.
+  bool embeds_across(int dp) const;
+  /// Whether a token of the replica is in the vocabulary slice of the tp rank.
+  bool embeds(int dp, int tp) const;
+  /// places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more; a
+  /// place that has none is left out.
+  std::vector<Place> expert_places(std::size_t limit) const;
+  std::vector<Place> sending_places(std::size_t limit) const;
+  /// Slots that the rank sends to each ep rank in the microbatch.
+  std::vector<std::int64_t> sends(int layer, std::int64_t microbatch, int rank) const;
+  std::vector<std::int64_t> receives(int layer, std::int64_t microbatch, int rank) const;
+  /// The reduction over tp after an op: an all-reduce, or with sp a reduce-scatter.
+  Site tp_reduction(std::string_view op, int layer, std::vector<int> ranks) const;
+};
+
+template <class Fill>
+std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
+  return [fill] {
+    auto made = std::make_unique<Script>();
+    fill(*made);
+    return std::unique_ptr<FaultInjector>(std::move(made));
+  };
+}
+
+std::span<const MutationKind> attention_kinds();
+std::span<const MutationKind> weight_kinds();
+std::span<const MutationKind> moe_kinds();
+std::span<const MutationKind> expert_kinds();
+std::span<const MutationKind> schedule_kinds();
+
+}  // namespace shardproof::mutations

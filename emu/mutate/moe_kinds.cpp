@@ -1,0 +1,287 @@
+// Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
+#include <algorithm>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/run/stage.h"
+#include "ops/router.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+using Causes = std::vector<std::string>;
+
+/// With both of two experts chosen, the other expert's output is the other slot's: one error, two names.
+Causes or_weights(const Plan& plan, std::string cause) {
+  if (plan.model.top_k == 2 && plan.model.num_experts == 2) return {std::move(cause), "router_weights_permuted"};
+  return {std::move(cause)};
+}
+
+std::string output_tap(int layer) {
+  return tap_name(layer, "moe.output");
+}
+
+/// Changes what a rank sends or receives in one call.
+Mutation edited_call(const Site& site, int world, std::string cause,
+                     std::function<void(std::span<double>, const internal::Call&)> in,
+                     std::function<void(std::span<double>, const internal::Call&)> out = {}) {
+  return {.layer = site.layer,
+          .ranks = site.ranks,
+          .tap = output_tap(site.layer),
+          .causes = {std::move(cause)},
+          .make = script([=](Script& made) {
+            const Buffers buffers = make_buffers(world);
+            made.before = [=](const Rank& rank, internal::Call& call) {
+              if (in && site.here(rank, call)) in(own_input(rank, call, buffers), call);
+              return true;
+            };
+            made.after = [=](const Rank& rank, internal::Call& call) {
+              if (out && site.here(rank, call)) out(output(call), call);
+            };
+          })};
+}
+
+Site dispatch_site(int layer, std::vector<int> ranks) {
+  return {.op = "moe.permute",
+          .layer = layer,
+          .operation = Operation::all_to_all,
+          .counts_given = true,
+          .ranks = std::move(ranks)};
+}
+Site return_site(int layer, std::vector<int> ranks) {
+  return {.op = "moe.unsort",
+          .layer = layer,
+          .operation = Operation::all_to_all,
+          .counts_given = true,
+          .ranks = std::move(ranks)};
+}
+
+Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.edp < 2 || plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::ep, place.rank);
+    const double times = plan.parallel.edp;
+    const auto scale = [=](std::span<double> rows, const internal::Call&) {
+      for (double& value : rows) value *= times;
+    };
+    result.push_back(edited_call(return_site(place.layer, group), plan.world(), "counted_n_times", scale));
+  }
+  return result;
+}
+
+Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep < 2) return {};
+  Instances result;
+  const std::int64_t hidden = plan.model.hidden_size;
+  for (const Place& place : sites.sending_places(limit)) {
+    const auto rotate = [=](std::span<double> rows, const internal::Call&) {
+      if (!rows.empty()) std::rotate(rows.begin(), rows.begin() + hidden, rows.end());
+    };
+    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", rotate));
+  }
+  return result;
+}
+
+Instances return_order(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.sending_places(limit)) {
+    const auto reverse = [](std::span<double> rows, const internal::Call& call) {
+      reverse_chunks(rows, call.recv_counts);
+    };
+    result.push_back(edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {}, reverse));
+  }
+  return result;
+}
+
+Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep < 2) return {};
+  Instances result;
+  const std::int64_t hidden = plan.model.hidden_size;
+  for (const Place& place : sites.sending_places(limit)) {
+    const auto repeat = [=](std::span<double> rows, const internal::Call&) {
+      if (!rows.empty()) std::copy_backward(rows.begin(), rows.end() - hidden, rows.end());
+    };
+    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", repeat));
+  }
+  return result;
+}
+
+enum class MapFault { rotated, rotated_on_one_rank };
+
+template <MapFault fault>
+Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
+  const Sites sites(plan);
+  const int ep = plan.parallel.ep;
+  if (ep < 2) return {};
+  const int rank = fault == MapFault::rotated ? -1 : sites.first_rank(plan.parallel.pp - 1, 0);
+  const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
+  return {{.layer = layer,
+           .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},
+           .group = "ep",
+           .tap = output_tap(layer),
+           .causes = or_weights(plan, "expert_map"),
+           .make = script([=](Script& made) {
+             made.layouts = [=](std::vector<Layout>& layouts) {
+               for (std::size_t r = 0; r < layouts.size(); ++r) {
+                 if (rank >= 0 && static_cast<int>(r) != rank) continue;
+                 for (int& owner : layouts[r].expert_owner) owner = (owner + 1) % ep;
+               }
+             };
+           })}};
+}
+
+using Scores = ops::MatrixView<const double>;
+using Ids = ops::MatrixView<std::int32_t>;
+using Weights = ops::MatrixView<double>;
+
+/// Changes the choices of one rank in one layer.
+template <class Edit>
+Instances routing(const MutablePlan& plan, std::size_t limit, const std::string& cause, const Edit& edit) {
+  const Sites sites(plan);
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const int rank = place.rank;
+    const int layer = place.layer;
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .tap = output_tap(layer),
+                      .causes = cause == "expert_map" ? or_weights(plan, cause) : Causes{cause},
+                      .make = script([=](Script& made) {
+                        made.routing = [=](const Rank& at, int in, Scores logits, Ids ids, Weights weights) {
+                          if (to_int(at.id()) == rank && in == layer) edit(at, logits, ids, weights);
+                        };
+                      })});
+  }
+  return result;
+}
+
+Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
+  const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
+  if (experts < 2) return {};
+  return routing(plan, limit, "expert_map", [=](const Rank&, Scores, Ids ids, Weights) {
+    for (std::int64_t t = 0; t < ids.rows; ++t) {
+      for (std::int32_t& id : ids.row(t)) id = (id + 1) % experts;
+    }
+  });
+}
+
+Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
+  const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
+  // In the last microbatch that has tokens, so that all before it are complete.
+  const Sites sites(plan);
+  const auto rows_of = [&](std::int64_t m, int dp) {
+    return sites.batch.microbatch(plan.parallel.dp, dp, m).rows.count;
+  };
+  std::int64_t last = sites.batch.microbatches() - 1;
+  int busy = 0;
+  while (rows_of(last, busy) == 0) {
+    if (++busy < plan.parallel.dp) continue;
+    busy = 0;
+    --last;
+  }
+  Instances result = routing(plan, limit, "rank_error", [=](const Rank& rank, Scores, Ids ids, Weights) {
+    if (microbatch_of(rank) == last && ids.rows > 0) ids(ids.rows - 1, 0) = experts;
+  });
+  std::erase_if(result, [&](const Mutation& mutation) {
+    return rows_of(last, sites.mesh.coordinates(mutation.ranks.front()).dp) == 0;
+  });
+  return result;
+}
+
+Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
+  if (plan.model.top_k < 2) return {};
+  return routing(plan, limit, "router_weights_permuted", [](const Rank&, Scores, Ids, Weights weights) {
+    for (std::int64_t t = 0; t < weights.rows; ++t) std::ranges::reverse(weights.row(t));
+  });
+}
+
+Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
+  const bool normalise = !plan.model.norm_topk_prob;
+  return routing(plan, limit, "router_weights_scaled", [=](const Rank&, Scores logits, Ids ids, Weights weights) {
+    if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
+  });
+}
+
+Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
+  if (plan.model.top_k < 2) return {};
+  return routing(plan, limit, "slot_dropped", [](const Rank&, Scores, Ids, Weights weights) {
+    for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
+  });
+}
+
+Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
+  return routing(plan, limit, "router_weights_squared", [](const Rank&, Scores, Ids, Weights weights) {
+    for (std::int64_t t = 0; t < weights.rows; ++t) {
+      for (double& weight : weights.row(t)) weight *= weight;
+    }
+  });
+}
+
+/// The gather of the combined rows over tp, without sequence parallelism.
+Instances output_gather(const MutablePlan& plan, std::size_t limit, bool dropped) {
+  const Sites sites(plan);
+  if (plan.parallel.sp || plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const int layer = place.layer;
+    const Site site{.op = "moe.combine",
+                    .layer = layer,
+                    .operation = Operation::all_gather,
+                    .counts_given = true,
+                    .ranks = dropped ? group : std::vector{group.back()}};
+    result.push_back({.layer = layer,
+                      .ranks = site.ranks,
+                      .group = "tp",
+                      .tap = output_tap(layer),
+                      .causes = {dropped ? "gather_dropped" : "rows_permuted"},
+                      .make = script([=](Script& made) {
+                        made.before = [=](const Rank& rank, internal::Call& call) {
+                          return !(dropped && site.here(rank, call));
+                        };
+                        made.after = [=](const Rank& rank, internal::Call& call) {
+                          if (!site.here(rank, call)) return;
+                          if (dropped) return keep_own(call);
+                          reverse_chunks(output(call), call.counts);
+                        };
+                      })});
+  }
+  return result;
+}
+Instances output_gather_order(const MutablePlan& plan, std::size_t limit) {
+  return output_gather(plan, limit, false);
+}
+Instances output_gather_dropped(const MutablePlan& plan, std::size_t limit) {
+  return output_gather(plan, limit, true);
+}
+
+constexpr MutationKind kKinds[] = {
+    {"expert_map_rotated", "every rank maps an expert to the next owner", expert_map<MapFault::rotated>},
+    {"expert_map_of_one_rank", "one rank maps an expert to the next owner", expert_map<MapFault::rotated_on_one_rank>},
+    {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
+    {"expert_nonexistent", "a token is sent to an expert that does not exist", nonexistent_expert},
+    {"router_weights_swapped", "router weights stand with the wrong expert", weights_swapped},
+    {"router_normalisation", "router weights renormalised or not, contrary to the model", not_renormalised},
+    {"last_choice_dropped", "a token's last expert is left out", last_choice_dropped},
+    {"router_weights_twice", "router weights are applied twice", weights_twice},
+    {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},
+    {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
+    {"return_order", "rows come back from the experts in the wrong order", return_order},
+    {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
+    {"output_gather_order", "combined rows are gathered over tp in the wrong order", output_gather_order},
+    {"output_gather_dropped", "combined rows are not gathered over tp", output_gather_dropped},
+};
+
+}  // namespace
+
+std::span<const MutationKind> moe_kinds() {
+  return kKinds;
+}
+
+}  // namespace shardproof::mutations

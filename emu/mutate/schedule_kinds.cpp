@@ -1,0 +1,384 @@
+// Kinds of order: pipeline, microbatches, layers, and calls that do not fit one another.
+#include <algorithm>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/run/stage.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+
+std::string norm_tap(std::int64_t layer) {
+  return tap_name(static_cast<int>(layer), "attention.norm");
+}
+
+Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const Parallel p = plan.parallel;
+  if (p.pp < 2 || plan.workload.microbatches < 2) return {};
+  Instances result;
+  for (const int stage : {1, p.pp - 1}) {
+    if (result.size() == limit || (stage == 1 && !result.empty())) continue;
+    const Batch batch = sites.batch;
+    const std::int64_t layer = sites.layers_of(stage).begin;
+    result.push_back({.layer = static_cast<int>(layer),
+                      .group = "pp",
+                      .tap = norm_tap(layer),
+                      .may_clash = true,
+                      .causes = {"microbatch_order", "call_arguments"},
+                      .make = script([=](Script& made) {
+                        made.microbatch = [=](const Rank& rank, std::int64_t index, MicroBatch& given) {
+                          if (rank.at().pp < stage || rank.at().dp != 0 || index > 1) return;
+                          given = batch.microbatch(p.dp, 0, 1 - index);
+                        };
+                      })});
+  }
+  return result;
+}
+
+Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const Parallel p = plan.parallel;
+  if (p.pp < 2 || plan.workload.microbatches < 2) return {};
+  const auto rows = [&](std::int64_t m) { return sites.batch.microbatch(p.dp, 0, m).rows.count; };
+  if (rows(0) != rows(1) || rows(0) == 0) return {};
+  Instances result;
+  for (const int stage : {0, p.pp - 2}) {
+    if (result.size() == limit || (stage == 0 && !result.empty())) continue;
+    const int rank = sites.first_rank(stage, 0);
+    const std::int64_t layer = sites.layers_of(stage + 1).begin;
+    result.push_back({.layer = static_cast<int>(layer),
+                      .ranks = {rank},
+                      .group = "pp",
+                      .microbatch = 1,
+                      .tap = norm_tap(layer),
+                      .causes = {"microbatch_order"},
+                      .make = script([=](Script& made) {
+                        const auto sent = std::make_shared<std::vector<double>>();
+                        made.before = [=](const Rank& at, internal::Call& call) {
+                          if (to_int(at.id()) != rank || call.operation != Operation::send) return true;
+                          if (microbatch_of(at) == 0) sent->assign(input(call).begin(), input(call).end());
+                          if (microbatch_of(at) == 1 && sent->size() == call.in_count) call.in = sent->data();
+                          return true;
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// Every rank of a stage runs other layers than its own.
+Mutation stage_runs(const Sites& sites, int stage, Range layers, std::string tap, std::string cause) {
+  const std::vector<int> ranks = sites.stage_ranks(stage);
+  return {.layer = static_cast<int>(sites.layers_of(stage).begin),
+          .ranks = ranks,
+          .group = "pp",
+          .tap = std::move(tap),
+          .causes = {std::move(cause)},
+          .make = script([=](Script& made) {
+            made.layouts = [=](std::vector<Layout>& layouts) {
+              for (const int rank : ranks) layouts[static_cast<std::size_t>(rank)].layers = layers;
+            };
+          })};
+}
+
+Instances layer_skipped(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  Instances result;
+  const Range first = sites.layers_of(0);
+  result.push_back(stage_runs(sites, 0, {first.begin + 1, first.count - 1}, norm_tap(first.begin), "layer_missing"));
+  if (plan.parallel.pp > 1 && limit > 1) {
+    const Range last = sites.layers_of(plan.parallel.pp - 1);
+    result.push_back(stage_runs(sites, plan.parallel.pp - 1, {last.begin, last.count - 1}, norm_tap(last.end() - 1),
+                                "layer_missing"));
+  }
+  return result;
+}
+
+Instances layer_run_twice(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  Instances result;
+  for (const int stage : {1, plan.parallel.pp - 1}) {
+    if (stage < 1 || stage >= plan.parallel.pp || result.size() == limit || (stage == 1 && !result.empty())) continue;
+    const Range own = sites.layers_of(stage);
+    result.push_back(
+        stage_runs(sites, stage, {own.begin - 1, own.count + 1}, norm_tap(own.begin - 1), "layer_repeated"));
+  }
+  return result;
+}
+
+Instances stages_swapped(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  Instances result;
+  for (int stage = 0; stage + 1 < plan.parallel.pp && result.size() < limit;
+       stage += std::max(1, plan.parallel.pp - 2)) {
+    const Range here = sites.layers_of(stage);
+    const Range next = sites.layers_of(stage + 1);
+    if (here.count != next.count) continue;
+    const std::vector<int> ranks = sites.stage_ranks(stage);
+    const std::vector<int> others = sites.stage_ranks(stage + 1);
+    result.push_back({.layer = static_cast<int>(here.begin),
+                      .group = "pp",
+                      .tap = norm_tap(here.begin),
+                      .causes = {"layer_order"},
+                      .make = script([=](Script& made) {
+                        made.layouts = [=](std::vector<Layout>& layouts) {
+                          for (const int rank : ranks) layouts[static_cast<std::size_t>(rank)].layers = next;
+                          for (const int rank : others) layouts[static_cast<std::size_t>(rank)].layers = here;
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// A call that does not take place on one rank.
+Mutation skipped(const Site& site, std::vector<std::string> causes) {
+  return {.layer = site.layer,
+          .ranks = site.ranks,
+          .microbatch = site.microbatch,
+          .causes = std::move(causes),
+          .make = script([=](Script& made) {
+            made.before = [=](const Rank& rank, internal::Call& call) { return !site.here(rank, call); };
+            made.after = [=](const Rank& rank, internal::Call& call) {
+              if (site.here(rank, call)) zero_output(call);
+            };
+          })};
+}
+
+Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const Parallel& p = plan.parallel;
+  if (p.ep < 2) return {};
+  Instances result;
+  for (std::int64_t m = 0; m < sites.batch.microbatches() && result.size() < limit; ++m) {
+    for (int dp = p.dp - 1; dp >= 0 && result.size() < limit; --dp) {
+      for (int tp = p.tp - 1; tp >= 0 && result.size() < limit; --tp) {
+        if (partition(sites.batch.microbatch(p.dp, dp, m).rows.count, p.tp, tp).count > 0) continue;
+        const int layer = result.empty() ? 0 : static_cast<int>(plan.model.num_layers) - 1;
+        const int rank = sites.mesh.rank_at(tp, 0, dp, sites.stage_of(layer));
+        result.push_back(skipped({.op = "moe.permute",
+                                  .layer = layer,
+                                  .operation = Operation::all_to_all,
+                                  .ranks = {rank},
+                                  .microbatch = static_cast<int>(m)},
+                                 {"call_sequence"}));
+      }
+    }
+  }
+  return result;
+}
+
+Instances rank_skips_all_to_all(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const int rank = sites.group(Axis::ep, place.rank).back();
+    result.push_back(
+        skipped({.op = "moe.permute", .layer = place.layer, .operation = Operation::all_to_all, .ranks = {rank}},
+                {"call_sequence"}));
+  }
+  return result;
+}
+
+Instances rank_skips_reduction(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const int rank = result.size() % 2 == 0 ? group.back() : group.front();
+    result.push_back(skipped(sites.tp_reduction("attention.output", place.layer, {rank}), {"call_sequence"}));
+  }
+  return result;
+}
+
+Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const int dp : {0, sites.last_busy_dp()}) {
+    if (result.size() == limit || (!result.empty() && dp == 0)) continue;
+    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank(0, dp));
+    result.push_back(skipped(sites.tp_reduction("embedding", -1, {group.back()}), {"call_sequence"}));
+  }
+  return result;
+}
+
+/// A message of the last microbatch that one side does not take part in.
+Instances messages(const MutablePlan& plan, std::size_t limit, bool receiver) {
+  const Sites sites(plan);
+  const Parallel& p = plan.parallel;
+  if (p.pp < 2) return {};
+  Instances result;
+  for (const int stage : {0, p.pp - 2}) {
+    if (result.size() == limit || (stage == 0 && !result.empty())) continue;
+    const int rank = sites.first_rank(receiver ? stage + 1 : stage, 0);
+    const auto last = plan.workload.microbatches - 1;
+    const auto here = [=](const Rank& at, const internal::Call& call) {
+      if (to_int(at.id()) != rank) return false;
+      if (!receiver) return call.operation == Operation::send && microbatch_of(at) == last;
+      // A stage receives before the microbatch's first op.
+      const bool after_the_one_before = last == 0 ? at.trace().ops.empty() : microbatch_of(at) == last - 1;
+      return call.operation == Operation::recv && after_the_one_before && (last == 0 || !at.trace().ops.empty());
+    };
+    result.push_back({.ranks = {rank},
+                      .group = "pp",
+                      .microbatch = static_cast<int>(last),
+                      .causes = {"message_lost"},
+                      .make = script([=](Script& made) {
+                        made.before = [=](const Rank& at, internal::Call& call) { return !here(at, call); };
+                        made.after = [=](const Rank& at, internal::Call& call) {
+                          if (here(at, call)) zero_output(call);
+                        };
+                      })});
+  }
+  return result;
+}
+Instances send_without_recv(const MutablePlan& plan, std::size_t limit) {
+  return messages(plan, limit, true);
+}
+Instances recv_without_send(const MutablePlan& plan, std::size_t limit) {
+  return messages(plan, limit, false);
+}
+
+Instances wrong_peer(const MutablePlan& plan, std::size_t /*limit*/) {
+  const Sites sites(plan);
+  if (plan.parallel.pp < 3) return {};
+  const int rank = sites.first_rank(0, 0);
+  return {{.ranks = {rank},
+           .group = "pp",
+           .causes = {"message_lost", "call_sequence"},
+           .make = script([=](Script& made) {
+             made.before = [=](const Rank& at, internal::Call& call) {
+               if (to_int(at.id()) == rank && call.operation == Operation::send) call.root = 2;
+               return true;
+             };
+           })}};
+}
+
+enum class Argument { count, reduction };
+
+template <Argument argument>
+Instances wrong_argument(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2 || (argument == Argument::count && plan.parallel.sp)) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const Site site =
+        sites.tp_reduction("attention.output", place.layer, {result.size() % 2 == 0 ? group.back() : group.front()});
+    result.push_back({.layer = place.layer,
+                      .ranks = site.ranks,
+                      .group = "tp",
+                      .causes = {"call_arguments"},
+                      .make = script([=](Script& made) {
+                        made.before = [=](const Rank& rank, internal::Call& call) {
+                          if (!site.here(rank, call)) return true;
+                          if (argument == Argument::reduction) call.options.reduction = Reduction::max;
+                          if (argument == Argument::count && call.in_count > 0) call.out_count = --call.in_count;
+                          return true;
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// A rank of the layer's stage whose split sizes are not by chance those that it will be given; -1 if there is none.
+template <bool stale>
+int rank_with_other_splits(const Sites& sites, int layer) {
+  for (const int rank : sites.stage_ranks(sites.stage_of(layer))) {
+    for (std::int64_t m = 0; m < sites.batch.microbatches(); ++m) {
+      const auto sent = sites.sends(layer, m, rank);
+      const auto received = sites.receives(layer, m, rank);
+      if (!stale && sent != received) return rank;
+      if (stale && (sent != sites.sends(layer - 1, m, rank) || received != sites.receives(layer - 1, m, rank))) {
+        return rank;
+      }
+    }
+  }
+  return -1;
+}
+
+/// Split sizes of one rank: those of the other direction, or those of the layer before.
+template <bool stale>
+Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(5)) {
+    const int layer = place.layer;
+    if (result.size() == limit || (stale && layer == sites.layers_of(sites.stage_of(layer)).begin)) continue;
+    const int rank = rank_with_other_splits<stale>(sites, layer);
+    if (rank < 0 || std::ranges::any_of(result, [&](const Mutation& m) { return m.layer == layer; })) continue;
+    const Site site{
+        .op = "moe.permute", .layer = layer, .operation = Operation::all_to_all, .counts_given = true, .ranks = {rank}};
+    Site before = site;
+    before.layer = layer - 1;
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .group = "ep",
+                      .causes = {"split_sizes"},
+                      .make = script([=](Script& made) {
+                        const auto sent = std::make_shared<std::vector<std::size_t>>();
+                        const auto received = std::make_shared<std::vector<std::size_t>>();
+                        made.before = [=](const Rank& at, internal::Call& call) {
+                          if (stale && before.here(at, call)) {
+                            sent->assign(call.counts.begin(), call.counts.end());
+                            received->assign(call.recv_counts.begin(), call.recv_counts.end());
+                          }
+                          if (!site.here(at, call)) return true;
+                          if (stale && !sent->empty()) {
+                            call.counts = *sent;
+                            call.recv_counts = *received;
+                          }
+                          if (!stale) std::swap(call.counts, call.recv_counts);
+                          return true;
+                        };
+                      })});
+  }
+  return result;
+}
+
+constexpr MutationKind kKinds[] = {
+    {"microbatches_swapped", "later stages take two microbatches in the other order", microbatches_swapped},
+    {"activation_stale", "a stage sends the activations of the microbatch before", activation_stale},
+    {"layer_skipped", "a stage leaves out a layer at its edge", layer_skipped},
+    {"layer_run_twice", "two stages run the same layer", layer_run_twice},
+    {"stages_swapped", "two stages hold each other's layers", stages_swapped},
+    {"splits_transposed", "one rank's all-to-all split sizes are those of the other direction", wrong_splits<false>},
+    {"splits_stale", "one rank's all-to-all split sizes are those of the layer before", wrong_splits<true>},
+    {"zero_token_rank_skips", "a rank without tokens skips the experts' all-to-all", zero_token_rank_skips},
+    {"rank_skips_all_to_all", "a rank skips an all-to-all", rank_skips_all_to_all},
+    {"rank_skips_reduction", "a rank skips a reduction over tp", rank_skips_reduction},
+    {"rank_one_behind", "a rank is one collective behind", rank_one_behind},
+    {"send_without_recv", "a stage does not receive what it is sent", send_without_recv},
+    {"recv_without_send", "a stage does not send what is awaited", recv_without_send},
+    {"wrong_peer", "a stage sends to the stage after the next", wrong_peer},
+    {"wrong_count", "one rank reduces an element less", wrong_argument<Argument::count>},
+    {"wrong_reduction", "one rank asks for another reduction", wrong_argument<Argument::reduction>},
+};
+
+}  // namespace
+
+std::span<const MutationKind> schedule_kinds() {
+  return kKinds;
+}
+
+}  // namespace shardproof::mutations
+
+namespace shardproof {
+
+std::span<const MutationKind> mutation_kinds() {
+  static const std::vector<MutationKind> kAll = [] {
+    std::vector<MutationKind> all;
+    for (const auto kinds : {mutations::attention_kinds(), mutations::weight_kinds(), mutations::moe_kinds(),
+                             mutations::expert_kinds(), mutations::schedule_kinds()}) {
+      all.insert(all.end(), kinds.begin(), kinds.end());
+    }
+    return all;
+  }();
+  return kAll;
+}
+
+}  // namespace shardproof

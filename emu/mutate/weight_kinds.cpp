@@ -1,0 +1,180 @@
+// Kinds of wrong weights: another rank's slice, another layer's tensor.
+#include <algorithm>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/run/stage.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+using Causes = std::vector<std::string>;
+
+/// One rank loads another slice of a weight.
+Mutation loads(const Place& place, int rank, std::string tap, Causes causes,
+               std::function<void(WeightSpec&, Range&, Range&)> edit) {
+  return {.layer = place.layer,
+          .ranks = {rank},
+          .tap = std::move(tap),
+          .causes = std::move(causes),
+          .make = script([=](Script& made) {
+            made.slice = [=](const Rank& loader, WeightSpec& spec, Range& rows, Range& cols) {
+              if (to_int(loader.id()) == rank) edit(spec, rows, cols);
+            };
+          })};
+}
+
+using MakeSpec = WeightSpec (*)(const ModelConfig&, int);
+
+/// One rank of the tp group holds the rows (or columns) of the next.
+template <MakeSpec make, bool columns>
+Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_view tap, const Causes& causes) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const int rank = result.size() % 2 == 0 ? group.back() : group.front();
+    const std::string name = make(plan.model, place.layer).name;
+    const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
+      if (spec.name != name) return;
+      Range& part = columns ? cols : rows;
+      part.begin = (part.begin + part.count) % (columns ? spec.cols : spec.rows);
+    };
+    result.push_back(loads(place, rank, tap_name(place.layer, tap), causes, edit));
+  }
+  return result;
+}
+
+Instances q_heads_swapped(const MutablePlan& plan, std::size_t limit) {
+  return next_slice<registry::attention_q, false>(plan, limit, "attention.q", {"heads_permuted"});
+}
+Instances kv_head_wrong(const MutablePlan& plan, std::size_t limit) {
+  if (plan.model.num_kv_heads < 2) return {};
+  return next_slice<registry::attention_k, false>(plan, limit, "attention.k", {"heads_permuted"});
+}
+Instances v_head_wrong(const MutablePlan& plan, std::size_t limit) {
+  if (plan.model.num_kv_heads < 2) return {};
+  return next_slice<registry::attention_v, false>(plan, limit, "attention.v", {"heads_permuted"});
+}
+Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) {
+  return next_slice<registry::attention_output, true>(plan, limit, "attention.output", {"wrong_slice"});
+}
+
+/// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
+Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const std::int64_t kv = plan.model.num_kv_heads;
+  if (kv < 2 || kv >= plan.parallel.tp) return {};
+  Instances result;
+  for (const int stage : {0, plan.parallel.pp - 1}) {
+    if (result.size() == limit || (!result.empty() && stage == 0)) continue;
+    const int rank = sites.group(Axis::tp, sites.first_rank(stage, 0)).back();
+    const int layer = static_cast<int>(sites.layers_of(stage).begin);
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .tap = tap_name(layer, "attention.context"),
+                      .causes = {"wrong_kv_head"},
+                      .make = script([=](Script& made) {
+                        made.layouts = [=](std::vector<Layout>& layouts) {
+                          Range& heads = layouts[static_cast<std::size_t>(rank)].kv_heads;
+                          heads.begin = (heads.begin + 1) % kv;
+                        };
+                      })});
+  }
+  return result;
+}
+
+template <MakeSpec make>
+Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap) {
+  const Sites sites(plan);
+  if (plan.model.num_layers < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const int other = place.layer == 0 ? 1 : place.layer - 1;
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const int rank = result.size() % 2 == 0 ? group.front() : group.back();
+    const std::string name = make(plan.model, place.layer).name;
+    const WeightSpec replacement = make(plan.model, other);
+    const auto edit = [=](WeightSpec& spec, Range&, Range&) {
+      if (spec.name == name) spec = replacement;
+    };
+    result.push_back(loads(place, rank, tap_name(place.layer, tap), {"weights_of_another_layer"}, edit));
+  }
+  return result;
+}
+
+Instances q_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::attention_q>(plan, limit, "attention.q");
+}
+Instances k_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::attention_k>(plan, limit, "attention.k");
+}
+Instances v_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::attention_v>(plan, limit, "attention.v");
+}
+Instances output_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::attention_output>(plan, limit, "attention.output");
+}
+Instances attention_norm_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::attention_norm>(plan, limit, "attention.norm");
+}
+Instances moe_norm_stale(const MutablePlan& plan, std::size_t limit) {
+  return stale<registry::moe_norm>(plan, limit, "moe.norm");
+}
+Instances router_stale(const MutablePlan& plan, std::size_t limit) {
+  Instances result = stale<registry::router>(plan, limit, "moe.router_logits");
+  // Only the first rank of a tp group has tokens to route for certain.
+  return result.empty() ? result : Instances{result.front()};
+}
+
+Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit, bool head) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2) return {};
+  if (head && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
+  const int stage = head ? plan.parallel.pp - 1 : 0;
+  const std::string name = head ? registry::head(plan.model).name : registry::embedding(plan.model).name;
+  Instances result;
+  for (const auto& [dp, first] : {std::pair{0, 0}, {sites.last_busy_dp(), plan.parallel.tp - 1}}) {
+    if (result.size() == limit) break;
+    int tp = first;
+    while (!head && !sites.embeds(dp, tp)) tp = (tp + 1) % plan.parallel.tp;
+    const int rank = sites.mesh.rank_at(tp, 0, dp, stage);
+    const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
+      if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
+    };
+    result.push_back(loads({-1, rank}, rank, head ? "logits" : "embedding", {"vocabulary_shifted"}, edit));
+  }
+  return result;
+}
+Instances embedding_slice_off(const MutablePlan& plan, std::size_t limit) {
+  return vocabulary_shift(plan, limit, false);
+}
+Instances head_slice_off(const MutablePlan& plan, std::size_t limit) {
+  return vocabulary_shift(plan, limit, true);
+}
+
+constexpr MutationKind kKinds[] = {
+    {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", embedding_slice_off},
+    {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
+    {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
+    {"kv_head_wrong", "a rank holds the wrong key head", kv_head_wrong},
+    {"v_head_wrong", "a rank holds the wrong value head", v_head_wrong},
+    {"kv_group_wrong", "fewer kv heads than tp: query heads use another kv head", kv_group_wrong},
+    {"q_weights_stale", "query weights of another layer", q_stale},
+    {"k_weights_stale", "key weights of another layer", k_stale},
+    {"v_weights_stale", "value weights of another layer", v_stale},
+    {"output_slice_of_neighbour", "the output projection's slice of the next rank", output_slice_of_neighbour},
+    {"output_weights_stale", "output projection of another layer", output_stale},
+    {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale},
+    {"router_weights_stale", "a rank's router is another layer's", router_stale},
+    {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", head_slice_off},
+};
+
+}  // namespace
+
+std::span<const MutationKind> weight_kinds() {
+  return kKinds;
+}
+
+}  // namespace shardproof::mutations

@@ -1,0 +1,255 @@
+// Quantities of memory: parameters, weights, caches, activations, and what training adds.
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "emu/paper/internal/quantity_tables.h"
+
+namespace shardproof::deploy_internal {
+namespace {
+
+using Context = QuantityContext;
+
+double weights(const Plan& plan, const RankFigures& r) {
+  return static_cast<double>(r.parameters.total()) * dtype_bytes(plan.model);
+}
+
+/// Parameters whose optimizer state a rank keeps under ZeRO-1: experts are shared out over their replicas (edp), the
+/// rest over the data-parallel ones (cp * dp).
+double zero1_parameters(const Plan& plan, const RankFigures& r) {
+  const Parallel& p = plan.parallel;
+  const auto experts = static_cast<double>(r.parameters.experts);
+  const double rest = static_cast<double>(r.parameters.total()) - experts;
+  return std::ceil(rest / (p.cp * p.dp)) + std::ceil(experts / p.edp);
+}
+
+double inference_bytes(const Plan& plan, const RankFigures& r) {
+  return weights(plan, r) + r.kv_cache_reserved_bytes + r.activation_bytes + r.communication_buffer_bytes;
+}
+
+double training_bytes(const Plan& plan, const RankFigures& r) {
+  return 2 * weights(plan, r) + 12.0 * static_cast<double>(r.parameters.total()) + r.training_activation_bytes +
+         r.communication_buffer_bytes;
+}
+
+std::string bytes(double value) {
+  return readable(value, Dimension::bytes);
+}
+
+std::string inference_text(const Plan& plan, const RankFigures& r) {
+  return fmt::format("weights {} + reserved key-value cache {} + activations {} + buffers {} = {}",
+                     bytes(weights(plan, r)), bytes(r.kv_cache_reserved_bytes), bytes(r.activation_bytes),
+                     bytes(r.communication_buffer_bytes), bytes(inference_bytes(plan, r)));
+}
+
+void per_rank(std::vector<QuantityDefinition>& table, const char* name, const char* unit, Dimension dimension,
+              const char* formula, double (*value)(const Plan&, const RankFigures&),
+              std::string (*text)(const Plan&, const RankFigures&) = nullptr) {
+  table.push_back(entry(name, unit, dimension, formula, [value, text](const Context& context) {
+    const Plan& plan = context.plan;
+    const RankText wording = text == nullptr ? RankText() : [&](const RankFigures& r) { return text(plan, r); };
+    return over_ranks(
+        context, [&](const RankFigures& r) { return value(plan, r); }, wording);
+  }));
+}
+
+void add_parameters(std::vector<QuantityDefinition>& table) {
+  table.push_back(entry(
+      "parameters", "parameters", Dimension::parameters,
+      "layers * (2 * (heads + kv_heads) * head_dim * hidden + 2 * hidden + experts * hidden + 3 * experts "
+      "* expert_width * hidden) + hidden + 2 * vocabulary * hidden (once when tied)",
+      [](const Context& context) {
+        const ParameterCount count = model_parameters(context.plan.model);
+        const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
+        return number(static_cast<double>(count.total()),
+                      fmt::format("attention {} + experts {} + router {} + norms {} + embedding {} + head {} = {}",
+                                  text(count.attention), text(count.experts), text(count.router), text(count.norms),
+                                  text(count.embedding), text(count.head), text(count.total())));
+      }));
+  const auto part = [&](const char* name, std::int64_t ParameterCount::*member, const char* formula) {
+    table.push_back(entry(name, "parameters", Dimension::parameters, formula, [member](const Context& context) {
+      return number(static_cast<double>(model_parameters(context.plan.model).*member), "");
+    }));
+  };
+  part("parameters_attention", &ParameterCount::attention, "layers * 2 * (heads + kv_heads) * head_dim * hidden");
+  part("parameters_experts", &ParameterCount::experts, "layers * experts * 3 * expert_width * hidden");
+  part("parameters_router", &ParameterCount::router, "layers * experts * hidden");
+  part("parameters_norms", &ParameterCount::norms, "(2 * layers + 1) * hidden");
+  part("parameters_embedding", &ParameterCount::embedding, "vocabulary * hidden");
+  part("parameters_head", &ParameterCount::head, "vocabulary * hidden; 0 when tied");
+  table.push_back(
+      entry("parameters_active", "parameters", Dimension::parameters,
+            "parameters - layers * (experts - top_k) * 3 * expert_width * hidden: those that serve one token",
+            [](const Context& context) {
+              const ModelConfig& m = context.plan.model;
+              const double idle = static_cast<double>(m.num_layers) * static_cast<double>(m.num_experts - m.top_k) *
+                                  3.0 * static_cast<double>(m.expert_width) * static_cast<double>(m.hidden_size);
+              return number(static_cast<double>(model_parameters(m).total()) - idle, "");
+            }));
+  per_rank(
+      table, "parameters_per_gpu", "parameters", Dimension::parameters,
+      "what the GPU holds of embedding / tp, attention / tp, norms, router, experts / (ep * etp), head / tp",
+      [](const Plan&, const RankFigures& r) { return static_cast<double>(r.parameters.total()); },
+      [](const Plan&, const RankFigures& r) {
+        const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
+        const ParameterCount& n = r.parameters;
+        return fmt::format("attention {} + experts {} + embedding and head {} + norms and router {} = {}",
+                           text(n.attention), text(n.experts), text(n.embedding + n.head), text(n.norms + n.router),
+                           text(n.total()));
+      });
+}
+
+void add_weights(std::vector<QuantityDefinition>& table) {
+  per_rank(table, "weight_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * bytes of dtype", weights,
+           [](const Plan& plan, const RankFigures& r) {
+             const int size = dtype_bytes(plan.model);
+             const auto part = [&](std::int64_t n) { return bytes(static_cast<double>(n) * size); };
+             const ParameterCount& n = r.parameters;
+             return fmt::format(
+                 "{} parameters * {} bytes = {}: attention {}, experts {}, embedding and head {}, rest {}", n.total(),
+                 size, part(n.total()), part(n.attention), part(n.experts), part(n.embedding + n.head),
+                 part(n.norms + n.router));
+           });
+  per_rank(table, "attention_weight_bytes_per_gpu", "bytes", Dimension::bytes, "attention parameters * bytes of dtype",
+           [](const Plan& plan, const RankFigures& r) {
+             return static_cast<double>(r.parameters.attention) * dtype_bytes(plan.model);
+           });
+  per_rank(table, "expert_weight_bytes_per_gpu", "bytes", Dimension::bytes, "expert parameters * bytes of dtype",
+           [](const Plan& plan, const RankFigures& r) {
+             return static_cast<double>(r.parameters.experts) * dtype_bytes(plan.model);
+           });
+  per_rank(table, "embedding_weight_bytes_per_gpu", "bytes", Dimension::bytes,
+           "(embedding + head) parameters * bytes of dtype", [](const Plan& plan, const RankFigures& r) {
+             return static_cast<double>(r.parameters.embedding + r.parameters.head) * dtype_bytes(plan.model);
+           });
+  QuantityDefinition spread;
+  spread.name = "weight_spread_with_embedding_on";
+  spread.unit = "bytes";
+  spread.dimension = Dimension::bytes;
+  spread.formula = "of n: vocabulary * hidden * bytes of dtype / n, more on n GPUs than on the others";
+  spread.arguments = 1;
+  spread.compute = [](const Context& context, std::span<const double> arguments) {
+    const ModelConfig& m = context.plan.model;
+    const double n = arguments[0];
+    if (!(n >= 1) || n >= context.plan.world()) return number(0, "the embedding is on every GPU");
+    const double size = static_cast<double>(m.vocab_size * m.hidden_size) * dtype_bytes(m);
+    return number(size / n,
+                  fmt::format("an embedding of {} x {} x {} bytes = {} on {:.6g} GPUs is {} more on each of them "
+                              "than on the other {:.6g}",
+                              m.vocab_size, m.hidden_size, dtype_bytes(m), bytes(size), n, bytes(size / n),
+                              context.plan.world() - n));
+  };
+  table.push_back(spread);
+}
+
+void add_serving(std::vector<QuantityDefinition>& table) {
+  table.push_back(entry(
+      "kv_cache_bytes", "bytes", Dimension::bytes,
+      "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model",
+      [](const Context& context) {
+        const ModelConfig& m = context.plan.model;
+        const Workload& w = context.plan.workload;
+        const std::int64_t longest = *std::max_element(w.lengths.begin(), w.lengths.end());
+        const double value = 2.0 * static_cast<double>(m.num_layers * m.num_kv_heads * m.head_dim * dtype_bytes(m)) *
+                             static_cast<double>(w.batch() * longest);
+        return number(
+            value, fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences * {} tokens = {}", m.num_layers,
+                               m.num_kv_heads, m.head_dim, dtype_bytes(m), w.batch(), longest, bytes(value)));
+      }));
+  per_rank(table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
+           "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of dtype * tokens of the replica / cp",
+           [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
+  per_rank(
+      table, "kv_cache_reserved_bytes_per_gpu", "bytes", Dimension::bytes,
+      "the same with every sequence of the replica as long as the longest of the batch",
+      [](const Plan&, const RankFigures& r) { return r.kv_cache_reserved_bytes; },
+      [](const Plan& plan, const RankFigures& r) {
+        return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences of the longest = {}",
+                           r.layers.count, r.kv_heads.count, plan.model.head_dim, dtype_bytes(plan.model), r.sequences,
+                           bytes(r.kv_cache_reserved_bytes));
+      });
+  per_rank(table, "activation_bytes_per_gpu", "bytes", Dimension::bytes,
+           "bytes of dtype * the largest set alive at once in a prefill of one microbatch: stream + max(attention: 2 "
+           "hidden + "
+           "2 q + 2 kv a row; experts: rows sent, arrived and returned; head: hidden + vocabulary / tp a row)",
+           [](const Plan&, const RankFigures& r) { return r.activation_bytes; });
+  per_rank(table, "communication_buffer_bytes_per_gpu", "bytes", Dimension::bytes,
+           "input + output of the largest collective of a prefill, routing being even",
+           [](const Plan&, const RankFigures& r) { return r.communication_buffer_bytes; });
+  per_rank(table, "inference_bytes_per_gpu", "bytes", Dimension::bytes,
+           "weights + reserved key-value cache + activations + communication buffers", inference_bytes, inference_text);
+}
+
+void add_training(std::vector<QuantityDefinition>& table) {
+  per_rank(table, "gradient_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * bytes of dtype", weights);
+  per_rank(table, "master_weight_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * 4 (fp32)",
+           [](const Plan&, const RankFigures& r) { return 4.0 * static_cast<double>(r.parameters.total()); });
+  per_rank(
+      table, "adam_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * 8 (two fp32 moments)",
+      [](const Plan&, const RankFigures& r) { return 8.0 * static_cast<double>(r.parameters.total()); },
+      [](const Plan&, const RankFigures& r) {
+        return fmt::format("{} parameters * 8 bytes = {}", r.parameters.total(),
+                           bytes(8.0 * static_cast<double>(r.parameters.total())));
+      });
+  per_rank(table, "adam_and_master_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * 12",
+           [](const Plan&, const RankFigures& r) { return 12.0 * static_cast<double>(r.parameters.total()); });
+  per_rank(table, "adam_zero1_bytes_per_gpu", "bytes", Dimension::bytes,
+           "8 * (expert parameters / edp + other parameters / (cp * dp))",
+           [](const Plan& plan, const RankFigures& r) { return 8.0 * zero1_parameters(plan, r); });
+  per_rank(table, "adam_and_master_zero1_bytes_per_gpu", "bytes", Dimension::bytes,
+           "12 * (expert parameters / edp + other parameters / (cp * dp))",
+           [](const Plan& plan, const RankFigures& r) { return 12.0 * zero1_parameters(plan, r); });
+  per_rank(table, "training_activation_bytes_per_gpu", "bytes", Dimension::bytes,
+           "what the backward pass reads of one layer * layers of the stage * min(microbatches, pp - stage) in flight "
+           "(1F1B); "
+           "attention scores recomputed",
+           [](const Plan&, const RankFigures& r) { return r.training_activation_bytes; });
+  per_rank(table, "training_bytes_per_gpu", "bytes", Dimension::bytes,
+           "weights + gradients + master weights + Adam moments + training activations + communication buffers",
+           training_bytes, [](const Plan& plan, const RankFigures& r) {
+             const auto n = static_cast<double>(r.parameters.total());
+             return fmt::format(
+                 "weights {} + gradients {} + master weights {} + Adam {} + activations {} + buffers {} = {}",
+                 bytes(weights(plan, r)), bytes(weights(plan, r)), bytes(4 * n), bytes(8 * n),
+                 bytes(r.training_activation_bytes), bytes(r.communication_buffer_bytes),
+                 bytes(training_bytes(plan, r)));
+           });
+}
+
+void add_shares(std::vector<QuantityDefinition>& table) {
+  const auto share = [&](const char* name, const char* formula, double (*value)(const Plan&, const RankFigures&)) {
+    table.push_back(entry(name, "share", Dimension::share, formula, [value](const Context& context) {
+      if (!context.plan.hardware || context.plan.hardware->memory_gb == 0) {
+        return unknown("the plan states no hardware.memory_gb");
+      }
+      const double memory = context.plan.hardware->memory_gb * 1e9;
+      return over_ranks(
+          context, [&](const RankFigures& r) { return value(context.plan, r) / memory; },
+          [&](const RankFigures& r) {
+            const double used = value(context.plan, r);
+            return fmt::format("{} / {} = {}", bytes(used), bytes(memory), readable(used / memory, Dimension::share));
+          });
+    }));
+  };
+  share("memory_share", "inference_bytes_per_gpu / memory", inference_bytes);
+  share("training_memory_share", "training_bytes_per_gpu / memory", training_bytes);
+  table.push_back(entry("memory_imbalance", "share", Dimension::share, "max / mean - 1 of inference_bytes_per_gpu",
+                        [](const Context& context) {
+                          const QuantityValue used = over_ranks(
+                              context, [&](const RankFigures& r) { return inference_bytes(context.plan, r); });
+                          return number(used.mean > 0 ? used.max / used.mean - 1 : 0,
+                                        fmt::format("max {} / mean {} - 1", bytes(used.max), bytes(used.mean)));
+                        }));
+}
+
+}  // namespace
+
+void add_memory_quantities(std::vector<QuantityDefinition>& table) {
+  add_parameters(table);
+  add_weights(table);
+  add_serving(table);
+  add_training(table);
+  add_shares(table);
+}
+
+}  // namespace shardproof::deploy_internal

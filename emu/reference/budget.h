@@ -1,0 +1,76 @@
+// The bit budget of `exact`: what each of the reference's sums needs of the 53 bits of a double.
+//
+// A sum of multiples of `step` whose magnitudes add up to less than 2^53 * step is exact, and so is each part of it, in
+// any order: every partial sum is an integer below 2^53, times the step. The magnitudes are bounded by what goes in:
+//
+//   sum                                            step          magnitudes add up to at most
+//   x W^T, a linear layer                          2^-10 2^-16   max |x| * largest row sum of |W|
+//   x^2, RMSNorm                                   2^-10 2^-10   width * max |x|^2
+//   x cos - y sin, RoPE                            2^-10 2^-20   2 max |x|
+//   q . k, attention scores                        2^-10 2^-10   head_dim * max |q| * max |k|
+//   p, the softmax's denominator                   2^-20         keys (p <= 1)
+//   p v, attention                                 2^-20 2^-10   keys * max |v|
+//   1 + exp(-gate), SiLU                           2^-20         1 + exp(the largest -gate, held in [-40, 20])
+//   exp, the router's denominator                  2^-20         experts
+//   weight * output, over the experts of a token   2^-10 2^-10   largest row sum of weights * max |output|
+//   x + y, the residual                            2^-10         max |x| + max |y|
+//
+// Checked on the unsharded sums, this holds for the run under test as well. A sharded sum adds the same products in
+// another order or part of them (a rank's addend over tp or etp), and what goes in is what the reference has, bit for
+// bit, up to the first tap that diverges.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "emu/reference/math.h"
+
+namespace shardproof::reference {
+
+/// The multiple of which the weights of linear layers and of the embedding are.
+inline constexpr double kWeightStep = 0x1p-16;
+/// Significant bits of a double.
+inline constexpr int kBudgetBits = 53;
+/// What bits_needed() says of a sum that is not finite.
+inline constexpr int kUnboundedBits = 9999;
+
+/// The bits of the integer bound / step (0 of zero): a sum of multiples of `step` bounded by `bound` is exact when they
+/// are at most kBudgetBits.
+int bits_needed(double bound, double step);
+
+/// max |x|; NaN when a value is.
+double largest_magnitude(std::span<const double> values);
+/// The largest sum of magnitudes of a row of `cols` values; NaN when a value is.
+double largest_row_sum(std::span<const double> values, std::int64_t cols);
+
+/// Receives a sum: the tap that it goes into, which sum it is, its bits.
+using SumSink = std::function<void(const std::string& tap, std::string_view sum, int bits)>;
+
+/// Tells a sink what the sums of each operation need. Without a sink it does nothing.
+class SumRecorder {
+ public:
+  explicit SumRecorder(SumSink sink) : sink_(std::move(sink)) {}
+
+  /// Throws std::invalid_argument when a weight is finite and no multiple of kWeightStep.
+  void linear(const std::string& tap, std::string_view sum, const Matrix& x, std::span<const double> w) const;
+  void squares(const std::string& tap, const Matrix& x) const;
+  void rotation(const std::string& tap, const Matrix& x) const;
+  void attention(const std::string& tap, const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t head_dim,
+                 std::span<const std::int64_t> lengths) const;
+  void silu(const std::string& tap, const Matrix& gate) const;
+  void routing(const std::string& tap, std::int64_t experts) const;
+  void combination(const std::string& tap, const Matrix& weights, const Matrix& outputs) const;
+  void addition(const std::string& tap, const Matrix& x, const Matrix& y) const;
+
+ private:
+  void tell(const std::string& tap, std::string_view sum, double bound, double step) const {
+    sink_(tap, sum, bits_needed(bound, step));
+  }
+
+  SumSink sink_;
+};
+
+}  // namespace shardproof::reference

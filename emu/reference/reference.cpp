@@ -1,0 +1,224 @@
+#include "emu/reference/reference.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <utility>
+
+#include "emu/reference/math.h"
+
+namespace shardproof::reference {
+namespace {
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument("reference: " + message);
+}
+
+/// Everything a layer needs besides its input.
+struct Model {
+  const ModelConfig& config;
+  std::span<const std::int64_t> lengths;
+  std::span<const std::int64_t> positions;
+  const WeightSource& source;
+  const TapSink& sink;
+  const SumRecorder sums;
+  bool exact;
+  std::vector<double>& values;  // of the weight that is in use
+
+  /// Until the next is asked for.
+  std::span<const double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
+    source(name, values);
+    const std::int64_t size = rows * cols;
+    require(static_cast<std::int64_t>(values.size()) == size,
+            name + " has " + std::to_string(values.size()) + " elements, the model needs " + std::to_string(rows) +
+                " x " + std::to_string(cols) + " = " + std::to_string(size));
+    return values;
+  }
+
+  /// stored(x W^T) for the weight of that name, [outputs, x.cols]. `into` is the tap that it goes into.
+  Matrix project(const Matrix& x, const std::string& name, std::int64_t outputs, const std::string& into,
+                 std::string_view sum = "x W^T") const {
+    const std::span<const double> w = weight(name, outputs, x.cols);
+    sums.linear(into, sum, x, w);
+    return stored(linear(x, w, outputs), exact);
+  }
+
+  Matrix norm(const Matrix& x, const std::string& name, const std::string& into) const {
+    sums.squares(into, x);
+    return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, exact);
+  }
+
+  Matrix rotated(const Matrix& x, const std::string& into) const {
+    sums.rotation(into, x);
+    return rope(x, positions, config.head_dim, config.rope_theta, exact);
+  }
+
+  /// stored(x + y)
+  Matrix sum(Matrix x, const Matrix& y, const std::string& into) const {
+    sums.addition(into, x, y);
+    for (std::size_t i = 0; i < x.values.size(); ++i) x.values[i] += y.values[i];
+    return stored(std::move(x), exact);
+  }
+
+  void tap(const std::string& name, Matrix x) const {
+    if (sink) sink(name, x.rows, x.cols, std::move(x.values));
+  }
+};
+
+void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths) {
+  require(model.hidden_size > 0 && model.num_layers >= 0 && model.expert_width > 0 && model.vocab_size > 0,
+          "hidden size, expert width and vocabulary must be positive");
+  require(model.head_dim > 0 && model.head_dim % 2 == 0, "head_dim must be positive and even");
+  require(model.num_kv_heads > 0 && model.num_heads > 0 && model.num_heads % model.num_kv_heads == 0,
+          "num_kv_heads must divide num_heads");
+  require(model.top_k >= 1 && model.top_k <= model.num_experts, "top_k must be in 1..num_experts");
+  std::int64_t total = 0;
+  for (const std::int64_t length : lengths) {
+    require(length >= 0, "a sequence has the length " + std::to_string(length));
+    total += length;
+  }
+  require(
+      total == static_cast<std::int64_t>(tokens.size()),
+      "the lengths add up to " + std::to_string(total) + ", there are " + std::to_string(tokens.size()) + " tokens");
+  for (const std::int32_t token : tokens) {
+    require(token >= 0 && token < model.vocab_size,
+            "token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(model.vocab_size));
+  }
+}
+
+/// Each token's index in its sequence.
+std::vector<std::int64_t> positions_of(std::span<const std::int64_t> lengths) {
+  std::vector<std::int64_t> positions;
+  for (const std::int64_t length : lengths) {
+    for (std::int64_t i = 0; i < length; ++i) positions.push_back(i);
+  }
+  return positions;
+}
+
+Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
+  const ModelConfig& config = model.config;
+  const std::span<const double> table =
+      model.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
+  Matrix x(static_cast<std::int64_t>(tokens.size()), config.hidden_size);
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    const std::int64_t token = tokens[static_cast<std::size_t>(t)];
+    for (std::int64_t i = 0; i < x.cols; ++i) {
+      x.row(t)[i] = table[static_cast<std::size_t>(token * x.cols + i)];
+    }
+  }
+  return stored(std::move(x), model.exact);
+}
+
+/// x + Wo attention(...)
+Matrix attention_block(const Model& model, const Matrix& x, const std::string& weights, const std::string& tap) {
+  const ModelConfig& config = model.config;
+  const std::string projections = weights + "self_attn.";
+  const std::int64_t query_width = config.num_heads * config.head_dim;
+  const std::int64_t kv_width = config.num_kv_heads * config.head_dim;
+
+  const Matrix n = model.norm(x, weights + "input_layernorm.weight", tap + "norm");
+  model.tap(tap + "norm", n);
+  const Matrix q = model.rotated(model.project(n, projections + "q_proj.weight", query_width, tap + "q"), tap + "q");
+  model.tap(tap + "q", q);
+  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width, tap + "k"), tap + "k");
+  model.tap(tap + "k", k);
+  const Matrix v = model.project(n, projections + "v_proj.weight", kv_width, tap + "v");
+  model.tap(tap + "v", v);
+  model.sums.attention(tap + "context", q, k, v, config.head_dim, model.lengths);
+  const Matrix context = attention(q, k, v, model.lengths, config.head_dim, model.exact);
+  model.tap(tap + "context", context);
+  const Matrix output = model.project(context, projections + "o_proj.weight", config.hidden_size, tap + "output");
+  model.tap(tap + "output", output);
+  Matrix residual = model.sum(x, output, tap + "residual");
+  model.tap(tap + "residual", residual);
+  return residual;
+}
+
+/// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x.
+Matrix expert(const Model& model, const Matrix& x, const std::string& weights, const std::string& into) {
+  const Matrix gate =
+      model.project(x, weights + "w1.weight", model.config.expert_width, into, "x W^T of an expert's gate");
+  const Matrix up = model.project(x, weights + "w3.weight", model.config.expert_width, into, "x W^T of an expert's up");
+  model.sums.silu(into, gate);
+  Matrix h(x.rows, model.config.expert_width);
+  for (std::size_t i = 0; i < h.values.size(); ++i) {
+    h.values[i] = silu(gate.values[i], model.exact) * up.values[i];
+  }
+  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", model.config.hidden_size, into,
+                       "h W^T of an expert's down");
+}
+
+/// x + sum over the chosen experts, in the order of the choice, of weight * expert(norm(x)).
+Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights, const std::string& tap) {
+  const ModelConfig& config = model.config;
+  const std::string moe = weights + "block_sparse_moe.";
+
+  const Matrix n = model.norm(x, weights + "post_attention_layernorm.weight", tap + "norm");
+  model.tap(tap + "norm", n);
+  const Matrix logits = model.project(n, moe + "gate.weight", config.num_experts, tap + "router_logits");
+  model.tap(tap + "router_logits", logits);
+  model.sums.routing(tap + "router_weights", config.num_experts);
+  const Routing routing = route(logits, config.top_k, config.norm_topk_prob, model.exact);
+  model.tap(tap + "router_choice", routing.choice);
+  model.tap(tap + "router_weights", routing.weights);
+
+  // by_slot.row(t * top_k + slot) is what the expert that token t chose in that slot makes of it.
+  Matrix by_slot(x.rows * config.top_k, config.hidden_size);
+  for (std::int64_t e = 0; e < config.num_experts; ++e) {
+    std::vector<std::int64_t> slots;
+    for (std::int64_t s = 0; s < by_slot.rows; ++s) {
+      if (routing.choice.values[static_cast<std::size_t>(s)] == static_cast<double>(e)) slots.push_back(s);
+    }
+    if (slots.empty()) continue;
+    Matrix inputs(static_cast<std::int64_t>(slots.size()), config.hidden_size);
+    for (std::int64_t r = 0; r < inputs.rows; ++r) {
+      const double* token = n.row(slots[static_cast<std::size_t>(r)] / config.top_k);
+      std::copy_n(token, n.cols, inputs.row(r));
+    }
+    const Matrix outputs = expert(model, inputs, moe + "experts." + std::to_string(e) + ".", tap + "output");
+    for (std::int64_t r = 0; r < inputs.rows; ++r) {
+      std::copy_n(outputs.row(r), outputs.cols, by_slot.row(slots[static_cast<std::size_t>(r)]));
+    }
+  }
+
+  model.sums.combination(tap + "output", routing.weights, by_slot);
+  Matrix output(x.rows, x.cols);
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    for (std::int64_t slot = 0; slot < config.top_k; ++slot) {
+      const double weight = routing.weights.row(t)[slot];
+      const double* y = by_slot.row(t * config.top_k + slot);
+      for (std::int64_t i = 0; i < x.cols; ++i) output.row(t)[i] += weight * y[i];
+    }
+  }
+  output = stored(std::move(output), model.exact);
+  model.tap(tap + "output", output);
+  Matrix residual = model.sum(x, output, tap + "residual");
+  model.tap(tap + "residual", residual);
+  return residual;
+}
+
+}  // namespace
+
+void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
+             const WeightSource& weights, const Options& options, const TapSink& sink) {
+  check(config, tokens, lengths);
+  const std::vector<std::int64_t> positions = positions_of(lengths);
+  std::vector<double> values;
+  const Model model{config,        lengths, positions,
+                    weights,       sink,    SumRecorder(options.exact ? options.on_sum : nullptr),
+                    options.exact, values};
+
+  Matrix x = embed(model, tokens);
+  model.tap("embedding", x);
+  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const std::string prefix = "layers." + std::to_string(layer) + ".";
+    const std::string tap = "layer." + std::to_string(layer) + ".";
+    x = attention_block(model, x, "model." + prefix, tap + "attention.");
+    x = moe_block(model, x, "model." + prefix, tap + "moe.");
+  }
+  const Matrix final_norm = model.norm(x, "model.norm.weight", "final_norm");
+  model.tap("final_norm", final_norm);
+  const std::string head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
+  model.tap("logits", model.project(final_norm, head, config.vocab_size, "logits"));
+}
+
+}  // namespace shardproof::reference

@@ -1,0 +1,127 @@
+#include "emu/report/baseline.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "emu/plan/random.h"
+
+namespace shardproof {
+namespace {
+
+/// Folds values one after another into a hash; what came before decides what the next one does.
+class Hasher {
+ public:
+  void add(std::uint64_t bits) { state_ = mix64(state_ + 0x9e3779b97f4a7c15U + bits); }
+  void add(std::int64_t value) { add(static_cast<std::uint64_t>(value)); }
+  void add(int value) { add(static_cast<std::int64_t>(value)); }
+  void add(bool value) { add(std::int64_t{value}); }
+  void add(double value) { add(std::bit_cast<std::uint64_t>(value + 0.0)); }  // -0 + 0 is +0
+  std::uint64_t result() const { return state_; }
+
+ private:
+  std::uint64_t state_ = 0;
+};
+
+BaselineChange not_comparable(std::string_view what, std::string_view recorded, std::string_view now) {
+  return {"", fmt::format("the baseline is of {} {}, this run of {}: record a new one", what, recorded, now)};
+}
+
+std::optional<BaselineChange> compare_tap(const BaselineTap& recorded, const BaselineTap& now, double tolerance) {
+  if (recorded.name != now.name) {
+    return BaselineChange{recorded.name, fmt::format("the baseline has {} here, this run {}", recorded.name, now.name)};
+  }
+  if (recorded.rows != now.rows || recorded.cols != now.cols) {
+    return BaselineChange{now.name,
+                          fmt::format("was {} x {}, is {} x {}", recorded.rows, recorded.cols, now.rows, now.cols)};
+  }
+  if (recorded.hash && now.hash) {
+    if (*recorded.hash == *now.hash) return std::nullopt;
+    return BaselineChange{now.name,
+                          fmt::format("bits changed: hash was {:016x}, is {:016x}; norm was {:.17g}, is {:.17g}",
+                                      *recorded.hash, *now.hash, recorded.norm, now.norm)};
+  }
+  const double scale = std::max(std::abs(recorded.norm), std::abs(now.norm));
+  // Written so that a norm that is not a number is a change.
+  if (std::abs(recorded.norm - now.norm) <= tolerance * scale) return std::nullopt;
+  return BaselineChange{
+      now.name, fmt::format("norm was {:.17g}, is {:.17g}: {:.3g} apart, {:.3g} allowed", recorded.norm, now.norm,
+                            std::abs(recorded.norm - now.norm) / scale, tolerance)};
+}
+
+}  // namespace
+
+BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
+                          ops::Format format) {
+  double squares = 0;
+  for (const double value : values) squares += value * value;
+  BaselineTap tap{.name = std::move(name), .rows = rows, .cols = cols, .norm = std::sqrt(squares), .hash = {}};
+  if (format == ops::Format::exact) tap.hash = hash_bits(values);
+  return tap;
+}
+
+std::uint64_t hash_bits(std::span<const double> values) {
+  Hasher hasher;
+  for (const double value : values) hasher.add(value);
+  return hasher.result();
+}
+
+Baseline baseline_of(const VerifyReport& report) {
+  Baseline baseline{.plan = report.plan.name, .format = report.format};
+  baseline.inputs = hash_inputs(report.plan, report.format);
+  for (const TapReport& tap : report.taps) {
+    baseline.taps.push_back(
+        {.name = tap.name, .rows = tap.rows, .cols = tap.cols, .norm = tap.norm, .hash = tap.exact_hash});
+  }
+  return baseline;
+}
+
+std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
+  Hasher hasher;
+  const ModelConfig& m = plan.model;
+  for (const std::int64_t size : {m.hidden_size, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.expert_width,
+                                  m.num_experts, m.top_k, m.vocab_size}) {
+    hasher.add(size);
+  }
+  hasher.add(m.rms_norm_eps);
+  hasher.add(m.rope_theta);
+  hasher.add(m.norm_topk_prob);
+  hasher.add(m.tie_word_embeddings);
+  hasher.add(plan.workload.seed);
+  for (const std::int64_t length : plan.workload.lengths) hasher.add(length);
+  if (format != ops::Format::exact) {
+    const Parallel& p = plan.parallel;
+    for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);
+    hasher.add(p.sp);
+    hasher.add(plan.workload.microbatches);
+  }
+  return hasher.result();
+}
+
+double norm_tolerance(ops::Format format) {
+  return 16 * ops::unit_roundoff(format);
+}
+
+std::optional<BaselineChange> first_change(const Baseline& recorded, const Baseline& now) {
+  if (recorded.format != now.format) {
+    return not_comparable("the format", to_string(recorded.format), to_string(now.format));
+  }
+  if (recorded.weights != now.weights) return not_comparable("the weights", recorded.weights, now.weights);
+  if (recorded.inputs != now.inputs) {
+    return not_comparable("the model and workload", fmt::format("{} ({:016x})", recorded.plan, recorded.inputs),
+                          fmt::format("{} ({:016x})", now.plan, now.inputs));
+  }
+  const std::size_t common = std::min(recorded.taps.size(), now.taps.size());
+  for (std::size_t i = 0; i < common; ++i) {
+    if (auto change = compare_tap(recorded.taps[i], now.taps[i], norm_tolerance(now.format))) return change;
+  }
+  if (recorded.taps.size() > common) {
+    return BaselineChange{recorded.taps[common].name, "is in the baseline, but not in this run"};
+  }
+  if (now.taps.size() > common) return BaselineChange{now.taps[common].name, "is not in the baseline"};
+  return std::nullopt;
+}
+
+}  // namespace shardproof

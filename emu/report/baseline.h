@@ -1,0 +1,82 @@
+// A baseline: what each tap of a run was, small enough to keep in a repository, and the comparison of a later run.
+//
+// In `exact` a tap is its bits, so a baseline holds on every compiler, instruction set and valid plan of the same model
+// and workload. In a float format bits depend on the machine, and only the norm is compared.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/judge/report.h"
+#include "emu/plan/plan.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+inline constexpr std::uintmax_t kMaxBaselineBytes = 16u << 20;
+
+struct BaselineTap {
+  std::string name;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  double norm = 0;                    ///< square root of the sum of squares, summed row by row
+  std::optional<std::uint64_t> hash;  ///< of the bits, row-major; in `exact` only
+
+  bool operator==(const BaselineTap&) const = default;
+};
+
+struct Baseline {
+  std::string plan;                   ///< its name, for people
+  std::string weights = "generated";  ///< where they came from
+  ops::Format format = ops::Format::exact;
+  std::uint64_t inputs = 0;       ///< hash_inputs() of the plan that was run
+  std::vector<BaselineTap> taps;  ///< in program order
+
+  bool operator==(const Baseline&) const = default;
+};
+
+/// Shape, norm and (in `exact`) hash of a tap, values row-major.
+BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
+                          ops::Format format);
+
+/// The baseline of a run: its taps' shapes, norms and, in `exact`, hashes.
+Baseline baseline_of(const VerifyReport& report);
+
+/// A hash of what determines the taps: the model and the workload, and in a float format the parallel degrees too,
+/// since they decide the order of sums.
+std::uint64_t hash_inputs(const Plan& plan, ops::Format format);
+
+/// A hash of the values' bits that depends on their order; -0 counts as +0.
+std::uint64_t hash_bits(std::span<const double> values);
+
+/// The JSON document, version 1 ("shardproof.baseline/1").
+std::string to_json(const Baseline& baseline);
+
+struct LoadedBaseline {
+  std::optional<Baseline> baseline;  ///< empty exactly when there are problems
+  std::vector<Problem> problems;
+};
+
+/// Refuses unknown and duplicate keys, wrong types, absurd sizes, and a file over kMaxBaselineBytes.
+LoadedBaseline load_baseline(const std::filesystem::path& path);
+/// `name` stands for the text in messages.
+LoadedBaseline parse_baseline(std::string_view text, std::string_view name);
+
+/// The first thing that is not as it was recorded.
+struct BaselineChange {
+  std::string tap;      ///< empty when the runs cannot be compared at all
+  std::string message;  ///< what was recorded, what it is now
+};
+
+/// Relative difference of a norm that a float format allows: 16 u. Zero in `exact`, where the hash decides.
+double norm_tolerance(ops::Format format);
+
+std::optional<BaselineChange> first_change(const Baseline& recorded, const Baseline& now);
+
+}  // namespace shardproof

@@ -1,0 +1,210 @@
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "emu/judge/report.h"
+#include "emu/plan/save.h"
+
+namespace shardproof {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// JSON has no infinity: an error that is not a number is written as a string.
+Json number(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+
+Json problems_json(const std::vector<Problem>& problems) {
+  Json array = Json::array();
+  for (const Problem& problem : problems) array.push_back({{"field", problem.field}, {"message", problem.message}});
+  return array;
+}
+
+Json taps_json(const std::vector<TapReport>& taps) {
+  Json array = Json::array();
+  for (const TapReport& tap : taps) {
+    array.push_back({{"name", tap.name},
+                     {"max_error", number(tap.max_error)},
+                     {"bound", number(tap.bound)},
+                     {"amplification", number(tap.amplification)},
+                     {"replicas_equal", tap.replicas_equal}});
+  }
+  return array;
+}
+
+Json cause_json(const std::optional<Cause>& cause) {
+  if (!cause) return nullptr;
+  return {{"name", cause->name}, {"evidence", cause->evidence}};
+}
+
+Json divergence_json(const std::optional<Divergence>& divergence) {
+  if (!divergence) return nullptr;
+  return {{"tap", divergence->tap},
+          {"ranks", divergence->ranks},
+          {"index", {divergence->row, divergence->col}},
+          {"expected", number(divergence->expected)},
+          {"got", number(divergence->got)},
+          {"error", number(divergence->error)},
+          {"bound", number(divergence->bound)},
+          {"message", divergence->message},
+          {"cause", cause_json(divergence->cause)}};
+}
+
+Json call_json(const CallInfo& call) {
+  return {{"rank", to_int(call.rank)},
+          {"operation", call.operation_name()},
+          {"group", call.group},
+          {"sequence", call.sequence},
+          {"type", to_string(call.type)},
+          {"elements", call.elements},
+          {"peer", call.peer < 0 ? Json(nullptr) : Json(call.peer)},
+          {"file", call.where.file_name()},
+          {"line", call.where.line()}};
+}
+
+Json calls_json(const std::vector<CallInfo>& calls) {
+  Json array = Json::array();
+  for (const CallInfo& call : calls) array.push_back(call_json(call));
+  return array;
+}
+
+const char* absence_word(Absence why) {
+  switch (why) {
+    case Absence::waiting:
+      return "waiting";
+    case Absence::finished:
+      return "finished";
+    case Absence::failed:
+      return "failed";
+    case Absence::outside:
+      break;
+  }
+  return "outside";
+}
+
+Json wait_graph_json(const WaitGraph& graph) {
+  Json meetings = Json::array();
+  for (const Meeting& meeting : graph.meetings) {
+    Json absent = Json::array();
+    for (const AbsentRank& rank : meeting.absent) {
+      absent.push_back({{"rank", to_int(rank.rank)},
+                        {"why", absence_word(rank.why)},
+                        {"meeting", rank.at < 0 ? Json(nullptr) : Json(rank.at)},
+                        {"calls", rank.calls}});
+    }
+    meetings.push_back({{"group", meeting.group},
+                        {"operation", to_string(meeting.operation)},
+                        {"sequence", meeting.sequence},
+                        {"arrived", calls_json(meeting.arrived)},
+                        {"absent", absent}});
+  }
+  Json cycle = Json::array();
+  for (const GlobalRank rank : graph.cycle) cycle.push_back(to_int(rank));
+  return {{"meetings", meetings}, {"cycle", cycle}, {"causes", graph.causes}};
+}
+
+Json collectives_json(const std::vector<CollectiveReport>& collectives) {
+  Json array = Json::array();
+  for (const CollectiveReport& entry : collectives) {
+    array.push_back(
+        {{"operation", entry.operation}, {"group", entry.group}, {"calls", entry.calls}, {"bytes", entry.bytes}});
+  }
+  return array;
+}
+
+Json sum_json(const SumBits& sum) {
+  // A sum that is not finite has no number of bits.
+  return {{"tap", sum.tap}, {"sum", sum.sum}, {"bits", sum.finite() ? Json(sum.bits) : Json(nullptr)}};
+}
+
+Json exact_use_json(const std::optional<ExactUse>& use) {
+  if (!use) return nullptr;
+  Json sums = Json::array();
+  for (const SumBits& sum : use->sums) sums.push_back(sum_json(sum));
+  Json grid = Json::array();
+  for (const GridUse& kind : use->grid) {
+    grid.push_back(
+        {{"taps", kind.tap},
+         {"tensors", kind.tensors},
+         {"nonzero", {{"least", kind.least_nonzero}, {"median", kind.median_nonzero}, {"most", kind.most_nonzero}}},
+         {"fewest_distinct", kind.distinct},
+         {"largest_bits", kind.bits}});
+  }
+  return {{"budget_bits", kSumBudget},
+          {"widest_sum", use->widest ? sum_json(*use->widest) : Json(nullptr)},
+          {"sums", sums},
+          {"grid", grid},
+          {"warnings", problems_json(use->weak)}};
+}
+
+}  // namespace
+
+const char* to_string(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::pass:
+      return "pass";
+    case Verdict::mismatch:
+      return "mismatch";
+    case Verdict::inconclusive:
+      return "inconclusive";
+    case Verdict::deadlock:
+      return "deadlock";
+    case Verdict::invalid:
+      break;
+  }
+  return "invalid";
+}
+
+namespace {
+
+Json report_json(const VerifyReport& report) {
+  Json document;
+  document["schema"] = "shardproof.verify/1";
+  document["plan"] = Json::parse(plan_json(report.plan));
+  document["ranks"] = report.plan.world();
+  document["format"] = ops::to_string(report.format);
+  document["seed"] = report.plan.workload.seed;
+  document["threads"] = report.threads;
+  document["schedule"] = report.schedule ? Json(*report.schedule) : Json(nullptr);
+  document["verdict"] = to_string(report.verdict);
+  document["problems"] = problems_json(report.problems);
+  document["taps"] = taps_json(report.taps);
+  document["first_divergence"] = divergence_json(report.first_divergence);
+  if (report.algebra) {
+    document["algebra"] = {{"verdict", to_string(report.algebra->verdict)},
+                           {"first_divergence", divergence_json(report.algebra->first_divergence)},
+                           {"taps", report.algebra->taps},
+                           {"elements", report.algebra->elements},
+                           {"seconds", report.algebra->seconds}};
+  }
+  document["exact_use"] = exact_use_json(report.exact_use);
+  document["routing"] = {{"tokens", report.routing.tokens},
+                         {"ambiguous", report.routing.ambiguous},
+                         {"flipped", report.routing.flipped},
+                         {"replayed", report.routing.replayed}};
+  document["tokens_per_expert"] = report.tokens_per_expert;
+  document["collectives"] = collectives_json(report.collectives);
+  document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
+  if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
+  if (report.wait_graph) document["wait_graph"] = wait_graph_json(*report.wait_graph);
+  if (!report.mismatched_calls.empty()) document["mismatched_calls"] = calls_json(report.mismatched_calls);
+  document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
+  return document;
+}
+
+}  // namespace
+
+std::string to_json(const VerifyReport& report) {
+  return report_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string orders_json(const std::vector<OrderReport>& orders) {
+  Json document{{"schema", "shardproof.orders/1"}, {"orders", Json::array()}};
+  for (const OrderReport& order : orders) {
+    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", report_json(order.report)}});
+  }
+  return document.dump(2) + "\n";
+}
+
+}  // namespace shardproof

@@ -1,0 +1,236 @@
+#include "emu/weights/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <stdexcept>
+#include <system_error>
+
+#include "emu/input/json_value.h"
+#include "emu/model/families/load.h"
+
+namespace shardproof {
+namespace {
+
+namespace fs = std::filesystem;
+using Kind = JsonValue::Kind;
+
+constexpr std::uintmax_t kMaxConfigBytes = 4u << 20;
+constexpr std::uintmax_t kMaxIndexBytes = 16u << 20;
+constexpr int kMaxConfigDepth = 16;
+constexpr int kMaxIndexDepth = 8;
+constexpr std::string_view kWhole = "model.safetensors";
+constexpr std::string_view kIndex = "model.safetensors.index.json";
+
+[[noreturn]] void fail(const fs::path& file, const std::vector<Problem>& problems) {
+  std::string message;
+  for (std::size_t i = 1; i < problems.size(); ++i) {
+    message += fmt::format("; {}: {}", problems[i].field, problems[i].message);
+  }
+  throw CheckpointError(file.string(), problems.front().field, problems.front().message + message);
+}
+
+JsonValue read_json(const fs::path& path, std::uintmax_t max_bytes, int max_depth) {
+  const FileText file = read_file(path, max_bytes);
+  if (!file.text) fail(path, file.problems);
+  JsonDocument document = parse_json(*file.text, path.filename().string(), max_depth);
+  if (!document.value) fail(path, document.problems);
+  return std::move(*document.value);
+}
+
+/// A file that the index may name: in the directory itself, not somewhere else on the machine.
+bool is_plain_name(std::string_view name) {
+  return name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos &&
+         name.ends_with(".safetensors");
+}
+
+bool changes_nothing(std::string_view name, const ModelConfig& model) {
+  return name.ends_with(".rotary_emb.inv_freq") || (model.tie_word_embeddings && name == "lm_head.weight");
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const fs::path& directory) {
+  std::error_code error;
+  if (!fs::is_directory(directory, error)) {
+    throw CheckpointError(directory.string(), "",
+                          "is not a directory; one with config.json and model.safetensors is "
+                          "needed");
+  }
+  read_config(directory / "config.json");
+  open_files(directory);
+  check_weights(directory.string());
+}
+
+void Checkpoint::read_config(const fs::path& path) {
+  const JsonValue config = read_json(path, kMaxConfigBytes, kMaxConfigDepth);
+  std::vector<Problem> problems;
+  LoadedModel loaded = read_model(config, "", problems);
+  const auto require = [&](bool holds, const char* field, std::string message) {
+    if (!holds && problems.empty()) problems.push_back({field, std::move(message)});
+  };
+  // What validate() says of a plan's model; without it the shapes below would make no sense.
+  const ModelConfig& model = loaded.model;
+  require(model.num_kv_heads > 0 && model.num_heads % model.num_kv_heads == 0, "num_key_value_heads",
+          fmt::format("{} does not divide the {} query heads", model.num_kv_heads, model.num_heads));
+  require(model.head_dim % 2 == 0, "head_dim", fmt::format("{} is odd; RoPE rotates pairs", model.head_dim));
+  require(model.top_k <= model.num_experts, "num_experts_per_tok",
+          fmt::format("{} is more than the {} experts", model.top_k, model.num_experts));
+  if (!problems.empty()) fail(path, problems);
+  model_ = loaded.model;
+  sliding_window_ = loaded.sliding_window;
+}
+
+void Checkpoint::open_files(const fs::path& directory) {
+  std::error_code error;
+  const bool whole = fs::exists(directory / kWhole, error);
+  const bool index = fs::exists(directory / kIndex, error);
+  if (whole == index) {
+    throw CheckpointError(
+        directory.string(), "",
+        fmt::format("has {} {} and {}; exactly one is needed", whole ? "both" : "neither", kWhole, kIndex));
+  }
+  if (whole) {
+    add_file(directory / kWhole);
+  } else {
+    open_index(directory, directory / kIndex);
+  }
+}
+
+void Checkpoint::add_file(const fs::path& path) {
+  files_.push_back(std::make_unique<SafetensorsFile>(path));
+  const SafetensorsFile& file = *files_.back();
+  for (const TensorEntry& entry : file.header().tensors) {
+    const auto [position, added] = places_.emplace(entry.name, Place{&file, &entry});
+    if (!added) {
+      throw CheckpointError(file.name(), in_quotes(entry.name),
+                            fmt::format("stands in {} too", position->second.file->name()));
+    }
+  }
+}
+
+void Checkpoint::open_index(const fs::path& directory, const fs::path& index) {
+  const JsonValue document = read_json(index, kMaxIndexBytes, kMaxIndexDepth);
+  if (!document.is(Kind::object)) throw CheckpointError(index.string(), "", "an object is needed");
+  for (const JsonMember& member : document.members) {
+    if (member.key != "metadata" && member.key != "weight_map") {
+      throw CheckpointError(index.string(), in_quotes(member.key),
+                            "unknown key; only metadata and weight_map are known");
+    }
+  }
+  const JsonValue* const map = document.find("weight_map");
+  if (map == nullptr || !map->is(Kind::object)) {
+    throw CheckpointError(index.string(), "weight_map", "an object from tensor to file is needed");
+  }
+  std::set<std::string> names;
+  for (const JsonMember& member : map->members) {
+    if (!member.value.is(Kind::string) || !is_plain_name(member.value.text)) {
+      throw CheckpointError(
+          index.string(), "weight_map." + in_quotes(member.key),
+          fmt::format("{}; the name of a .safetensors file in this directory is needed", describe(member.value)));
+    }
+    names.insert(member.value.text);
+  }
+  for (const std::string& name : names) add_file(directory / name);
+  for (const JsonMember& member : map->members) {
+    const auto found = places_.find(member.key);
+    const std::string file = (directory / member.value.text).string();
+    if (found == places_.end() || found->second.file->name() != file) {
+      throw CheckpointError(index.string(), "weight_map." + in_quotes(member.key),
+                            fmt::format("{} has no such tensor", describe(member.value)));
+    }
+  }
+  if (places_.size() != map->members.size()) {
+    for (const auto& [name, held] : places_) {
+      if (map->find(name) == nullptr) {
+        throw CheckpointError(index.string(), "weight_map",
+                              fmt::format("lacks {}, which stands in {}", in_quotes(name), held.file->name()));
+      }
+    }
+  }
+}
+
+void Checkpoint::check_weight(const WeightSpec& spec, const std::string& directory) const {
+  const auto found = places_.find(spec.name);
+  if (found == places_.end()) throw CheckpointError(directory, in_quotes(spec.name), "is missing; the model needs it");
+  const std::vector<std::int64_t>& shape = found->second.entry->shape;
+  const std::vector<std::int64_t> needed =
+      spec.kind == WeightKind::norm ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
+  if (shape != needed) {
+    throw CheckpointError(
+        found->second.file->name(), in_quotes(spec.name) + ".shape",
+        fmt::format("[{}]; the config makes it [{}]", fmt::join(shape, ", "), fmt::join(needed, ", ")));
+  }
+}
+
+void Checkpoint::check_weights(const std::string& directory) const {
+  // Layer by layer, so that a config of absurd size stops at the first weight that is not there.
+  namespace r = registry;
+  std::set<std::string> needed;
+  const auto check = [&](const WeightSpec& spec) {
+    check_weight(spec, directory);
+    needed.insert(spec.name);
+  };
+  check(r::embedding(model_));
+  for (int layer = 0; layer < model_.num_layers; ++layer) {
+    for (auto make : {r::attention_norm, r::attention_q, r::attention_k, r::attention_v, r::attention_output,
+                      r::moe_norm, r::router}) {
+      check(make(model_, layer));
+    }
+    for (int expert = 0; expert < model_.num_experts; ++expert) {
+      for (auto make : {r::expert_gate, r::expert_up, r::expert_down}) check(make(model_, layer, expert));
+    }
+  }
+  check(r::final_norm(model_));
+  check(r::head(model_));
+  for (const auto& [name, held] : places_) {
+    if (!needed.contains(name) && !changes_nothing(name, model_)) {
+      throw CheckpointError(held.file->name(), in_quotes(name), "is no weight of the model that config.json describes");
+    }
+  }
+}
+
+const Checkpoint::Place& Checkpoint::place(std::string_view name) const {
+  const auto found = places_.find(name);
+  if (found == places_.end()) throw std::out_of_range(fmt::format("the checkpoint has no tensor named '{}'", name));
+  return found->second;
+}
+
+void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const {
+  const Place& held = place(spec.name);
+  held.file->read<double>(*held.entry, rows, cols, out);
+}
+
+std::vector<double> Checkpoint::tensor(std::string_view name) const {
+  const Place& held = place(name);
+  const std::int64_t rows = held.entry->rows(), cols = held.entry->cols();
+  std::vector<double> values(static_cast<std::size_t>(rows * cols));
+  held.file->read<double>(*held.entry, {0, rows}, {0, cols}, {values.data(), rows, cols});
+  return values;
+}
+
+std::vector<Problem> compare_models(const ModelConfig& plan, const ModelConfig& checkpoint) {
+  std::vector<Problem> problems;
+  const auto compare = [&](const char* field, auto ours, auto theirs) {
+    if (ours != theirs) {
+      problems.push_back({fmt::format("model.{}", field), fmt::format("{}; the checkpoint has {}", ours, theirs)});
+    }
+  };
+  compare("hidden_size", plan.hidden_size, checkpoint.hidden_size);
+  compare("num_hidden_layers", plan.num_layers, checkpoint.num_layers);
+  compare("num_attention_heads", plan.num_heads, checkpoint.num_heads);
+  compare("num_key_value_heads", plan.num_kv_heads, checkpoint.num_kv_heads);
+  compare("head_dim", plan.head_dim, checkpoint.head_dim);
+  compare("moe_intermediate_size", plan.expert_width, checkpoint.expert_width);
+  compare("num_local_experts", plan.num_experts, checkpoint.num_experts);
+  compare("num_experts_per_tok", plan.top_k, checkpoint.top_k);
+  compare("vocab_size", plan.vocab_size, checkpoint.vocab_size);
+  compare("rms_norm_eps", plan.rms_norm_eps, checkpoint.rms_norm_eps);
+  compare("rope_theta", plan.rope_theta, checkpoint.rope_theta);
+  compare("norm_topk_prob", plan.norm_topk_prob, checkpoint.norm_topk_prob);
+  compare("tie_word_embeddings", plan.tie_word_embeddings, checkpoint.tie_word_embeddings);
+  return problems;
+}
+
+}  // namespace shardproof

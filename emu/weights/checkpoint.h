@@ -1,0 +1,62 @@
+// A Hugging Face checkpoint: a directory with config.json and model.safetensors, or shards with
+// model.safetensors.index.json. The files are mapped; a rank reads its slices and nothing else.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/input/problem.h"
+#include "emu/model/config.h"
+#include "emu/weights/safetensors.h"
+#include "emu/weights/store.h"
+
+namespace shardproof {
+
+class Checkpoint final : public WeightSource {
+ public:
+  /// Opens the directory and checks it whole: the config is a model that can be emulated, every weight of it is there
+  /// with its shape, and no other is, but for what changes nothing (the RoPE frequencies that older releases stored;
+  /// the head when it is tied). Throws CheckpointError.
+  explicit Checkpoint(const std::filesystem::path& directory);
+
+  const ModelConfig& model() const { return model_; }
+  /// Sequences longer than this would attend through a window, which is not emulated.
+  std::optional<std::int64_t> sliding_window() const { return sliding_window_; }
+
+  /// Throws std::out_of_range for a name that the checkpoint lacks, and as SafetensorsFile::read does.
+  void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override;
+  /// The whole tensor of that name, row-major. Throws std::out_of_range.
+  std::vector<double> tensor(std::string_view name) const;
+
+ private:
+  struct Place {
+    const SafetensorsFile* file = nullptr;
+    const TensorEntry* entry = nullptr;
+  };
+
+  void read_config(const std::filesystem::path& path);
+  void open_files(const std::filesystem::path& directory);
+  void add_file(const std::filesystem::path& path);
+  void open_index(const std::filesystem::path& directory, const std::filesystem::path& index);
+  void check_weights(const std::string& directory) const;
+  void check_weight(const WeightSpec& spec, const std::string& directory) const;
+  const Place& place(std::string_view name) const;
+
+  ModelConfig model_;
+  std::optional<std::int64_t> sliding_window_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Place, std::less<>> places_;
+};
+
+/// Each field in which the model of a plan is not that of the checkpoint, as "model.<field>"; model_type and dtype may
+/// differ.
+std::vector<Problem> compare_models(const ModelConfig& plan, const ModelConfig& checkpoint);
+
+}  // namespace shardproof

@@ -1,0 +1,285 @@
+#include "emu/weights/safetensors.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+
+#include "emu/input/json_value.h"
+
+namespace shardproof {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "the tensors' bytes are little endian and read as they are");
+
+using Kind = JsonValue::Kind;
+
+constexpr std::uint64_t kLengthBytes = 8;
+constexpr int kMaxDepth = 4;
+
+constexpr std::pair<std::string_view, TensorType> kTypes[] = {
+    {"F64", TensorType::f64}, {"F32", TensorType::f32}, {"F16", TensorType::f16}, {"BF16", TensorType::bf16}};
+
+/// One tensor's object, read member by member.
+class EntryReader {
+ public:
+  EntryReader(const std::string& file, const std::string& tensor, const JsonValue& object, std::uint64_t data_bytes)
+      : file_(file), tensor_(in_quotes(tensor)), data_bytes_(data_bytes) {
+    entry_.name = tensor;
+    if (!object.is(Kind::object)) fail("", fmt::format("{}; an object is needed", describe(object)));
+    for (const JsonMember& member : object.members) {
+      if (member.key != "dtype" && member.key != "shape" && member.key != "data_offsets") {
+        fail("",
+             fmt::format("unknown key {}; only dtype, shape and data_offsets may stand here", in_quotes(member.key)));
+      }
+    }
+    read_type(member(object, "dtype"));
+    read_shape(member(object, "shape"));
+    read_offsets(member(object, "data_offsets"));
+    check_size();
+  }
+
+  TensorEntry take() { return std::move(entry_); }
+
+ private:
+  [[noreturn]] void fail(std::string_view field, const std::string& message) const {
+    throw CheckpointError(file_, field.empty() ? tensor_ : fmt::format("{}.{}", tensor_, field), message);
+  }
+
+  const JsonValue& member(const JsonValue& object, std::string_view key) const {
+    const JsonValue* const value = object.find(key);
+    if (value == nullptr) fail(key, "is missing");
+    return *value;
+  }
+
+  void read_type(const JsonValue& value) {
+    for (const auto& [name, type] : kTypes) {
+      if (value.is(Kind::string) && value.text == name) {
+        entry_.type = type;
+        return;
+      }
+    }
+    fail("dtype", fmt::format("{}; one of F64, F32, F16, BF16 is needed", describe(value)));
+  }
+
+  std::int64_t count(const JsonValue& value, std::string_view field) const {
+    if (!value.is(Kind::integer) || value.integer < 0) {
+      fail(field, fmt::format("{}; an integer of at least 0 is needed", describe(value)));
+    }
+    return value.integer;
+  }
+
+  void read_shape(const JsonValue& value) {
+    if (!value.is(Kind::array) || value.items.size() > kMaxTensorDims) {
+      fail("shape", fmt::format("{}; an array of at most {} is needed", describe(value), kMaxTensorDims));
+    }
+    for (const JsonValue& item : value.items) entry_.shape.push_back(count(item, "shape"));
+  }
+
+  void read_offsets(const JsonValue& value) {
+    if (!value.is(Kind::array) || value.items.size() != 2) {
+      fail("data_offsets", fmt::format("{}; an array of begin and end is needed", describe(value)));
+    }
+    entry_.begin = static_cast<std::uint64_t>(count(value.items[0], "data_offsets"));
+    entry_.end = static_cast<std::uint64_t>(count(value.items[1], "data_offsets"));
+    if (entry_.begin > entry_.end || entry_.end > data_bytes_) {
+      fail("data_offsets", fmt::format("[{}, {}]; begin <= end <= {}, the bytes after the header, is needed",
+                                       entry_.begin, entry_.end, data_bytes_));
+    }
+  }
+
+  void check_size() const {
+    std::int64_t bytes = bytes_of(entry_.type);
+    std::int64_t bound = bytes;  // a dim of 0 must not hide that the others overflow: cols() multiplies them
+    for (const std::int64_t dim : entry_.shape) {
+      if (__builtin_mul_overflow(bound, std::max<std::int64_t>(dim, 1), &bound)) {
+        fail("shape", fmt::format("[{}] is more than 2^63 bytes", fmt::join(entry_.shape, ", ")));
+      }
+      bytes *= dim;
+    }
+    if (static_cast<std::uint64_t>(bytes) != entry_.end - entry_.begin) {
+      fail("data_offsets",
+           fmt::format("[{}, {}] are {} bytes; the shape [{}] of {} needs {}", entry_.begin, entry_.end,
+                       entry_.end - entry_.begin, fmt::join(entry_.shape, ", "), to_string(entry_.type), bytes));
+    }
+  }
+
+  const std::string& file_;
+  std::string tensor_;
+  std::uint64_t data_bytes_;
+  TensorEntry entry_;
+};
+
+void check_metadata(const JsonValue& metadata, const std::string& file) {
+  bool strings = metadata.is(Kind::object);
+  for (const JsonMember& member : metadata.members) strings = strings && member.value.is(Kind::string);
+  if (!strings) throw CheckpointError(file, "__metadata__", "an object of strings is needed");
+}
+
+/// The tensors, in order of their bytes, must cover the data exactly.
+void check_cover(const std::vector<TensorEntry>& tensors, std::uint64_t data_bytes, const std::string& file) {
+  std::uint64_t expected = 0;
+  for (const TensorEntry& tensor : tensors) {
+    if (tensor.begin != expected) {
+      throw CheckpointError(file, in_quotes(tensor.name) + ".data_offsets",
+                            fmt::format("starts at {}, but the tensors before it end at {}: {}", tensor.begin, expected,
+                                        tensor.begin < expected ? "they overlap" : "there is a hole"));
+    }
+    expected = tensor.end;
+  }
+  if (expected != data_bytes) {
+    throw CheckpointError(file, "",
+                          fmt::format("the tensors end at {}, but {} bytes follow the header", expected, data_bytes));
+  }
+}
+
+float float_from_half(std::uint16_t bits) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
+  const std::uint32_t exponent = (bits >> 10) & 0x1fu;
+  const std::uint32_t mantissa = bits & 0x3ffu;
+  if (exponent == 0) {  // zero and subnormals: mantissa * 2^-24
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const std::uint32_t wide = exponent == 0x1f ? 0xffu : exponent + 127 - 15;
+  return std::bit_cast<float>(sign | wide << 23 | mantissa << 13);
+}
+
+float float_from_bfloat(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+template <class Stored, class T, class Convert>
+void convert_row(const std::byte* source, std::span<T> out, Convert convert) {
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    Stored stored;  // the header's length need not leave the data aligned
+    std::memcpy(&stored, source + i * sizeof(Stored), sizeof(Stored));
+    out[i] = static_cast<T>(convert(stored));
+  }
+}
+
+}  // namespace
+
+std::string_view to_string(TensorType type) {
+  for (const auto& [name, listed] : kTypes) {
+    if (listed == type) return name;
+  }
+  return "?";
+}
+
+std::int64_t bytes_of(TensorType type) {
+  switch (type) {
+    case TensorType::f64:
+      return 8;
+    case TensorType::f32:
+      return 4;
+    case TensorType::f16:
+    case TensorType::bf16:
+      return 2;
+  }
+  return 0;
+}
+
+std::int64_t TensorEntry::rows() const {
+  return shape.size() < 2 ? 1 : shape[0];
+}
+
+std::int64_t TensorEntry::cols() const {
+  std::int64_t product = 1;
+  for (std::size_t dim = shape.size() < 2 ? 0 : 1; dim < shape.size(); ++dim) product *= shape[dim];
+  return product;
+}
+
+const TensorEntry* SafetensorsHeader::find(std::string_view name) const {
+  const auto found =
+      std::find_if(tensors.begin(), tensors.end(), [&](const TensorEntry& tensor) { return tensor.name == name; });
+  return found == tensors.end() ? nullptr : &*found;
+}
+
+SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& name) {
+  if (file.size() < kLengthBytes) {
+    throw CheckpointError(name, "", fmt::format("{} bytes; a header length takes {}", file.size(), kLengthBytes));
+  }
+  std::uint64_t length = 0;
+  std::memcpy(&length, file.data(), kLengthBytes);
+  const std::uint64_t rest = file.size() - kLengthBytes;
+  if (length > rest || length > kMaxHeaderBytes) {
+    throw CheckpointError(
+        name, "header length",
+        fmt::format("{}; {} bytes follow it, and at most {} are read", length, rest, kMaxHeaderBytes));
+  }
+  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
+  if (!text.starts_with('{')) throw CheckpointError(name, "header", "does not start with '{'");
+  // A parser may take a zero byte for the end of the text and never see what follows.
+  if (text.find('\0') != std::string_view::npos) throw CheckpointError(name, "header", "contains a zero byte");
+  const JsonDocument document = parse_json(text, "header", kMaxDepth);
+  if (!document.value) {
+    const Problem problem = document.problems.empty() ? Problem{"header", "is not JSON"} : document.problems.front();
+    throw CheckpointError(name, problem.field, problem.message);
+  }
+
+  SafetensorsHeader header;
+  header.data_begin = kLengthBytes + length;
+  const std::uint64_t data_bytes = rest - length;
+  header.tensors.reserve(document.value->members.size());
+  for (const JsonMember& member : document.value->members) {
+    if (member.key == "__metadata__") {
+      check_metadata(member.value, name);
+    } else {
+      header.tensors.push_back(EntryReader(name, member.key, member.value, data_bytes).take());
+    }
+  }
+  // Of an empty tensor and one that starts where it stands, the empty one comes first.
+  std::stable_sort(header.tensors.begin(), header.tensors.end(), [](const TensorEntry& a, const TensorEntry& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
+  });
+  check_cover(header.tensors, data_bytes, name);
+  return header;
+}
+
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
+    : name_(path.string()), file_(path), header_(parse_safetensors(file_.bytes(), name_)) {}
+
+template <class T>
+void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
+                ops::MatrixView<T> out) {
+  const auto inside = [](Range range, std::int64_t size) {
+    return range.begin >= 0 && range.count >= 0 && range.begin <= size && range.count <= size - range.begin;
+  };
+  const std::int64_t width = tensor.cols();
+  if (!inside(rows, tensor.rows()) || !inside(cols, width)) {
+    throw std::out_of_range(fmt::format("{} rows from {} and {} columns from {} of '{}', which is {} x {}", rows.count,
+                                        rows.begin, cols.count, cols.begin, tensor.name, tensor.rows(), width));
+  }
+  if (out.rows != rows.count || out.cols != cols.count) {
+    throw std::invalid_argument(fmt::format("a slice of {} x {} of '{}' into a matrix of {} x {}", rows.count,
+                                            cols.count, tensor.name, out.rows, out.cols));
+  }
+  const std::int64_t size = bytes_of(tensor.type);
+  const std::byte* const first = data.data() + tensor.begin;
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const std::byte* const source = first + ((rows.begin + i) * width + cols.begin) * size;
+    switch (tensor.type) {
+      case TensorType::f64:
+        convert_row<double>(source, out.row(i), [](double value) { return value; });
+        break;
+      case TensorType::f32:
+        convert_row<float>(source, out.row(i), [](float value) { return value; });
+        break;
+      case TensorType::f16:
+        convert_row<std::uint16_t>(source, out.row(i), float_from_half);
+        break;
+      case TensorType::bf16:
+        convert_row<std::uint16_t>(source, out.row(i), float_from_bfloat);
+        break;
+    }
+  }
+}
+
+template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<float>);
+template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<double>);
+
+}  // namespace shardproof

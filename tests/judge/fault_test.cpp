@@ -1,0 +1,174 @@
+// The verifier names what a fault breaks first, in exact and in float formats.
+#include "emu/run/fault.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <ostream>
+
+#include "emu/judge/verify.h"
+#include "tests/support/small_plan.h"
+
+namespace shardproof {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::small_plan;
+
+/// Drops the all-reduce that follows an op of a layer, on every rank.
+class DroppedAllReduce final : public FaultInjector {
+ public:
+  DroppedAllReduce(std::string_view op, int layer) : op_(op), layer_(layer) {}
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
+    const OpRecord& last = rank.trace().ops.back();
+    return !(call.operation == Operation::all_reduce && last.op == op_ && last.layer == layer_);
+  }
+
+ private:
+  std::string_view op_;
+  int layer_;
+};
+
+class RotatedExpertMap final : public FaultInjector {
+ public:
+  void edit_layouts(std::vector<Layout>& layouts) override {
+    for (Layout& layout : layouts) {
+      for (int& owner : layout.expert_owner) owner = (owner + 1) % layout.parallel.ep;
+    }
+  }
+};
+
+class SwappedQueryHeads final : public FaultInjector {
+ public:
+  void edit_slice(const Rank& rank, WeightSpec& spec, Range& rows, Range& /*cols*/) override {
+    if (spec.row_split != Split::q_heads || spec.layer != 1) return;
+    rows.begin = spec.rows - rows.begin - rows.count;
+    static_cast<void>(rank);
+  }
+};
+
+class SkippedCollective final : public FaultInjector {
+ public:
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
+    return !(to_int(rank.id()) == 2 && call.operation == Operation::all_to_all && rank.trace().ops.back().layer == 1);
+  }
+};
+
+VerifyReport verify_with(FaultInjector& fault, const Plan& plan, ops::Format format) {
+  return verify(plan, {.format = format, .fault = &fault});
+}
+
+/// What the test's name is followed by in lists.
+struct InFormat {
+  ops::Format format;
+  friend std::ostream& operator<<(std::ostream& out, const InFormat& in) { return out << ops::to_string(in.format); }
+};
+
+class Faults : public ::testing::TestWithParam<InFormat> {};
+
+TEST_P(Faults, NameADroppedAllReduceWhereItIs) {
+  DroppedAllReduce fault("attention.output", 1);
+
+  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .dp = 2, .ep = 4}), GetParam().format);
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.output");
+  EXPECT_THAT(report.first_divergence->ranks, ElementsAre(0, 1, 2, 3));
+}
+
+TEST_P(Faults, NameAWrongExpertMap) {
+  RotatedExpertMap fault;
+
+  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam().format);
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.0.moe.output");
+}
+
+TEST_P(Faults, NameASwappedHeadOrder) {
+  SwappedQueryHeads fault;
+
+  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .edp = 2}), GetParam().format);
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.q");
+}
+
+TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
+  SkippedCollective fault;
+
+  const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam().format);
+
+  EXPECT_EQ(report.verdict, Verdict::deadlock);
+  EXPECT_THAT(report.deadlock, HasSubstr("all_to_all"));
+  EXPECT_THAT(report.deadlock, HasSubstr("rank 2"));
+  const std::string json = to_json(report);
+  EXPECT_TRUE(report.wait_graph.has_value() || !report.mismatched_calls.empty());
+  EXPECT_THAT(json, ::testing::AnyOf(HasSubstr("\"wait_graph\""), HasSubstr("\"mismatched_calls\"")));
+  EXPECT_THAT(json, HasSubstr("emu/run/moe_block.cpp\""));
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, Faults,
+                         ::testing::Values(InFormat{ops::Format::exact}, InFormat{ops::Format::fp64},
+                                           InFormat{ops::Format::fp32}, InFormat{ops::Format::fp16},
+                                           InFormat{ops::Format::bf16}),
+                         [](const auto& instance) { return std::string(ops::to_string(instance.param.format)); });
+
+TEST(Verify, RefusesAnInvalidPlanWithEveryProblem) {
+  Plan plan = small_plan({.tp = 3, .ep = 1, .edp = 3});
+  plan.model.top_k = 9;
+
+  const VerifyReport report = verify(plan);
+
+  EXPECT_EQ(report.verdict, Verdict::invalid);
+  EXPECT_GE(report.problems.size(), 2U);
+}
+
+TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
+  const VerifyReport report = verify(small_plan({.cp = 2, .edp = 2}));
+
+  EXPECT_EQ(report.verdict, Verdict::invalid);
+  EXPECT_EQ(report.problems.front().field, "parallel.cp");
+}
+
+TEST(Verify, IsInconclusiveWhenTheWeightsAreZero) {
+  const testing::EditedWeights zero(1, [](const WeightSpec&, std::int64_t, std::int64_t, double) { return 0.0; });
+
+  const VerifyReport report = verify(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::exact, .weights = &zero});
+
+  EXPECT_EQ(report.verdict, Verdict::inconclusive);
+  EXPECT_THAT(report.problems.front().message, HasSubstr("zero"));
+}
+
+TEST(Verify, CountsTheTokensOfEveryExpert) {
+  const Plan plan = small_plan({.dp = 2, .ep = 2});
+
+  const VerifyReport report = verify(plan, {.format = ops::Format::exact});
+
+  ASSERT_EQ(report.tokens_per_expert.size(), 4U);
+  for (const auto& layer : report.tokens_per_expert) {
+    EXPECT_EQ(layer[0] + layer[1] + layer[2] + layer[3], 64 * 2);
+  }
+}
+
+TEST(Prove, GivesTheAlgebraThenTheRounding) {
+  const VerifyReport report = prove(small_plan({.tp = 2, .dp = 2, .ep = 4}), {.format = ops::Format::bf16});
+
+  ASSERT_TRUE(report.algebra.has_value());
+  EXPECT_EQ(report.algebra->verdict, Verdict::pass);
+  EXPECT_EQ(report.format, ops::Format::bf16);
+  EXPECT_EQ(report.verdict, Verdict::pass);
+}
+
+TEST(Prove, StopsAtAWrongAlgebra) {
+  DroppedAllReduce fault("attention.output", 0);
+
+  const VerifyReport report = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
+
+  EXPECT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.format, ops::Format::exact);
+}
+
+}  // namespace
+}  // namespace shardproof

@@ -1,0 +1,44 @@
+#include "tests/judge/random_verification.h"
+
+#include <gtest/gtest.h>
+
+#include <iostream>
+#include <string>
+
+#include "emu/judge/verify.h"
+#include "emu/plan/validate.h"
+#include "tests/support/random_plan.h"
+
+namespace shardproof::testing {
+namespace {
+
+std::string explain(const VerifyReport& report) {
+  std::string text = to_string(report.verdict);
+  if (report.first_divergence) text += ": " + report.first_divergence->tap + ": " + report.first_divergence->message;
+  for (const Problem& problem : report.problems) text += "\n" + problem.field + ": " + problem.message;
+  return text + report.deadlock;
+}
+
+/// Of a small model some taps may be vacuous by chance (a tensor of one element); agreement is what is asked here.
+bool agrees(const VerifyReport& report) {
+  return report.verdict == Verdict::pass || (report.verdict == Verdict::inconclusive && !report.first_divergence);
+}
+
+}  // namespace
+
+void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format) {
+  std::cout << "seeds from " << first_seed << " (SHARDPROOF_TEST_SEED)\n";
+  int conclusive = 0;
+  for (int i = 0; i < count; ++i) {
+    const Plan plan = random_plan(first_seed + static_cast<std::uint64_t>(i));
+    ASSERT_TRUE(validate(plan).empty()) << describe(plan) << "\n" << validate(plan).front().message;
+
+    const VerifyReport report = verify(plan, {.format = format});
+
+    ASSERT_TRUE(agrees(report)) << describe(plan) << "\n" << explain(report);
+    conclusive += report.verdict == Verdict::pass ? 1 : 0;
+  }
+  EXPECT_GT(conclusive, count * 3 / 4);
+}
+
+}  // namespace shardproof::testing

@@ -1,0 +1,195 @@
+#include "emu/report/baseline.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace shardproof {
+namespace {
+
+using testing::HasSubstr;
+
+Plan small_plan() {
+  Plan plan;
+  plan.name = "small";
+  plan.model = {.hidden_size = 8,
+                .num_layers = 1,
+                .num_heads = 2,
+                .num_kv_heads = 1,
+                .head_dim = 4,
+                .expert_width = 6,
+                .num_experts = 2,
+                .top_k = 1,
+                .vocab_size = 5};
+  plan.workload.lengths = {3, 2};
+  return plan;
+}
+
+Baseline recorded(ops::Format format) {
+  Baseline baseline{.plan = "small", .format = format, .inputs = hash_inputs(small_plan(), format), .taps = {}};
+  baseline.taps.push_back(summarize_tap("embedding", 2, 2, std::vector<double>{1.0, -2.0, 0.5, 0.25}, format));
+  baseline.taps.push_back(summarize_tap("logits", 1, 3, std::vector<double>{0.1, 0.2, 0.3}, format));
+  return baseline;
+}
+
+std::string refusal(std::string text, const std::string& from, const std::string& to) {
+  const std::size_t position = text.find(from);
+  if (position == std::string::npos) return "the text to replace is not there";
+  const LoadedBaseline loaded = parse_baseline(text.replace(position, from.size(), to), "b.json");
+  EXPECT_EQ(loaded.baseline.has_value(), loaded.problems.empty());
+  return loaded.problems.empty() ? "" : loaded.problems[0].field + ": " + loaded.problems[0].message;
+}
+
+TEST(HashBits, DependsOnEveryBitAndOnTheOrder) {
+  const std::vector<double> values = {1.0, 2.0, 3.0, 0.0};
+
+  const std::uint64_t hash = hash_bits(values);
+
+  EXPECT_EQ(hash, hash_bits(std::vector<double>{1.0, 2.0, 3.0, -0.0}));
+  EXPECT_NE(hash, hash_bits(std::vector<double>{2.0, 1.0, 3.0, 0.0}));
+  EXPECT_NE(hash, hash_bits(std::vector<double>{1.0, 2.0, 3.0}));
+  EXPECT_NE(hash, hash_bits(std::vector<double>{1.0, 2.0, std::nextafter(3.0, 4.0), 0.0}));
+  EXPECT_NE(hash, hash_bits(std::vector<double>{1.0, 2.0, -3.0, 0.0}));
+}
+
+TEST(HashBits, IsTheSameEverywhere) {
+  // A change of the hash would make every recorded baseline useless.
+  EXPECT_EQ(hash_bits(std::vector<double>{}), 0U);
+  EXPECT_EQ(hash_bits(std::vector<double>{0.0}), 0xe220a8397b1dcdafU);
+  EXPECT_EQ(hash_bits(std::vector<double>{1.0, -0.5}), 0x9fc87a72abc73d7dU);
+}
+
+TEST(HashInputs, LeavesOutTheDegreesOnlyInExact) {
+  const Plan plan = small_plan();
+  Plan sharded = plan, other_lengths = plan, other_model = plan;
+  sharded.parallel.tp = 2;
+  sharded.parallel.ep = 2;
+  sharded.workload.microbatches = 2;
+  other_lengths.workload.lengths = {2, 3};
+  other_model.model.rope_theta = 1e4;
+
+  EXPECT_EQ(hash_inputs(plan, ops::Format::exact), hash_inputs(sharded, ops::Format::exact));
+  EXPECT_NE(hash_inputs(plan, ops::Format::fp32), hash_inputs(sharded, ops::Format::fp32));
+  EXPECT_NE(hash_inputs(plan, ops::Format::exact), hash_inputs(other_lengths, ops::Format::exact));
+  EXPECT_NE(hash_inputs(plan, ops::Format::exact), hash_inputs(other_model, ops::Format::exact));
+}
+
+TEST(SummarizeTap, HasTheNormAndInExactTheHash) {
+  const std::vector<double> values = {3.0, 4.0};
+
+  const BaselineTap exact = summarize_tap("t", 1, 2, values, ops::Format::exact);
+  const BaselineTap rounded = summarize_tap("t", 1, 2, values, ops::Format::bf16);
+
+  EXPECT_EQ(exact.norm, 5.0);
+  EXPECT_EQ(exact.hash, hash_bits(values));
+  EXPECT_EQ(rounded.hash, std::nullopt);
+}
+
+TEST(BaselineJson, ReadsBackWhatItWrote) {
+  for (const ops::Format format : {ops::Format::exact, ops::Format::fp32, ops::Format::bf16}) {
+    const Baseline baseline = recorded(format);
+
+    const LoadedBaseline loaded = parse_baseline(to_json(baseline), "b.json");
+
+    ASSERT_TRUE(loaded.baseline.has_value()) << loaded.problems[0].field << loaded.problems[0].message;
+    EXPECT_EQ(*loaded.baseline, baseline);
+  }
+}
+
+TEST(BaselineJson, KeepsATapALine) {
+  const std::string text = to_json(recorded(ops::Format::exact));
+
+  EXPECT_THAT(text, HasSubstr("\n    {\"name\":\"embedding\",\"rows\":2,\"cols\":2,\"norm\":2.304"));
+  EXPECT_TRUE(text.ends_with("}\n  ]\n}\n"));
+}
+
+TEST(BaselineJson, RefusesWhatIsNoBaseline) {
+  const std::string text = to_json(recorded(ops::Format::exact));
+
+  EXPECT_EQ(refusal(text, "small", "other"), "");
+  EXPECT_THAT(refusal(text, "baseline/1", "baseline/2"), HasSubstr("schema: \"shardproof.baseline/2\""));
+  EXPECT_THAT(refusal(text, "\"plan\"", "\"plans\""), HasSubstr("plan"));
+  EXPECT_THAT(refusal(text, "\"exact\"", "\"fp8\""), HasSubstr("format: \"fp8\""));
+  EXPECT_THAT(refusal(text, "\"exact\"", "\"fp32\""), HasSubstr("taps[0].hash: only the format exact has one"));
+  EXPECT_THAT(refusal(text, "\"inputs\": \"", "\"inputs\": \"x"), HasSubstr("16 hexadecimal digits"));
+  EXPECT_THAT(refusal(text, "\"rows\":2", "\"rows\":-2"), HasSubstr("taps[0].rows"));
+  EXPECT_THAT(refusal(text, "\"rows\":2", "\"rows\":2.5"), HasSubstr("taps[0].rows"));
+  EXPECT_THAT(refusal(text, "\"rows\":2", "\"rows\":2,\"rows\":2"), HasSubstr("twice"));
+  EXPECT_THAT(refusal(text, "\"rows\":2,", ""), HasSubstr("taps[0].rows"));
+  EXPECT_THAT(refusal(text, "\"norm\":2", "\"norm\":-2"), HasSubstr("taps[0].norm"));
+  EXPECT_THAT(refusal(text, "\"norm\":", "\"norm\":\"inf\",\"x\":"), HasSubstr("taps[0].norm"));
+  EXPECT_THAT(refusal(text, "\"hash\":", "\"hush\":"), HasSubstr("taps[0]."));
+  EXPECT_THAT(refusal(text, "\"taps\"", "\"tap\""), HasSubstr("tap"));
+  EXPECT_NE(refusal(text, "  ]\n}", ""), "");
+  EXPECT_NE(parse_baseline("[]", "b.json").problems.size(), 0U);
+  EXPECT_NE(parse_baseline("", "b.json").problems.size(), 0U);
+  EXPECT_NE(load_baseline("/nonexistent.json").problems.size(), 0U);
+}
+
+TEST(FirstChange, FindsNoneInTheSameRun) {
+  EXPECT_FALSE(first_change(recorded(ops::Format::exact), recorded(ops::Format::exact)).has_value());
+  EXPECT_FALSE(first_change(recorded(ops::Format::fp16), recorded(ops::Format::fp16)).has_value());
+}
+
+TEST(FirstChange, NamesTheFirstTapWhoseBitsChanged) {
+  const Baseline before = recorded(ops::Format::exact);
+  Baseline now = before;
+  now.taps[1] = summarize_tap("logits", 1, 3, std::vector<double>{0.1, 0.3, 0.2}, ops::Format::exact);
+
+  const std::optional<BaselineChange> change = first_change(before, now);
+
+  ASSERT_TRUE(change.has_value());
+  EXPECT_EQ(change->tap, "logits");
+  EXPECT_THAT(change->message, HasSubstr("bits changed"));
+}
+
+TEST(FirstChange, AllowsAFloatFormatItsRounding) {
+  const Baseline before = recorded(ops::Format::fp32);
+  Baseline within = before, beyond = before, not_finite = before;
+  within.taps[1].norm *= 1 + 8 * 0x1p-24;
+  beyond.taps[1].norm *= 1 + 32 * 0x1p-24;
+  not_finite.taps[0].norm = std::numeric_limits<double>::quiet_NaN();
+
+  EXPECT_FALSE(first_change(before, within).has_value());
+  EXPECT_EQ(first_change(before, beyond).value().tap, "logits");
+  EXPECT_EQ(first_change(before, not_finite).value().tap, "embedding");
+}
+
+TEST(FirstChange, NamesMissingRenamedAndReshapedTaps) {
+  const Baseline before = recorded(ops::Format::exact);
+  Baseline fewer = before, more = before, renamed = before, reshaped = before;
+  fewer.taps.pop_back();
+  more.taps.push_back({.name = "extra", .rows = 1, .cols = 1, .norm = 1, .hash = 1});
+  renamed.taps[0].name = "embeddings";
+  reshaped.taps[0].rows = 4;
+  reshaped.taps[0].cols = 1;
+
+  EXPECT_EQ(first_change(before, fewer).value().tap, "logits");
+  EXPECT_EQ(first_change(before, more).value().tap, "extra");
+  EXPECT_EQ(first_change(before, renamed).value().tap, "embedding");
+  EXPECT_THAT(first_change(before, reshaped).value().message, HasSubstr("was 2 x 2, is 4 x 1"));
+}
+
+TEST(FirstChange, DoesNotCompareRunsOfOtherThings) {
+  const Baseline before = recorded(ops::Format::exact);
+  Baseline other_weights = before, other_inputs = before;
+  other_weights.weights = "checkpoint";
+  other_inputs.inputs ^= 1;
+
+  for (const Baseline& other : {recorded(ops::Format::fp32), other_weights, other_inputs}) {
+    const std::optional<BaselineChange> change = first_change(before, other);
+    ASSERT_TRUE(change.has_value());
+    EXPECT_EQ(change->tap, "");
+    EXPECT_THAT(change->message, HasSubstr("record a new one"));
+  }
+}
+
+}  // namespace
+}  // namespace shardproof
