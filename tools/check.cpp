@@ -7,6 +7,8 @@
 #include <string>
 
 #include "emu/paper/check.h"
+#include "emu/report/json.h"
+#include "emu/report/markdown.h"
 #include "tools/check_text.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"

@@ -16,6 +16,8 @@
 #include <utility>
 
 #include "emu/plan/validate.h"
+#include "emu/report/dot.h"
+#include "emu/report/json.h"
 #include "emu/timeline/audit.h"
 #include "emu/timeline/graph.h"
 #include "tools/exit_code.h"

@@ -15,6 +15,7 @@
 #include "emu/judge/verify.h"
 #include "emu/mutate/mutation.h"
 #include "emu/plan/validate.h"
+#include "emu/report/json.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"

@@ -12,6 +12,7 @@
 #include "emu/judge/verify.h"
 #include "emu/plan/validate.h"
 #include "emu/report/baseline.h"
+#include "emu/report/json.h"
 #include "emu/report/junit.h"
 #include "emu/weights/checkpoint.h"
 #include "tools/exit_code.h"
@@ -209,7 +210,7 @@ int compare_orders(const VerifyFlags& flags, const Plan& original, const Checkpo
     }
     exit_code = std::max(exit_code, exit_code_of(report.verdict));
   }
-  if (outputs.json.wanted()) outputs.json.write(orders_json(orders));
+  if (outputs.json.wanted()) outputs.json.write(to_json(orders));
   if (outputs.human()) fmt::print("{}", orders_text(orders));
   return exit_code;
 }

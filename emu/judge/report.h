@@ -35,7 +35,7 @@ struct TapReport {
   std::int64_t rows = 0;  ///< shape of the whole tensor
   std::int64_t cols = 0;
   double norm = 0;                          ///< of the sharded run's values, a replicated one once
-  std::optional<std::uint64_t> exact_hash;  ///< in `exact`, of a tap that agrees: hash_bits of its values (baseline.h)
+  std::optional<std::uint64_t> exact_hash;  ///< in `exact`, of a tap that agrees: hash_bits of its values (hash.h)
   std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
 };
 
@@ -107,15 +107,10 @@ struct VerifyReport {
   double sharded_seconds = 0;
 };
 
-/// The JSON document, version 1 ("shardproof.verify/1").
-std::string to_json(const VerifyReport& report);
-
 /// One order of the all-reduce, and the run that used it.
 struct OrderReport {
   Algorithm algorithm = Algorithm::rank_order;
   VerifyReport report;
 };
-/// A document with the report of every order ("shardproof.orders/1").
-std::string orders_json(const std::vector<OrderReport>& orders);
 
 }  // namespace shardproof

@@ -97,7 +97,4 @@ struct MutationOptions {
 /// Runs every instance of every kind. The plan must be valid, pass, and have no context parallelism.
 MutationScore run_mutations(const Plan& plan, const MutationOptions& options = {});
 
-/// The JSON document of scores, version 1 ("shardproof.mutate/1").
-std::string to_json(std::span<const MutationScore> scores);
-
 }  // namespace shardproof

@@ -27,12 +27,6 @@ struct CheckReport {
 /// Never throws for what a plan says. A claim that cannot be read is a problem, and the rest is judged all the same.
 CheckReport check(const Plan& plan);
 
-/// The JSON document, version 1 ("shardproof.check/1").
-std::string to_json(const CheckReport& report);
-
-/// For a review or a pull request.
-std::string to_markdown(const CheckReport& report);
-
 /// A value with max, min and mean where ranks differ: "2.212 GB (2.081-2.212, mean 2.147 GB)".
 std::string value_text(const QuantityValue& value);
 

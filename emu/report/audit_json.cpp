@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "emu/plan/save.h"
+#include "emu/report/json.h"
 #include "emu/timeline/audit.h"
 
 namespace shardproof {

@@ -6,24 +6,10 @@
 #include <bit>
 #include <cmath>
 
-#include "emu/plan/random.h"
+#include "emu/judge/hash.h"
 
 namespace shardproof {
 namespace {
-
-/// Folds values one after another into a hash; what came before decides what the next one does.
-class Hasher {
- public:
-  void add(std::uint64_t bits) { state_ = mix64(state_ + 0x9e3779b97f4a7c15U + bits); }
-  void add(std::int64_t value) { add(static_cast<std::uint64_t>(value)); }
-  void add(int value) { add(static_cast<std::int64_t>(value)); }
-  void add(bool value) { add(std::int64_t{value}); }
-  void add(double value) { add(std::bit_cast<std::uint64_t>(value + 0.0)); }  // -0 + 0 is +0
-  std::uint64_t result() const { return state_; }
-
- private:
-  std::uint64_t state_ = 0;
-};
 
 BaselineChange not_comparable(std::string_view what, std::string_view recorded, std::string_view now) {
   return {"", fmt::format("the baseline is of {} {}, this run of {}: record a new one", what, recorded, now)};
@@ -55,17 +41,9 @@ std::optional<BaselineChange> compare_tap(const BaselineTap& recorded, const Bas
 
 BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
                           ops::Format format) {
-  double squares = 0;
-  for (const double value : values) squares += value * value;
-  BaselineTap tap{.name = std::move(name), .rows = rows, .cols = cols, .norm = std::sqrt(squares), .hash = {}};
+  BaselineTap tap{.name = std::move(name), .rows = rows, .cols = cols, .norm = norm_of(values), .hash = {}};
   if (format == ops::Format::exact) tap.hash = hash_bits(values);
   return tap;
-}
-
-std::uint64_t hash_bits(std::span<const double> values) {
-  Hasher hasher;
-  for (const double value : values) hasher.add(value);
-  return hasher.result();
 }
 
 Baseline baseline_of(const VerifyReport& report) {

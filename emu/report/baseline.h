@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "emu/judge/hash.h"
 #include "emu/judge/report.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
@@ -51,9 +52,6 @@ Baseline baseline_of(const VerifyReport& report);
 /// A hash of what determines the taps: the model and the workload, and in a float format the parallel degrees too,
 /// since they decide the order of sums.
 std::uint64_t hash_inputs(const Plan& plan, ops::Format format);
-
-/// A hash of the values' bits that depends on their order; -0 counts as +0.
-std::uint64_t hash_bits(std::span<const double> values);
 
 /// The JSON document, version 1 ("shardproof.baseline/1").
 std::string to_json(const Baseline& baseline);

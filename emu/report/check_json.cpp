@@ -3,6 +3,7 @@
 
 #include "emu/paper/check.h"
 #include "emu/plan/save.h"
+#include "emu/report/json.h"
 
 namespace shardproof {
 namespace {

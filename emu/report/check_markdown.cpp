@@ -5,6 +5,7 @@
 
 #include "emu/paper/check.h"
 #include "emu/paper/rank_table.h"
+#include "emu/report/markdown.h"
 
 namespace shardproof {
 namespace {

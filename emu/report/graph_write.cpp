@@ -5,6 +5,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "emu/report/dot.h"
+#include "emu/report/json.h"
 #include "emu/timeline/graph.h"
 
 namespace shardproof {

@@ -1,6 +1,7 @@
 #include <nlohmann/json.hpp>
 
 #include "emu/mutate/mutation.h"
+#include "emu/report/json.h"
 
 namespace shardproof {
 namespace {

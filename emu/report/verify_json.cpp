@@ -3,6 +3,7 @@
 
 #include "emu/judge/report.h"
 #include "emu/plan/save.h"
+#include "emu/report/json.h"
 
 namespace shardproof {
 namespace {
@@ -199,7 +200,7 @@ std::string to_json(const VerifyReport& report) {
   return report_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-std::string orders_json(const std::vector<OrderReport>& orders) {
+std::string to_json(const std::vector<OrderReport>& orders) {
   Json document{{"schema", "shardproof.orders/1"}, {"orders", Json::array()}};
   for (const OrderReport& order : orders) {
     document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", report_json(order.report)}});

@@ -56,7 +56,4 @@ struct Finding {
 /// Empty for a graph that fits. The plan must be valid.
 std::vector<Finding> audit(const AuditedGraph& graph, const Plan& plan);
 
-/// The JSON document, version 1 ("shardproof.audit/1").
-std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
-
 }  // namespace shardproof

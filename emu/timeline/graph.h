@@ -53,9 +53,4 @@ DeploymentGraph selected(const DeploymentGraph& graph, const GraphSelection& sel
 /// One node for each repeated pattern: the GPUs of a stage into one, the layers of a stage into one.
 DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan);
 
-/// The JSON document, version 1 ("shardproof.graph/1").
-std::string to_json(const DeploymentGraph& graph);
-/// For Graphviz.
-std::string to_dot(const DeploymentGraph& graph);
-
 }  // namespace shardproof

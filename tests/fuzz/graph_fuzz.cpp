@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <string_view>
 
+#include "emu/report/json.h"
 #include "emu/timeline/audit.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

@@ -11,6 +11,8 @@
 #include "emu/plan/save.h"
 #include "emu/plan/scale.h"
 #include "emu/plan/validate.h"
+#include "emu/report/json.h"
+#include "emu/report/markdown.h"
 
 namespace {
 

@@ -14,6 +14,7 @@
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
 #include "emu/reference/budget.h"
+#include "emu/report/json.h"
 #include "emu/run/fault.h"
 #include "ops/linear.h"
 #include "tests/support/small_plan.h"

@@ -7,6 +7,7 @@
 #include <ostream>
 
 #include "emu/judge/verify.h"
+#include "emu/report/json.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {

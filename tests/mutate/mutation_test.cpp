@@ -11,6 +11,7 @@
 #include "emu/plan/load.h"
 #include "emu/plan/scale.h"
 #include "emu/plan/validate.h"
+#include "emu/report/json.h"
 #include "tests/mutate/mutation_support.h"
 #include "tests/support/small_plan.h"
 

@@ -7,6 +7,8 @@
 #include <set>
 
 #include "emu/paper/rank_table.h"
+#include "emu/report/json.h"
+#include "emu/report/markdown.h"
 #include "tests/support/shipped_plans.h"
 
 namespace shardproof {

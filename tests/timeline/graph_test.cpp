@@ -8,6 +8,8 @@
 #include <set>
 
 #include "emu/plan/scale.h"
+#include "emu/report/dot.h"
+#include "emu/report/json.h"
 #include "emu/timeline/audit.h"
 #include "tests/support/shipped_plans.h"
 

@@ -1,0 +1,32 @@
+// The JSON documents, each with the version of its schema: "shardproof.verify/1". Within a version keys are added only;
+// a key that changes its meaning makes a new version.
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+namespace shardproof {
+
+struct CheckReport;
+struct DeploymentGraph;
+struct Finding;
+struct MutationScore;
+struct OrderReport;
+struct Plan;
+struct VerifyReport;
+
+/// "shardproof.verify/1"
+std::string to_json(const VerifyReport& report);
+/// The report of every order of the all-reduce: "shardproof.orders/1".
+std::string to_json(const std::vector<OrderReport>& orders);
+/// "shardproof.check/1"
+std::string to_json(const CheckReport& report);
+/// "shardproof.mutate/1"
+std::string to_json(std::span<const MutationScore> scores);
+/// "shardproof.graph/1"
+std::string to_json(const DeploymentGraph& graph);
+/// "shardproof.audit/1"
+std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
+
+}  // namespace shardproof
