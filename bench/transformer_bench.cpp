@@ -19,15 +19,9 @@ using namespace shardproof;
 
 /// Wide enough that arithmetic dominates, as it does in the models that plans are made for.
 ModelConfig bench_model(int layers, int experts) {
-  return {.hidden_size = 512,
-          .num_layers = layers,
-          .num_heads = 16,
-          .num_kv_heads = 16,
-          .head_dim = 32,
-          .expert_width = 1024,
-          .num_experts = experts,
-          .top_k = 2,
-          .vocab_size = 2048};
+  const LayerSpec layer{.attention = {.heads = 16, .kv_heads = 16, .head_dim = 32},
+                        .feed_forward = {.intermediate_size = 1024, .num_experts = experts, .top_k = 2}};
+  return {.hidden_size = 512, .layers = {layers, layer}, .vocab_size = 2048};
 }
 
 /// A model with its weights, ready to run on one plan.

@@ -29,11 +29,12 @@ std::string rank_table(const Plan& plan) {
                                               "kv", "experts", "width", "sequences"}};
   const auto add = [&](int rank) {
     const Layout layout = make_layout(plan.model, mesh, rank);
+    const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
     const Coordinates& at = layout.at;
     rows.push_back({fmt::format("{}", rank), fmt::format("{}", at.tp), fmt::format("{}", at.dp),
                     fmt::format("{}", at.pp), "|", fmt::format("{}", at.etp), fmt::format("{}", at.ep),
-                    fmt::format("{}", at.edp), "|", range_text(layout.layers), range_text(layout.heads),
-                    range_text(layout.kv_heads), range_text(layout.experts), range_text(layout.expert_width),
+                    fmt::format("{}", at.edp), "|", range_text(layout.layers), range_text(layer.heads),
+                    range_text(layer.kv_heads), range_text(layer.experts), range_text(layer.intermediate_size),
                     range_text(partition(plan.workload.batch(), plan.parallel.dp, at.dp))});
   };
   const int world = plan.world();
@@ -175,6 +176,8 @@ std::string exact_use_text(const std::optional<ExactUse>& use) {
 std::string plan_text(const Plan& plan, const Plan& original, const std::string& scale) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
+  const AttentionSpec& attention = m.layers[0].attention;
+  const FeedForwardSpec& experts = m.layers[0].feed_forward;
   std::string text = toned(plan.name.empty() ? "plan" : plan.name, Tone::bold);
   text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
                       plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
@@ -183,8 +186,8 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
   }
   text += fmt::format(
       "  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, expert width {}, vocabulary {}\n",
-      m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.num_experts, m.top_k, m.hidden_size, m.expert_width,
-      m.vocab_size);
+      m.layers.size(), attention.heads, attention.kv_heads, attention.head_dim, experts.num_experts, experts.top_k,
+      m.hidden_size, experts.intermediate_size, m.vocab_size);
   const auto [shortest, longest] = std::ranges::minmax(plan.workload.lengths);
   text +=
       fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),
@@ -192,8 +195,9 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
                   plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
   if (m != original.model || plan.workload.lengths != original.workload.lengths) {
     text += fmt::format("  scale {}: from hidden {}, head {}, expert width {}, vocabulary {}, {} tokens\n", scale,
-                        original.model.hidden_size, original.model.head_dim, original.model.expert_width,
-                        original.model.vocab_size, with_thousands(original.workload.tokens()));
+                        original.model.hidden_size, original.model.layers[0].attention.head_dim,
+                        original.model.layers[0].feed_forward.intermediate_size, original.model.vocab_size,
+                        with_thousands(original.workload.tokens()));
   }
   return text + "\n" + rank_table(plan) + "\n";
 }

@@ -22,14 +22,15 @@ Projection projection_of(const Case& wrong) {
   if (wrong.kind == "moe.router_logits") return {.input = &wrong.model.tap(wrong.layer, "moe.norm")};
   return {.input = &wrong.model.tap(wrong.layer, "attention.norm"),
           .rotated = wrong.kind != "attention.v",
-          .block = config.head_dim};
+          .block = config.layers[wrong.layer].attention.head_dim};
 }
 
 WeightSpec weight_of(const ModelConfig& model, std::string_view kind, int layer) {
-  if (kind == "logits") return registry::head(model);
-  if (kind == "moe.router_logits") return registry::router(model, layer);
-  if (kind == "attention.q") return registry::attention_q(model, layer);
-  return kind == "attention.k" ? registry::attention_k(model, layer) : registry::attention_v(model, layer);
+  if (kind == "logits") return weight_spec(model, Tensor::head);
+  if (kind == "moe.router_logits") return weight_spec(model, Tensor::router, layer);
+  if (kind == "attention.q") return weight_spec(model, Tensor::attention_q, layer);
+  return kind == "attention.k" ? weight_spec(model, Tensor::attention_k, layer)
+                               : weight_spec(model, Tensor::attention_v, layer);
 }
 
 std::int64_t position_of(const Recompute& model, std::int64_t row) {
@@ -45,7 +46,7 @@ std::vector<double> projected(const Case& wrong, const Projection& projection, c
   std::vector<double> y =
       model.project(model.row(*projection.input, input_row), weight_of(model.plan().model, wrong.kind, layer),
                     {row.col, std::ssize(row.got)});
-  if (projection.rotated) model.rotate(y, position);
+  if (projection.rotated) model.rotate(y, wrong.layer, position);
   return y;
 }
 
@@ -134,7 +135,7 @@ std::optional<Cause> projection_cause(const Case& wrong) {
     if (auto cause = shifted_cause(wrong)) return cause;
   }
   if (wrong.layer >= 0) {
-    for (int layer = 0; layer < wrong.model.plan().model.num_layers; ++layer) {
+    for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
       const auto with_weights = [&](const WrongRow& row) {
         return projected(wrong, projection, row, row.row, layer, position_of(wrong.model, row.row));
       };
@@ -153,9 +154,9 @@ std::optional<Cause> projection_cause(const Case& wrong) {
 
 std::optional<Cause> context_cause(const Case& wrong) {
   Recompute& model = wrong.model;
-  const ModelConfig& config = model.plan().model;
-  const std::int64_t dim = config.head_dim;
-  const std::int64_t share = config.num_heads / config.num_kv_heads;
+  const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
+  const std::int64_t dim = spec.head_dim;
+  const std::int64_t share = spec.heads / spec.kv_heads;
   const auto rebuilt = [&](const WrongRow& row, std::int64_t first, auto kv_head_of) {
     std::vector<double> values;
     for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
@@ -171,8 +172,8 @@ std::optional<Cause> context_cause(const Case& wrong) {
                                                     "microbatch, token {} among them",
                                                     ranks_of(wrong.wrong), wrong.wrong.front().row)};
   }
-  for (std::int64_t shift = 1; shift < config.num_kv_heads; ++shift) {
-    const auto other = [&](const WrongRow&, std::int64_t head) { return (head / share + shift) % config.num_kv_heads; };
+  for (std::int64_t shift = 1; shift < spec.kv_heads; ++shift) {
+    const auto other = [&](const WrongRow&, std::int64_t head) { return (head / share + shift) % spec.kv_heads; };
     const auto predicted = [&](const WrongRow& row) {
       return rebuilt(row, row.row - position_of(model, row.row), other);
     };
@@ -241,7 +242,7 @@ bool explained_by_weights(const Case& wrong, const Weights& weights) {
 
 std::optional<Cause> output_weights_cause(const Case& wrong) {
   const int tp = wrong.model.plan().parallel.tp;
-  const int layers = static_cast<int>(wrong.model.plan().model.num_layers);
+  const int layers = static_cast<int>(wrong.model.plan().model.layers.size());
   for (int layer = 0; layer < layers; ++layer) {
     if (layer == wrong.layer) continue;
     for (int member = -1; member < tp; ++member) {

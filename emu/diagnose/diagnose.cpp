@@ -20,10 +20,12 @@ constexpr double kFloatTolerance = 1e-3;
 /// longer than the run that it explains. Models of `--scale auto` are far below.
 constexpr double kRecomputedFlops = 1e11;
 
-double expert_flops(const Plan& plan) {
+double expert_flops(const Plan& plan, int layer) {
   const ModelConfig& model = plan.model;
-  return 6.0 * static_cast<double>(model.hidden_size) * static_cast<double>(model.expert_width) *
-         static_cast<double>(model.num_experts) * static_cast<double>(plan.workload.tokens());
+  return 6.0 * static_cast<double>(model.hidden_size) *
+         static_cast<double>(model.layers[layer].feed_forward.intermediate_size) *
+         static_cast<double>(model.layers[layer].feed_forward.num_experts) *
+         static_cast<double>(plan.workload.tokens());
 }
 
 int layer_of(const std::string& tap) {
@@ -111,7 +113,7 @@ Cause diagnose(const DiagnosisInput& input) {
                                    .norm_parts = input.norm_parts,
                                    .tolerance = relative * scale,
                                    .step = exact ? kStep : 0};
-  const bool small_enough = kind != "moe.output" || expert_flops(input.plan) <= kRecomputedFlops;
+  const bool small_enough = kind != "moe.output" || expert_flops(input.plan, layer) <= kRecomputedFlops;
   if (small_enough) {
     if (auto cause = cause_by_kind(wrong_case)) return *cause;
   }

@@ -62,7 +62,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
   // Without (or with) the division by the sum of the chosen experts' shares.
   const ExpectedTap& logits = wrong.model.tap(wrong.layer, "moe.router_logits");
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
-  const bool normalised = wrong.model.plan().model.norm_topk_prob;
+  const bool normalised = wrong.model.plan().model.layers[wrong.layer].feed_forward.norm_topk_prob;
   double shown = 0;
   const auto other = [&](std::size_t i) {
     const WrongRow& row = wrong.wrong[i];
@@ -142,18 +142,19 @@ std::optional<Cause> reduction_cause(const Case& wrong, const MoeCase& moe) {
 std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
   Recompute& model = wrong.model;
   const ModelConfig& config = model.plan().model;
+  const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
   const auto missing = [&](std::size_t i, std::size_t) { return Row(wrong.wrong[i].got.size(), 0.0); };
   if (moe.explained_by_outputs(missing)) {
     return Cause{"expert_missing", fmt::format("outputs of chosen experts are zero, on {}", ranks_of(wrong.wrong))};
   }
-  for (std::int64_t shift = 1; shift < config.num_experts; ++shift) {
+  for (std::int64_t shift = 1; shift < experts; ++shift) {
     const auto output = [&](std::size_t i, std::size_t s) {
-      const std::int64_t expert = (moe.slots(i).experts[s] + shift) % config.num_experts;
+      const std::int64_t expert = (moe.slots(i).experts[s] + shift) % experts;
       return model.expert_output(wrong.layer, wrong.layer, expert, wrong.wrong[i].row);
     };
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
-                                           config.num_experts, ranks_of(wrong.wrong))};
+                                           experts, ranks_of(wrong.wrong))};
   }
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     for (const double factor : {static_cast<double>(degree), 1.0 / degree}) {
@@ -163,7 +164,7 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
                    fmt::format("experts' outputs are {} times what they should be, {} = {}", factor, name, degree)};
     }
   }
-  for (int layer = 0; layer < config.num_layers; ++layer) {
+  for (int layer = 0; layer < config.layers.size(); ++layer) {
     if (layer == wrong.layer) continue;
     const auto output = [&](std::size_t i, std::size_t s) {
       return model.expert_output(wrong.layer, layer, moe.slots(i).experts[s], wrong.wrong[i].row);

@@ -50,7 +50,8 @@ Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
 
 int Recompute::stage_of(int layer) const {
   int stage = 0;
-  while (stage + 1 < plan_.parallel.pp && layer >= partition(plan_.model.num_layers, plan_.parallel.pp, stage).end()) {
+  while (stage + 1 < plan_.parallel.pp &&
+         layer >= partition(plan_.model.layers.size(), plan_.parallel.pp, stage).end()) {
     ++stage;
   }
   return stage;
@@ -72,7 +73,7 @@ std::span<const double> Recompute::row(const ExpectedTap& tap, std::int64_t row)
 
 const ExpectedTap& Recompute::norm_input(int layer, std::string_view norm) const {
   if (norm == "moe.norm") return tap(layer, "attention.residual");
-  const int before = norm == "final_norm" ? static_cast<int>(plan_.model.num_layers) - 1 : layer - 1;
+  const int before = norm == "final_norm" ? static_cast<int>(plan_.model.layers.size()) - 1 : layer - 1;
   return before < 0 ? tap(-1, "embedding") : tap(before, "moe.residual");
 }
 
@@ -93,14 +94,15 @@ Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& w
   return y;
 }
 
-void Recompute::rotate(Row& heads, std::int64_t position) const {
-  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), plan_.model.head_dim,
-                    plan_.model.rope_theta, format());
+void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), spec.head_dim, spec.rope_theta,
+                    format());
 }
 
 Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head,
                                  std::int64_t kv_head) {
-  const std::int64_t dim = plan_.model.head_dim;
+  const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const std::int64_t count = row - first + 1;
   const auto block = [&](std::string_view name, std::int64_t index) {
     const ExpectedTap& source = tap(layer, name);
@@ -117,10 +119,10 @@ Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row
 
 Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, int tp, int weights_layer,
                                            int weights_tp) {
-  const std::int64_t dim = plan_.model.head_dim;
-  const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].heads;
-  const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].heads;
-  const WeightSpec spec = registry::attention_output(plan_.model, weights_layer);
+  const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
+  const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).heads;
+  const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].layer(plan_.model, layer).heads;
+  const WeightSpec spec = weight_spec(plan_.model, Tensor::attention_output, weights_layer);
   const LoadedWeight<double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
   const std::span<const double> context = row(tap(layer, "attention.context"), row_index);
   Row y(static_cast<std::size_t>(plan_.model.hidden_size));
@@ -134,7 +136,7 @@ Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
   const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
   const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
   if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
-  const LoadedWeight<double> table = whole(registry::embedding(plan_.model));
+  const LoadedWeight<double> table = whole(weight_spec(plan_.model, Tensor::embedding));
   const std::span<const double> values = table.view().row(id);
   return {values.begin(), values.end()};
 }
@@ -144,16 +146,16 @@ std::span<const double> Recompute::expert_addend(int layer, int weights_layer, s
   ops::Matrix<double>& y = experts_[{layer, weights_layer, expert, slice_index, down_slice}];
   if (y.rows() == 0) {
     const ModelConfig& model = plan_.model;
-    const Range part = partition(model.expert_width, plan_.parallel.etp, slice_index);
-    const Range down = partition(model.expert_width, plan_.parallel.etp, down_slice);
+    const Range part = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, slice_index);
+    const Range down = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, down_slice);
     const int e = static_cast<int>(expert);
     const ExpectedTap& x = tap(layer, "moe.norm");
     y = ops::Matrix<double>(x.rows, x.cols);
     ops::expert<double>({x.values.data(), x.rows, x.cols},
-                        slice(registry::expert_gate(model, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(registry::expert_up(model, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(registry::expert_down(model, weights_layer, e), {0, model.hidden_size}, down), format(),
-                        y);
+                        slice(weight_spec(model, Tensor::expert_gate, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(weight_spec(model, Tensor::expert_up, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(weight_spec(model, Tensor::expert_down, weights_layer, e), {0, model.hidden_size}, down),
+                        format(), y);
   }
   return std::as_const(y).row(row_index);
 }

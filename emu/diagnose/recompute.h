@@ -52,7 +52,7 @@ class Recompute {
   Row norm(std::span<const double> x, const WeightSpec& weight);
   /// stored(x W^T), the given rows of W.
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
-  void rotate(Row& heads, std::int64_t position) const;
+  void rotate(Row& heads, int layer, std::int64_t position) const;
   /// One head of attention for the last of the rows `first`..`row`, over key/value head `kv_head`.
   Row attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head, std::int64_t kv_head);
   /// The addend of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not

@@ -67,7 +67,7 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
                       .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                       .finish = finish};
   if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const LoadedWeight<double> loaded = model.whole(registry::embedding(model.plan().model));
+  const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Tensor::embedding));
   const ops::MatrixView<const double> table = loaded.view();
   for (const std::int64_t shift : {1, -1}) {
     const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
@@ -88,14 +88,15 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
 namespace {
 
 WeightSpec norm_weight(const ModelConfig& model, std::string_view kind, int layer) {
-  if (kind == "final_norm") return registry::final_norm(model);
-  return kind == "moe.norm" ? registry::moe_norm(model, layer) : registry::attention_norm(model, layer);
+  if (kind == "final_norm") return weight_spec(model, Tensor::final_norm);
+  return kind == "moe.norm" ? weight_spec(model, Tensor::moe_norm, layer)
+                            : weight_spec(model, Tensor::attention_norm, layer);
 }
 
 /// Every stream that some norm reads, in program order: its tap, and the layer that it enters.
 std::vector<std::pair<const ExpectedTap*, int>> streams(Recompute& model) {
   std::vector<std::pair<const ExpectedTap*, int>> result;
-  for (int layer = 0; layer <= model.plan().model.num_layers; ++layer) {
+  for (int layer = 0; layer <= model.plan().model.layers.size(); ++layer) {
     result.emplace_back(&model.norm_input(layer, "attention.norm"), layer);
   }
   return result;
@@ -137,7 +138,7 @@ std::optional<Cause> norm_cause(const Case& wrong) {
   Recompute& model = wrong.model;
   const ModelConfig& config = model.plan().model;
   const ExpectedTap& input = model.norm_input(wrong.layer, wrong.kind);
-  for (int layer = 0; layer < config.num_layers; ++layer) {
+  for (int layer = 0; layer < config.layers.size(); ++layer) {
     for (const std::string_view kind : {"attention.norm", "moe.norm"}) {
       if (layer == wrong.layer && kind == wrong.kind) continue;
       const auto with_weight = [&](const WrongRow& row) {

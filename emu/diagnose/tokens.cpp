@@ -30,7 +30,7 @@ struct Shipment {
 Shipment shipment_of(const Case& wrong, const RowHome& home) {
   const ModelConfig& config = wrong.model.plan().model;
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
-  const std::int64_t held = config.num_experts / wrong.model.plan().parallel.ep;
+  const std::int64_t held = config.layers[wrong.layer].feed_forward.num_experts / wrong.model.plan().parallel.ep;
   Shipment result;
   for (std::int64_t row = home.tp_rows.begin; row < home.tp_rows.end(); ++row) {
     for (std::int64_t s = 0; s < ids.cols; ++s) {
@@ -190,7 +190,7 @@ std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe) {
   if (auto cause = misplacement_cause(wrong, moe)) return cause;
   const ModelConfig& config = wrong.model.plan().model;
   const double outputs = static_cast<double>(wrong.wrong.size()) * static_cast<double>(wrong.expected.rows) *
-                         static_cast<double>(2 * config.top_k);
+                         static_cast<double>(2 * config.layers[wrong.layer].feed_forward.top_k);
   if (outputs * static_cast<double>(config.hidden_size) > kSearchedValues) return std::nullopt;
   return any_tokens_cause(wrong, moe);
 }

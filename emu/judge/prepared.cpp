@@ -21,10 +21,7 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   prepared.float_slices = std::make_unique<WeightStore<float>>(*prepared.weights, format, kWeightBytesKept);
 
   std::unordered_map<std::string, WeightSpec> specs;
-  for (WeightSpec& spec : registry::all(plan.model)) {
-    std::string name = spec.name;
-    specs.emplace(std::move(name), std::move(spec));
-  }
+  for_each_weight(plan.model, [&](const WeightSpec& spec) { specs.emplace(spec.name, spec); });
   const auto read = [&](const std::string& name, std::vector<double>& values) {
     const WeightSpec& spec = specs.at(name);
     values.resize(static_cast<std::size_t>(spec.rows * spec.cols));

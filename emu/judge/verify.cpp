@@ -41,7 +41,7 @@ double seconds_since(Clock::time_point start) {
 class ProgressReporter {
  public:
   ProgressReporter(const VerifyOptions& options, const ModelConfig& model)
-      : callback_(options.progress), layers_(static_cast<int>(model.num_layers)) {}
+      : callback_(options.progress), layers_(static_cast<int>(model.layers.size())) {}
 
   /// Reports a layer when its last tap is complete.
   void tap_complete(const char* run, const std::string& name) {
@@ -196,9 +196,10 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
   std::vector<std::vector<std::int64_t>> counts;
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
     if (!expected.all()[i].ids) continue;
-    std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(plan.model.num_experts), 0);
+    const std::int64_t experts = plan.model.layers[std::ssize(counts)].feed_forward.num_experts;
+    std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(experts), 0);
     for (const std::int32_t id : outcomes[i].ids) {
-      if (id >= 0 && id < plan.model.num_experts) ++layer[static_cast<std::size_t>(id)];
+      if (id >= 0 && id < experts) ++layer[static_cast<std::size_t>(id)];
     }
   }
   return counts;
@@ -206,7 +207,8 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
 
 /// With one expert chosen and its weight renormalised, every weight is one: nothing else can be expected.
 bool constant_by_nature(const ModelConfig& model, const std::string& tap) {
-  return tap.ends_with(".router_weights") && (model.top_k == 1 || model.num_experts == 1) && model.norm_topk_prob;
+  const FeedForwardSpec& spec = model.layers[0].feed_forward;
+  return tap.ends_with(".router_weights") && (spec.top_k == 1 || spec.num_experts == 1) && spec.norm_topk_prob;
 }
 
 std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected) {

@@ -2,142 +2,211 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <stdexcept>
+#include <array>
 
-namespace shardproof::registry {
+namespace shardproof {
 namespace {
 
-std::string layer_name(int layer, std::string_view rest) {
-  return fmt::format("model.layers.{}.{}.weight", layer, rest);
+using Model = const ModelConfig&;
+using Layer = const LayerSpec&;
+
+std::int64_t one(Model, Layer) {
+  return 1;
+}
+std::int64_t hidden(Model model, Layer) {
+  return model.hidden_size;
+}
+std::int64_t vocabulary(Model model, Layer) {
+  return model.vocab_size;
+}
+std::int64_t q_width(Model, Layer layer) {
+  return layer.attention.heads * layer.attention.head_dim;
+}
+std::int64_t kv_width(Model, Layer layer) {
+  return layer.attention.kv_heads * layer.attention.head_dim;
+}
+std::int64_t experts(Model, Layer layer) {
+  return layer.feed_forward.num_experts;
+}
+std::int64_t intermediate(Model, Layer layer) {
+  return layer.feed_forward.intermediate_size;
 }
 
-std::string expert_name(int layer, int expert, std::string_view matrix) {
-  return fmt::format("model.layers.{}.block_sparse_moe.experts.{}.{}.weight", layer, expert, matrix);
+constexpr std::array<TensorRow, kTensors> kTable{{
+    {.tensor = Tensor::embedding,
+     .scope = TensorScope::first_stage,
+     .name = "model.embed_tokens.weight",
+     .rows = vocabulary,
+     .cols = hidden,
+     .row_split = Split::vocabulary,
+     .kind = WeightKind::embedding,
+     .part = ParameterPart::embedding},
+    {.tensor = Tensor::attention_norm,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.input_layernorm.weight",
+     .rows = one,
+     .cols = hidden,
+     .kind = WeightKind::norm,
+     .part = ParameterPart::norms},
+    {.tensor = Tensor::attention_q,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.self_attn.q_proj.weight",
+     .rows = q_width,
+     .cols = hidden,
+     .row_split = Split::q_heads,
+     .part = ParameterPart::attention},
+    {.tensor = Tensor::attention_k,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.self_attn.k_proj.weight",
+     .rows = kv_width,
+     .cols = hidden,
+     .row_split = Split::kv_heads,
+     .part = ParameterPart::attention},
+    {.tensor = Tensor::attention_v,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.self_attn.v_proj.weight",
+     .rows = kv_width,
+     .cols = hidden,
+     .row_split = Split::kv_heads,
+     .part = ParameterPart::attention},
+    {.tensor = Tensor::attention_output,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.self_attn.o_proj.weight",
+     .rows = hidden,
+     .cols = q_width,
+     .col_split = Split::q_heads,
+     .part = ParameterPart::attention},
+    {.tensor = Tensor::moe_norm,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.post_attention_layernorm.weight",
+     .rows = one,
+     .cols = hidden,
+     .kind = WeightKind::norm,
+     .part = ParameterPart::norms},
+    {.tensor = Tensor::router,
+     .scope = TensorScope::layer,
+     .name = "model.layers.{layer}.block_sparse_moe.gate.weight",
+     .rows = experts,
+     .cols = hidden,
+     .part = ParameterPart::router},
+    {.tensor = Tensor::expert_gate,
+     .scope = TensorScope::expert,
+     .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
+     .rows = intermediate,
+     .cols = hidden,
+     .row_split = Split::intermediate_size,
+     .part = ParameterPart::experts},
+    {.tensor = Tensor::expert_up,
+     .scope = TensorScope::expert,
+     .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
+     .rows = intermediate,
+     .cols = hidden,
+     .row_split = Split::intermediate_size,
+     .part = ParameterPart::experts},
+    {.tensor = Tensor::expert_down,
+     .scope = TensorScope::expert,
+     .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
+     .rows = hidden,
+     .cols = intermediate,
+     .col_split = Split::intermediate_size,
+     .part = ParameterPart::experts},
+    {.tensor = Tensor::final_norm,
+     .scope = TensorScope::last_stage,
+     .name = "model.norm.weight",
+     .rows = one,
+     .cols = hidden,
+     .kind = WeightKind::norm,
+     .part = ParameterPart::norms},
+    {.tensor = Tensor::head,
+     .scope = TensorScope::last_stage,
+     .name = "lm_head.weight",
+     .rows = vocabulary,
+     .cols = hidden,
+     .row_split = Split::vocabulary,
+     .part = ParameterPart::head},
+}};
+
+/// The name with its indices in place.
+std::string weight_name(std::string_view pattern, int layer, int expert) {
+  return fmt::format(fmt::runtime(pattern), fmt::arg("layer", layer), fmt::arg("expert", expert));
+}
+
+const LayerSpec& layer_of(const ModelConfig& model, int layer) {
+  static const LayerSpec kNone;
+  return layer < 0 ? kNone : model.layers[layer];
 }
 
 }  // namespace
 
-WeightSpec embedding(const ModelConfig& model) {
-  return {.name = "model.embed_tokens.weight",
-          .rows = model.vocab_size,
-          .cols = model.hidden_size,
-          .row_split = Split::vocabulary,
-          .kind = WeightKind::embedding};
+std::span<const TensorRow> tensor_table() {
+  return kTable;
 }
 
-WeightSpec final_norm(const ModelConfig& model) {
-  return {.name = "model.norm.weight", .rows = 1, .cols = model.hidden_size, .kind = WeightKind::norm};
-}
-
-WeightSpec head(const ModelConfig& model) {
-  if (model.tie_word_embeddings) return embedding(model);
-  return {
-      .name = "lm_head.weight", .rows = model.vocab_size, .cols = model.hidden_size, .row_split = Split::vocabulary};
-}
-
-WeightSpec attention_norm(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "input_layernorm"),
-          .rows = 1,
-          .cols = model.hidden_size,
+WeightSpec weight_spec(const ModelConfig& model, Tensor tensor, int layer, int expert) {
+  const bool tied = tensor == Tensor::head && model.tie_word_embeddings;
+  const TensorRow& row = tensor_row(tied ? Tensor::embedding : tensor);
+  const LayerSpec& spec = layer_of(model, layer);
+  return {.name = weight_name(row.name, layer, expert),
+          .rows = row.rows(model, spec),
+          .cols = row.cols(model, spec),
+          .row_split = row.row_split,
+          .col_split = row.col_split,
           .layer = layer,
-          .kind = WeightKind::norm};
+          .expert = expert,
+          .kind = row.kind,
+          .tensor = tensor};
 }
 
-WeightSpec attention_q(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "self_attn.q_proj"),
-          .rows = model.num_heads * model.head_dim,
-          .cols = model.hidden_size,
-          .row_split = Split::q_heads,
-          .layer = layer};
-}
-
-WeightSpec attention_k(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "self_attn.k_proj"),
-          .rows = model.num_kv_heads * model.head_dim,
-          .cols = model.hidden_size,
-          .row_split = Split::kv_heads,
-          .layer = layer};
-}
-
-WeightSpec attention_v(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "self_attn.v_proj"),
-          .rows = model.num_kv_heads * model.head_dim,
-          .cols = model.hidden_size,
-          .row_split = Split::kv_heads,
-          .layer = layer};
-}
-
-WeightSpec attention_output(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "self_attn.o_proj"),
-          .rows = model.hidden_size,
-          .cols = model.num_heads * model.head_dim,
-          .col_split = Split::q_heads,
-          .layer = layer};
-}
-
-WeightSpec moe_norm(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "post_attention_layernorm"),
-          .rows = 1,
-          .cols = model.hidden_size,
-          .layer = layer,
-          .kind = WeightKind::norm};
-}
-
-WeightSpec router(const ModelConfig& model, int layer) {
-  return {.name = layer_name(layer, "block_sparse_moe.gate"),
-          .rows = model.num_experts,
-          .cols = model.hidden_size,
-          .layer = layer};
-}
-
-WeightSpec expert_gate(const ModelConfig& model, int layer, int expert) {
-  return {.name = expert_name(layer, expert, "w1"),
-          .rows = model.expert_width,
-          .cols = model.hidden_size,
-          .row_split = Split::expert_width,
-          .layer = layer,
-          .expert = expert};
-}
-
-WeightSpec expert_up(const ModelConfig& model, int layer, int expert) {
-  return {.name = expert_name(layer, expert, "w3"),
-          .rows = model.expert_width,
-          .cols = model.hidden_size,
-          .row_split = Split::expert_width,
-          .layer = layer,
-          .expert = expert};
-}
-
-WeightSpec expert_down(const ModelConfig& model, int layer, int expert) {
-  return {.name = expert_name(layer, expert, "w2"),
-          .rows = model.hidden_size,
-          .cols = model.expert_width,
-          .col_split = Split::expert_width,
-          .layer = layer,
-          .expert = expert};
-}
-
-std::vector<WeightSpec> all(const ModelConfig& model) {
-  std::vector<WeightSpec> specs{embedding(model)};
-  for (int layer = 0; layer < model.num_layers; ++layer) {
-    for (auto make : {attention_norm, attention_q, attention_k, attention_v, attention_output, moe_norm, router}) {
-      specs.push_back(make(model, layer));
-    }
-    for (int expert = 0; expert < model.num_experts; ++expert) {
-      for (auto make : {expert_gate, expert_up, expert_down}) specs.push_back(make(model, layer, expert));
-    }
-  }
-  specs.push_back(final_norm(model));
-  if (!model.tie_word_embeddings) specs.push_back(head(model));
+std::vector<WeightSpec> all_weights(const ModelConfig& model) {
+  std::vector<WeightSpec> specs;
+  for_each_weight(model, [&](WeightSpec spec) { specs.push_back(std::move(spec)); });
   return specs;
 }
 
-WeightSpec find(const ModelConfig& model, std::string_view name) {
-  for (WeightSpec& spec : all(model)) {
-    if (spec.name == name) return std::move(spec);
+std::vector<TensorCount> tensor_counts(const ModelConfig& model) {
+  std::vector<TensorCount> counts;
+  for (const TensorRow& row : tensor_table()) {
+    if (row.scope == TensorScope::first_stage || row.scope == TensorScope::last_stage) {
+      if (row.tensor == Tensor::head && model.tie_word_embeddings) continue;
+      const LayerSpec& none = layer_of(model, -1);
+      counts.push_back({.row = &row, .rows = row.rows(model, none), .cols = row.cols(model, none)});
+      continue;
+    }
+    for (int kind = 0; kind < static_cast<int>(model.layers.kinds().size()); ++kind) {
+      const LayerSpec& spec = model.layers.kinds()[static_cast<std::size_t>(kind)];
+      counts.push_back({.row = &row,
+                        .kind = kind,
+                        .rows = row.rows(model, spec),
+                        .cols = row.cols(model, spec),
+                        .layers = model.layers.count_of(kind),
+                        .experts = row.scope == TensorScope::expert ? spec.feed_forward.num_experts : 1});
+    }
   }
-  throw std::out_of_range(fmt::format("the model has no weight named '{}'", name));
+  return counts;
 }
 
-}  // namespace shardproof::registry
+std::int64_t& ParameterCount::operator[](ParameterPart part) {
+  switch (part) {
+    case ParameterPart::embedding:
+      return embedding;
+    case ParameterPart::attention:
+      return attention;
+    case ParameterPart::norms:
+      return norms;
+    case ParameterPart::router:
+      return router;
+    case ParameterPart::experts:
+      return experts;
+    case ParameterPart::head:
+      break;
+  }
+  return head;
+}
+
+ParameterCount model_parameters(const ModelConfig& model) {
+  ParameterCount parameters;
+  for (const TensorCount& count : tensor_counts(model)) parameters[count.row->part] += count.elements();
+  return parameters;
+}
+
+}  // namespace shardproof

@@ -162,7 +162,7 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) {
                           if (spec.expert < 0 || spec.layer != layer || !among(ranks, rank)) return;
-                          const bool down = spec.col_split == Split::expert_width;
+                          const bool down = spec.col_split == Split::intermediate_size;
                           if (fault == SliceFault::down && !down) return;
                           Range& part = down ? cols : rows;
                           const std::int64_t extent = down ? spec.cols : spec.rows;
@@ -175,7 +175,7 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
 
 Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.model.num_layers < 2) return {};
+  if (plan.model.layers.size() < 2) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::etp, place.rank);
@@ -189,10 +189,7 @@ Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
                           if (spec.expert < 0 || spec.layer != layer || !among(group, rank)) return;
-                          const auto make = spec.name.ends_with(".w1.weight")   ? registry::expert_gate
-                                            : spec.name.ends_with(".w3.weight") ? registry::expert_up
-                                                                                : registry::expert_down;
-                          spec = make(model, other, spec.expert);
+                          spec = weight_spec(model, spec.tensor, other, spec.expert);
                         };
                       })});
   }

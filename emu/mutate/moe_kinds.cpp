@@ -13,7 +13,8 @@ using Causes = std::vector<std::string>;
 
 /// With both of two experts chosen, the other expert's output is the other slot's: one error, two names.
 Causes or_weights(const Plan& plan, std::string cause) {
-  if (plan.model.top_k == 2 && plan.model.num_experts == 2) return {std::move(cause), "router_weights_permuted"};
+  if (plan.model.layers[0].feed_forward.top_k == 2 && plan.model.layers[0].feed_forward.num_experts == 2)
+    return {std::move(cause), "router_weights_permuted"};
   return {std::move(cause)};
 }
 
@@ -130,7 +131,9 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
              made.layouts = [=](std::vector<Layout>& layouts) {
                for (std::size_t r = 0; r < layouts.size(); ++r) {
                  if (rank >= 0 && static_cast<int>(r) != rank) continue;
-                 for (int& owner : layouts[r].expert_owner) owner = (owner + 1) % ep;
+                 for (LayerLayout& kind : layouts[r].kinds) {
+                   for (int& owner : kind.expert_owner) owner = (owner + 1) % ep;
+                 }
                }
              };
            })}};
@@ -162,7 +165,7 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
 }
 
 Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
-  const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
+  const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
   if (experts < 2) return {};
   return routing(plan, limit, "expert_map", [=](const Rank&, Scores, Ids ids, Weights) {
     for (std::int64_t t = 0; t < ids.rows; ++t) {
@@ -172,7 +175,7 @@ Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
 }
 
 Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
-  const auto experts = static_cast<std::int32_t>(plan.model.num_experts);
+  const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
   // In the last microbatch that has tokens, so that all before it are complete.
   const Sites sites(plan);
   const auto rows_of = [&](std::int64_t m, int dp) {
@@ -195,21 +198,21 @@ Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
 }
 
 Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.top_k < 2) return {};
+  if (plan.model.layers[0].feed_forward.top_k < 2) return {};
   return routing(plan, limit, "router_weights_permuted", [](const Rank&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) std::ranges::reverse(weights.row(t));
   });
 }
 
 Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
-  const bool normalise = !plan.model.norm_topk_prob;
+  const bool normalise = !plan.model.layers[0].feed_forward.norm_topk_prob;
   return routing(plan, limit, "router_weights_scaled", [=](const Rank&, Scores logits, Ids ids, Weights weights) {
     if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
   });
 }
 
 Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.top_k < 2) return {};
+  if (plan.model.layers[0].feed_forward.top_k < 2) return {};
   return routing(plan, limit, "slot_dropped", [](const Rank&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
   });

@@ -154,7 +154,7 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
     for (int dp = p.dp - 1; dp >= 0 && result.size() < limit; --dp) {
       for (int tp = p.tp - 1; tp >= 0 && result.size() < limit; --tp) {
         if (partition(sites.batch.microbatch(p.dp, dp, m).rows.count, p.tp, tp).count > 0) continue;
-        const int layer = result.empty() ? 0 : static_cast<int>(plan.model.num_layers) - 1;
+        const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
         const int rank = sites.mesh.rank_at(tp, 0, dp, sites.stage_of(layer));
         result.push_back(skipped({.op = "moe.permute",
                                   .layer = layer,

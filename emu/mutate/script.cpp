@@ -169,7 +169,7 @@ int Sites::stage_of(int layer) const {
 }
 
 Range Sites::layers_of(int stage) const {
-  return partition(plan.model.num_layers, plan.parallel.pp, stage);
+  return partition(plan.model.layers.size(), plan.parallel.pp, stage);
 }
 
 int Sites::last_busy_dp() const {
@@ -191,7 +191,7 @@ std::vector<int> Sites::stage_ranks(int stage) const {
 }
 
 std::vector<Place> Sites::places(std::size_t limit) const {
-  const int last = static_cast<int>(plan.model.num_layers) - 1;
+  const int last = static_cast<int>(plan.model.layers.size()) - 1;
   const int dp = last_busy_dp();
   std::vector<Place> result;
   for (const auto& [layer, replica] : {std::pair{0, 0}, {last, dp}, {last / 2, 0}, {0, dp}, {last, 0}}) {
@@ -235,7 +235,7 @@ std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int r
   const Coordinates at = mesh.coordinates(rank);
   const Range rows = batch.microbatch(plan.parallel.dp, at.dp, microbatch).rows;
   const Range own = partition(rows.count, plan.parallel.tp, at.tp);
-  const std::int64_t held = plan.model.num_experts / plan.parallel.ep;
+  const std::int64_t held = plan.model.layers[layer].feed_forward.num_experts / plan.parallel.ep;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
   for (std::int64_t row = own.begin; row < own.end(); ++row) {
     for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(rows.begin + row)) {
@@ -288,7 +288,7 @@ std::vector<Place> Sites::sending_places(std::size_t limit) const {
       const std::vector<std::int64_t> counts = sends(place.layer, m, place.rank);
       const std::int64_t slots = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
       const auto used = std::ranges::count_if(counts, [](std::int64_t count) { return count > 0; });
-      if (used > 1 && slots > plan.model.top_k) return true;
+      if (used > 1 && slots > plan.model.layers[place.layer].feed_forward.top_k) return true;
     }
     return false;
   });

@@ -24,10 +24,8 @@ Mutation loads(const Place& place, int rank, std::string tap, Causes causes,
           })};
 }
 
-using MakeSpec = WeightSpec (*)(const ModelConfig&, int);
-
 /// One rank of the tp group holds the rows (or columns) of the next.
-template <MakeSpec make, bool columns>
+template <Tensor tensor, bool columns>
 Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_view tap, const Causes& causes) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
@@ -35,7 +33,7 @@ Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_vie
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.back() : group.front();
-    const std::string name = make(plan.model, place.layer).name;
+    const std::string name = weight_spec(plan.model, tensor, place.layer).name;
     const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
       if (spec.name != name) return;
       Range& part = columns ? cols : rows;
@@ -47,24 +45,24 @@ Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_vie
 }
 
 Instances q_heads_swapped(const MutablePlan& plan, std::size_t limit) {
-  return next_slice<registry::attention_q, false>(plan, limit, "attention.q", {"heads_permuted"});
+  return next_slice<Tensor::attention_q, false>(plan, limit, "attention.q", {"heads_permuted"});
 }
 Instances kv_head_wrong(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.num_kv_heads < 2) return {};
-  return next_slice<registry::attention_k, false>(plan, limit, "attention.k", {"heads_permuted"});
+  if (plan.model.layers[0].attention.kv_heads < 2) return {};
+  return next_slice<Tensor::attention_k, false>(plan, limit, "attention.k", {"heads_permuted"});
 }
 Instances v_head_wrong(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.num_kv_heads < 2) return {};
-  return next_slice<registry::attention_v, false>(plan, limit, "attention.v", {"heads_permuted"});
+  if (plan.model.layers[0].attention.kv_heads < 2) return {};
+  return next_slice<Tensor::attention_v, false>(plan, limit, "attention.v", {"heads_permuted"});
 }
 Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) {
-  return next_slice<registry::attention_output, true>(plan, limit, "attention.output", {"wrong_slice"});
+  return next_slice<Tensor::attention_output, true>(plan, limit, "attention.output", {"wrong_slice"});
 }
 
 /// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
 Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  const std::int64_t kv = plan.model.num_kv_heads;
+  const std::int64_t kv = plan.model.layers[0].attention.kv_heads;
   if (kv < 2 || kv >= plan.parallel.tp) return {};
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
@@ -77,25 +75,26 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
                       .causes = {"wrong_kv_head"},
                       .make = script([=](Script& made) {
                         made.layouts = [=](std::vector<Layout>& layouts) {
-                          Range& heads = layouts[static_cast<std::size_t>(rank)].kv_heads;
-                          heads.begin = (heads.begin + 1) % kv;
+                          for (LayerLayout& kind : layouts[static_cast<std::size_t>(rank)].kinds) {
+                            kind.kv_heads.begin = (kind.kv_heads.begin + 1) % kv;
+                          }
                         };
                       })});
   }
   return result;
 }
 
-template <MakeSpec make>
+template <Tensor tensor>
 Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap) {
   const Sites sites(plan);
-  if (plan.model.num_layers < 2) return {};
+  if (plan.model.layers.size() < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const int other = place.layer == 0 ? 1 : place.layer - 1;
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
-    const std::string name = make(plan.model, place.layer).name;
-    const WeightSpec replacement = make(plan.model, other);
+    const std::string name = weight_spec(plan.model, tensor, place.layer).name;
+    const WeightSpec replacement = weight_spec(plan.model, tensor, other);
     const auto edit = [=](WeightSpec& spec, Range&, Range&) {
       if (spec.name == name) spec = replacement;
     };
@@ -105,25 +104,25 @@ Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap
 }
 
 Instances q_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::attention_q>(plan, limit, "attention.q");
+  return stale<Tensor::attention_q>(plan, limit, "attention.q");
 }
 Instances k_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::attention_k>(plan, limit, "attention.k");
+  return stale<Tensor::attention_k>(plan, limit, "attention.k");
 }
 Instances v_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::attention_v>(plan, limit, "attention.v");
+  return stale<Tensor::attention_v>(plan, limit, "attention.v");
 }
 Instances output_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::attention_output>(plan, limit, "attention.output");
+  return stale<Tensor::attention_output>(plan, limit, "attention.output");
 }
 Instances attention_norm_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::attention_norm>(plan, limit, "attention.norm");
+  return stale<Tensor::attention_norm>(plan, limit, "attention.norm");
 }
 Instances moe_norm_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<registry::moe_norm>(plan, limit, "moe.norm");
+  return stale<Tensor::moe_norm>(plan, limit, "moe.norm");
 }
 Instances router_stale(const MutablePlan& plan, std::size_t limit) {
-  Instances result = stale<registry::router>(plan, limit, "moe.router_logits");
+  Instances result = stale<Tensor::router>(plan, limit, "moe.router_logits");
   // Only the first rank of a tp group has tokens to route for certain.
   return result.empty() ? result : Instances{result.front()};
 }
@@ -133,7 +132,8 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit, bool head
   if (plan.parallel.tp < 2) return {};
   if (head && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
   const int stage = head ? plan.parallel.pp - 1 : 0;
-  const std::string name = head ? registry::head(plan.model).name : registry::embedding(plan.model).name;
+  const std::string name =
+      head ? weight_spec(plan.model, Tensor::head).name : weight_spec(plan.model, Tensor::embedding).name;
   Instances result;
   for (const auto& [dp, first] : {std::pair{0, 0}, {sites.last_busy_dp(), plan.parallel.tp - 1}}) {
     if (result.size() == limit) break;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "collectives/traffic.h"
+#include "emu/plan/layout.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
@@ -74,7 +75,7 @@ class Workshop {
 
   void route(std::vector<std::vector<Step>>& all) const {
     const Parallel& p = plan_.parallel;
-    const double share = static_cast<double>(plan_.model.top_k) / p.ep;
+    const double share = static_cast<double>(plan_.model.layers[0].feed_forward.top_k) / p.ep;
     const auto sum_over = [&](Axis axis, double Step::*from, double Step::*to, double factor) {
       for (const std::vector<int>& group : mesh_.groups(axis)) {
         for (std::size_t m = 0; m < all[index(group[0])].size(); ++m) {
@@ -98,7 +99,12 @@ class Workshop {
 class Walk {
  public:
   Walk(const Plan& plan, const RankFigures& rank, PassFigures& pass)
-      : model_(plan.model), p_(plan.parallel), rank_(rank), pass_(pass), bytes_(dtype_bytes(plan.model)) {}
+      : model_(plan.model),
+        layer_(plan.model.layers[0]),
+        p_(plan.parallel),
+        rank_(rank),
+        pass_(pass),
+        bytes_(dtype_bytes(plan.model)) {}
 
   void run(const std::vector<Step>& steps) {
     for (const Step& step : steps) microbatch(step);
@@ -178,8 +184,8 @@ class Walk {
 
   void attention(const Step& step, double stream) {
     const std::int64_t hidden = model_.hidden_size;
-    const std::int64_t q = rank_.heads.count * model_.head_dim;
-    const std::int64_t kv = rank_.kv_heads.count * model_.head_dim;
+    const std::int64_t q = rank_.heads.count * layer_.attention.head_dim;
+    const std::int64_t kv = rank_.kv_heads.count * layer_.attention.head_dim;
     op("attention.norm", stream, ops::rms_norm_cost(1, hidden, bytes_).flops);
     if (p_.sp) gather_over_tp(step.own_rows, step.rows, static_cast<double>(hidden));
     op("attention.q", step.rows, ops::linear_cost(1, q, hidden, bytes_).flops);
@@ -195,7 +201,7 @@ class Walk {
     // One pair costs what one sequence of one token does.
     constexpr std::array<std::int64_t, 2> kOnePair = {0, 1};
     op("attention.context", step.pairs,
-       ops::attention_cost(kOnePair, rank_.heads.count, rank_.kv_heads.count, model_.head_dim, bytes_).flops);
+       ops::attention_cost(kOnePair, rank_.heads.count, rank_.kv_heads.count, layer_.attention.head_dim, bytes_).flops);
     op("attention.output", step.rows, ops::linear_cost(1, hidden, q, bytes_).flops);
     reduce_over_tp(step, static_cast<double>(hidden));
     op("attention.residual", stream, ops::add_cost(1, hidden, bytes_).flops);
@@ -204,29 +210,31 @@ class Walk {
   void experts(const Step& step, double stream) {
     const std::int64_t hidden = model_.hidden_size;
     const auto width = static_cast<double>(hidden);
-    const auto counts = static_cast<double>(model_.num_experts);
-    const double slots = step.own_rows * static_cast<double>(model_.top_k);
+    const auto counts = static_cast<double>(layer_.feed_forward.num_experts);
+    const double slots = step.own_rows * static_cast<double>(layer_.feed_forward.top_k);
     constexpr int kCountBytes = 8;
     op("moe.norm", stream, ops::rms_norm_cost(1, hidden, bytes_).flops);
-    op("moe.router_logits", step.own_rows, ops::linear_cost(1, model_.num_experts, hidden, bytes_).flops);
-    op("moe.router_choice", step.own_rows, ops::route_cost(1, model_.num_experts, model_.top_k, bytes_).flops);
+    op("moe.router_logits", step.own_rows, ops::linear_cost(1, layer_.feed_forward.num_experts, hidden, bytes_).flops);
+    op("moe.router_choice", step.own_rows,
+       ops::route_cost(1, layer_.feed_forward.num_experts, layer_.feed_forward.top_k, bytes_).flops);
     op("moe.permute", slots, ops::gather_rows_cost(1, hidden, bytes_).flops);
     traffic(Axis::ep, "all_to_all", counts, counts, 0, kCountBytes);
     traffic(Axis::ep, "all_to_all", slots * width, step.received * width, 0, bytes_, false);
     traffic(Axis::etp, "all_gather", counts, counts * p_.etp, 0, kCountBytes);
     traffic(Axis::etp, "all_gather", step.received * width, step.expert_rows * width, 0, bytes_, true);
     op("moe.sort", step.expert_rows, ops::gather_rows_cost(1, hidden, bytes_).flops, true);
-    op("moe.expert", step.expert_rows, ops::expert_cost(1, hidden, rank_.expert_width.count, bytes_).flops, true);
+    op("moe.expert", step.expert_rows, ops::expert_cost(1, hidden, rank_.intermediate_size.count, bytes_).flops, true);
     op("moe.unsort", step.expert_rows, ops::gather_rows_cost(1, hidden, bytes_).flops, true);
     traffic(Axis::etp, "reduce_scatter", step.expert_rows * width, step.received * width, step.received * width, bytes_,
             true);
     traffic(Axis::ep, "all_to_all", step.received * width, slots * width, 0, bytes_, true);
-    op("moe.combine", step.own_rows, ops::combine_cost(1, model_.top_k, hidden, bytes_).flops);
+    op("moe.combine", step.own_rows, ops::combine_cost(1, layer_.feed_forward.top_k, hidden, bytes_).flops);
     if (!p_.sp) gather_over_tp(step.own_rows, step.rows, width);
     op("moe.residual", stream, ops::add_cost(1, hidden, bytes_).flops);
   }
 
   const ModelConfig& model_;
+  const LayerSpec& layer_;
   const Parallel& p_;
   const RankFigures& rank_;
   PassFigures& pass_;
@@ -239,10 +247,10 @@ class Walk {
 double alive_elements(const Plan& plan, const RankFigures& rank, const Step& step) {
   const auto hidden = static_cast<double>(plan.model.hidden_size);
   const double stream = (plan.parallel.sp ? step.own_rows : step.rows) * hidden;
-  const auto q = static_cast<double>(rank.heads.count * plan.model.head_dim);
-  const auto kv = static_cast<double>(rank.kv_heads.count * plan.model.head_dim);
-  const auto width = static_cast<double>(rank.expert_width.count);
-  const double slots = step.own_rows * static_cast<double>(plan.model.top_k);
+  const auto q = static_cast<double>(rank.heads.count * plan.model.layers[0].attention.head_dim);
+  const auto kv = static_cast<double>(rank.kv_heads.count * plan.model.layers[0].attention.head_dim);
+  const auto width = static_cast<double>(rank.intermediate_size.count);
+  const double slots = step.own_rows * static_cast<double>(plan.model.layers[0].feed_forward.top_k);
   const double attention = step.rows * (2 * hidden + 2 * q + 2 * kv);
   // One expert works at a time; the rows of the others wait.
   const double busiest = rank.experts.count > 0 ? step.expert_rows / static_cast<double>(rank.experts.count) : 0;
@@ -257,37 +265,22 @@ double alive_elements(const Plan& plan, const RankFigures& rank, const Step& ste
 double kept_elements(const Plan& plan, const RankFigures& rank, const Step& step) {
   const auto hidden = static_cast<double>(plan.model.hidden_size);
   const double stream = plan.parallel.sp ? step.own_rows : step.rows;
-  const auto q = static_cast<double>(rank.heads.count * plan.model.head_dim);
-  const auto kv = static_cast<double>(rank.kv_heads.count * plan.model.head_dim);
+  const auto q = static_cast<double>(rank.heads.count * plan.model.layers[0].attention.head_dim);
+  const auto kv = static_cast<double>(rank.kv_heads.count * plan.model.layers[0].attention.head_dim);
   return 4 * stream * hidden + step.rows * (2 * q + 2 * kv) +
-         step.own_rows * static_cast<double>(plan.model.num_experts) +
-         step.expert_rows * (2 * hidden + 3 * static_cast<double>(rank.expert_width.count));
+         step.own_rows * static_cast<double>(plan.model.layers[0].feed_forward.num_experts) +
+         step.expert_rows * (2 * hidden + 3 * static_cast<double>(rank.intermediate_size.count));
 }
 
-void fill_layout(const Plan& plan, const Mesh& mesh, RankFigures& figures) {
-  const ModelConfig& model = plan.model;
-  const Parallel& p = plan.parallel;
-  figures.at = mesh.coordinates(figures.rank);
-  figures.layers = partition(model.num_layers, p.pp, figures.at.pp);
-  figures.heads = partition(model.num_heads, p.tp, figures.at.tp);
-  // Where tp exceeds the key-value heads, tp / kv ranks hold the same one.
-  figures.kv_heads = {figures.at.tp * model.num_kv_heads / p.tp, std::max<std::int64_t>(1, model.num_kv_heads / p.tp)};
-  figures.experts = partition(model.num_experts, p.ep, figures.at.ep);
-  figures.expert_width = partition(model.expert_width, p.etp, figures.at.etp);
-  figures.vocabulary = partition(model.vocab_size, p.tp, figures.at.tp);
-}
-
-ParameterCount held_parameters(const Plan& plan, const RankFigures& r) {
-  const ModelConfig& model = plan.model;
-  const std::int64_t hidden = model.hidden_size;
-  const bool first = r.at.pp == 0;
-  const bool last = r.at.pp == plan.parallel.pp - 1;
-  return {.embedding = first ? r.vocabulary.count * hidden : 0,
-          .attention = r.layers.count * 2 * (r.heads.count + r.kv_heads.count) * model.head_dim * hidden,
-          .norms = (2 * r.layers.count + (last ? 1 : 0)) * hidden,
-          .router = r.layers.count * model.num_experts * hidden,
-          .experts = r.layers.count * r.experts.count * 3 * r.expert_width.count * hidden,
-          .head = last && !(model.tie_word_embeddings && first) ? r.vocabulary.count * hidden : 0};
+void fill_layout(const Plan& plan, const Layout& layout, RankFigures& figures) {
+  figures.at = layout.at;
+  figures.layers = layout.layers;
+  const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
+  figures.heads = layer.heads;
+  figures.kv_heads = layer.kv_heads;
+  figures.experts = layer.experts;
+  figures.intermediate_size = layer.intermediate_size;
+  figures.vocabulary = layout.vocabulary;
 }
 
 }  // namespace
@@ -310,16 +303,6 @@ int dtype_bytes(const ModelConfig& model) {
   return 2;
 }
 
-ParameterCount model_parameters(const ModelConfig& model) {
-  const std::int64_t hidden = model.hidden_size;
-  return {.embedding = model.vocab_size * hidden,
-          .attention = model.num_layers * 2 * (model.num_heads + model.num_kv_heads) * model.head_dim * hidden,
-          .norms = (2 * model.num_layers + 1) * hidden,
-          .router = model.num_layers * model.num_experts * hidden,
-          .experts = model.num_layers * model.num_experts * 3 * model.expert_width * hidden,
-          .head = model.tie_word_embeddings ? 0 : model.vocab_size * hidden};
-}
-
 std::vector<RankFigures> rank_figures(const Plan& plan) {
   const Workshop workshop(plan);
   const Mesh& mesh = workshop.mesh();
@@ -331,13 +314,15 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
   for (int rank = 0; rank < mesh.world(); ++rank) {
     RankFigures& figures = all[static_cast<std::size_t>(rank)];
     figures.rank = rank;
-    fill_layout(plan, mesh, figures);
-    figures.parameters = held_parameters(plan, figures);
+    const Layout layout = make_layout(plan.model, mesh, rank);
+    fill_layout(plan, layout, figures);
+    figures.parameters = held_parameters(layout, plan.model);
     const Range sequences = workshop.sequences(figures.at.dp);
     figures.sequences = sequences.count;
     figures.tokens = workshop.tokens(sequences);
-    const double kv_bytes_of_token = 2.0 * static_cast<double>(figures.kv_heads.count * plan.model.head_dim) *
-                                     static_cast<double>(figures.layers.count) * bytes / plan.parallel.cp;
+    const double kv_bytes_of_token =
+        2.0 * static_cast<double>(figures.kv_heads.count * plan.model.layers[0].attention.head_dim) *
+        static_cast<double>(figures.layers.count) * bytes / plan.parallel.cp;
     figures.kv_cache_bytes = kv_bytes_of_token * static_cast<double>(figures.tokens);
     figures.kv_cache_reserved_bytes = kv_bytes_of_token * static_cast<double>(sequences.count * longest);
 

@@ -10,22 +10,12 @@
 #include <string_view>
 #include <vector>
 
+#include "emu/model/tensors.h"
 #include "emu/plan/mesh.h"
 #include "emu/plan/partition.h"
 #include "emu/plan/plan.h"
 
 namespace shardproof {
-
-/// Elements of a rank's weights, by part. A replicated weight counts on every rank that holds it.
-struct ParameterCount {
-  std::int64_t embedding = 0;
-  std::int64_t attention = 0;  ///< q, k, v and output projections
-  std::int64_t norms = 0;
-  std::int64_t router = 0;
-  std::int64_t experts = 0;
-  std::int64_t head = 0;  ///< 0 where the head is the embedding that the rank holds already
-  std::int64_t total() const { return embedding + attention + norms + router + experts + head; }
-};
 
 struct OpTotal {
   std::string_view op;  ///< as in the run's trace: "attention.q", "moe.expert", ...
@@ -56,7 +46,7 @@ struct PassFigures {
 struct RankFigures {
   int rank = 0;
   Coordinates at;
-  Range layers, heads, kv_heads, experts, expert_width, vocabulary;
+  Range layers, heads, kv_heads, experts, intermediate_size, vocabulary;
   ParameterCount parameters;
   std::int64_t sequences = 0;             ///< of the batch, over all microbatches of the rank's replica
   std::int64_t tokens = 0;                ///< of these
@@ -71,9 +61,6 @@ struct RankFigures {
 
 /// Bytes of one element of the model's dtype.
 int dtype_bytes(const ModelConfig& model);
-
-/// Elements of the whole model, each weight once.
-ParameterCount model_parameters(const ModelConfig& model);
 
 /// One for each rank. The plan must be valid.
 std::vector<RankFigures> rank_figures(const Plan& plan);

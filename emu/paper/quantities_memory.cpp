@@ -82,8 +82,12 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
             "parameters - layers * (experts - top_k) * 3 * expert_width * hidden: those that serve one token",
             [](const Context& context) {
               const ModelConfig& m = context.plan.model;
-              const double idle = static_cast<double>(m.num_layers) * static_cast<double>(m.num_experts - m.top_k) *
-                                  3.0 * static_cast<double>(m.expert_width) * static_cast<double>(m.hidden_size);
+              double idle = 0;
+              for (std::int64_t i = 0; i < m.layers.size(); ++i) {
+                const FeedForwardSpec& experts = m.layers[i].feed_forward;
+                idle += static_cast<double>(experts.num_experts - experts.top_k) * 3.0 *
+                        static_cast<double>(experts.intermediate_size) * static_cast<double>(m.hidden_size);
+              }
               return number(static_cast<double>(model_parameters(m).total()) - idle, "");
             }));
   per_rank(
@@ -148,13 +152,15 @@ void add_serving(std::vector<QuantityDefinition>& table) {
       "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model",
       [](const Context& context) {
         const ModelConfig& m = context.plan.model;
+        const AttentionSpec& attention = m.layers[0].attention;
         const Workload& w = context.plan.workload;
         const std::int64_t longest = *std::max_element(w.lengths.begin(), w.lengths.end());
-        const double value = 2.0 * static_cast<double>(m.num_layers * m.num_kv_heads * m.head_dim * dtype_bytes(m)) *
-                             static_cast<double>(w.batch() * longest);
-        return number(
-            value, fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences * {} tokens = {}", m.num_layers,
-                               m.num_kv_heads, m.head_dim, dtype_bytes(m), w.batch(), longest, bytes(value)));
+        const double value =
+            2.0 * static_cast<double>(m.layers.size() * attention.kv_heads * attention.head_dim * dtype_bytes(m)) *
+            static_cast<double>(w.batch() * longest);
+        return number(value, fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences * {} tokens = {}",
+                                         m.layers.size(), attention.kv_heads, attention.head_dim, dtype_bytes(m),
+                                         w.batch(), longest, bytes(value)));
       }));
   per_rank(table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
            "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of dtype * tokens of the replica / cp",
@@ -165,8 +171,8 @@ void add_serving(std::vector<QuantityDefinition>& table) {
       [](const Plan&, const RankFigures& r) { return r.kv_cache_reserved_bytes; },
       [](const Plan& plan, const RankFigures& r) {
         return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences of the longest = {}",
-                           r.layers.count, r.kv_heads.count, plan.model.head_dim, dtype_bytes(plan.model), r.sequences,
-                           bytes(r.kv_cache_reserved_bytes));
+                           r.layers.count, r.kv_heads.count, plan.model.layers[0].attention.head_dim,
+                           dtype_bytes(plan.model), r.sequences, bytes(r.kv_cache_reserved_bytes));
       });
   per_rank(table, "activation_bytes_per_gpu", "bytes", Dimension::bytes,
            "bytes of dtype * the largest set alive at once in a prefill of one microbatch: stream + max(attention: 2 "

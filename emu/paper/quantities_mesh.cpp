@@ -60,23 +60,30 @@ void add_degrees(std::vector<QuantityDefinition>& table) {
 }
 
 void add_model(std::vector<QuantityDefinition>& table) {
-  const auto size = [&](const char* name, std::int64_t ModelConfig::*member, const char* meaning) {
-    table.push_back(entry(name, "", Dimension::count, meaning, [name, member](const Context& context) {
-      const std::int64_t value = context.plan.model.*member;
+  const auto size = [&](const char* name, std::int64_t (*value_of)(const ModelConfig&), const char* meaning) {
+    table.push_back(entry(name, "", Dimension::count, meaning, [name, value_of](const Context& context) {
+      const std::int64_t value = value_of(context.plan.model);
       return number(static_cast<double>(value), fmt::format("{} {}", name, value));
     }));
   };
-  size("layers", &ModelConfig::num_layers, "layers of the model");
-  size("experts", &ModelConfig::num_experts, "experts of a layer");
-  size("top_k", &ModelConfig::top_k, "experts that serve a token");
-  size("heads", &ModelConfig::num_heads, "query heads of a layer");
-  size("kv_heads", &ModelConfig::num_kv_heads, "key-value heads of a layer");
+  using Model = const ModelConfig&;
+  size(
+      "layers", [](Model m) { return m.layers.size(); }, "layers of the model");
+  size(
+      "experts", [](Model m) { return m.layers[0].feed_forward.num_experts; }, "experts of a layer");
+  size(
+      "top_k", [](Model m) { return m.layers[0].feed_forward.top_k; }, "experts that serve a token");
+  size(
+      "heads", [](Model m) { return m.layers[0].attention.heads; }, "query heads of a layer");
+  size(
+      "kv_heads", [](Model m) { return m.layers[0].attention.kv_heads; }, "key-value heads of a layer");
   table.push_back(
       entry("expert_instances", "experts", Dimension::count, "layers * experts", [](const Context& context) {
         const ModelConfig& model = context.plan.model;
-        return number(static_cast<double>(model.num_layers * model.num_experts),
-                      fmt::format("{} layers * {} experts = {}", model.num_layers, model.num_experts,
-                                  model.num_layers * model.num_experts));
+        return number(
+            static_cast<double>(model.layers.size() * model.layers[0].feed_forward.num_experts),
+            fmt::format("{} layers * {} experts = {}", model.layers.size(), model.layers[0].feed_forward.num_experts,
+                        model.layers.size() * model.layers[0].feed_forward.num_experts));
       }));
 }
 
@@ -133,7 +140,7 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                           return over_ranks(
                               context, [](const RankFigures& r) { return static_cast<double>(r.layers.count); },
                               [&](const RankFigures& r) {
-                                return fmt::format("{} layers / pp {} = {}", plan.model.num_layers, plan.parallel.pp,
+                                return fmt::format("{} layers / pp {} = {}", plan.model.layers.size(), plan.parallel.pp,
                                                    r.layers.count);
                               });
                         }));
@@ -142,7 +149,8 @@ void add_placement(std::vector<QuantityDefinition>& table) {
     return over_ranks(
         context, [](const RankFigures& r) { return static_cast<double>(r.heads.count); },
         [&](const RankFigures& r) {
-          return fmt::format("{} heads / tp {} = {}", plan.model.num_heads, plan.parallel.tp, r.heads.count);
+          return fmt::format("{} heads / tp {} = {}", plan.model.layers[0].attention.heads, plan.parallel.tp,
+                             r.heads.count);
         });
   }));
   table.push_back(
@@ -151,22 +159,23 @@ void add_placement(std::vector<QuantityDefinition>& table) {
         return over_ranks(
             context, [](const RankFigures& r) { return static_cast<double>(r.kv_heads.count); },
             [&](const RankFigures& r) {
-              return fmt::format("max(1, {} key-value heads / tp {}) = {}", plan.model.num_kv_heads, plan.parallel.tp,
-                                 r.kv_heads.count);
+              return fmt::format("max(1, {} key-value heads / tp {}) = {}", plan.model.layers[0].attention.kv_heads,
+                                 plan.parallel.tp, r.kv_heads.count);
             });
       }));
-  table.push_back(entry(
-      "experts_per_rank", "experts", Dimension::count,
-      "experts / ep: experts of one layer that a GPU holds, whole or in part", [](const Context& context) {
-        const Plan& plan = context.plan;
-        return over_ranks(
-            context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
-            [&](const RankFigures& r) {
-              return fmt::format(
-                  "{} experts of a layer / ep {} = {}{}", plan.model.num_experts, plan.parallel.ep, r.experts.count,
-                  plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
-            });
-      }));
+  table.push_back(
+      entry("experts_per_rank", "experts", Dimension::count,
+            "experts / ep: experts of one layer that a GPU holds, whole or in part", [](const Context& context) {
+              const Plan& plan = context.plan;
+              return over_ranks(
+                  context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
+                  [&](const RankFigures& r) {
+                    return fmt::format(
+                        "{} experts of a layer / ep {} = {}{}", plan.model.layers[0].feed_forward.num_experts,
+                        plan.parallel.ep, r.experts.count,
+                        plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
+                  });
+            }));
   table.push_back(entry("expert_equivalents_per_gpu", "experts", Dimension::count,
                         "layers of the stage * experts / ep / etp: whole experts that the GPU's parts add up to",
                         [](const Context& context) {
@@ -178,19 +187,19 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                                                    r.experts.count, plan.parallel.etp, expert_equivalents(plan, r));
                               });
                         }));
-  table.push_back(entry("modules_per_gpu", "modules", Dimension::count,
-                        "layers of the stage * (1 attention / tp + experts / ep / etp)", [](const Context& context) {
-                          const Plan& plan = context.plan;
-                          return over_ranks(
-                              context, [&](const RankFigures& r) { return modules_of(plan, r); },
-                              [&](const RankFigures& r) {
-                                return fmt::format(
-                                    "{} layers * (1/{} attention + {}/{} experts) = {:.6g}; {} modules / {} GPUs",
-                                    r.layers.count, plan.parallel.tp, r.experts.count, plan.parallel.etp,
-                                    modules_of(plan, r), plan.model.num_layers * (1 + plan.model.num_experts),
-                                    plan.world());
-                              });
-                        }));
+  table.push_back(
+      entry("modules_per_gpu", "modules", Dimension::count,
+            "layers of the stage * (1 attention / tp + experts / ep / etp)", [](const Context& context) {
+              const Plan& plan = context.plan;
+              return over_ranks(
+                  context, [&](const RankFigures& r) { return modules_of(plan, r); },
+                  [&](const RankFigures& r) {
+                    return fmt::format(
+                        "{} layers * (1/{} attention + {}/{} experts) = {:.6g}; {} modules / {} GPUs", r.layers.count,
+                        plan.parallel.tp, r.experts.count, plan.parallel.etp, modules_of(plan, r),
+                        plan.model.layers.size() * (1 + plan.model.layers[0].feed_forward.num_experts), plan.world());
+                  });
+            }));
   table.push_back(entry("modules_variance", "modules^2", Dimension::count, "variance of modules_per_gpu over the GPUs",
                         [](const Context& context) {
                           const QuantityValue modules =

@@ -12,7 +12,9 @@ using Context = QuantityContext;
 
 /// The chance that an expert serves at least one of t tokens, each choosing top_k of the experts evenly.
 double active_share(const ModelConfig& model, double tokens) {
-  return 1 - std::pow(1 - static_cast<double>(model.top_k) / static_cast<double>(model.num_experts), tokens);
+  return 1 - std::pow(1 - static_cast<double>(model.layers[0].feed_forward.top_k) /
+                              static_cast<double>(model.layers[0].feed_forward.num_experts),
+                      tokens);
 }
 
 double tokens_of_microbatch(const Plan& plan) {
@@ -74,19 +76,22 @@ void add_active(std::vector<QuantityDefinition>& table) {
   active.arguments = 1;
   active.compute = [](const Context& context, std::span<const double> arguments) {
     const ModelConfig& m = context.plan.model;
+    const FeedForwardSpec& experts = m.layers[0].feed_forward;
     const double tokens = std::max(0.0, arguments[0]);
-    return number(active_share(m, tokens), fmt::format("1 - (1 - {}/{})^{:.6g} = {}", m.top_k, m.num_experts, tokens,
-                                                       share_text(active_share(m, tokens))));
+    return number(active_share(m, tokens),
+                  fmt::format("1 - (1 - {}/{})^{:.6g} = {}", experts.top_k, experts.num_experts, tokens,
+                              share_text(active_share(m, tokens))));
   };
   table.push_back(active);
   table.push_back(
       entry("idle_expert_share", "share", Dimension::share,
             "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch", [](const Context& context) {
               const ModelConfig& m = context.plan.model;
+              const FeedForwardSpec& experts = m.layers[0].feed_forward;
               const double tokens = tokens_of_microbatch(context.plan);
               return number(1 - active_share(m, tokens),
                             fmt::format("active 1-(1-{}/{})^T: {} at T=1, {} at T=2, {} at T=64; T is {:.6g} here",
-                                        m.top_k, m.num_experts, share_text(active_share(m, 1)),
+                                        experts.top_k, experts.num_experts, share_text(active_share(m, 1)),
                                         share_text(active_share(m, 2)), share_text(active_share(m, 64)), tokens));
             }));
 }

@@ -15,25 +15,29 @@ std::string shares(std::int64_t count, int degree) {
 
 std::string split_by(const Plan& plan, Axis axis) {
   const ModelConfig& m = plan.model;
+  const AttentionSpec& attention = m.layers[0].attention;
+  const FeedForwardSpec& experts = m.layers[0].feed_forward;
   const Parallel& p = plan.parallel;
   switch (axis) {
     case Axis::tp: {
-      const std::string kv = m.num_kv_heads % p.tp == 0
-                                 ? fmt::format("{} kv heads: {}", m.num_kv_heads, shares(m.num_kv_heads, p.tp))
-                                 : fmt::format("{} kv heads: each on {} GPUs", m.num_kv_heads, p.tp / m.num_kv_heads);
-      return fmt::format("{} heads: {}; {}; {} words: {}", m.num_heads, shares(m.num_heads, p.tp), kv, m.vocab_size,
-                         shares(m.vocab_size, p.tp));
+      const std::string kv =
+          attention.kv_heads % p.tp == 0
+              ? fmt::format("{} kv heads: {}", attention.kv_heads, shares(attention.kv_heads, p.tp))
+              : fmt::format("{} kv heads: each on {} GPUs", attention.kv_heads, p.tp / attention.kv_heads);
+      return fmt::format("{} heads: {}; {}; {} words: {}", attention.heads, shares(attention.heads, p.tp), kv,
+                         m.vocab_size, shares(m.vocab_size, p.tp));
     }
     case Axis::cp:
       return "the tokens of a microbatch";
     case Axis::dp:
       return fmt::format("{} sequences: {}", plan.workload.batch(), shares(plan.workload.batch(), p.dp));
     case Axis::pp:
-      return fmt::format("{} layers: {}", m.num_layers, shares(m.num_layers, p.pp));
+      return fmt::format("{} layers: {}", m.layers.size(), shares(m.layers.size(), p.pp));
     case Axis::etp:
-      return fmt::format("{} columns of an expert: {}", m.expert_width, shares(m.expert_width, p.etp));
+      return fmt::format("{} columns of an expert: {}", experts.intermediate_size,
+                         shares(experts.intermediate_size, p.etp));
     case Axis::ep:
-      return fmt::format("{} experts of a layer: {}", m.num_experts, shares(m.num_experts, p.ep));
+      return fmt::format("{} experts of a layer: {}", experts.num_experts, shares(experts.num_experts, p.ep));
     case Axis::edp:
       return "nothing: replicas of the experts";
   }

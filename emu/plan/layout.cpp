@@ -3,68 +3,100 @@
 #include <algorithm>
 
 namespace shardproof {
+namespace {
 
-Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
-  const Parallel& parallel = mesh.parallel();
-  const Coordinates at = mesh.coordinates(rank);
-  const std::int64_t kv_count = std::max<std::int64_t>(1, model.num_kv_heads / parallel.tp);
-  Layout layout{
-      .at = at,
-      .parallel = parallel,
-      .layers = partition(model.num_layers, parallel.pp, at.pp),
-      .heads = partition(model.num_heads, parallel.tp, at.tp),
-      .kv_heads = {at.tp * model.num_kv_heads / parallel.tp, kv_count},
-      .vocabulary = partition(model.vocab_size, parallel.tp, at.tp),
-      .experts = partition(model.num_experts, parallel.ep, at.ep),
-      .expert_width = partition(model.expert_width, parallel.etp, at.etp),
-      .expert_owner = std::vector<int>(static_cast<std::size_t>(model.num_experts)),
+LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const Coordinates& at) {
+  const AttentionSpec& attention = layer.attention;
+  const FeedForwardSpec& feed_forward = layer.feed_forward;
+  LayerLayout layout{
+      .heads = partition(attention.heads, parallel.tp, at.tp),
+      .kv_heads = {at.tp * attention.kv_heads / parallel.tp,
+                   std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)},
+      .experts = partition(feed_forward.num_experts, parallel.ep, at.ep),
+      .intermediate_size = partition(feed_forward.intermediate_size, parallel.etp, at.etp),
+      .expert_owner = std::vector<int>(static_cast<std::size_t>(feed_forward.num_experts)),
   };
   for (int owner = 0; owner < parallel.ep; ++owner) {
-    const Range held = partition(model.num_experts, parallel.ep, owner);
+    const Range held = partition(feed_forward.num_experts, parallel.ep, owner);
     std::fill_n(layout.expert_owner.begin() + held.begin, held.count, owner);
   }
   return layout;
 }
 
-Range part_of(const Layout& layout, const ModelConfig& model, Split split, std::int64_t extent) {
+}  // namespace
+
+Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
+  const Parallel& parallel = mesh.parallel();
+  const Coordinates at = mesh.coordinates(rank);
+  Layout layout{.at = at,
+                .parallel = parallel,
+                .layers = partition(model.layers.size(), parallel.pp, at.pp),
+                .vocabulary = partition(model.vocab_size, parallel.tp, at.tp),
+                .kinds = {}};
+  for (const LayerSpec& kind : model.layers.kinds()) layout.kinds.push_back(layer_layout(kind, parallel, at));
+  return layout;
+}
+
+std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
+  std::vector<Layout> layouts;
+  layouts.reserve(static_cast<std::size_t>(mesh.world()));
+  for (int rank = 0; rank < mesh.world(); ++rank) layouts.push_back(make_layout(model, mesh, rank));
+  return layouts;
+}
+
+Range part_of(const Layout& layout, const ModelConfig& model, Split split, int layer, std::int64_t extent) {
   const auto in_elements = [&](Range heads) {
-    return Range{heads.begin * model.head_dim, heads.count * model.head_dim};
+    const std::int64_t dim = model.layers[layer].attention.head_dim;
+    return Range{heads.begin * dim, heads.count * dim};
   };
   switch (split) {
     case Split::q_heads:
-      return in_elements(layout.heads);
+      return in_elements(layout.layer(model, layer).heads);
     case Split::kv_heads:
-      return in_elements(layout.kv_heads);
+      return in_elements(layout.layer(model, layer).kv_heads);
     case Split::vocabulary:
       return layout.vocabulary;
-    case Split::expert_width:
-      return layout.expert_width;
+    case Split::intermediate_size:
+      return layout.layer(model, layer).intermediate_size;
     case Split::none:
       break;
   }
   return {0, extent};
 }
 
-std::vector<WeightSpec> weights_of(const Layout& layout, const ModelConfig& model) {
-  std::vector<WeightSpec> specs;
-  if (layout.first_stage()) specs.push_back(registry::embedding(model));
-  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
-    for (auto make : {registry::attention_norm, registry::attention_q, registry::attention_k, registry::attention_v,
-                      registry::attention_output, registry::moe_norm, registry::router}) {
-      specs.push_back(make(model, layer));
+ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
+  // By kind of layer, so that the cost does not grow with the layers.
+  std::vector<std::int64_t> layers(model.layers.kinds().size(), 0);
+  std::vector<std::int64_t> example(layers.size(), -1);
+  for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
+    const auto kind = static_cast<std::size_t>(model.layers.kind_of(layer));
+    ++layers[kind];
+    example[kind] = layer;
+  }
+  ParameterCount parameters;
+  const auto add = [&](const TensorRow& row, int layer, std::int64_t copies) {
+    const WeightSpec spec = weight_spec(model, row.tensor, layer, row.scope == TensorScope::expert ? 0 : -1);
+    const Range rows = part_of(layout, model, spec.row_split, layer, spec.rows);
+    const Range cols = part_of(layout, model, spec.col_split, layer, spec.cols);
+    parameters[row.part] += rows.count * cols.count * copies;
+  };
+  for (const TensorRow& row : tensor_table()) {
+    if (row.scope == TensorScope::first_stage) {
+      if (layout.first_stage()) add(row, -1, 1);
+      continue;
     }
-    for (auto expert = static_cast<int>(layout.experts.begin); expert < layout.experts.end(); ++expert) {
-      for (auto make : {registry::expert_gate, registry::expert_up, registry::expert_down}) {
-        specs.push_back(make(model, layer, expert));
-      }
+    if (row.scope == TensorScope::last_stage) {
+      const bool tied = row.tensor == Tensor::head && model.tie_word_embeddings && layout.first_stage();
+      if (layout.last_stage() && !tied) add(row, -1, 1);
+      continue;
+    }
+    for (std::size_t kind = 0; kind < layers.size(); ++kind) {
+      if (layers[kind] == 0) continue;
+      const std::int64_t experts = row.scope == TensorScope::expert ? layout.kinds[kind].experts.count : 1;
+      add(row, static_cast<int>(example[kind]), layers[kind] * experts);
     }
   }
-  if (layout.last_stage()) {
-    specs.push_back(registry::final_norm(model));
-    // A tied head on a stage that also embeds is the same tensor.
-    if (!(model.tie_word_embeddings && layout.first_stage())) specs.push_back(registry::head(model));
-  }
-  return specs;
+  return parameters;
 }
 
 }  // namespace shardproof

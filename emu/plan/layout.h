@@ -10,29 +10,65 @@
 
 namespace shardproof {
 
+/// What the rank holds of each layer of one kind.
+struct LayerLayout {
+  Range heads;                    ///< query heads
+  Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
+  Range experts;                  ///< of the layer
+  Range intermediate_size;        ///< part of every local expert
+  std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
+};
+
 /// Example, tp2 ep4 on 4 experts and 8 heads: the rank at tp 1, ep 3 holds heads {4, 4} and experts {3, 1}.
 struct Layout {
   Coordinates at;
   Parallel parallel;
-  Range layers;                   ///< partition(num_layers, pp, stage)
-  Range heads;                    ///< query heads
-  Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
-  Range vocabulary;               ///< rows of embedding and head
-  Range experts;                  ///< of each layer
-  Range expert_width;             ///< part of every local expert
-  std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
+  Range layers;                    ///< partition(layers, pp, stage)
+  Range vocabulary;                ///< rows of embedding and head
+  std::vector<LayerLayout> kinds;  ///< by kind of layer (LayerList)
 
   bool first_stage() const { return at.pp == 0; }
   bool last_stage() const { return at.pp == parallel.pp - 1; }
+  const LayerLayout& layer(const ModelConfig& model, std::int64_t index) const {
+    return kinds[static_cast<std::size_t>(model.layers.kind_of(index))];
+  }
 };
 
 /// The plan must be valid (validate.h).
 Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank);
 
-/// The part of 0..extent-1 that the layout holds of a dim split so; head_dim turns heads into elements.
-Range part_of(const Layout& layout, const ModelConfig& model, Split split, std::int64_t extent);
+/// One for each rank.
+std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);
 
-/// Every weight that the layout's rank holds, in program order.
-std::vector<WeightSpec> weights_of(const Layout& layout, const ModelConfig& model);
+/// The part of 0..extent-1 that the layout holds of a dim split so, in a layer (-1 outside the layers); heads are
+/// counted in elements.
+Range part_of(const Layout& layout, const ModelConfig& model, Split split, int layer, std::int64_t extent);
+
+/// visit(const WeightSpec&, Range rows, Range cols) for every slice that the layout's rank holds, in program order. A
+/// tied head on a stage that also embeds is the same tensor, and is not visited again.
+template <class Visit>
+void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit& visit) {
+  const auto scope = [&](TensorScope wanted, int layer, int expert) {
+    for (const TensorRow& row : tensor_table()) {
+      if (row.scope != wanted) continue;
+      if (row.tensor == Tensor::head && model.tie_word_embeddings && layout.first_stage()) continue;
+      const WeightSpec spec = weight_spec(model, row.tensor, layer, expert);
+      visit(spec, part_of(layout, model, spec.row_split, layer, spec.rows),
+            part_of(layout, model, spec.col_split, layer, spec.cols));
+    }
+  };
+  if (layout.first_stage()) scope(TensorScope::first_stage, -1, -1);
+  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
+    scope(TensorScope::layer, layer, -1);
+    const Range experts = layout.layer(model, layer).experts;
+    for (auto expert = static_cast<int>(experts.begin); expert < experts.end(); ++expert) {
+      scope(TensorScope::expert, layer, expert);
+    }
+  }
+  if (layout.last_stage()) scope(TensorScope::last_stage, -1, -1);
+}
+
+/// Elements of the weights that the layout's rank holds, by part.
+ParameterCount held_parameters(const Layout& layout, const ModelConfig& model);
 
 }  // namespace shardproof

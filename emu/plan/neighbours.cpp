@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <initializer_list>
@@ -27,9 +28,39 @@ std::int64_t safe_product(std::initializer_list<std::int64_t> factors) {
 namespace {
 
 bool tp_fits(std::int64_t tp, const ModelConfig& model) {
-  if (tp < 1 || model.num_heads < 1 || model.num_kv_heads < 1) return false;
-  return model.num_heads % tp == 0 && (model.num_kv_heads % tp == 0 || tp % model.num_kv_heads == 0) &&
-         tp <= model.vocab_size;
+  if (tp < 1 || tp > model.vocab_size) return false;
+  return std::ranges::all_of(model.layers.kinds(), [&](const LayerSpec& layer) {
+    const AttentionSpec& attention = layer.attention;
+    if (attention.heads < 1 || attention.kv_heads < 1) return false;
+    return attention.heads % tp == 0 && (attention.kv_heads % tp == 0 || tp % attention.kv_heads == 0);
+  });
+}
+
+bool ep_fits(std::int64_t ep, const ModelConfig& model) {
+  return std::ranges::all_of(model.layers.kinds(),
+                             [&](const LayerSpec& layer) { return layer.feed_forward.num_experts % ep == 0; });
+}
+
+bool etp_fits(std::int64_t etp, const ModelConfig& model) {
+  return std::ranges::all_of(model.layers.kinds(),
+                             [&](const LayerSpec& layer) { return layer.feed_forward.intermediate_size % etp == 0; });
+}
+
+/// The least of a size over all layers: no degree beyond it can divide.
+template <class Size>
+std::int64_t least_of(const ModelConfig& model, const Size& size) {
+  std::int64_t least = std::numeric_limits<std::int64_t>::max();
+  for (const LayerSpec& layer : model.layers.kinds()) least = std::min(least, size(layer));
+  return model.layers.kinds().empty() ? 0 : least;
+}
+std::int64_t least_heads(const ModelConfig& model) {
+  return least_of(model, [](const LayerSpec& layer) { return layer.attention.heads; });
+}
+std::int64_t least_experts(const ModelConfig& model) {
+  return least_of(model, [](const LayerSpec& layer) { return layer.feed_forward.num_experts; });
+}
+std::int64_t least_intermediate(const ModelConfig& model) {
+  return least_of(model, [](const LayerSpec& layer) { return layer.feed_forward.intermediate_size; });
 }
 
 std::vector<int> divisors(std::int64_t n) {
@@ -68,12 +99,12 @@ std::optional<Parallel> search_same_gpus(const Parallel& wanted, const ModelConf
   std::optional<Parallel> best;
   double least = std::numeric_limits<double>::infinity();
   for (const int pp : divisors(gpus)) {
-    if (pp > model.num_layers) continue;
+    if (pp > model.layers.size()) continue;
     const std::int64_t stage = gpus / pp;
     for (const int ep : divisors(stage)) {
-      if (model.num_experts % ep != 0) continue;
+      if (!ep_fits(ep, model)) continue;
       for (const int etp : divisors(stage / ep)) {
-        if (model.expert_width % etp != 0) continue;
+        if (!etp_fits(etp, model)) continue;
         Parallel candidate = {.tp = 1, .cp = 1, .dp = 1, .pp = pp, .ep = ep, .etp = etp};
         candidate.edp = static_cast<int>(stage / ep / etp);
         // The expert mesh alone may be too far already.
@@ -106,10 +137,10 @@ std::optional<Parallel> search_same_gpus(const Parallel& wanted, const ModelConf
 
 std::optional<Parallel> search_same_degrees(const Parallel& wanted, const ModelConfig& model) {
   Parallel found = wanted;
-  found.tp = nearest_number(wanted.tp, model.num_heads, [&](int tp) { return tp_fits(tp, model); });
-  found.pp = static_cast<int>(std::min<std::int64_t>(wanted.pp, model.num_layers));
-  found.ep = nearest_number(wanted.ep, model.num_experts, [&](int ep) { return model.num_experts % ep == 0; });
-  found.etp = nearest_number(wanted.etp, model.expert_width, [&](int etp) { return model.expert_width % etp == 0; });
+  found.tp = nearest_number(wanted.tp, least_heads(model), [&](int tp) { return tp_fits(tp, model); });
+  found.pp = static_cast<int>(std::min<std::int64_t>(wanted.pp, model.layers.size()));
+  found.ep = nearest_number(wanted.ep, least_experts(model), [&](int ep) { return ep_fits(ep, model); });
+  found.etp = nearest_number(wanted.etp, least_intermediate(model), [&](int etp) { return etp_fits(etp, model); });
   if (found.tp < 1 || found.pp < 1 || found.ep < 1 || found.etp < 1) return std::nullopt;
   const std::int64_t experts = std::int64_t{found.ep} * found.etp;
   const std::int64_t attention = std::int64_t{found.tp} * found.cp;
@@ -133,16 +164,16 @@ std::optional<Parallel> search_same_degrees(const Parallel& wanted, const ModelC
 
 bool fits_model(const Parallel& p, const ModelConfig& model) {
   if (p.tp < 1 || p.cp < 1 || p.dp < 1 || p.pp < 1 || p.ep < 1 || p.etp < 1 || p.edp < 1) return false;
-  return tp_fits(p.tp, model) && p.pp <= model.num_layers && model.num_experts % p.ep == 0 &&
-         model.expert_width % p.etp == 0 && (!p.sp || p.tp > 1) &&
-         safe_product({p.tp, p.cp, p.dp}) == safe_product({p.etp, p.ep, p.edp});
+  return tp_fits(p.tp, model) && p.pp <= model.layers.size() && ep_fits(p.ep, model) && etp_fits(p.etp, model) &&
+         (!p.sp || p.tp > 1) && safe_product({p.tp, p.cp, p.dp}) == safe_product({p.etp, p.ep, p.edp});
 }
 
 Neighbours nearest_valid(const Plan& plan) {
   const ModelConfig& model = plan.model;
   const Parallel& wanted = plan.parallel;
-  for (const std::int64_t count : {model.num_layers, model.num_heads, model.num_kv_heads, model.num_experts,
-                                   model.expert_width, model.vocab_size}) {
+  for (const std::int64_t count : {model.layers.size(), least_heads(model),
+                                   least_of(model, [](const LayerSpec& layer) { return layer.attention.kv_heads; }),
+                                   least_experts(model), least_intermediate(model), model.vocab_size}) {
     if (count < 1) return {};
   }
   for (const int degree : {wanted.tp, wanted.cp, wanted.dp, wanted.pp, wanted.ep, wanted.etp}) {

@@ -3,27 +3,21 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "emu/model/fields.h"
+
 namespace shardproof {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
+/// Of a model whose layers are all alike, which is what the loader reads.
 Json model_json(const ModelConfig& model) {
-  return {{"model_type", model.model_type},
-          {"hidden_size", model.hidden_size},
-          {"num_hidden_layers", model.num_layers},
-          {"num_attention_heads", model.num_heads},
-          {"num_key_value_heads", model.num_kv_heads},
-          {"head_dim", model.head_dim},
-          {"intermediate_size", model.expert_width},
-          {"num_local_experts", model.num_experts},
-          {"num_experts_per_tok", model.top_k},
-          {"vocab_size", model.vocab_size},
-          {"rms_norm_eps", model.rms_norm_eps},
-          {"rope_theta", model.rope_theta},
-          {"norm_topk_prob", model.norm_topk_prob},
-          {"tie_word_embeddings", model.tie_word_embeddings},
-          {"torch_dtype", model.dtype}};
+  Json json = {{"model_type", model.model_type}};
+  visit_fields(model, [&](const FieldInfo& field, const auto& value) {
+    if (!field.from_family) json[std::string(field.key)] = value;
+  });
+  json["torch_dtype"] = model.dtype;
+  return json;
 }
 
 Json hardware_json(const Hardware& hardware) {

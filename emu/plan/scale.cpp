@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <numeric>
 #include <vector>
 
@@ -13,7 +14,7 @@ using Mode = ScaleOptions::Mode;
 
 constexpr std::int64_t kHidden = 48;
 constexpr std::int64_t kHeadDim = 4;
-constexpr std::int64_t kExpertWidth = 16;
+constexpr std::int64_t kIntermediateSize = 16;
 constexpr std::int64_t kVocabulary = 96;
 constexpr std::int64_t kTokens = 128;
 
@@ -22,13 +23,24 @@ std::int64_t multiple_at_least(std::int64_t wanted, std::int64_t step, std::int6
   return std::min(most, (std::max<std::int64_t>(wanted, 1) + step - 1) / step * step);
 }
 
-void set_widths(Plan& plan, std::int64_t hidden, std::int64_t head_dim, std::int64_t expert_width,
-                std::int64_t vocabulary) {
+/// Widths that a plan is scaled to; those of a layer are functions of what it has.
+struct Widths {
+  std::int64_t hidden = 0;
+  std::int64_t vocabulary = 0;
+  std::function<std::int64_t(std::int64_t)> head_dim;
+  std::function<std::int64_t(std::int64_t)> intermediate_size;
+};
+
+void set_widths(Plan& plan, const Widths& widths) {
   ModelConfig& model = plan.model;
-  model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(hidden, 1));
-  model.head_dim = multiple_at_least(head_dim, 2, model.head_dim);
-  model.expert_width = multiple_at_least(expert_width, plan.parallel.etp, model.expert_width);
-  model.vocab_size = std::min(model.vocab_size, std::max<std::int64_t>({vocabulary, plan.parallel.tp, 2}));
+  model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(widths.hidden, 1));
+  model.layers.edit([&](LayerSpec& layer) {
+    std::int64_t& dim = layer.attention.head_dim;
+    std::int64_t& intermediate = layer.feed_forward.intermediate_size;
+    dim = multiple_at_least(widths.head_dim(dim), 2, dim);
+    intermediate = multiple_at_least(widths.intermediate_size(intermediate), plan.parallel.etp, intermediate);
+  });
+  model.vocab_size = std::min(model.vocab_size, std::max<std::int64_t>({widths.vocabulary, plan.parallel.tp, 2}));
 }
 
 /// `count` of the lengths in the plan's order: the shortest, the longest, and evenly many of those between when ordered
@@ -84,10 +96,17 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
   const ModelConfig& model = plan.model;
   Workload& workload = small.workload;
   if (options.mode == Mode::automatic) {
-    set_widths(small, kHidden, kHeadDim, kExpertWidth, kVocabulary);
+    set_widths(small, {.hidden = kHidden,
+                       .vocabulary = kVocabulary,
+                       .head_dim = [](std::int64_t) { return kHeadDim; },
+                       .intermediate_size = [](std::int64_t) { return kIntermediateSize; }});
   } else if (options.mode == Mode::divide) {
     const std::int64_t n = std::max<std::int64_t>(options.divisor, 1);
-    set_widths(small, model.hidden_size / n, model.head_dim / n, model.expert_width / n, model.vocab_size / n);
+    const auto divided = [n](std::int64_t size) { return size / n; };
+    set_widths(small, {.hidden = model.hidden_size / n,
+                       .vocabulary = model.vocab_size / n,
+                       .head_dim = divided,
+                       .intermediate_size = divided});
   }
   const std::int64_t batch = std::max<std::int64_t>(
       options.batch.value_or(options.mode == Mode::automatic ? enough_sequences(plan) : workload.batch()), 1);

@@ -26,7 +26,12 @@ class Checker {
   }
 
  private:
-  void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+  /// Kinds of layers may break the same rule in the same way: that is said once.
+  void problem(std::string field, std::string message) {
+    const bool said = std::ranges::any_of(
+        problems_, [&](const Problem& other) { return other.field == field && other.message == message; });
+    if (!said) problems_.push_back({std::move(field), std::move(message)});
+  }
 
   bool at_least_one(const char* field, std::int64_t value) {
     if (value >= 1) return true;
@@ -37,37 +42,44 @@ class Checker {
   bool check_model() {
     bool good = true;
     good &= at_least_one("model.hidden_size", model_.hidden_size);
-    good &= at_least_one("model.num_hidden_layers", model_.num_layers);
-    good &= at_least_one("model.num_attention_heads", model_.num_heads);
-    good &= at_least_one("model.num_key_value_heads", model_.num_kv_heads);
-    good &= at_least_one("model.head_dim", model_.head_dim);
-    good &= at_least_one("model.intermediate_size", model_.expert_width);
-    good &= at_least_one("model.num_local_experts", model_.num_experts);
-    good &= at_least_one("model.num_experts_per_tok", model_.top_k);
+    good &= at_least_one("model.num_hidden_layers", model_.layers.size());
+    for (const LayerSpec& layer : model_.layers.kinds()) {
+      good &= at_least_one("model.num_attention_heads", layer.attention.heads);
+      good &= at_least_one("model.num_key_value_heads", layer.attention.kv_heads);
+      good &= at_least_one("model.head_dim", layer.attention.head_dim);
+      good &= at_least_one("model.intermediate_size", layer.feed_forward.intermediate_size);
+      good &= at_least_one("model.num_local_experts", layer.feed_forward.num_experts);
+      good &= at_least_one("model.num_experts_per_tok", layer.feed_forward.top_k);
+    }
     good &= at_least_one("model.vocab_size", model_.vocab_size);
     if (!good) return false;
-    if (model_.head_dim % 2 != 0) {
-      problem("model.head_dim", fmt::format("{} is odd; rotary embeddings turn pairs, so {} or {} is needed",
-                                            model_.head_dim, model_.head_dim - 1, model_.head_dim + 1));
-    }
-    if (model_.num_heads % model_.num_kv_heads != 0) {
-      problem(
-          "model.num_key_value_heads",
-          fmt::format("{} query heads / {} key-value heads = {} remainder {}; {}", model_.num_heads,
-                      model_.num_kv_heads, model_.num_heads / model_.num_kv_heads,
-                      model_.num_heads % model_.num_kv_heads, divisors_near(model_.num_heads, model_.num_kv_heads)));
-    }
-    if (model_.top_k > model_.num_experts) {
-      problem("model.num_experts_per_tok", fmt::format("{} experts for a token, but a layer has {}; 1 to {} is needed",
-                                                       model_.top_k, model_.num_experts, model_.num_experts));
-    }
+    for (const LayerSpec& layer : model_.layers.kinds()) check_layer(layer);
     if (!std::isfinite(model_.rms_norm_eps) || model_.rms_norm_eps < 0) {
       problem("model.rms_norm_eps", fmt::format("{}; a finite number, 0 or above, is needed", model_.rms_norm_eps));
     }
-    if (!std::isfinite(model_.rope_theta) || model_.rope_theta <= 0) {
-      problem("model.rope_theta", fmt::format("{}; a finite number above 0 is needed", model_.rope_theta));
+    for (const LayerSpec& layer : model_.layers.kinds()) {
+      const double theta = layer.attention.rope_theta;
+      if (std::isfinite(theta) && theta > 0) continue;
+      problem("model.rope_theta", fmt::format("{}; a finite number above 0 is needed", theta));
     }
     return true;
+  }
+
+  void check_layer(const LayerSpec& layer) {
+    const std::int64_t heads = layer.attention.heads, kv = layer.attention.kv_heads, dim = layer.attention.head_dim;
+    const std::int64_t experts = layer.feed_forward.num_experts, top_k = layer.feed_forward.top_k;
+    if (dim % 2 != 0) {
+      problem("model.head_dim",
+              fmt::format("{} is odd; rotary embeddings turn pairs, so {} or {} is needed", dim, dim - 1, dim + 1));
+    }
+    if (heads % kv != 0) {
+      problem("model.num_key_value_heads", fmt::format("{} query heads / {} key-value heads = {} remainder {}; {}",
+                                                       heads, kv, heads / kv, heads % kv, divisors_near(heads, kv)));
+    }
+    if (top_k > experts) {
+      problem("model.num_experts_per_tok",
+              fmt::format("{} experts for a token, but a layer has {}; 1 to {} is needed", top_k, experts, experts));
+    }
   }
 
   bool check_degrees() {
@@ -141,24 +153,26 @@ class Checker {
   }
 
   void check_divisions() {
-    divides("parallel.tp", model_.num_heads, "query heads", "tp", p_.tp);
-    if (model_.num_kv_heads % p_.tp != 0 && p_.tp % model_.num_kv_heads != 0) {
+    for (const LayerSpec& layer : model_.layers.kinds()) {
+      const std::int64_t kv = layer.attention.kv_heads;
+      divides("parallel.tp", layer.attention.heads, "query heads", "tp", p_.tp);
+      if (kv % p_.tp == 0 || p_.tp % kv == 0) continue;
+      const std::int64_t more = std::max<std::int64_t>(kv, p_.tp), less = std::min<std::int64_t>(kv, p_.tp);
       problem("parallel.tp",
               fmt::format("{} key-value heads and tp {}: neither divides the other ({} / {} remainder {}), so "
                           "heads can be neither split nor replicated evenly",
-                          model_.num_kv_heads, p_.tp, std::max<std::int64_t>(model_.num_kv_heads, p_.tp),
-                          std::min<std::int64_t>(model_.num_kv_heads, p_.tp),
-                          std::max<std::int64_t>(model_.num_kv_heads, p_.tp) %
-                              std::min<std::int64_t>(model_.num_kv_heads, p_.tp)));
+                          kv, p_.tp, more, less, more % less));
     }
     if (model_.vocab_size < p_.tp) {
       problem("parallel.tp", fmt::format("a vocabulary of {} cannot be split over tp {}", model_.vocab_size, p_.tp));
     }
-    divides("parallel.ep", model_.num_experts, "experts", "ep", p_.ep);
-    divides("parallel.etp", model_.expert_width, "columns of an expert", "etp", p_.etp);
-    if (p_.pp > model_.num_layers) {
+    for (const LayerSpec& layer : model_.layers.kinds()) {
+      divides("parallel.ep", layer.feed_forward.num_experts, "experts", "ep", p_.ep);
+      divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
+    }
+    if (p_.pp > model_.layers.size()) {
       problem("parallel.pp", fmt::format("{} stages for {} layers leaves {} stages empty; at most {} is needed", p_.pp,
-                                         model_.num_layers, p_.pp - model_.num_layers, model_.num_layers));
+                                         model_.layers.size(), p_.pp - model_.layers.size(), model_.layers.size()));
     }
     if (p_.sp && p_.tp == 1) {
       problem("parallel.sp",
@@ -205,11 +219,12 @@ class Checker {
     if (plan_.hardware && world() > 0 && world() < plan_.hardware->gpus) {
       add(fmt::format("{} uses {} of {} GPUs", product(), world(), plan_.hardware->gpus));
     }
-    if (p_.tp > 1 && model_.num_heads % p_.tp != 0 && model_.num_layers % p_.tp != 0 &&
-        model_.num_experts % p_.tp != 0) {
-      add(fmt::format("{} layers and {} experts do not divide by {} either ({} remainder {}, {} remainder {})",
-                      model_.num_layers, model_.num_experts, p_.tp, model_.num_layers / p_.tp,
-                      model_.num_layers % p_.tp, model_.num_experts / p_.tp, model_.num_experts % p_.tp));
+    const std::int64_t layers = model_.layers.size();
+    const LayerSpec& first = model_.layers[0];
+    const std::int64_t experts = first.feed_forward.num_experts;
+    if (p_.tp > 1 && first.attention.heads % p_.tp != 0 && layers % p_.tp != 0 && experts % p_.tp != 0) {
+      add(fmt::format("{} layers and {} experts do not divide by {} either ({} remainder {}, {} remainder {})", layers,
+                      experts, p_.tp, layers / p_.tp, layers % p_.tp, experts / p_.tp, experts % p_.tp));
     }
     if (near.same_degrees) {
       add(fmt::format("{} {}", fits_model(p_, model_) ? "the same degrees need" : "nearest degrees that fit the model:",

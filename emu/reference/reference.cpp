@@ -47,9 +47,9 @@ struct Model {
     return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, exact);
   }
 
-  Matrix rotated(const Matrix& x, const std::string& into) const {
+  Matrix rotated(const Matrix& x, const AttentionSpec& spec, const std::string& into) const {
     sums.rotation(into, x);
-    return rope(x, positions, config.head_dim, config.rope_theta, exact);
+    return rope(x, positions, spec.head_dim, spec.rope_theta, exact);
   }
 
   /// stored(x + y)
@@ -65,12 +65,17 @@ struct Model {
 };
 
 void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths) {
-  require(model.hidden_size > 0 && model.num_layers >= 0 && model.expert_width > 0 && model.vocab_size > 0,
-          "hidden size, expert width and vocabulary must be positive");
-  require(model.head_dim > 0 && model.head_dim % 2 == 0, "head_dim must be positive and even");
-  require(model.num_kv_heads > 0 && model.num_heads > 0 && model.num_heads % model.num_kv_heads == 0,
-          "num_kv_heads must divide num_heads");
-  require(model.top_k >= 1 && model.top_k <= model.num_experts, "top_k must be in 1..num_experts");
+  require(model.hidden_size > 0 && model.vocab_size > 0, "hidden size and vocabulary must be positive");
+  for (const LayerSpec& layer : model.layers.kinds()) {
+    const AttentionSpec& attention = layer.attention;
+    const FeedForwardSpec& experts = layer.feed_forward;
+    require(attention.head_dim > 0 && attention.head_dim % 2 == 0, "head_dim must be positive and even");
+    require(attention.kv_heads > 0 && attention.heads > 0 && attention.heads % attention.kv_heads == 0,
+            "kv_heads must divide heads");
+    require(!attention.query_key_norm, "norms of queries and keys are not computed");
+    require(experts.intermediate_size > 0, "intermediate_size must be positive");
+    require(experts.top_k >= 1 && experts.top_k <= experts.num_experts, "top_k must be in 1..num_experts");
+  }
   std::int64_t total = 0;
   for (const std::int64_t length : lengths) {
     require(length >= 0, "a sequence has the length " + std::to_string(length));
@@ -109,24 +114,25 @@ Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
 }
 
 /// x + Wo attention(...)
-Matrix attention_block(const Model& model, const Matrix& x, const std::string& weights, const std::string& tap) {
-  const ModelConfig& config = model.config;
+Matrix attention_block(const Model& model, const AttentionSpec& spec, const Matrix& x, const std::string& weights,
+                       const std::string& tap) {
   const std::string projections = weights + "self_attn.";
-  const std::int64_t query_width = config.num_heads * config.head_dim;
-  const std::int64_t kv_width = config.num_kv_heads * config.head_dim;
+  const std::int64_t query_width = spec.heads * spec.head_dim;
+  const std::int64_t kv_width = spec.kv_heads * spec.head_dim;
 
   const Matrix n = model.norm(x, weights + "input_layernorm.weight", tap + "norm");
   model.tap(tap + "norm", n);
-  const Matrix q = model.rotated(model.project(n, projections + "q_proj.weight", query_width, tap + "q"), tap + "q");
+  const Matrix q =
+      model.rotated(model.project(n, projections + "q_proj.weight", query_width, tap + "q"), spec, tap + "q");
   model.tap(tap + "q", q);
-  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width, tap + "k"), tap + "k");
+  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width, tap + "k"), spec, tap + "k");
   model.tap(tap + "k", k);
   const Matrix v = model.project(n, projections + "v_proj.weight", kv_width, tap + "v");
   model.tap(tap + "v", v);
-  model.sums.attention(tap + "context", q, k, v, config.head_dim, model.lengths);
-  const Matrix context = attention(q, k, v, model.lengths, config.head_dim, model.exact);
+  model.sums.attention(tap + "context", q, k, v, spec.head_dim, model.lengths);
+  const Matrix context = attention(q, k, v, model.lengths, spec.head_dim, model.exact);
   model.tap(tap + "context", context);
-  const Matrix output = model.project(context, projections + "o_proj.weight", config.hidden_size, tap + "output");
+  const Matrix output = model.project(context, projections + "o_proj.weight", x.cols, tap + "output");
   model.tap(tap + "output", output);
   Matrix residual = model.sum(x, output, tap + "residual");
   model.tap(tap + "residual", residual);
@@ -134,47 +140,48 @@ Matrix attention_block(const Model& model, const Matrix& x, const std::string& w
 }
 
 /// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x.
-Matrix expert(const Model& model, const Matrix& x, const std::string& weights, const std::string& into) {
+Matrix expert(const Model& model, const FeedForwardSpec& spec, const Matrix& x, const std::string& weights,
+              const std::string& into) {
   const Matrix gate =
-      model.project(x, weights + "w1.weight", model.config.expert_width, into, "x W^T of an expert's gate");
-  const Matrix up = model.project(x, weights + "w3.weight", model.config.expert_width, into, "x W^T of an expert's up");
+      model.project(x, weights + "w1.weight", spec.intermediate_size, into, "x W^T of an expert's gate");
+  const Matrix up = model.project(x, weights + "w3.weight", spec.intermediate_size, into, "x W^T of an expert's up");
   model.sums.silu(into, gate);
-  Matrix h(x.rows, model.config.expert_width);
+  Matrix h(x.rows, spec.intermediate_size);
   for (std::size_t i = 0; i < h.values.size(); ++i) {
     h.values[i] = silu(gate.values[i], model.exact) * up.values[i];
   }
-  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", model.config.hidden_size, into,
+  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", x.cols, into,
                        "h W^T of an expert's down");
 }
 
 /// x + sum over the chosen experts, in the order of the choice, of weight * expert(norm(x)).
-Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights, const std::string& tap) {
-  const ModelConfig& config = model.config;
+Matrix moe_block(const Model& model, const FeedForwardSpec& spec, const Matrix& x, const std::string& weights,
+                 const std::string& tap) {
   const std::string moe = weights + "block_sparse_moe.";
 
   const Matrix n = model.norm(x, weights + "post_attention_layernorm.weight", tap + "norm");
   model.tap(tap + "norm", n);
-  const Matrix logits = model.project(n, moe + "gate.weight", config.num_experts, tap + "router_logits");
+  const Matrix logits = model.project(n, moe + "gate.weight", spec.num_experts, tap + "router_logits");
   model.tap(tap + "router_logits", logits);
-  model.sums.routing(tap + "router_weights", config.num_experts);
-  const Routing routing = route(logits, config.top_k, config.norm_topk_prob, model.exact);
+  model.sums.routing(tap + "router_weights", spec.num_experts);
+  const Routing routing = route(logits, spec.top_k, spec.norm_topk_prob, model.exact);
   model.tap(tap + "router_choice", routing.choice);
   model.tap(tap + "router_weights", routing.weights);
 
   // by_slot.row(t * top_k + slot) is what the expert that token t chose in that slot makes of it.
-  Matrix by_slot(x.rows * config.top_k, config.hidden_size);
-  for (std::int64_t e = 0; e < config.num_experts; ++e) {
+  Matrix by_slot(x.rows * spec.top_k, x.cols);
+  for (std::int64_t e = 0; e < spec.num_experts; ++e) {
     std::vector<std::int64_t> slots;
     for (std::int64_t s = 0; s < by_slot.rows; ++s) {
       if (routing.choice.values[static_cast<std::size_t>(s)] == static_cast<double>(e)) slots.push_back(s);
     }
     if (slots.empty()) continue;
-    Matrix inputs(static_cast<std::int64_t>(slots.size()), config.hidden_size);
+    Matrix inputs(static_cast<std::int64_t>(slots.size()), x.cols);
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
-      const double* token = n.row(slots[static_cast<std::size_t>(r)] / config.top_k);
+      const double* token = n.row(slots[static_cast<std::size_t>(r)] / spec.top_k);
       std::copy_n(token, n.cols, inputs.row(r));
     }
-    const Matrix outputs = expert(model, inputs, moe + "experts." + std::to_string(e) + ".", tap + "output");
+    const Matrix outputs = expert(model, spec, inputs, moe + "experts." + std::to_string(e) + ".", tap + "output");
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       std::copy_n(outputs.row(r), outputs.cols, by_slot.row(slots[static_cast<std::size_t>(r)]));
     }
@@ -183,9 +190,9 @@ Matrix moe_block(const Model& model, const Matrix& x, const std::string& weights
   model.sums.combination(tap + "output", routing.weights, by_slot);
   Matrix output(x.rows, x.cols);
   for (std::int64_t t = 0; t < x.rows; ++t) {
-    for (std::int64_t slot = 0; slot < config.top_k; ++slot) {
+    for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
       const double weight = routing.weights.row(t)[slot];
-      const double* y = by_slot.row(t * config.top_k + slot);
+      const double* y = by_slot.row(t * spec.top_k + slot);
       for (std::int64_t i = 0; i < x.cols; ++i) output.row(t)[i] += weight * y[i];
     }
   }
@@ -209,11 +216,11 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
 
   Matrix x = embed(model, tokens);
   model.tap("embedding", x);
-  for (std::int64_t layer = 0; layer < config.num_layers; ++layer) {
+  for (std::int64_t layer = 0; layer < config.layers.size(); ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     const std::string tap = "layer." + std::to_string(layer) + ".";
-    x = attention_block(model, x, "model." + prefix, tap + "attention.");
-    x = moe_block(model, x, "model." + prefix, tap + "moe.");
+    x = attention_block(model, config.layers[layer].attention, x, "model." + prefix, tap + "attention.");
+    x = moe_block(model, config.layers[layer].feed_forward, x, "model." + prefix, tap + "moe.");
   }
   const Matrix final_norm = model.norm(x, "model.norm.weight", "final_norm");
   model.tap("final_norm", final_norm);

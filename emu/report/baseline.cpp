@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "emu/judge/hash.h"
+#include "emu/model/fields.h"
 
 namespace shardproof {
 namespace {
@@ -58,15 +59,17 @@ Baseline baseline_of(const VerifyReport& report) {
 
 std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   Hasher hasher;
-  const ModelConfig& m = plan.model;
-  for (const std::int64_t size : {m.hidden_size, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim, m.expert_width,
-                                  m.num_experts, m.top_k, m.vocab_size}) {
-    hasher.add(size);
+  visit_fields(plan.model, [&](const FieldInfo& field, const auto& value) {
+    if (field.added_later) {
+      if (value == std::decay_t<decltype(value)>{}) return;
+      hasher.add(random_key(0, field.key));
+    }
+    hasher.add(value);
+  });
+  // Layers that are not all alike: which is which.
+  for (std::int64_t i = 0; plan.model.layers.kinds().size() > 1 && i < plan.model.layers.size(); ++i) {
+    hasher.add(plan.model.layers.kind_of(i));
   }
-  hasher.add(m.rms_norm_eps);
-  hasher.add(m.rope_theta);
-  hasher.add(m.norm_topk_prob);
-  hasher.add(m.tie_word_embeddings);
   hasher.add(plan.workload.seed);
   for (const std::int64_t length : plan.workload.lengths) hasher.add(length);
   if (format != ops::Format::exact) {

@@ -37,7 +37,7 @@ Json rank_json(const Plan& plan, const RankFigures& r) {
           {"heads", range_json(r.heads)},
           {"kv_heads", range_json(r.kv_heads)},
           {"local_experts", range_json(r.experts)},
-          {"expert_width", range_json(r.expert_width)},
+          {"expert_width", range_json(r.intermediate_size)},
           {"vocabulary", range_json(r.vocabulary)},
           {"sequences", r.sequences},
           {"tokens", r.tokens},

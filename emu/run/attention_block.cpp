@@ -27,33 +27,35 @@ ops::Matrix<T> project(const Stage<T>& stage, std::string_view op, int layer, co
 }  // namespace
 
 template <class T>
-Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights, int layer, ops::Matrix<T>& x) {
+Task<> attention_block(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
+  const AttentionSpec& spec = model.layers[layer].attention;
   const Layout& layout = stage.layout;
+  const LayerLayout& held = layout.layer(model, layer);
   const ops::Format format = stage.format();
   const std::int64_t rows = stage.rows();
 
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.norm.load().view().span(), model.rms_norm_eps, format, norm);
+  ops::rms_norm<T>(x, weights(Tensor::attention_norm, layer).load().view().span(), model.rms_norm_eps, format, norm);
   stage.record("attention.norm", layer, x.rows(), x.cols(),
                ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(layer, "attention.norm", norm, stage.stream_rows());
 
   ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
 
-  ops::Matrix<T> q = project(stage, "attention.q", layer, full, weights.q);
-  ops::Matrix<T> k = project(stage, "attention.k", layer, full, weights.k);
-  ops::Matrix<T> v = project(stage, "attention.v", layer, full, weights.v);
+  ops::Matrix<T> q = project(stage, "attention.q", layer, full, weights(Tensor::attention_q, layer));
+  ops::Matrix<T> k = project(stage, "attention.k", layer, full, weights(Tensor::attention_k, layer));
+  ops::Matrix<T> v = project(stage, "attention.v", layer, full, weights(Tensor::attention_v, layer));
   for (ops::Matrix<T>* rotated : {&q, &k}) {
     ops::rope<T>(*rotated, stage.microbatch.positions, stage.rope);
     stage.record("attention.rope", layer, rows, rotated->cols(),
                  ops::rope_cost(rows, rotated->cols(), stage.element_bytes()));
   }
-  const std::int64_t q_width = model.num_heads * model.head_dim;
-  const std::int64_t kv_width = model.num_kv_heads * model.head_dim;
+  const std::int64_t q_width = spec.heads * spec.head_dim;
+  const std::int64_t kv_width = spec.kv_heads * spec.head_dim;
   const Range all{0, rows};
-  const Range q_cols = part_of(layout, model, Split::q_heads, q_width);
-  const Range kv_cols = part_of(layout, model, Split::kv_heads, kv_width);
+  const Range q_cols = part_of(layout, model, Split::q_heads, layer, q_width);
+  const Range kv_cols = part_of(layout, model, Split::kv_heads, layer, kv_width);
   stage.template tap<T>(layer, "attention.q", q.view(), all, q_width, q_cols);
   stage.template tap<T>(layer, "attention.k", k.view(), all, kv_width, kv_cols);
   stage.template tap<T>(layer, "attention.v", v.view(), all, kv_width, kv_cols);
@@ -61,17 +63,17 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   ops::Matrix<T> context(rows, q.cols());
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::attention<T>(q, k, v, stage.microbatch.offsets, model.head_dim, format, context);
+    ops::attention<T>(q, k, v, stage.microbatch.offsets, spec.head_dim, format, context);
   }
   stage.record("attention.context", layer, rows, q.cols(),
-               ops::attention_cost(stage.microbatch.offsets, layout.heads.count, layout.kv_heads.count, model.head_dim,
+               ops::attention_cost(stage.microbatch.offsets, held.heads.count, held.kv_heads.count, spec.head_dim,
                                    stage.element_bytes()));
   stage.template tap<T>(layer, "attention.context", context.view(), all, q_width, q_cols);
 
   ops::Matrix<T> addend(rows, model.hidden_size);
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::linear<T>(context, weights.output.load(), addend);
+    ops::linear<T>(context, weights(Tensor::attention_output, layer).load(), addend);
   }
   stage.record("attention.output", layer, rows, model.hidden_size,
                ops::linear_cost(rows, model.hidden_size, context.cols(), stage.element_bytes()));
@@ -84,7 +86,7 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   stage.tap(layer, "attention.residual", x, stage.stream_rows());
 }
 
-template Task<> attention_block(const Stage<float>&, const AttentionWeights<float>&, int, ops::Matrix<float>&);
-template Task<> attention_block(const Stage<double>&, const AttentionWeights<double>&, int, ops::Matrix<double>&);
+template Task<> attention_block(const Stage<float>&, const RankWeights<float>&, int, ops::Matrix<float>&);
+template Task<> attention_block(const Stage<double>&, const RankWeights<double>&, int, ops::Matrix<double>&);
 
 }  // namespace shardproof

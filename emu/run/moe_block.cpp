@@ -42,26 +42,26 @@ void inject_routing_fault(const Stage<T>& stage, int layer, const ops::Matrix<T>
 
 /// h is [own rows, hidden].
 template <class T>
-Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::MatrixView<const T> h) {
-  const ModelConfig& model = stage.model();
+Routing<T> choose_experts(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::MatrixView<const T> h) {
+  const FeedForwardSpec& spec = stage.model().layers[layer].feed_forward;
   const std::int64_t rows = h.rows;
-  ops::Matrix<T> logits(rows, model.num_experts);
-  ops::linear<T>(h, weights.router.load(), logits);
+  ops::Matrix<T> logits(rows, spec.num_experts);
+  ops::linear<T>(h, weights(Tensor::router, layer).load(), logits);
   ops::store<T>(logits.span(), stage.format());
   stage.record("moe.router_logits", layer, rows, logits.cols(),
                ops::linear_cost(rows, logits.cols(), h.cols, stage.element_bytes()));
   stage.tap(layer, "moe.router_logits", logits, stage.own_rows());
 
-  Routing<T> routing{{rows, model.top_k}, {rows, model.top_k}};
-  ops::route<T>(logits, model.top_k, model.norm_topk_prob, stage.format(), routing.ids, routing.weights);
-  stage.record("moe.router_choice", layer, rows, model.top_k,
-               ops::route_cost(rows, logits.cols(), model.top_k, stage.element_bytes()));
+  Routing<T> routing{{rows, spec.top_k}, {rows, spec.top_k}};
+  ops::route<T>(logits, spec.top_k, spec.norm_topk_prob, stage.format(), routing.ids, routing.weights);
+  stage.record("moe.router_choice", layer, rows, spec.top_k,
+               ops::route_cost(rows, logits.cols(), spec.top_k, stage.element_bytes()));
   stage.tap(layer, "moe.router_choice", routing.ids, stage.own_rows());
   if (stage.program.replay != nullptr) {
     const ops::Matrix<std::int32_t>& replayed = (*stage.program.replay)[static_cast<std::size_t>(layer)];
     const std::int64_t first = stage.microbatch.rows.begin + stage.own_rows().begin;
     for (std::int64_t i = 0; i < rows; ++i) std::ranges::copy(replayed.row(first + i), routing.ids.row(i).begin());
-    ops::route_weights<T>(logits, routing.ids, model.norm_topk_prob, stage.format(), routing.weights);
+    ops::route_weights<T>(logits, routing.ids, spec.norm_topk_prob, stage.format(), routing.weights);
   }
   stage.tap(layer, "moe.router_weights", routing.weights, stage.own_rows());
   if (stage.program.fault != nullptr) inject_routing_fault(stage, layer, logits, routing);
@@ -71,7 +71,7 @@ Routing<T> choose_experts(const Stage<T>& stage, const MoeWeights<T>& weights, i
 /// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden]
 /// addends over etp.
 template <class T>
-ops::Matrix<T> run_experts(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, const ops::Matrix<T>& x,
+ops::Matrix<T> run_experts(const Stage<T>& stage, const RankWeights<T>& weights, int layer, const ops::Matrix<T>& x,
                            std::span<const std::int64_t> rows_of) {
   const ops::ThreadScope threads = stage.op_threads();
   ops::Matrix<T> y(x.rows(), x.cols());
@@ -79,13 +79,13 @@ ops::Matrix<T> run_experts(const Stage<T>& stage, const MoeWeights<T>& weights, 
   for (std::size_t e = 0; e < rows_of.size(); ++e) {
     const std::int64_t rows = rows_of[e];
     if (rows == 0) continue;
-    const ExpertWeights<T>& expert = weights.experts[e];
+    const int expert = static_cast<int>(stage.layer_layout(layer).experts.begin) + static_cast<int>(e);
+    const WeightSlice<T>& gate = weights(Tensor::expert_gate, layer, expert);
     const ops::MatrixView<const T> in = std::as_const(x).view().row_range(begin, rows);
-    ops::expert<T>(in, expert.gate.load(), expert.up.load(), expert.down.load(), stage.format(),
-                   y.view().row_range(begin, rows));
+    ops::expert<T>(in, gate.load(), weights(Tensor::expert_up, layer, expert).load(),
+                   weights(Tensor::expert_down, layer, expert).load(), stage.format(), y.view().row_range(begin, rows));
     stage.record("moe.expert", layer, rows, x.cols(),
-                 ops::expert_cost(rows, x.cols(), expert.gate.rows.count, stage.element_bytes()),
-                 static_cast<int>(stage.layout.experts.begin) + static_cast<int>(e));
+                 ops::expert_cost(rows, x.cols(), gate.rows.count, stage.element_bytes()), expert);
     begin += rows;
   }
   return y;
@@ -101,10 +101,10 @@ ops::Matrix<T> gathered(const ops::Matrix<T>& x, std::span<const std::int64_t> r
 /// The experts' share of the layer on rows that arrived over ep: chunks in order of their sender, each by local expert.
 /// counts is [ep * local experts]. Returns the stored outputs in the same order.
 template <class T>
-Task<ops::Matrix<T>> experts_over_etp(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::Matrix<T> x,
+Task<ops::Matrix<T>> experts_over_etp(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::Matrix<T> x,
                                       std::vector<std::int64_t> counts) {
   const std::int64_t hidden = stage.model().hidden_size;
-  const std::int64_t experts = stage.layout.experts.count;
+  const std::int64_t experts = stage.layer_layout(layer).experts.count;
   Communicator& etp = stage.rank.etp();
   const std::int64_t own_rows = x.rows();
   Counts element_of_member;
@@ -142,11 +142,11 @@ Task<ops::Matrix<T>> experts_over_etp(const Stage<T>& stage, const MoeWeights<T>
 
 /// Sends every token to its experts and combines what comes back: [own rows, hidden].
 template <class T>
-Task<ops::Matrix<T>> dispatch_and_combine(const Stage<T>& stage, const MoeWeights<T>& weights, int layer,
+Task<ops::Matrix<T>> dispatch_and_combine(const Stage<T>& stage, const RankWeights<T>& weights, int layer,
                                           ops::MatrixView<const T> h, const Routing<T>& routing) {
   const std::int64_t hidden = stage.model().hidden_size;
   Communicator& ep = stage.rank.ep();
-  const Permutation permutation = permute_by_owner(routing.ids, stage.layout.expert_owner, ep.size());
+  const Permutation permutation = permute_by_owner(routing.ids, stage.layer_layout(layer).expert_owner, ep.size());
   const std::int64_t slots = std::ssize(permutation.rows);
   ops::Matrix<T> sent(slots, hidden);
   ops::gather_rows<T>(h, permutation.rows, sent);
@@ -154,7 +154,7 @@ Task<ops::Matrix<T>> dispatch_and_combine(const Stage<T>& stage, const MoeWeight
 
   ops::Matrix<T> outputs;
   if (ep.size() > 1) {
-    const std::int64_t experts = stage.layout.experts.count;
+    const std::int64_t experts = stage.layer_layout(layer).experts.count;
     std::vector<std::int64_t> arriving(permutation.counts.size());
     co_await ep.all_to_all(std::span<const std::int64_t>(permutation.counts), std::span<std::int64_t>(arriving));
     const Counts send_counts = element_counts(permutation.counts, experts, hidden);
@@ -181,10 +181,10 @@ Task<ops::Matrix<T>> dispatch_and_combine(const Stage<T>& stage, const MoeWeight
 }  // namespace
 
 template <class T>
-Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::Matrix<T>& x) {
+Task<> moe_block(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.norm.load().view().span(), model.rms_norm_eps, stage.format(), norm);
+  ops::rms_norm<T>(x, weights(Tensor::moe_norm, layer).load().view().span(), model.rms_norm_eps, stage.format(), norm);
   stage.record("moe.norm", layer, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(layer, "moe.norm", norm, stage.stream_rows());
 
@@ -200,7 +200,7 @@ Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer,
   stage.tap(layer, "moe.residual", x, stage.stream_rows());
 }
 
-template Task<> moe_block(const Stage<float>&, const MoeWeights<float>&, int, ops::Matrix<float>&);
-template Task<> moe_block(const Stage<double>&, const MoeWeights<double>&, int, ops::Matrix<double>&);
+template Task<> moe_block(const Stage<float>&, const RankWeights<float>&, int, ops::Matrix<float>&);
+template Task<> moe_block(const Stage<double>&, const RankWeights<double>&, int, ops::Matrix<double>&);
 
 }  // namespace shardproof

@@ -7,29 +7,13 @@
 // and, without sp, an all-gather of the rows over tp. Every rank takes part in every collective, with zero tokens too.
 #pragma once
 
-#include <vector>
-
+#include "emu/run/rank_weights.h"
 #include "emu/run/stage.h"
 
 namespace shardproof {
 
-/// This rank's slice of one expert.
-template <class T>
-struct ExpertWeights {
-  WeightSlice<T> gate;  // [width, hidden]
-  WeightSlice<T> up;    // [width, hidden]
-  WeightSlice<T> down;  // [hidden, width]
-};
-
-template <class T>
-struct MoeWeights {
-  WeightSlice<T> norm;                    // [1, hidden]
-  WeightSlice<T> router;                  // [experts, hidden]
-  std::vector<ExpertWeights<T>> experts;  // those of layout.experts, in order
-};
-
 /// x += moe(norm(x)). x is [stream rows, hidden] and is replaced.
 template <class T>
-Task<> moe_block(const Stage<T>& stage, const MoeWeights<T>& weights, int layer, ops::Matrix<T>& x);
+Task<> moe_block(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::Matrix<T>& x);
 
 }  // namespace shardproof

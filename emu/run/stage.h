@@ -30,6 +30,7 @@ struct Stage {
   int microbatch_index = 0;
 
   const ModelConfig& model() const { return program.model; }
+  const LayerLayout& layer_layout(int layer) const { return layout.layer(program.model, layer); }
   ops::Format format() const { return program.format; }
   std::int64_t rows() const { return microbatch.rows.count; }
   /// The rows that belong to this rank alone within its tp group: its sequence-parallel shard, and the tokens it

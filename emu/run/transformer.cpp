@@ -15,54 +15,22 @@
 namespace shardproof {
 namespace {
 
-/// Every weight slice that one rank holds.
-template <class T>
-struct RankWeights {
-  WeightSlice<T> embedding;                    // first stage: [local vocabulary, hidden]
-  std::vector<AttentionWeights<T>> attention;  // of the stage's layers
-  std::vector<MoeWeights<T>> moe;
-  WeightSlice<T> final_norm;  // last stage: [1, hidden]
-  WeightSlice<T> head;        // last stage: [local vocabulary, hidden]
-};
-
 template <class T>
 RankWeights<T> slice_weights(Rank& rank, const TransformerProgram<T>& program, const Layout& layout) {
-  const ModelConfig& model = program.model;
-  const auto slice = [&](WeightSpec spec) {
-    Range rows = part_of(layout, model, spec.row_split, spec.rows);
-    Range cols = part_of(layout, model, spec.col_split, spec.cols);
+  RankWeights<T> weights;
+  for_each_slice(layout, program.model, [&](WeightSpec spec, Range rows, Range cols) {
+    const Tensor tensor = spec.tensor;
+    const int layer = spec.layer, expert = spec.expert;
     if (program.fault != nullptr) program.fault->edit_slice(rank, spec, rows, cols);
     rank.trace().weights.push_back({.name = spec.name,
                                     .layer = spec.layer,
                                     .rows = rows.count,
                                     .cols = cols.count,
                                     .bytes = rows.count * cols.count * ops::bytes_per_element(program.format)});
-    return WeightSlice<T>{&program.weights, std::move(spec), rows, cols};
-  };
-
-  RankWeights<T> weights;
-  if (layout.first_stage()) weights.embedding = slice(registry::embedding(model));
-  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
-    weights.attention.push_back({.norm = slice(registry::attention_norm(model, layer)),
-                                 .q = slice(registry::attention_q(model, layer)),
-                                 .k = slice(registry::attention_k(model, layer)),
-                                 .v = slice(registry::attention_v(model, layer)),
-                                 .output = slice(registry::attention_output(model, layer))});
-    MoeWeights<T> moe{.norm = slice(registry::moe_norm(model, layer)),
-                      .router = slice(registry::router(model, layer)),
-                      .experts = {}};
-    for (auto expert = static_cast<int>(layout.experts.begin); expert < layout.experts.end(); ++expert) {
-      moe.experts.push_back({.gate = slice(registry::expert_gate(model, layer, expert)),
-                             .up = slice(registry::expert_up(model, layer, expert)),
-                             .down = slice(registry::expert_down(model, layer, expert))});
-    }
-    weights.moe.push_back(std::move(moe));
-  }
-  if (layout.last_stage()) {
-    weights.final_norm = slice(registry::final_norm(model));
-    const bool shares_embedding = model.tie_word_embeddings && layout.first_stage();
-    weights.head = shares_embedding ? weights.embedding : slice(registry::head(model));
-  }
+    weights.add(tensor, layer, expert, {&program.weights, std::move(spec), rows, cols});
+  });
+  const bool shares_embedding = program.model.tie_word_embeddings && layout.first_stage() && layout.last_stage();
+  if (shares_embedding) weights.add(Tensor::head, -1, -1, weights(Tensor::embedding));
   return weights;
 }
 
@@ -85,15 +53,16 @@ template <class T>
 Task<> finish(const Stage<T>& stage, const RankWeights<T>& weights, const ops::Matrix<T>& x) {
   const ModelConfig& model = stage.model();
   ops::Matrix<T> norm(x.rows(), x.cols());
-  ops::rms_norm<T>(x, weights.final_norm.load().view().span(), model.rms_norm_eps, stage.format(), norm);
+  ops::rms_norm<T>(x, weights(Tensor::final_norm).load().view().span(), model.rms_norm_eps, stage.format(), norm);
   stage.record("final_norm", -1, x.rows(), x.cols(), ops::rms_norm_cost(x.rows(), x.cols(), stage.element_bytes()));
   stage.tap(-1, "final_norm", norm, stage.stream_rows());
 
   const ops::Matrix<T> full = co_await gather_rows_over_tp(stage, std::move(norm));
-  ops::Matrix<T> logits(full.rows(), weights.head.rows.count);
+  const WeightSlice<T>& head = weights(Tensor::head);
+  ops::Matrix<T> logits(full.rows(), head.rows.count);
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::linear<T>(full, weights.head.load(), logits);
+    ops::linear<T>(full, head.load(), logits);
   }
   ops::store<T>(logits.span(), stage.format());
   stage.record("logits", -1, logits.rows(), logits.cols(),
@@ -106,15 +75,14 @@ Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
   const Layout& layout = stage.layout;
   ops::Matrix<T> x;
   if (layout.first_stage()) {
-    x = co_await embed_tokens(stage, weights.embedding);
+    x = co_await embed_tokens(stage, weights(Tensor::embedding));
   } else {
     x = ops::Matrix<T>(stage.stream_rows().count, stage.model().hidden_size);
     co_await stage.rank.pp().recv(x.span(), GroupRank{layout.at.pp - 1});
   }
-  for (std::size_t i = 0; i < weights.attention.size(); ++i) {
-    const int layer = static_cast<int>(layout.layers.begin) + static_cast<int>(i);
-    co_await attention_block(stage, weights.attention[i], layer, x);
-    co_await moe_block(stage, weights.moe[i], layer, x);
+  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
+    co_await attention_block(stage, weights, layer, x);
+    co_await moe_block(stage, weights, layer, x);
   }
   if (layout.last_stage()) {
     co_await finish(stage, weights, x);
@@ -128,16 +96,11 @@ template <class T>
 ops::RopeTable<T> rope_table(const TransformerProgram<T>& program, const MicroBatch& microbatch) {
   std::int64_t positions = 0;
   for (const std::int64_t position : microbatch.positions) positions = std::max(positions, position + 1);
-  return {positions, program.model.head_dim, program.model.rope_theta, program.format};
+  return {positions, program.model.layers[0].attention.head_dim, program.model.layers[0].attention.rope_theta,
+          program.format};
 }
 
 }  // namespace
-
-std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
-  std::vector<Layout> layouts;
-  for (int rank = 0; rank < mesh.world(); ++rank) layouts.push_back(make_layout(model, mesh, rank));
-  return layouts;
-}
 
 template <class T>
 Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {

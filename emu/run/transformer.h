@@ -65,8 +65,6 @@ Rounding rounding_of(ops::Format format);
 /// The options of a reduce-scatter beside all-reduces with these options.
 ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce);
 
-std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);
-
 /// One rank's run: all its layers over all its microbatches. `program` outlives the task.
 template <class T>
 Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program);

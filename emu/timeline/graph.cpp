@@ -130,7 +130,7 @@ class Builder {
     const Coordinates at = mesh_.coordinates(rank);
     if (record.operation == Operation::send || record.operation == Operation::recv) {
       const int stage = record.operation == Operation::send ? at.pp + 1 : at.pp;
-      const int layer = static_cast<int>(partition(plan_.model.num_layers, plan_.parallel.pp, stage).begin);
+      const int layer = static_cast<int>(partition(plan_.model.layers.size(), plan_.parallel.pp, stage).begin);
       const int size = mesh_.world() / plan_.parallel.pp;
       const int receiver = stage * size + rank % size;
       const int made =
@@ -198,7 +198,8 @@ class Builder {
 
   /// Every expert that the rank holds works beside the others, those without a token too.
   void experts(int rank, int layer) {
-    const Range held = partition(plan_.model.num_experts, plan_.parallel.ep, mesh_.coordinates(rank).ep);
+    const Range held =
+        partition(plan_.model.layers[0].feed_forward.num_experts, plan_.parallel.ep, mesh_.coordinates(rank).ep);
     std::vector<int> nodes;
     for (std::int64_t expert = held.begin; expert < held.end(); ++expert) {
       nodes.push_back(expert_node(rank, layer, static_cast<int>(expert)));
@@ -279,7 +280,8 @@ DeploymentGraph selected(const DeploymentGraph& graph, const GraphSelection& sel
 DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
   const auto stage_of = [&](int layer) {
     int stage = 0;
-    while (stage + 1 < plan.parallel.pp && partition(plan.model.num_layers, plan.parallel.pp, stage).end() <= layer) {
+    while (stage + 1 < plan.parallel.pp &&
+           partition(plan.model.layers.size(), plan.parallel.pp, stage).end() <= layer) {
       ++stage;
     }
     return stage;
@@ -292,7 +294,7 @@ DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
   for (const GraphNode& node : graph.nodes) {
     std::string id = kind_of(node);
     if (node.layer >= 0) {
-      const Range layers = partition(plan.model.num_layers, plan.parallel.pp, stage_of(node.layer));
+      const Range layers = partition(plan.model.layers.size(), plan.parallel.pp, stage_of(node.layer));
       id.insert(0, layers.count == 1 ? fmt::format("layer_{}.", layers.begin)
                                      : fmt::format("layers_{}-{}.", layers.begin, layers.end() - 1));
     }

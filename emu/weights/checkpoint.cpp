@@ -9,6 +9,7 @@
 
 #include "emu/input/json_value.h"
 #include "emu/model/families/load.h"
+#include "emu/model/fields.h"
 
 namespace shardproof {
 namespace {
@@ -71,12 +72,15 @@ void Checkpoint::read_config(const fs::path& path) {
     if (!holds && problems.empty()) problems.push_back({field, std::move(message)});
   };
   // What validate() says of a plan's model; without it the shapes below would make no sense.
-  const ModelConfig& model = loaded.model;
-  require(model.num_kv_heads > 0 && model.num_heads % model.num_kv_heads == 0, "num_key_value_heads",
-          fmt::format("{} does not divide the {} query heads", model.num_kv_heads, model.num_heads));
-  require(model.head_dim % 2 == 0, "head_dim", fmt::format("{} is odd; RoPE rotates pairs", model.head_dim));
-  require(model.top_k <= model.num_experts, "num_experts_per_tok",
-          fmt::format("{} is more than the {} experts", model.top_k, model.num_experts));
+  for (const LayerSpec& layer : loaded.model.layers.kinds()) {
+    const AttentionSpec& attention = layer.attention;
+    const FeedForwardSpec& experts = layer.feed_forward;
+    require(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, "num_key_value_heads",
+            fmt::format("{} does not divide the {} query heads", attention.kv_heads, attention.heads));
+    require(attention.head_dim % 2 == 0, "head_dim", fmt::format("{} is odd; RoPE rotates pairs", attention.head_dim));
+    require(experts.top_k <= experts.num_experts, "num_experts_per_tok",
+            fmt::format("{} is more than the {} experts", experts.top_k, experts.num_experts));
+  }
   if (!problems.empty()) fail(path, problems);
   model_ = loaded.model;
   sliding_window_ = loaded.sliding_window;
@@ -165,25 +169,12 @@ void Checkpoint::check_weight(const WeightSpec& spec, const std::string& directo
 }
 
 void Checkpoint::check_weights(const std::string& directory) const {
-  // Layer by layer, so that a config of absurd size stops at the first weight that is not there.
-  namespace r = registry;
+  // In program order, so that a config of absurd size stops at the first weight that is not there.
   std::set<std::string> needed;
-  const auto check = [&](const WeightSpec& spec) {
+  for_each_weight(model_, [&](const WeightSpec& spec) {
     check_weight(spec, directory);
     needed.insert(spec.name);
-  };
-  check(r::embedding(model_));
-  for (int layer = 0; layer < model_.num_layers; ++layer) {
-    for (auto make : {r::attention_norm, r::attention_q, r::attention_k, r::attention_v, r::attention_output,
-                      r::moe_norm, r::router}) {
-      check(make(model_, layer));
-    }
-    for (int expert = 0; expert < model_.num_experts; ++expert) {
-      for (auto make : {r::expert_gate, r::expert_up, r::expert_down}) check(make(model_, layer, expert));
-    }
-  }
-  check(r::final_norm(model_));
-  check(r::head(model_));
+  });
   for (const auto& [name, held] : places_) {
     if (!needed.contains(name) && !changes_nothing(name, model_)) {
       throw CheckpointError(held.file->name(), in_quotes(name), "is no weight of the model that config.json describes");
@@ -211,25 +202,28 @@ std::vector<double> Checkpoint::tensor(std::string_view name) const {
 }
 
 std::vector<Problem> compare_models(const ModelConfig& plan, const ModelConfig& checkpoint) {
-  std::vector<Problem> problems;
-  const auto compare = [&](const char* field, auto ours, auto theirs) {
-    if (ours != theirs) {
-      problems.push_back({fmt::format("model.{}", field), fmt::format("{}; the checkpoint has {}", ours, theirs)});
-    }
+  struct Value {
+    std::string_view key;
+    std::string text;
   };
-  compare("hidden_size", plan.hidden_size, checkpoint.hidden_size);
-  compare("num_hidden_layers", plan.num_layers, checkpoint.num_layers);
-  compare("num_attention_heads", plan.num_heads, checkpoint.num_heads);
-  compare("num_key_value_heads", plan.num_kv_heads, checkpoint.num_kv_heads);
-  compare("head_dim", plan.head_dim, checkpoint.head_dim);
-  compare("moe_intermediate_size", plan.expert_width, checkpoint.expert_width);
-  compare("num_local_experts", plan.num_experts, checkpoint.num_experts);
-  compare("num_experts_per_tok", plan.top_k, checkpoint.top_k);
-  compare("vocab_size", plan.vocab_size, checkpoint.vocab_size);
-  compare("rms_norm_eps", plan.rms_norm_eps, checkpoint.rms_norm_eps);
-  compare("rope_theta", plan.rope_theta, checkpoint.rope_theta);
-  compare("norm_topk_prob", plan.norm_topk_prob, checkpoint.norm_topk_prob);
-  compare("tie_word_embeddings", plan.tie_word_embeddings, checkpoint.tie_word_embeddings);
+  const auto values_of = [](const ModelConfig& model) {
+    std::vector<Value> values;
+    visit_fields(model, [&](const FieldInfo& field, const auto& value) {
+      values.push_back({field.key, fmt::format("{}", value)});
+    });
+    return values;
+  };
+  const std::vector<Value> ours = values_of(plan), theirs = values_of(checkpoint);
+  std::vector<Problem> problems;
+  for (std::size_t i = 0; i < ours.size() && i < theirs.size(); ++i) {
+    if (ours[i].text == theirs[i].text) continue;
+    problems.push_back(
+        {fmt::format("model.{}", ours[i].key), fmt::format("{}; the checkpoint has {}", ours[i].text, theirs[i].text)});
+  }
+  if (problems.empty() && plan.layers != checkpoint.layers) {
+    problems.push_back(
+        {"model.num_hidden_layers", "the layers of the checkpoint are of other kinds, or in another order"});
+  }
   return problems;
 }
 

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "emu/diagnose/signatures.h"
+#include "tests/support/model.h"
 
 namespace shardproof {
 namespace {
@@ -155,15 +156,15 @@ TEST(Signatures, DoNotTakeRandomValuesForASum) {
 
 Plan tiny_plan() {
   Plan plan;
-  plan.model = {.hidden_size = 8,
-                .num_layers = 2,
-                .num_heads = 2,
-                .num_kv_heads = 2,
-                .head_dim = 4,
-                .expert_width = 8,
-                .num_experts = 2,
-                .top_k = 1,
-                .vocab_size = 16};
+  plan.model = testing::uniform_model({.hidden_size = 8,
+                                       .layers = 2,
+                                       .heads = 2,
+                                       .kv_heads = 2,
+                                       .head_dim = 4,
+                                       .intermediate_size = 8,
+                                       .experts = 2,
+                                       .top_k = 1,
+                                       .vocab_size = 16});
   plan.parallel = {.tp = 2, .edp = 2};
   plan.workload = {.lengths = {5}, .microbatches = 1, .seed = 4};
   return plan;
@@ -198,7 +199,7 @@ TEST(Diagnose, DoesNotRecomputeExpertsThatAreTooLargeForIt) {
     return tap.at(row, col) + static_cast<double>(col * col + 1) / 8;
   })};
   const Divergence divergence{.tap = tap.name};
-  plan.model.expert_width = 1 << 30;
+  plan.model.layers.kind(0).feed_forward.intermediate_size = 1 << 30;
 
   const Cause cause =
       diagnose({.plan = plan, .reference = reference, .divergence = divergence, .parts = parts, .norm_parts = {}});

@@ -35,7 +35,7 @@ class RotatedExpertMap final : public FaultInjector {
  public:
   void edit_layouts(std::vector<Layout>& layouts) override {
     for (Layout& layout : layouts) {
-      for (int& owner : layout.expert_owner) owner = (owner + 1) % layout.parallel.ep;
+      for (int& owner : layout.kinds[0].expert_owner) owner = (owner + 1) % layout.parallel.ep;
     }
   }
 };
@@ -118,7 +118,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, Faults,
 
 TEST(Verify, RefusesAnInvalidPlanWithEveryProblem) {
   Plan plan = small_plan({.tp = 3, .ep = 1, .edp = 3});
-  plan.model.top_k = 9;
+  plan.model.layers.kind(0).feed_forward.top_k = 9;
 
   const VerifyReport report = verify(plan);
 

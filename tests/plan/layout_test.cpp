@@ -4,41 +4,42 @@
 
 #include <map>
 
+#include "tests/support/model.h"
 #include "tests/support/random_plan.h"
 
 namespace shardproof {
 namespace {
 
 TEST(Layout, FoldsExpertParallelismOnTensorParallelism) {
-  const ModelConfig model{.hidden_size = 16,
-                          .num_layers = 8,
-                          .num_heads = 8,
-                          .num_kv_heads = 8,
-                          .head_dim = 2,
-                          .expert_width = 8,
-                          .num_experts = 4,
-                          .top_k = 2,
-                          .vocab_size = 10};
+  const ModelConfig model = testing::uniform_model({.hidden_size = 16,
+                                                    .layers = 8,
+                                                    .heads = 8,
+                                                    .kv_heads = 8,
+                                                    .head_dim = 2,
+                                                    .intermediate_size = 8,
+                                                    .experts = 4,
+                                                    .top_k = 2,
+                                                    .vocab_size = 10});
   const Mesh mesh(Parallel{.tp = 4, .pp = 4, .ep = 4});
 
   const Layout layout = make_layout(model, mesh, 7);
 
   EXPECT_EQ(layout.layers, (Range{2, 2}));
-  EXPECT_EQ(layout.heads, (Range{6, 2}));
-  EXPECT_EQ(layout.experts, (Range{3, 1}));
+  EXPECT_EQ(layout.kinds[0].heads, (Range{6, 2}));
+  EXPECT_EQ(layout.kinds[0].experts, (Range{3, 1}));
   EXPECT_EQ(layout.vocabulary, (Range{8, 2}));
-  EXPECT_EQ(layout.expert_width, (Range{0, 8}));
+  EXPECT_EQ(layout.kinds[0].intermediate_size, (Range{0, 8}));
 }
 
 TEST(Layout, ReplicatesKvHeadsWhereTpExceedsThem) {
-  const ModelConfig model{.num_heads = 8, .num_kv_heads = 2, .head_dim = 2, .num_experts = 1};
+  const ModelConfig model = testing::uniform_model({.heads = 8, .kv_heads = 2, .head_dim = 2, .experts = 1});
   const Mesh mesh(Parallel{.tp = 8, .edp = 8});
 
   for (int rank = 0; rank < 8; ++rank) {
     const Layout layout = make_layout(model, mesh, rank);
 
-    EXPECT_EQ(layout.heads, (Range{rank, 1}));
-    EXPECT_EQ(layout.kv_heads, (Range{rank / 4, 1})) << "query head " << rank << " reads kv head " << rank / 4;
+    EXPECT_EQ(layout.kinds[0].heads, (Range{rank, 1}));
+    EXPECT_EQ(layout.kinds[0].kv_heads, (Range{rank / 4, 1})) << "query head " << rank << " reads kv head " << rank / 4;
   }
 }
 
@@ -51,14 +52,15 @@ TEST(Layout, HoldsEveryWeightSomewhereOnRandomPlans) {
     std::map<std::string, std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t>> blocks;
     for (int rank = 0; rank < mesh.world(); ++rank) {
       const Layout layout = make_layout(plan.model, mesh, rank);
-      for (const WeightSpec& spec : weights_of(layout, plan.model)) {
-        const Range rows = part_of(layout, plan.model, spec.row_split, spec.rows);
-        const Range cols = part_of(layout, plan.model, spec.col_split, spec.cols);
+      std::int64_t elements = 0;
+      for_each_slice(layout, plan.model, [&](const WeightSpec& spec, Range rows, Range cols) {
         blocks[spec.name][{rows.begin, cols.begin}] = rows.count * cols.count;
-      }
+        elements += rows.count * cols.count;
+      });
+      EXPECT_EQ(held_parameters(layout, plan.model).total(), elements) << testing::describe(plan);
     }
 
-    for (const WeightSpec& spec : registry::all(plan.model)) {
+    for (const WeightSpec& spec : all_weights(plan.model)) {
       std::int64_t held = 0;
       for (const auto& [where, size] : blocks[spec.name]) held += size;
       EXPECT_EQ(held, spec.rows * spec.cols) << spec.name << " of " << testing::describe(plan);

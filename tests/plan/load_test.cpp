@@ -52,10 +52,10 @@ TEST(LoadPlan, ReadsMixtralKeysAndDerivesTheRest) {
   const Plan plan = parsed(plan_text());
 
   EXPECT_EQ(plan.model.hidden_size, 64);
-  EXPECT_EQ(plan.model.num_kv_heads, 8);
-  EXPECT_EQ(plan.model.head_dim, 8);
-  EXPECT_EQ(plan.model.expert_width, 96);
-  EXPECT_TRUE(plan.model.norm_topk_prob);
+  EXPECT_EQ(plan.model.layers[0].attention.kv_heads, 8);
+  EXPECT_EQ(plan.model.layers[0].attention.head_dim, 8);
+  EXPECT_EQ(plan.model.layers[0].feed_forward.intermediate_size, 96);
+  EXPECT_TRUE(plan.model.layers[0].feed_forward.norm_topk_prob);
   EXPECT_EQ(plan.parallel, (Parallel{.tp = 2, .edp = 2}));
   EXPECT_EQ(plan.workload.lengths, std::vector<std::int64_t>{128});
   EXPECT_EQ(plan.name, "plan");
@@ -67,11 +67,11 @@ TEST(LoadPlan, TakesAliasesOfOtherMixtureOfExpertsConfigs) {
       "num_experts_per_tok": 2, "vocab_size": 100, "model_type": "qwen3_moe", "dtype": "float16", "mlp_only_layers": [],
       "decoder_sparse_step": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 5000.5}}, "parallel": {}})");
 
-  EXPECT_EQ(plan.model.expert_width, 48);
-  EXPECT_EQ(plan.model.num_experts, 6);
-  EXPECT_EQ(plan.model.rope_theta, 5000.5);
+  EXPECT_EQ(plan.model.layers[0].feed_forward.intermediate_size, 48);
+  EXPECT_EQ(plan.model.layers[0].feed_forward.num_experts, 6);
+  EXPECT_EQ(plan.model.layers[0].attention.rope_theta, 5000.5);
   EXPECT_EQ(plan.model.dtype, "float16");
-  EXPECT_FALSE(plan.model.norm_topk_prob);
+  EXPECT_FALSE(plan.model.layers[0].feed_forward.norm_topk_prob);
   ASSERT_EQ(plan.notes.size(), 1u);
   EXPECT_THAT(plan.notes[0], HasSubstr("norms of queries and keys"));
 }

@@ -24,14 +24,14 @@ Plan shipped(const std::string& name) {
 
 void expect_same_shape(const Plan& plan, const Plan& small) {
   EXPECT_EQ(small.parallel, plan.parallel);
-  EXPECT_EQ(small.model.num_layers, plan.model.num_layers);
-  EXPECT_EQ(small.model.num_heads, plan.model.num_heads);
-  EXPECT_EQ(small.model.num_kv_heads, plan.model.num_kv_heads);
-  EXPECT_EQ(small.model.num_experts, plan.model.num_experts);
-  EXPECT_EQ(small.model.top_k, plan.model.top_k);
+  EXPECT_EQ(small.model.layers.size(), plan.model.layers.size());
+  EXPECT_EQ(small.model.layers[0].attention.heads, plan.model.layers[0].attention.heads);
+  EXPECT_EQ(small.model.layers[0].attention.kv_heads, plan.model.layers[0].attention.kv_heads);
+  EXPECT_EQ(small.model.layers[0].feed_forward.num_experts, plan.model.layers[0].feed_forward.num_experts);
+  EXPECT_EQ(small.model.layers[0].feed_forward.top_k, plan.model.layers[0].feed_forward.top_k);
   EXPECT_LE(small.model.hidden_size, plan.model.hidden_size);
-  EXPECT_LE(small.model.head_dim, plan.model.head_dim);
-  EXPECT_LE(small.model.expert_width, plan.model.expert_width);
+  EXPECT_LE(small.model.layers[0].attention.head_dim, plan.model.layers[0].attention.head_dim);
+  EXPECT_LE(small.model.layers[0].feed_forward.intermediate_size, plan.model.layers[0].feed_forward.intermediate_size);
   EXPECT_LE(small.model.vocab_size, plan.model.vocab_size);
   for (const Problem& problem : validate(small)) ADD_FAILURE() << problem.field << ": " << problem.message;
 }
@@ -60,7 +60,7 @@ TEST(Scaled, ShrinksShippedPlansToAFewHundredTokens) {
     EXPECT_LE(small.workload.tokens(), 256);
     EXPECT_GE(small.workload.batch(), plan.parallel.dp);
     EXPECT_LE(small.model.hidden_size, 64);
-    EXPECT_LE(small.model.expert_width, 32);
+    EXPECT_LE(small.model.layers[0].feed_forward.intermediate_size, 32);
     EXPECT_LE(small.model.vocab_size, 128);
   }
 }
@@ -95,8 +95,8 @@ TEST(Scaled, DividesWidthsAndLeavesTheWorkload) {
   const Plan small = scaled(plan, {.mode = Mode::divide, .divisor = 16});
 
   EXPECT_EQ(small.model.hidden_size, 64);
-  EXPECT_EQ(small.model.head_dim, 4);
-  EXPECT_EQ(small.model.expert_width, 256);
+  EXPECT_EQ(small.model.layers[0].attention.head_dim, 4);
+  EXPECT_EQ(small.model.layers[0].feed_forward.intermediate_size, 256);
   EXPECT_EQ(small.model.vocab_size, 2000);
   EXPECT_EQ(small.workload.lengths, plan.workload.lengths);
 }

@@ -7,9 +7,11 @@
 #include <limits>
 #include <random>
 
+#include "emu/model/fields.h"
 #include "emu/plan/load.h"
 #include "emu/plan/neighbours.h"
 #include "tests/support/generate.h"
+#include "tests/support/model.h"
 
 namespace shardproof {
 namespace {
@@ -18,15 +20,15 @@ using ::testing::HasSubstr;
 
 Plan small_plan() {
   Plan plan;
-  plan.model = {.hidden_size = 64,
-                .num_layers = 8,
-                .num_heads = 8,
-                .num_kv_heads = 4,
-                .head_dim = 8,
-                .expert_width = 96,
-                .num_experts = 12,
-                .top_k = 2,
-                .vocab_size = 100};
+  plan.model = testing::uniform_model({.hidden_size = 64,
+                                       .layers = 8,
+                                       .heads = 8,
+                                       .kv_heads = 4,
+                                       .head_dim = 8,
+                                       .intermediate_size = 96,
+                                       .experts = 12,
+                                       .top_k = 2,
+                                       .vocab_size = 100});
   plan.hardware = Hardware{.gpus = 16};
   plan.parallel = {.tp = 2, .dp = 4, .pp = 2, .ep = 4, .etp = 2, .edp = 1};
   plan.workload.lengths = {4, 5, 6, 7, 8, 9, 10, 11};
@@ -97,14 +99,14 @@ TEST(Validate, NeedsTheModelToDivide) {
   Plan heads = small_plan();
   heads.parallel = {.tp = 3, .ep = 1, .etp = 1, .edp = 3};
   Plan kv = small_plan();
-  kv.model.num_heads = 12;
-  kv.model.num_kv_heads = 3;
+  kv.model.layers.kind(0).attention.heads = 12;
+  kv.model.layers.kind(0).attention.kv_heads = 3;
   Plan experts = small_plan();
-  experts.model.num_experts = 10;
+  experts.model.layers.kind(0).feed_forward.num_experts = 10;
   Plan width = small_plan();
-  width.model.expert_width = 97;
+  width.model.layers.kind(0).feed_forward.intermediate_size = 97;
   Plan layers = small_plan();
-  layers.model.num_layers = 1;
+  layers.model.layers.resize(1);
   Plan vocabulary = small_plan();
   vocabulary.model.vocab_size = 1;
 
@@ -118,11 +120,11 @@ TEST(Validate, NeedsTheModelToDivide) {
 
 TEST(Validate, NeedsTheModelToMakeSense) {
   Plan odd = small_plan();
-  odd.model.head_dim = 7;
+  odd.model.layers.kind(0).attention.head_dim = 7;
   Plan kv = small_plan();
-  kv.model.num_kv_heads = 16;
+  kv.model.layers.kind(0).attention.kv_heads = 16;
   Plan chosen = small_plan();
-  chosen.model.top_k = 13;
+  chosen.model.layers.kind(0).feed_forward.top_k = 13;
   Plan none = small_plan();
   none.model.vocab_size = 0;
   Plan eps = small_plan();
@@ -152,7 +154,7 @@ TEST(Validate, NeedsASequenceForEveryMicrobatch) {
 TEST(Validate, ReportsEverythingAtOnce) {
   Plan plan = small_plan();
   plan.parallel = {.tp = 3, .dp = 8, .pp = 20, .ep = 5, .etp = 7};
-  plan.model.head_dim = 3;
+  plan.model.layers.kind(0).attention.head_dim = 3;
   plan.workload.microbatches = 9;
 
   EXPECT_GE(validate(plan).size(), 8u);
@@ -182,10 +184,14 @@ TEST(Validate, IsTotalOverAbsurdValues) {
       if (random() % 3 == 0) *degree = static_cast<int>(any());
     }
     ModelConfig& m = plan.model;
-    for (std::int64_t* size : {&m.hidden_size, &m.num_layers, &m.num_heads, &m.num_kv_heads, &m.head_dim,
-                               &m.expert_width, &m.num_experts, &m.top_k, &m.vocab_size}) {
+    LayerSpec layer = m.layers[0];
+    std::int64_t layers = m.layers.size();
+    for (std::int64_t* size : {&m.hidden_size, &layers, &layer.attention.heads, &layer.attention.kv_heads,
+                               &layer.attention.head_dim, &layer.feed_forward.intermediate_size,
+                               &layer.feed_forward.num_experts, &layer.feed_forward.top_k, &m.vocab_size}) {
       if (random() % 6 == 0) *size = std::min<std::int64_t>(any(), 1 << 24);
     }
+    m.layers = LayerList(std::clamp<std::int64_t>(layers, 0, kMaxLayers), layer);
     if (random() % 4 == 0) plan.hardware->gpus = any();
     if (random() % 4 == 0) plan.workload.lengths = {any(), any()};
     plan.workload.microbatches = random() % 4 == 0 ? any() : 1;

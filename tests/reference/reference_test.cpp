@@ -46,10 +46,11 @@ std::int64_t elements(const ModelConfig& m, const std::string& name) {
   const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
   if (has("norm")) return m.hidden_size;
   if (has("embed_tokens") || has("lm_head")) return m.vocab_size * m.hidden_size;
-  if (has("experts.")) return m.expert_width * m.hidden_size;
-  if (has("gate")) return m.num_experts * m.hidden_size;
-  if (has("q_proj") || has("o_proj")) return m.num_heads * m.head_dim * m.hidden_size;
-  return m.num_kv_heads * m.head_dim * m.hidden_size;
+  if (has("experts.")) return m.layers[0].feed_forward.intermediate_size * m.hidden_size;
+  if (has("gate")) return m.layers[0].feed_forward.num_experts * m.hidden_size;
+  if (has("q_proj") || has("o_proj"))
+    return m.layers[0].attention.heads * m.layers[0].attention.head_dim * m.hidden_size;
+  return m.layers[0].attention.kv_heads * m.layers[0].attention.head_dim * m.hidden_size;
 }
 
 WeightSource weights_of(const ModelConfig& model, std::map<std::string, std::vector<double>> given = {}) {
@@ -74,13 +75,13 @@ Taps run(const ModelConfig& model, const std::vector<std::int32_t>& tokens, cons
 ModelConfig small_model() {
   ModelConfig model;
   model.hidden_size = 8;
-  model.num_layers = 2;
-  model.num_heads = 2;
-  model.num_kv_heads = 1;
-  model.head_dim = 4;
-  model.expert_width = 6;
-  model.num_experts = 4;
-  model.top_k = 2;
+  model.layers.resize(2);
+  model.layers.kind(0).attention.heads = 2;
+  model.layers.kind(0).attention.kv_heads = 1;
+  model.layers.kind(0).attention.head_dim = 4;
+  model.layers.kind(0).feed_forward.intermediate_size = 6;
+  model.layers.kind(0).feed_forward.num_experts = 4;
+  model.layers.kind(0).feed_forward.top_k = 2;
   model.vocab_size = 5;
   return model;
 }
@@ -89,13 +90,13 @@ ModelConfig small_model() {
 ModelConfig hand_model() {
   ModelConfig model;
   model.hidden_size = 2;
-  model.num_layers = 1;
-  model.num_heads = 1;
-  model.num_kv_heads = 1;
-  model.head_dim = 2;
-  model.expert_width = 1;
-  model.num_experts = 2;
-  model.top_k = 1;
+  model.layers.resize(1);
+  model.layers.kind(0).attention.heads = 1;
+  model.layers.kind(0).attention.kv_heads = 1;
+  model.layers.kind(0).attention.head_dim = 2;
+  model.layers.kind(0).feed_forward.intermediate_size = 1;
+  model.layers.kind(0).feed_forward.num_experts = 2;
+  model.layers.kind(0).feed_forward.top_k = 1;
   model.vocab_size = 3;
   model.rms_norm_eps = 0.0;
   return model;
@@ -178,15 +179,15 @@ TEST(Reference, MatchesHandComputedAttentionForTwoTokens) {
 
 TEST(Reference, RouterWeightsAreTheSoftmaxRenormalisedOnlyWhenAsked) {
   ModelConfig model = hand_model();
-  model.num_experts = 3;
-  model.top_k = 2;
+  model.layers.kind(0).feed_forward.num_experts = 3;
+  model.layers.kind(0).feed_forward.top_k = 2;
   auto given = hand_weights();
   given["model.layers.0.self_attn.o_proj.weight"] = {0, 0, 0, 0};
   given["model.layers.0.post_attention_layernorm.weight"] = {1, 1};
   given["model.layers.0.block_sparse_moe.gate.weight"] = {0, 0, 1, 0, 2, 0};  // logits 0, 1, 2 for the token (1, 1)
 
   const Taps renormalised = run(model, {2}, {1}, weights_of(model, given));
-  model.norm_topk_prob = false;
+  model.layers.kind(0).feed_forward.norm_topk_prob = false;
   const Taps plain = run(model, {2}, {1}, weights_of(model, given));
 
   const double e0 = 1, e1 = std::exp(1.0), e2 = std::exp(2.0);
@@ -275,11 +276,11 @@ TEST(Reference, AttentionScoresDependOnlyOnTheDistanceOfPositions) {
 
 TEST(Reference, QueryHeadsShareTheirGroupsKeyValueHead) {
   ModelConfig grouped = small_model();
-  grouped.num_heads = 4;
-  grouped.head_dim = 2;
-  grouped.num_kv_heads = 2;
+  grouped.layers.kind(0).attention.heads = 4;
+  grouped.layers.kind(0).attention.head_dim = 2;
+  grouped.layers.kind(0).attention.kv_heads = 2;
   ModelConfig full = grouped;
-  full.num_kv_heads = 4;
+  full.layers.kind(0).attention.kv_heads = 4;
   std::map<std::string, std::vector<double>> repeated;
   for (int layer = 0; layer < 2; ++layer) {
     for (const std::string projection : {"k_proj", "v_proj"}) {
@@ -386,9 +387,9 @@ TEST(ReferenceExact, GivesTheSameBitsTwice) {
 TEST(Reference, RefusesInputThatFitsNoModel) {
   const ModelConfig model = small_model();
   ModelConfig odd_head = model;
-  odd_head.head_dim = 3;
+  odd_head.layers.kind(0).attention.head_dim = 3;
   ModelConfig many_chosen = model;
-  many_chosen.top_k = 5;
+  many_chosen.layers.kind(0).feed_forward.top_k = 5;
   const auto attempt = [](const ModelConfig& m, const std::vector<std::int32_t>& tokens,
                           const std::vector<std::int64_t>& lengths,
                           const WeightSource& weights) { return [=] { run(m, tokens, lengths, weights); }; };

@@ -11,23 +11,25 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/model.h"
+
 namespace shardproof {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 Plan small_plan() {
   Plan plan;
   plan.name = "small";
-  plan.model = {.hidden_size = 8,
-                .num_layers = 1,
-                .num_heads = 2,
-                .num_kv_heads = 1,
-                .head_dim = 4,
-                .expert_width = 6,
-                .num_experts = 2,
-                .top_k = 1,
-                .vocab_size = 5};
+  plan.model = testing::uniform_model({.hidden_size = 8,
+                                       .layers = 1,
+                                       .heads = 2,
+                                       .kv_heads = 1,
+                                       .head_dim = 4,
+                                       .intermediate_size = 6,
+                                       .experts = 2,
+                                       .top_k = 1,
+                                       .vocab_size = 5});
   plan.workload.lengths = {3, 2};
   return plan;
 }
@@ -73,7 +75,7 @@ TEST(HashInputs, LeavesOutTheDegreesOnlyInExact) {
   sharded.parallel.ep = 2;
   sharded.workload.microbatches = 2;
   other_lengths.workload.lengths = {2, 3};
-  other_model.model.rope_theta = 1e4;
+  other_model.model.layers.kind(0).attention.rope_theta = 1e4;
 
   EXPECT_EQ(hash_inputs(plan, ops::Format::exact), hash_inputs(sharded, ops::Format::exact));
   EXPECT_NE(hash_inputs(plan, ops::Format::fp32), hash_inputs(sharded, ops::Format::fp32));

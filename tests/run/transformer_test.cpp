@@ -7,6 +7,7 @@
 
 #include "collectives/errors.h"
 #include "collectives/seeded_executor.h"
+#include "tests/support/model.h"
 #include "tests/support/random_plan.h"
 
 namespace shardproof {
@@ -20,15 +21,15 @@ struct Counted {
 
 Plan plan_of(const Parallel& parallel) {
   Plan plan;
-  plan.model = {.hidden_size = 8,
-                .num_layers = 4,
-                .num_heads = 4,
-                .num_kv_heads = 2,
-                .head_dim = 2,
-                .expert_width = 4,
-                .num_experts = 4,
-                .top_k = 2,
-                .vocab_size = 16};
+  plan.model = testing::uniform_model({.hidden_size = 8,
+                                       .layers = 4,
+                                       .heads = 4,
+                                       .kv_heads = 2,
+                                       .head_dim = 2,
+                                       .intermediate_size = 4,
+                                       .experts = 4,
+                                       .top_k = 2,
+                                       .vocab_size = 16});
   plan.parallel = parallel;
   plan.workload = {.lengths = {4, 4}, .microbatches = 1, .seed = 5};
   return plan;
@@ -123,10 +124,12 @@ TEST(Transformer, RecordsTheWeightsThatTheLayoutNames) {
   const Mesh mesh(plan.parallel);
 
   for (int rank = 0; rank < mesh.world(); ++rank) {
-    const std::vector<WeightSpec> named = weights_of(make_layout(plan.model, mesh, rank), plan.model);
+    std::vector<std::string> named;
+    for_each_slice(make_layout(plan.model, mesh, rank), plan.model,
+                   [&](const WeightSpec& spec, Range, Range) { named.push_back(spec.name); });
     const std::vector<WeightRecord>& held = counted.traces[static_cast<std::size_t>(rank)].weights;
     ASSERT_EQ(held.size(), named.size());
-    for (std::size_t i = 0; i < held.size(); ++i) EXPECT_EQ(held[i].name, named[i].name);
+    for (std::size_t i = 0; i < held.size(); ++i) EXPECT_EQ(held[i].name, named[i]);
   }
 }
 

@@ -31,17 +31,17 @@ inline Plan random_valid_plan(std::mt19937_64& random, int max_world) {
   p.sp = p.tp > 1 && pick(0, 1) == 1;
 
   ModelConfig& model = plan.model;
-  model.num_layers = p.pp + pick(0, 3);
-  model.num_heads = p.tp * pick(1, 3);
+  model.layers.resize(p.pp + pick(0, 3));
+  model.layers.kind(0).attention.heads = p.tp * pick(1, 3);
   do {
-    model.num_kv_heads = pick(1, model.num_heads);
-  } while (model.num_heads % model.num_kv_heads != 0 ||
-           (model.num_kv_heads % p.tp != 0 && p.tp % model.num_kv_heads != 0));
-  model.head_dim = 2 * pick(2, 8);
+    model.layers.kind(0).attention.kv_heads = pick(1, model.layers[0].attention.heads);
+  } while (model.layers[0].attention.heads % model.layers[0].attention.kv_heads != 0 ||
+           (model.layers[0].attention.kv_heads % p.tp != 0 && p.tp % model.layers[0].attention.kv_heads != 0));
+  model.layers.kind(0).attention.head_dim = 2 * pick(2, 8);
   model.hidden_size = pick(8, 96);
-  model.num_experts = p.ep * pick(1, 5);
-  model.top_k = pick(1, model.num_experts);
-  model.expert_width = p.etp * pick(4, 24);
+  model.layers.kind(0).feed_forward.num_experts = p.ep * pick(1, 5);
+  model.layers.kind(0).feed_forward.top_k = pick(1, model.layers[0].feed_forward.num_experts);
+  model.layers.kind(0).feed_forward.intermediate_size = p.etp * pick(4, 24);
   model.vocab_size = pick(p.tp + 8, 500);
   model.tie_word_embeddings = pick(0, 3) == 0;
 

@@ -52,23 +52,23 @@ Parallel draw_parallel(Draw& draw, int max_world) {
 
 ModelConfig draw_model(Draw& draw, const Parallel& p) {
   ModelConfig m;
-  m.num_layers = p.pp + draw.between(0, 2);
-  m.num_heads = p.tp * draw.between(1, 3);
+  m.layers.resize(p.pp + draw.between(0, 2));
+  m.layers.kind(0).attention.heads = p.tp * draw.between(1, 3);
   // Key/value heads divide the query heads, and tp and they divide one another.
   std::vector<int> kv;
-  for (const int candidate : divisors(static_cast<int>(m.num_heads))) {
+  for (const int candidate : divisors(static_cast<int>(m.layers[0].attention.heads))) {
     if (candidate % p.tp == 0 || p.tp % candidate == 0) kv.push_back(candidate);
   }
-  m.num_kv_heads = draw.one_of(kv);
-  m.head_dim = 2 * draw.between(1, 4);
+  m.layers.kind(0).attention.kv_heads = draw.one_of(kv);
+  m.layers.kind(0).attention.head_dim = 2 * draw.between(1, 4);
   m.hidden_size = draw.between(4, 24);
-  m.expert_width = p.etp * draw.between(1, 6);
-  m.num_experts = p.ep * draw.between(1, 3);
-  m.top_k = draw.between(1, static_cast<int>(m.num_experts));
+  m.layers.kind(0).feed_forward.intermediate_size = p.etp * draw.between(1, 6);
+  m.layers.kind(0).feed_forward.num_experts = p.ep * draw.between(1, 3);
+  m.layers.kind(0).feed_forward.top_k = draw.between(1, static_cast<int>(m.layers[0].feed_forward.num_experts));
   m.vocab_size = p.tp + draw.between(8, 60);
-  m.norm_topk_prob = draw.chance(70);
+  m.layers.kind(0).feed_forward.norm_topk_prob = draw.chance(70);
   m.tie_word_embeddings = draw.chance(30);
-  m.rope_theta = draw.one_of({10000, 1000000});
+  m.layers.kind(0).attention.rope_theta = draw.one_of({10000, 1000000});
   return m;
 }
 
@@ -100,8 +100,10 @@ std::string describe(const Plan& plan) {
       "{}: tp{} dp{} pp{} sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts {} "
       "top {} "
       "vocabulary {} normalise {} tied {}; lengths {} microbatches {}",
-      plan.name, p.tp, p.dp, p.pp, p.sp, p.etp, p.ep, p.edp, m.num_layers, m.num_heads, m.num_kv_heads, m.head_dim,
-      m.hidden_size, m.expert_width, m.num_experts, m.top_k, m.vocab_size, m.norm_topk_prob, m.tie_word_embeddings,
+      plan.name, p.tp, p.dp, p.pp, p.sp, p.etp, p.ep, p.edp, m.layers.size(), m.layers[0].attention.heads,
+      m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
+      m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k,
+      m.vocab_size, m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
       fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
 }
 

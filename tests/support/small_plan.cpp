@@ -1,19 +1,21 @@
 #include "tests/support/small_plan.h"
 
+#include "tests/support/model.h"
+
 namespace shardproof::testing {
 
 Plan small_plan(const Parallel& parallel) {
   Plan plan;
   plan.name = "small";
-  plan.model = {.hidden_size = 16,
-                .num_layers = 4,
-                .num_heads = 4,
-                .num_kv_heads = 2,
-                .head_dim = 4,
-                .expert_width = 8,
-                .num_experts = 4,
-                .top_k = 2,
-                .vocab_size = 32};
+  plan.model = testing::uniform_model({.hidden_size = 16,
+                                       .layers = 4,
+                                       .heads = 4,
+                                       .kv_heads = 2,
+                                       .head_dim = 4,
+                                       .intermediate_size = 8,
+                                       .experts = 4,
+                                       .top_k = 2,
+                                       .vocab_size = 32});
   plan.parallel = parallel;
   plan.workload = {.lengths = {8, 8, 8, 8, 8, 8, 8, 8}, .microbatches = 2, .seed = 11};
   return plan;

@@ -71,10 +71,10 @@ TEST(Checkpoint, OpensEveryGoldenCheckpoint) {
   const Checkpoint bfloat(kGolden / "bfloat16_all_experts");
   const Checkpoint half(kGolden / "float16_tied");
 
-  EXPECT_EQ(grouped.model().num_kv_heads, 2);
+  EXPECT_EQ(grouped.model().layers[0].attention.kv_heads, 2);
   EXPECT_EQ(grouped.sliding_window(), 4096);
-  EXPECT_EQ(sharded.model().num_layers, 3);
-  EXPECT_EQ(sharded.model().rope_theta, 10000.0);
+  EXPECT_EQ(sharded.model().layers.size(), 3);
+  EXPECT_EQ(sharded.model().layers[0].attention.rope_theta, 10000.0);
   EXPECT_TRUE(tied.model().tie_word_embeddings);
   EXPECT_EQ(bfloat.model().dtype, "bfloat16");
   EXPECT_EQ(half.model().dtype, "float16");
@@ -83,7 +83,7 @@ TEST(Checkpoint, OpensEveryGoldenCheckpoint) {
 TEST(Checkpoint, SlicesAreThoseOfTheWholeTensor) {
   for (const char* name : {"grouped", "sharded_one_kv_head", "bfloat16_all_experts"}) {
     const Checkpoint checkpoint(kGolden / name);
-    for (const WeightSpec& spec : registry::all(checkpoint.model())) {
+    for (const WeightSpec& spec : all_weights(checkpoint.model())) {
       const std::vector<double> whole = checkpoint.tensor(spec.name);
       const Range rows{spec.rows / 3, spec.rows - spec.rows / 3}, cols{spec.cols / 2, spec.cols - spec.cols / 2};
 
@@ -194,7 +194,7 @@ TEST(CompareModels, NamesEachFieldThatDiffers) {
   ModelConfig plan = checkpoint.model();
   plan.dtype = "float16";
   const std::vector<Problem> same = compare_models(plan, checkpoint.model());
-  plan.num_heads = 8;
+  plan.layers.kind(0).attention.heads = 8;
   plan.rms_norm_eps = 1e-6;
 
   const std::vector<Problem> different = compare_models(plan, checkpoint.model());

@@ -8,20 +8,21 @@
 #include <set>
 
 #include "emu/plan/random.h"
+#include "tests/support/model.h"
 
 namespace shardproof {
 namespace {
 
 ModelConfig small_model() {
-  return {.hidden_size = 12,
-          .num_layers = 2,
-          .num_heads = 4,
-          .num_kv_heads = 2,
-          .head_dim = 4,
-          .expert_width = 6,
-          .num_experts = 3,
-          .top_k = 2,
-          .vocab_size = 20};
+  return testing::uniform_model({.hidden_size = 12,
+                                 .layers = 2,
+                                 .heads = 4,
+                                 .kv_heads = 2,
+                                 .head_dim = 4,
+                                 .intermediate_size = 6,
+                                 .experts = 3,
+                                 .top_k = 2,
+                                 .vocab_size = 20});
 }
 
 ops::Matrix<double> read(const WeightSource& source, const WeightSpec& spec, Range rows, Range cols) {
@@ -32,7 +33,7 @@ ops::Matrix<double> read(const WeightSource& source, const WeightSpec& spec, Ran
 
 TEST(GeneratedWeights, GiveTheSameValueAtAGlobalIndexWhateverTheSlice) {
   const GeneratedWeights source(7);
-  const WeightSpec spec = registry::attention_q(small_model(), 1);
+  const WeightSpec spec = weight_spec(small_model(), Tensor::attention_q, 1);
   const ops::Matrix<double> whole = read(source, spec, {0, spec.rows}, {0, spec.cols});
 
   const ops::Matrix<double> part = read(source, spec, {3, 5}, {2, 7});
@@ -44,7 +45,7 @@ TEST(GeneratedWeights, GiveTheSameValueAtAGlobalIndexWhateverTheSlice) {
 
 TEST(GeneratedWeights, AreHeldExactlyByEveryFormat) {
   const GeneratedWeights source(7);
-  for (const WeightSpec& spec : registry::all(small_model())) {
+  for (const WeightSpec& spec : all_weights(small_model())) {
     const ops::Matrix<double> values = read(source, spec, {0, spec.rows}, {0, spec.cols});
     for (const auto format :
          {ops::Format::fp32, ops::Format::bf16, ops::Format::fp16, ops::Format::exact, ops::Format::fp64}) {
@@ -61,7 +62,8 @@ TEST(GeneratedWeights, AreHeldExactlyByEveryFormat) {
 
 TEST(GeneratedWeights, AreTheDocumentedFunctionOfTheIndexInBothScalars) {
   const GeneratedWeights source(7);
-  WeightSpec linear = registry::attention_q({.hidden_size = 700, .num_heads = 1, .head_dim = 3}, 0);
+  WeightSpec linear =
+      weight_spec(testing::uniform_model({.hidden_size = 700, .heads = 1, .head_dim = 3}), Tensor::attention_q, 0);
   WeightSpec norm = linear;
   norm.kind = WeightKind::norm;
   const Range rows{1, 2}, cols{5, 601};  // no multiple of any block
@@ -89,8 +91,8 @@ TEST(GeneratedWeights, AreTheDocumentedFunctionOfTheIndexInBothScalars) {
 
 TEST(GeneratedWeights, DifferByNameAndSeed) {
   const ModelConfig model = small_model();
-  const WeightSpec k = registry::attention_k(model, 0);
-  const WeightSpec v = registry::attention_v(model, 0);
+  const WeightSpec k = weight_spec(model, Tensor::attention_k, 0);
+  const WeightSpec v = weight_spec(model, Tensor::attention_v, 0);
   const auto sum = [](const ops::Matrix<double>& m) {
     double total = 0;
     for (const double value : m.span()) total += value;
@@ -106,8 +108,8 @@ TEST(GeneratedWeights, DifferByNameAndSeed) {
 }
 
 TEST(GeneratedWeights, HaveUnitGain) {
-  const ModelConfig model{.hidden_size = 1024, .num_heads = 8, .num_kv_heads = 8, .head_dim = 64};
-  const WeightSpec spec = registry::attention_q(model, 0);
+  const ModelConfig model = testing::uniform_model({.hidden_size = 1024, .heads = 8, .kv_heads = 8, .head_dim = 64});
+  const WeightSpec spec = weight_spec(model, Tensor::attention_q, 0);
 
   const ops::Matrix<double> values = read(GeneratedWeights(3), spec, {0, 64}, {0, spec.cols});
 
@@ -121,7 +123,7 @@ TEST(GeneratedWeights, HaveUnitGain) {
 TEST(WeightStore, SharesOneCopyOfASlice) {
   const GeneratedWeights source(7);
   WeightStore<float> store(source, ops::Format::fp32);
-  const WeightSpec spec = registry::router(small_model(), 0);
+  const WeightSpec spec = weight_spec(small_model(), Tensor::router, 0);
 
   const auto first = store.get(spec, {1, 2}, {0, spec.cols});
   const auto second = store.get(spec, {1, 2}, {0, spec.cols});
@@ -134,7 +136,7 @@ TEST(WeightStore, SharesOneCopyOfASlice) {
 
 TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
   const GeneratedWeights source(7);
-  const WeightSpec spec = registry::attention_output(small_model(), 1);
+  const WeightSpec spec = weight_spec(small_model(), Tensor::attention_output, 1);
   const Range rows{2, 3}, cols{4, 8};
   WeightStore<float> parts(source, ops::Format::fp32);
   const LoadedWeight<float> held_alone = parts.get(spec, rows, cols);
@@ -154,7 +156,8 @@ TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
 
 TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
   const GeneratedWeights source(7);
-  const WeightSpec first = registry::attention_q(small_model(), 0), second = registry::attention_q(small_model(), 1);
+  const WeightSpec first = weight_spec(small_model(), Tensor::attention_q, 0),
+                   second = weight_spec(small_model(), Tensor::attention_q, 1);
   const Range rows{0, first.rows}, cols{0, first.cols};
   WeightStore<float> all(source, ops::Format::fp32);
   WeightStore<float> one(source, ops::Format::fp32, first.rows * first.cols * 4);
@@ -172,7 +175,8 @@ TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
 
 TEST(WeightStore, KeepsWhatFits) {
   const GeneratedWeights source(7);
-  const WeightSpec first = registry::attention_q(small_model(), 0), second = registry::attention_q(small_model(), 1);
+  const WeightSpec first = weight_spec(small_model(), Tensor::attention_q, 0),
+                   second = weight_spec(small_model(), Tensor::attention_q, 1);
   const Range rows{0, first.rows}, cols{0, first.cols};
   WeightStore<float> two(source, ops::Format::fp32, 2 * first.rows * first.cols * 4);
   const LoadedWeight<float> held = two.get(first, rows, cols);
@@ -180,22 +184,6 @@ TEST(WeightStore, KeepsWhatFits) {
   two.get(second, rows, cols);
 
   EXPECT_EQ(two.get(first, rows, cols).view().data, held.view().data);
-}
-
-TEST(Registry, NamesEveryWeightOnce) {
-  const ModelConfig model = small_model();
-
-  std::set<std::string> names;
-  std::int64_t elements = 0;
-  for (const WeightSpec& spec : registry::all(model)) {
-    EXPECT_TRUE(names.insert(spec.name).second) << spec.name;
-    elements += spec.rows * spec.cols;
-  }
-
-  const std::int64_t layer = 2 * 12 + (16 + 8 + 8) * 12 + 12 * 16 + 3 * 12 + 3 * 3 * 6 * 12;
-  EXPECT_EQ(elements, 2 * layer + 2 * 20 * 12 + 12);
-  EXPECT_EQ(registry::find(model, "model.layers.1.block_sparse_moe.experts.2.w2.weight").cols, 6);
-  EXPECT_THROW(registry::find(model, "model.layers.2.mlp"), std::out_of_range);
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ class MoeCase {
       }
       // A faulty owner's slots.
       const ModelConfig& config = wrong_.model.plan().model;
-      const std::int64_t held = config.num_experts / wrong_.model.plan().parallel.ep;
+      const std::int64_t held = config.layers[wrong_.layer].feed_forward.num_experts / wrong_.model.plan().parallel.ep;
       for (std::int64_t owner = 0; owner < wrong_.model.plan().parallel.ep; ++owner) {
         std::vector<bool> owned;
         for (const std::int64_t expert : slots_[i].experts) owned.push_back(expert / held == owner);

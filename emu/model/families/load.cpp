@@ -6,16 +6,13 @@
 #include <string_view>
 
 #include "emu/input/object_reader.h"
+#include "emu/model/families/family.h"
+#include "emu/model/fields.h"
 
 namespace shardproof {
 namespace {
 
 using Kind = JsonValue::Kind;
-
-constexpr std::int64_t kMaxWidth = 1 << 20;
-constexpr std::int64_t kMaxCount = 1 << 16;
-constexpr std::int64_t kMaxLayers = 10'000;
-constexpr std::int64_t kMaxVocabulary = 1 << 24;
 
 /// Keys of Hugging Face configs that say nothing about the forward pass of a decoder in evaluation.
 void skip_irrelevant(ObjectReader& reader) {
@@ -159,8 +156,8 @@ void refuse_other_mathematics(ObjectReader& reader) {
 }
 
 /// rope_theta stands at the top level, or inside rope_parameters or rope_scaling, whose type must change nothing.
-std::optional<double> read_rope_theta(ObjectReader& reader, std::vector<Problem>& problems) {
-  std::optional<double> theta = reader.number({"rope_theta", "rotary_emb_base"}, 1.0, 1e12);
+std::optional<double> read_rope_theta(ObjectReader& reader, const FieldInfo& field, std::vector<Problem>& problems) {
+  std::optional<double> theta = reader.number({field.key, field.aliases[0]}, field.least_number, field.most_number);
   const auto nested = reader.find({"rope_parameters", "rope_scaling"});
   if (!nested) return theta;
   ObjectReader rope(*nested->value, nested->field, problems, ObjectReader::Null::absent);
@@ -168,34 +165,35 @@ std::optional<double> read_rope_theta(ObjectReader& reader, std::vector<Problem>
                      "only unscaled rotary embeddings (\"default\") are computed");
   refuse_unless_one(rope, {"factor"}, "scaled rotary embeddings are not computed");
   refuse_unless_one(rope, {"partial_rotary_factor"}, "rotary embeddings over part of a head are not computed");
-  const std::optional<double> inner = rope.number({"rope_theta"}, 1.0, 1e12);
+  const std::optional<double> inner = rope.number({field.key}, field.least_number, field.most_number);
   rope.finish();
   if (theta && inner && *theta != *inner) {
-    reader.problem(rope.field("rope_theta"),
-                   fmt::format("{} contradicts {} = {}", *inner, reader.field("rope_theta"), *theta));
+    reader.problem(rope.field(field.key),
+                   fmt::format("{} contradicts {} = {}", *inner, reader.field(field.key), *theta));
   }
   return inner ? inner : theta;
 }
 
 void read_type(ObjectReader& reader, LoadedModel& loaded) {
-  const auto found = reader.find({"model_type"});
-  if (!found) return;
-  if (found->value->is(Kind::string)) {
-    const std::string& type = found->value->text;
-    loaded.model.model_type = type;
-    if (type == "mixtral") return;
-    if (type == "qwen3_moe") {
-      loaded.model.norm_topk_prob = false;
-      loaded.notes.emplace_back(
-          "qwen3_moe: the norms of queries and keys inside each head are left out of the emulation; they lie within "
-          "one head and do not change how anything is sharded");
-      return;
+  const Family* family = find_family(loaded.model.model_type);
+  if (const auto found = reader.find({"model_type"})) {
+    if (found->value->is(Kind::string)) {
+      loaded.model.model_type = found->value->text;
+      family = find_family(found->value->text);
+    } else {
+      family = nullptr;
+    }
+    if (family == nullptr) {
+      reader.problem(found->field,
+                     fmt::format("{}: the layers computed are those of \"mixtral\" (and of \"qwen3_moe\" without "
+                                 "its query and key norms)",
+                                 describe(*found->value)));
     }
   }
-  reader.problem(found->field,
-                 fmt::format("{}: the layers computed are those of \"mixtral\" (and of \"qwen3_moe\" without "
-                             "its query and key norms)",
-                             describe(*found->value)));
+  loaded.model.layers = LayerList(1, family != nullptr ? family->layer : LayerSpec{});
+  if (family != nullptr && !family->left_out.empty()) {
+    loaded.notes.push_back(fmt::format("{}: {}", family->model_type, family->left_out));
+  }
 }
 
 void read_dtype(ObjectReader& reader, ModelConfig& model) {
@@ -221,51 +219,83 @@ void read_dtype(ObjectReader& reader, ModelConfig& model) {
                  fmt::format("{}; one of bfloat16, float16, float32, float64 is needed", describe(*found->value)));
 }
 
+/// Hands the field's names to `use`, as a list.
+template <class Use>
+auto with_names(const FieldInfo& field, const Use& use) {
+  if (field.aliases[0].empty()) return use({field.key});
+  if (field.aliases[1].empty()) return use({field.key, field.aliases[0]});
+  return use({field.key, field.aliases[0], field.aliases[1]});
+}
+
+/// Reads the fields of a model whose layers are all alike.
+class FieldReader {
+ public:
+  FieldReader(ObjectReader& reader, const JsonValue& config, std::vector<Problem>& problems)
+      : reader_(reader), config_(config), problems_(problems) {}
+
+  void operator()(const FieldInfo& field, std::int64_t& value) const {
+    if (field.key == fields::kIntermediateSize.key && config_.find("moe_intermediate_size") != nullptr) {
+      // Where both stand, intermediate_size is the width of dense layers, of which there are none.
+      value = reader_.integer({"moe_intermediate_size"}, 1, field.most).value_or(0);
+      reader_.ignore({field.key});
+      return;
+    }
+    // A width that is absent is one problem; a present one that cannot be used has been reported already.
+    const std::size_t before = problems_.size();
+    const auto read =
+        with_names(field, [&](ObjectReader::Names names) { return reader_.integer(names, 1, field.most); });
+    if (!read && !field.needed.empty() && problems_.size() == before) reader_.missing(field.key, field.needed);
+    value = read.value_or(0);
+  }
+
+  void operator()(const FieldInfo& field, double& value) const {
+    const auto read = field.key == fields::kRopeTheta.key
+                          ? read_rope_theta(reader_, field, problems_)
+                          : with_names(field, [&](ObjectReader::Names names) {
+                              return reader_.number(names, field.least_number, field.most_number);
+                            });
+    value = read.value_or(value);
+  }
+
+  void operator()(const FieldInfo& field, bool& value) const {
+    if (field.from_family) return;
+    value = with_names(field, [&](ObjectReader::Names names) { return reader_.boolean(names); }).value_or(value);
+  }
+
+ private:
+  ObjectReader& reader_;
+  const JsonValue& config_;
+  std::vector<Problem>& problems_;
+};
+
+/// Key-value heads and head_dim have defaults that depend on other fields.
+void set_derived(ObjectReader& reader, const JsonValue& config, ModelConfig& model) {
+  model.layers.edit([&](LayerSpec& layer) {
+    AttentionSpec& attention = layer.attention;
+    if (attention.kv_heads == 0) attention.kv_heads = attention.heads;
+    if (attention.head_dim != 0 || attention.heads == 0 || model.hidden_size == 0) return;
+    const JsonValue* const given = config.find("head_dim");
+    if (given != nullptr && !given->is(Kind::null)) return;
+    if (model.hidden_size % attention.heads != 0) {
+      reader.missing("head_dim", fmt::format("and hidden_size {} / num_attention_heads {} = {} remainder {}",
+                                             model.hidden_size, attention.heads, model.hidden_size / attention.heads,
+                                             model.hidden_size % attention.heads));
+    }
+    attention.head_dim = model.hidden_size / attention.heads;
+  });
+}
+
 }  // namespace
 
 LoadedModel read_model(const JsonValue& config, const std::string& path, std::vector<Problem>& problems) {
   LoadedModel loaded;
-  ModelConfig& model = loaded.model;
   ObjectReader reader(config, path, problems, ObjectReader::Null::absent);
   if (!config.is(Kind::object)) return loaded;
-  // A width that is absent is one problem; a present one that cannot be used has been reported already.
-  const auto require = [&](ObjectReader::Names names, std::int64_t most, std::string_view what) -> std::int64_t {
-    const std::size_t before = problems.size();
-    const auto value = reader.integer(names, 1, most);
-    if (!value && problems.size() == before) reader.missing(*names.begin(), what);
-    return value.value_or(0);
-  };
   skip_irrelevant(reader);
   read_type(reader, loaded);
-  model.hidden_size = require({"hidden_size"}, kMaxWidth, "the width of the residual stream is needed");
-  model.num_layers = require({"num_hidden_layers", "num_layers"}, kMaxLayers, "the number of layers is needed");
-  model.num_heads = require({"num_attention_heads"}, kMaxCount, "the number of query heads is needed");
-  model.num_kv_heads = reader.integer({"num_key_value_heads"}, 1, kMaxCount).value_or(model.num_heads);
-  model.head_dim = reader.integer({"head_dim"}, 1, kMaxWidth).value_or(0);
-  if (model.head_dim == 0 && model.num_heads > 0 && model.hidden_size > 0 && config.find("head_dim") == nullptr) {
-    if (model.hidden_size % model.num_heads != 0) {
-      reader.missing("head_dim", fmt::format("and hidden_size {} / num_attention_heads {} = {} remainder {}",
-                                             model.hidden_size, model.num_heads, model.hidden_size / model.num_heads,
-                                             model.hidden_size % model.num_heads));
-    }
-    model.head_dim = model.hidden_size / model.num_heads;
-  }
-  // Where both stand, intermediate_size is the width of dense layers, of which there are none.
-  const auto moe_width = reader.integer({"moe_intermediate_size"}, 1, kMaxWidth);
-  const bool moe_given = config.find("moe_intermediate_size") != nullptr;
-  model.expert_width =
-      moe_given ? moe_width.value_or(0) : require({"intermediate_size"}, kMaxWidth, "the width of an expert is needed");
-  if (moe_given) reader.ignore({"intermediate_size"});
-  model.num_experts = require({"num_local_experts", "num_experts", "n_routed_experts"}, kMaxCount,
-                              "the number of experts of a layer is needed");
-  model.top_k = require({"num_experts_per_tok", "experts_per_token", "moe_topk"}, kMaxCount,
-                        "the number of experts that serve a token is needed");
-  model.vocab_size = require({"vocab_size"}, kMaxVocabulary, "the size of the vocabulary is needed");
-  model.rms_norm_eps = reader.number({"rms_norm_eps", "rms_norm_epsilon"}, 0.0, 1.0).value_or(model.rms_norm_eps);
-  model.rope_theta = read_rope_theta(reader, problems).value_or(model.rope_theta);
-  model.norm_topk_prob = reader.boolean({"norm_topk_prob"}).value_or(model.norm_topk_prob);
-  model.tie_word_embeddings = reader.boolean({"tie_word_embeddings"}).value_or(model.tie_word_embeddings);
-  read_dtype(reader, model);
+  visit_fields(loaded.model, FieldReader(reader, config, problems));
+  set_derived(reader, config, loaded.model);
+  read_dtype(reader, loaded.model);
   refuse_other_mathematics(reader);
   const bool window_used = reader.boolean({"use_sliding_window"}).value_or(true);
   const auto window = reader.integer({"sliding_window"}, 1, INT64_MAX);

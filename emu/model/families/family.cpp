@@ -1,0 +1,27 @@
+#include "emu/model/families/family.h"
+
+#include <algorithm>
+
+namespace shardproof {
+namespace {
+
+constexpr Family kFamilies[] = {
+    {.model_type = "mixtral", .layer = {}, .left_out = {}},
+    {.model_type = "qwen3_moe",
+     .layer = {.attention = {.query_key_norm = true}, .feed_forward = {.norm_topk_prob = false}},
+     .left_out = "the norms of queries and keys inside each head are left out of the emulation; they lie within one "
+                 "head and do not change how anything is sharded"},
+};
+
+}  // namespace
+
+std::span<const Family> families() {
+  return kFamilies;
+}
+
+const Family* find_family(std::string_view model_type) {
+  const auto found = std::ranges::find(kFamilies, model_type, &Family::model_type);
+  return found == std::end(kFamilies) ? nullptr : &*found;
+}
+
+}  // namespace shardproof
