@@ -42,23 +42,19 @@ std::vector<RowHome> find_homes(const Plan& plan, const Batch& batch) {
 }  // namespace
 
 Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
-    : plan_(plan), mesh_(plan.parallel), reference_(reference), homes_(find_homes(plan, reference.batch)) {
+    : plan_(plan),
+      mesh_(plan.parallel),
+      stages_(plan.model, plan.parallel),
+      reference_(reference),
+      homes_(find_homes(plan, reference.batch)) {
   for (int tp = 0; tp < plan.parallel.tp; ++tp) {
     layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at(tp, 0, 0, 0)));
   }
 }
 
-int Recompute::stage_of(int layer) const {
-  int stage = 0;
-  while (stage + 1 < plan_.parallel.pp && layer >= partition(plan_.model.num_layers, plan_.parallel.pp, stage).end()) {
-    ++stage;
-  }
-  return stage;
-}
-
 int Recompute::routing_rank(std::int64_t row, int layer) const {
   const RowHome& at = home(row);
-  return mesh_.rank_at(at.tp, 0, at.dp, stage_of(layer));
+  return mesh_.rank_at(at.tp, 0, at.dp, stages_.stage_of(layer));
 }
 
 const ExpectedTap& Recompute::tap(int layer, std::string_view name) const {

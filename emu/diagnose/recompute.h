@@ -11,6 +11,7 @@
 #include "emu/judge/prepared.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/mesh.h"
+#include "emu/plan/stages.h"
 
 namespace shardproof {
 
@@ -34,7 +35,6 @@ class Recompute {
   const Mesh& mesh() const { return mesh_; }
   const Batch& batch() const { return reference_.batch; }
   ops::Format format() const { return reference_.format; }
-  int stage_of(int layer) const;
   const RowHome& home(std::int64_t row) const { return homes_[static_cast<std::size_t>(row)]; }
   /// The rank that routes the row in the layer.
   int routing_rank(std::int64_t row, int layer) const;
@@ -70,6 +70,7 @@ class Recompute {
  private:
   const Plan& plan_;
   Mesh mesh_;
+  Stages stages_;
   const PreparedReference& reference_;
   std::vector<Layout> layouts_by_tp_;
   std::vector<RowHome> homes_;

@@ -160,17 +160,10 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& sit
 }
 
 Sites::Sites(const MutablePlan& given)
-    : plan(given), mesh(given.parallel), batch(given.workload, given.model.vocab_size) {}
-
-int Sites::stage_of(int layer) const {
-  int stage = 0;
-  while (stage + 1 < plan.parallel.pp && layer >= layers_of(stage).end()) ++stage;
-  return stage;
-}
-
-Range Sites::layers_of(int stage) const {
-  return partition(plan.model.num_layers, plan.parallel.pp, stage);
-}
+    : plan(given),
+      mesh(given.parallel),
+      stages(given.model, given.parallel),
+      batch(given.workload, given.model.vocab_size) {}
 
 int Sites::last_busy_dp() const {
   int dp = plan.parallel.dp - 1;

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "collectives/traffic.h"
+#include "emu/plan/stages.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
@@ -268,7 +269,7 @@ void fill_layout(const Plan& plan, const Mesh& mesh, RankFigures& figures) {
   const ModelConfig& model = plan.model;
   const Parallel& p = plan.parallel;
   figures.at = mesh.coordinates(figures.rank);
-  figures.layers = partition(model.num_layers, p.pp, figures.at.pp);
+  figures.layers = Stages(model, p).layers_of(figures.at.pp);
   figures.heads = partition(model.num_heads, p.tp, figures.at.tp);
   // Where tp exceeds the key-value heads, tp / kv ranks hold the same one.
   figures.kv_heads = {figures.at.tp * model.num_kv_heads / p.tp, std::max<std::int64_t>(1, model.num_kv_heads / p.tp)};

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "emu/plan/stages.h"
+
 namespace shardproof {
 
 Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
@@ -11,7 +13,7 @@ Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
   Layout layout{
       .at = at,
       .parallel = parallel,
-      .layers = partition(model.num_layers, parallel.pp, at.pp),
+      .layers = Stages(model, parallel).layers_of(at.pp),
       .heads = partition(model.num_heads, parallel.tp, at.tp),
       .kv_heads = {at.tp * model.num_kv_heads / parallel.tp, kv_count},
       .vocabulary = partition(model.vocab_size, parallel.tp, at.tp),

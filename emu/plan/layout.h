@@ -14,7 +14,7 @@ namespace shardproof {
 struct Layout {
   Coordinates at;
   Parallel parallel;
-  Range layers;                   ///< partition(num_layers, pp, stage)
+  Range layers;                   ///< of its stage; see stages.h
   Range heads;                    ///< query heads
   Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
   Range vocabulary;               ///< rows of embedding and head

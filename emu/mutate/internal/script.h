@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emu/mutate/mutation.h"
+#include "emu/plan/stages.h"
 #include "emu/run/fault.h"
 
 namespace shardproof::mutations {
@@ -96,12 +97,13 @@ class Sites {
   explicit Sites(const MutablePlan& plan);
   const MutablePlan& plan;
   Mesh mesh;
+  Stages stages;
   Batch batch;
 
   /// First layer on the first ranks, last layer on the last, then others; no two alike.
   std::vector<Place> places(std::size_t limit) const;
-  int stage_of(int layer) const;
-  Range layers_of(int stage) const;
+  int stage_of(int layer) const { return stages.stage_of(layer); }
+  Range layers_of(int stage) const { return stages.layers_of(stage); }
   int first_rank(int stage, int dp) const { return mesh.rank_at(0, 0, dp, stage); }
   int last_busy_dp() const;
   std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
