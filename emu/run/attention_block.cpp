@@ -45,7 +45,7 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   ops::Matrix<T> k = project(stage, "attention.k", layer, full, weights.k);
   ops::Matrix<T> v = project(stage, "attention.v", layer, full, weights.v);
   for (ops::Matrix<T>* rotated : {&q, &k}) {
-    ops::rope<T>(*rotated, stage.microbatch.positions, stage.rope);
+    ops::rope<T>(*rotated, stage.tokens.positions, stage.rope);
     stage.record("attention.rope", layer, rows, rotated->cols(),
                  ops::rope_cost(rows, rotated->cols(), stage.element_bytes()));
   }
@@ -61,10 +61,10 @@ Task<> attention_block(const Stage<T>& stage, const AttentionWeights<T>& weights
   ops::Matrix<T> context(rows, q.cols());
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::attention<T>(q, k, v, stage.microbatch.offsets, model.head_dim, format, context);
+    ops::attention<T>(q, k, v, stage.tokens.offsets, model.head_dim, format, context);
   }
   stage.record("attention.context", layer, rows, q.cols(),
-               ops::attention_cost(stage.microbatch.offsets, layout.heads.count, layout.kv_heads.count, model.head_dim,
+               ops::attention_cost(stage.tokens.offsets, layout.heads.count, layout.kv_heads.count, model.head_dim,
                                    stage.element_bytes()));
   stage.template tap<T>(layer, "attention.context", context.view(), all, q_width, q_cols);
 

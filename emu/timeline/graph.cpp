@@ -253,7 +253,7 @@ DeploymentGraph run_deployment_graph(const Plan& plan, int threads) {
                                           .batch = batch,
                                           .weights = store,
                                           .format = format,
-                                          .layouts = make_layouts(plan.model, cluster.mesh())};
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
   const auto executor = threads > 0 ? std::make_unique<DefaultExecutor>(threads) : std::make_unique<DefaultExecutor>();
   cluster.run(*executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
   return Builder(plan, cluster).build();
