@@ -27,13 +27,14 @@ ModelConfig bench_model(int layers, int experts) {
 /// A model with its weights, ready to run on one plan.
 class Prepared {
  public:
-  Prepared(const ModelConfig& model, const Parallel& parallel, const Batch& batch, WeightStore<float>& store)
+  Prepared(const ModelConfig& model, const Parallel& parallel, const Workload& workload, const Batch& batch,
+           WeightStore<float>& store)
       : cluster_(parallel),
         program_{.model = model,
                  .batch = batch,
                  .weights = store,
                  .format = ops::Format::fp32,
-                 .layouts = make_layouts(model, cluster_.mesh())} {}
+                 .deployment = deploy(model, parallel, workload)} {}
 
   double seconds(TbbExecutor& executor) {
     const auto start = std::chrono::steady_clock::now();
@@ -57,8 +58,8 @@ void overhead(benchmark::State& state, const ModelConfig& model, const Parallel&
   WeightStore<float> shard_store(source, ops::Format::fp32);
   const Batch batch(workload, model.vocab_size);
   TbbExecutor executor(1);  // one thread for both: one rank alone could not use more
-  Prepared unsharded(model, Parallel{}, batch, whole_store);
-  Prepared sharded(model, parallel, batch, shard_store);
+  Prepared unsharded(model, Parallel{}, workload, batch, whole_store);
+  Prepared sharded(model, parallel, workload, batch, shard_store);
   // The first run of each makes the weights.
   unsharded.seconds(executor);
   sharded.seconds(executor);
@@ -94,9 +95,10 @@ void ranks_1024(benchmark::State& state) {
   const Parallel parallel{.tp = 2, .dp = 128, .pp = 4, .ep = 64, .etp = 2, .edp = 2, .sp = true};
   const GeneratedWeights source(1);
   WeightStore<float> store(source, ops::Format::fp32);
-  const Batch batch(workload_of(128, 32, 1), model.vocab_size);
+  const Workload workload = workload_of(128, 32, 1);
+  const Batch batch(workload, model.vocab_size);
   TbbExecutor executor;
-  Prepared run(model, parallel, batch, store);
+  Prepared run(model, parallel, workload, batch, store);
   run.seconds(executor);
   for (auto _ : state) state.SetIterationTime(run.seconds(executor));
   state.counters["ranks"] = parallel.world();

@@ -11,6 +11,7 @@
 #include "emu/judge/judge.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/mesh.h"
+#include "emu/plan/token_map.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {
@@ -35,7 +36,7 @@ std::string rank_table(const Plan& plan) {
                     fmt::format("{}", at.pp), "|", fmt::format("{}", at.etp), fmt::format("{}", at.ep),
                     fmt::format("{}", at.edp), "|", range_text(layout.layers), range_text(layer.heads),
                     range_text(layer.kv_heads), range_text(layer.experts), range_text(layer.intermediate_size),
-                    range_text(partition(plan.workload.batch(), plan.parallel.dp, at.dp))});
+                    range_text(sequences_of_replica(plan.parallel, plan.workload.batch(), at.dp))});
   };
   const int world = plan.world();
   const int shown = world <= kFullRankTable ? world : 4;

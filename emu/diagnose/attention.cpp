@@ -33,12 +33,6 @@ WeightSpec weight_of(const ModelConfig& model, std::string_view kind, int layer)
                                : weight_spec(model, Tensor::attention_v, layer);
 }
 
-std::int64_t position_of(const Recompute& model, std::int64_t row) {
-  const RowHome& home = model.home(row);
-  const MicroBatch batch = model.batch().microbatch(model.plan().parallel.dp, home.dp, home.microbatch);
-  return batch.positions[static_cast<std::size_t>(home.local)];
-}
-
 /// The projected columns of a wrong row, from another input row, layer or position.
 std::vector<double> projected(const Case& wrong, const Projection& projection, const WrongRow& row,
                               std::int64_t input_row, int layer, std::int64_t position) {
@@ -68,7 +62,7 @@ std::optional<Cause> position_cause(const Case& wrong, const Projection& project
   return Cause{
       "positions",
       fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.wrong.size(),
-                  ranks_of(wrong.wrong), first.row, *shown, position_of(model, first.row))};
+                  ranks_of(wrong.wrong), first.row, *shown, model.tokens().position(first.row))};
 }
 
 /// Rows made of other rows' norms.
@@ -76,15 +70,16 @@ std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projec
   Recompute& model = wrong.model;
   std::vector<std::int64_t> sources;
   for (const WrongRow& row : wrong.wrong) {
-    const std::int64_t position = position_of(model, row.row);
-    const Range near = model.home(row.row).rows;
-    std::int64_t source = near.begin;
-    while (source < near.end() &&
-           !close(projected(wrong, projection, row, source, wrong.layer, position), row.got, wrong.tolerance)) {
-      ++source;
+    const std::int64_t position = model.tokens().position(row.row);
+    const TokenRows near = model.rows_beside(row.row);
+    const std::int64_t count = near.count();
+    std::int64_t place = 0;
+    while (place < count &&
+           !close(projected(wrong, projection, row, near[place], wrong.layer, position), row.got, wrong.tolerance)) {
+      ++place;
     }
-    if (source == near.end()) return std::nullopt;
-    sources.push_back(source);
+    if (place == count) return std::nullopt;
+    sources.push_back(near[place]);
   }
   return row_order_cause(wrong, sources);
 }
@@ -92,7 +87,7 @@ std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projec
 std::optional<Cause> gather_cause(const Case& wrong) {
   if (!all_zero(wrong.wrong)) return std::nullopt;
   const bool others = std::ranges::none_of(
-      wrong.wrong, [&](const WrongRow& row) { return wrong.model.home(row.row).tp == wrong.at(row).tp; });
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
   if (!others) return std::nullopt;
   return Cause{"gather_dropped",
                fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
@@ -137,7 +132,7 @@ std::optional<Cause> projection_cause(const Case& wrong) {
   if (wrong.layer >= 0) {
     for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
       const auto with_weights = [&](const WrongRow& row) {
-        return projected(wrong, projection, row, row.row, layer, position_of(wrong.model, row.row));
+        return projected(wrong, projection, row, row.row, layer, wrong.model.tokens().position(row.row));
       };
       if (layer != wrong.layer && explains(wrong.wrong, with_weights, wrong.tolerance)) {
         return Cause{"weights_of_another_layer",
@@ -166,7 +161,7 @@ std::optional<Cause> context_cause(const Case& wrong) {
     return values;
   };
   const auto proper = [&](const WrongRow&, std::int64_t head) { return head / share; };
-  const auto merged = [&](const WrongRow& row) { return rebuilt(row, model.home(row.row).rows.begin, proper); };
+  const auto merged = [&](const WrongRow& row) { return rebuilt(row, model.rows_beside(row.row)[0], proper); };
   if (explains(wrong.wrong, merged, wrong.tolerance)) {
     return Cause{"sequence_boundaries", fmt::format("tokens on {} attend to the sequences before their own in the "
                                                     "microbatch, token {} among them",
@@ -175,7 +170,7 @@ std::optional<Cause> context_cause(const Case& wrong) {
   for (std::int64_t shift = 1; shift < spec.kv_heads; ++shift) {
     const auto other = [&](const WrongRow&, std::int64_t head) { return (head / share + shift) % spec.kv_heads; };
     const auto predicted = [&](const WrongRow& row) {
-      return rebuilt(row, row.row - position_of(model, row.row), other);
+      return rebuilt(row, row.row - model.tokens().position(row.row), other);
     };
     if (explains(wrong.wrong, predicted, wrong.tolerance)) {
       const std::int64_t head = wrong.wrong.front().col / dim;
@@ -195,21 +190,21 @@ std::optional<Cause> wrong_group_cause(const Case& wrong, const Addend& addend) 
   Recompute& model = wrong.model;
   const Parallel& parallel = model.plan().parallel;
   for (const Axis axis : {Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
-    if (model.mesh().degree(axis) < 2) continue;
+    const int degree = model.mesh().degree(axis);
+    // A reduce-scatter takes as many counts as there are ranks.
+    if (degree < 2 || (parallel.sp && degree != parallel.tp)) continue;
     const auto predicted = [&](const WrongRow& row) -> std::vector<double> {
-      const RowHome& home = model.home(row.row);
+      const RowHome home = model.tokens().home(row.row);
       const std::vector<int> group = model.mesh().group(axis, row.rank);
-      const std::int64_t place = std::ranges::find(group, row.rank) - group.begin();
+      const auto place = static_cast<int>(std::ranges::find(group, row.rank) - group.begin());
+      const std::int64_t local = *model.tokens().stream(home.at, home.microbatch).place_of(row.row);
       std::vector<double> sum(row.got.size(), 0.0);
       for (const int member : group) {
         const Coordinates at = model.mesh().coordinates(member);
-        const Range rows = model.batch().microbatch(parallel.dp, at.dp, home.microbatch).rows;
-        std::int64_t local = home.local;
-        if (parallel.sp) {
-          local += partition(rows.count, parallel.tp, place).begin - (home.tp_rows.begin - home.rows.begin);
-        }
-        if (local < 0 || local >= rows.count) return {};
-        const std::vector<double> part = addend(rows.begin + local, at.tp);
+        // A reduce-scatter gives the rank the rows that its place in this group would have in a tp group.
+        const TokenRows rows = model.tokens().stream({.tp = place, .cp = at.cp, .dp = at.dp}, home.microbatch);
+        if (local >= rows.count()) return {};
+        const std::vector<double> part = addend(rows[local], at.tp);
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
       }
       model.finish(sum);

@@ -22,44 +22,27 @@ View one_row(std::vector<double>& x) {
   return {x.data(), 1, std::ssize(x)};
 }
 
-std::vector<RowHome> find_homes(const Plan& plan, const Batch& batch) {
-  std::vector<RowHome> homes(batch.tokens().size());
-  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
-    for (std::int64_t index = 0; index < batch.microbatches(); ++index) {
-      const Range rows = batch.microbatch(plan.parallel.dp, dp, index).rows;
-      for (int tp = 0; tp < plan.parallel.tp; ++tp) {
-        Range own = partition(rows.count, plan.parallel.tp, tp);
-        own.begin += rows.begin;
-        for (std::int64_t row = own.begin; row < own.end(); ++row) {
-          homes[static_cast<std::size_t>(row)] = {dp, index, rows, row - rows.begin, tp, own};
-        }
-      }
-    }
-  }
-  return homes;
-}
-
 }  // namespace
 
 Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
-    : plan_(plan), mesh_(plan.parallel), reference_(reference), homes_(find_homes(plan, reference.batch)) {
+    : plan_(plan),
+      mesh_(plan.parallel),
+      stages_(plan.model, plan.parallel),
+      reference_(reference),
+      tokens_(plan.parallel, plan.workload) {
   for (int tp = 0; tp < plan.parallel.tp; ++tp) {
     layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at(tp, 0, 0, 0)));
   }
 }
 
-int Recompute::stage_of(int layer) const {
-  int stage = 0;
-  while (stage + 1 < plan_.parallel.pp &&
-         layer >= partition(plan_.model.layers.size(), plan_.parallel.pp, stage).end()) {
-    ++stage;
-  }
-  return stage;
+int Recompute::routing_rank(std::int64_t row, int layer) const {
+  const Coordinates at = tokens_.home(row).at;
+  return mesh_.rank_at(at.tp, at.cp, at.dp, stages_.stage_of(layer));
 }
 
-int Recompute::routing_rank(std::int64_t row, int layer) const {
-  const RowHome& at = home(row);
-  return mesh_.rank_at(at.tp, 0, at.dp, stage_of(layer));
+TokenRows Recompute::rows_beside(std::int64_t row) const {
+  const RowHome home = tokens_.home(row);
+  return tokens_.rows(home.at, home.microbatch);
 }
 
 const ExpectedTap& Recompute::tap(int layer, std::string_view name) const {

@@ -11,18 +11,10 @@
 #include "emu/judge/prepared.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/mesh.h"
+#include "emu/plan/stages.h"
+#include "emu/plan/token_map.h"
 
 namespace shardproof {
-
-/// Where a token's row is computed.
-struct RowHome {
-  int dp = 0;
-  std::int64_t microbatch = 0;
-  Range rows;              ///< of that microbatch, global
-  std::int64_t local = 0;  ///< the row within them
-  int tp = 0;              ///< the rank of the tp group that the row belongs to (its shard, whom it is routed by)
-  Range tp_rows;           ///< that rank's rows, global
-};
 
 class Recompute {
  public:
@@ -34,8 +26,9 @@ class Recompute {
   const Mesh& mesh() const { return mesh_; }
   const Batch& batch() const { return reference_.batch; }
   ops::Format format() const { return reference_.format; }
-  int stage_of(int layer) const;
-  const RowHome& home(std::int64_t row) const { return homes_[static_cast<std::size_t>(row)]; }
+  const TokenMap& tokens() const { return tokens_; }
+  /// The rows that a row's microbatch has beside it, itself too.
+  TokenRows rows_beside(std::int64_t row) const;
   /// The rank that routes the row in the layer.
   int routing_rank(std::int64_t row, int layer) const;
 
@@ -70,9 +63,10 @@ class Recompute {
  private:
   const Plan& plan_;
   Mesh mesh_;
+  Stages stages_;
   const PreparedReference& reference_;
   std::vector<Layout> layouts_by_tp_;
-  std::vector<RowHome> homes_;
+  TokenMap tokens_;
   std::map<std::tuple<int, int, std::int64_t, int, int>, ops::Matrix<double>> experts_;
 };
 

@@ -187,9 +187,9 @@ std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::i
   const std::vector<WrongRow>& rows = wrong.wrong;
   bool other_microbatch = true;
   for (std::size_t i = 0; i < rows.size(); ++i) {
-    const RowHome& to = wrong.model.home(rows[i].row);
-    const RowHome& from = wrong.model.home(sources[i]);
-    other_microbatch = other_microbatch && to.dp == from.dp && to.microbatch != from.microbatch;
+    const RowHome to = wrong.model.tokens().home(rows[i].row);
+    const RowHome from = wrong.model.tokens().home(sources[i]);
+    other_microbatch = other_microbatch && to.at.dp == from.at.dp && to.microbatch != from.microbatch;
   }
   return Cause{
       other_microbatch ? "microbatch_order" : "rows_permuted",

@@ -27,12 +27,13 @@ struct Shipment {
   std::map<std::pair<std::int64_t, std::int64_t>, std::size_t> position;  ///< of (token, expert)
 };
 
-Shipment shipment_of(const Case& wrong, const RowHome& home) {
+Shipment shipment_of(const Case& wrong, const TokenRows& own) {
   const ModelConfig& config = wrong.model.plan().model;
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
   const std::int64_t held = config.layers[wrong.layer].feed_forward.num_experts / wrong.model.plan().parallel.ep;
   Shipment result;
-  for (std::int64_t row = home.tp_rows.begin; row < home.tp_rows.end(); ++row) {
+  for (std::int64_t place = 0; place < own.count(); ++place) {
+    const std::int64_t row = own[place];
     for (std::int64_t s = 0; s < ids.cols; ++s) {
       result.sent.push_back({row, static_cast<std::int64_t>(ids.at(row, s))});
     }
@@ -107,7 +108,10 @@ constexpr Misplacement kMisplacements[] = {
 std::optional<Cause> misplacement_cause(const Case& wrong, const MoeCase& moe) {
   Recompute& model = wrong.model;
   std::vector<Shipment> shipments;
-  for (const WrongRow& row : wrong.wrong) shipments.push_back(shipment_of(wrong, model.home(row.row)));
+  for (const WrongRow& row : wrong.wrong) {
+    const RowHome home = model.tokens().home(row.row);
+    shipments.push_back(shipment_of(wrong, model.tokens().own(home.at, home.microbatch)));
+  }
   for (const Misplacement& misplaced : kMisplacements) {
     std::vector<std::vector<std::size_t>> sources;
     for (const Shipment& shipment : shipments) sources.push_back(misplaced.sources(shipment));

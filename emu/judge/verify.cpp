@@ -128,17 +128,17 @@ ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
 }
 
 template <class T>
-void run_ranks(const Bench& bench, const Batch& batch, const RoutingReplay* replay, FaultInjector* fault, TapSink& sink,
-               Cluster& cluster) {
+void run_ranks(const Bench& bench, const Workload& workload, const RoutingReplay* replay, FaultInjector* fault,
+               TapSink& sink, Cluster& cluster) {
   TransformerProgram<T> program{.model = bench.plan.model,
-                                .batch = batch,
+                                .batch = bench.prepared.batch,
                                 .weights = bench.prepared.store<T>(),
                                 .format = bench.options.format,
-                                .layouts = make_layouts(bench.plan.model, cluster.mesh()),
+                                .deployment = deploy(bench.plan.model, cluster.mesh().parallel(), workload),
                                 .replay = replay,
                                 .reduction = reduce_options(bench.plan, bench.options),
                                 .fault = fault};
-  if (fault != nullptr) fault->edit_layouts(program.layouts);
+  if (fault != nullptr) edit_deployment(*fault, program.deployment);
   const std::unique_ptr<Executor> executor = make_executor(bench.options);
   program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
   cluster.run(
@@ -157,14 +157,14 @@ void rethrow_if_out_of_memory(const RankError& error) {
 }
 
 template <class T>
-RunResult run_program(const Bench& bench, const Parallel& parallel, const Batch& batch, const RoutingReplay* replay,
-                      FaultInjector* fault, const char* run) {
+RunResult run_program(const Bench& bench, const Parallel& parallel, const Workload& workload,
+                      const RoutingReplay* replay, FaultInjector* fault, const char* run) {
   Cluster cluster(parallel);
   TapCollector collector(bench.prepared.expected, cluster.mesh(), bench.options.format == ops::Format::exact,
                          [&](const std::string& name) { bench.progress.tap_complete(run, name); });
   std::string error;
   try {
-    run_ranks<T>(bench, batch, replay, fault, collector, cluster);
+    run_ranks<T>(bench, workload, replay, fault, collector, cluster);
   } catch (const RankError& thrown) {
     rethrow_if_out_of_memory(thrown);
     error = thrown.what();
@@ -179,7 +179,7 @@ Cause find_cause(const Bench& bench, const RoutingReplay* replay, const Divergen
   CapturingSink sink(divergence.tap);
   try {
     Cluster cluster(bench.plan.parallel);
-    run_ranks<T>(bench, bench.prepared.batch, replay, bench.options.fault, sink, cluster);
+    run_ranks<T>(bench, bench.plan.workload, replay, bench.options.fault, sink, cluster);
   } catch (const CollectiveError&) {
   } catch (const RankError&) {
     // What was captured until then has to do.
@@ -284,13 +284,12 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
                                             ops::to_string(prepared.format), ops::to_string(options.format)));
   }
   const ExpectedTaps& expected = prepared.expected;
-  const Batch& batch = prepared.batch;
   report.reference_seconds = prepared.seconds;
 
   const Bench bench{plan, options, prepared, progress};
   const RoutingReplay choices = reference_choices(expected);
-  const Batch whole({batch.lengths().begin(), batch.lengths().end()}, {batch.tokens().begin(), batch.tokens().end()},
-                    1);
+  Workload whole = plan.workload;
+  whole.microbatches = 1;
   const bool exact = options.format == ops::Format::exact;
   // In `exact` the bound is zero whatever the unsharded run says.
   const auto unsharded = [&](const RoutingReplay* replay) {
@@ -299,7 +298,7 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   };
   const auto sharded = [&](const RoutingReplay* replay) {
     const Clock::time_point start = Clock::now();
-    RunResult result = run_program<T>(bench, plan.parallel, batch, replay, options.fault, "sharded");
+    RunResult result = run_program<T>(bench, plan.parallel, plan.workload, replay, options.fault, "sharded");
     report.sharded_seconds += seconds_since(start);
     return result;
   };

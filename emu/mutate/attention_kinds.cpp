@@ -52,8 +52,8 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
   const Parallel& p = plan.parallel;
   bool even = true;
   for (int dp = 0; dp < p.dp; ++dp) {
-    for (std::int64_t m = 0; m < sites.batch.microbatches(); ++m) {
-      even = even && sites.batch.microbatch(p.dp, dp, m).rows.count % p.tp == 0;
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      even = even && sites.tokens.rows({.dp = dp}, m).count() % p.tp == 0;
     }
   }
   if (p.tp < 2 || (p.sp && !even)) return {};
@@ -229,9 +229,9 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
                       .tap = tap_name(layer, edit == Edit::merge ? "attention.context" : "attention.q"),
                       .causes = {edit == Edit::merge ? "sequence_boundaries" : "positions"},
                       .make = script([=](Script& made) {
-                        made.microbatch = [=](const Rank& at, std::int64_t, MicroBatch& given) {
+                        made.microbatch = [=](const Rank& at, std::int64_t, RankTokens& given) {
                           if (to_int(at.id()) != rank) return;
-                          if (edit == Edit::merge) given.offsets = {0, given.rows.count};
+                          if (edit == Edit::merge) given.offsets = {0, given.rows.count()};
                           const std::int64_t half = given.positions.empty() ? 0 : (given.positions.back() + 1) / 2;
                           for (std::int64_t& position : given.positions) {
                             if (edit == Edit::offset) position = std::min(position + 1, longest - 1);

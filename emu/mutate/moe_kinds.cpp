@@ -178,10 +178,8 @@ Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
   const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
   // In the last microbatch that has tokens, so that all before it are complete.
   const Sites sites(plan);
-  const auto rows_of = [&](std::int64_t m, int dp) {
-    return sites.batch.microbatch(plan.parallel.dp, dp, m).rows.count;
-  };
-  std::int64_t last = sites.batch.microbatches() - 1;
+  const auto rows_of = [&](std::int64_t m, int dp) { return sites.tokens.rows({.dp = dp}, m).count(); };
+  std::int64_t last = sites.tokens.microbatches() - 1;
   int busy = 0;
   while (rows_of(last, busy) == 0) {
     if (++busy < plan.parallel.dp) continue;

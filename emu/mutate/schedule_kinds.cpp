@@ -20,17 +20,23 @@ Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {1, p.pp - 1}) {
     if (result.size() == limit || (stage == 1 && !result.empty())) continue;
-    const Batch batch = sites.batch;
     const std::int64_t layer = sites.layers_of(stage).begin;
+    std::vector<int> later;
+    for (int rank = 0; rank < plan.world(); ++rank) {
+      const Coordinates at = sites.mesh.coordinates(rank);
+      if (at.pp >= stage && at.dp == 0) later.push_back(rank);
+    }
     result.push_back({.layer = static_cast<int>(layer),
                       .group = "pp",
                       .tap = norm_tap(layer),
                       .may_clash = true,
                       .causes = {"microbatch_order", "call_arguments"},
                       .make = script([=](Script& made) {
-                        made.microbatch = [=](const Rank& rank, std::int64_t index, MicroBatch& given) {
-                          if (rank.at().pp < stage || rank.at().dp != 0 || index > 1) return;
-                          given = batch.microbatch(p.dp, 0, 1 - index);
+                        made.timetable = [=](Timetable& timetable) {
+                          for (const int rank : later) {
+                            std::vector<WorkItem>& items = timetable[static_cast<std::size_t>(rank)];
+                            std::swap(items[0].microbatch, items[1].microbatch);
+                          }
                         };
                       })});
   }
@@ -41,7 +47,7 @@ Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel p = plan.parallel;
   if (p.pp < 2 || plan.workload.microbatches < 2) return {};
-  const auto rows = [&](std::int64_t m) { return sites.batch.microbatch(p.dp, 0, m).rows.count; };
+  const auto rows = [&](std::int64_t m) { return sites.tokens.rows({}, m).count(); };
   if (rows(0) != rows(1) || rows(0) == 0) return {};
   Instances result;
   for (const int stage : {0, p.pp - 2}) {
@@ -150,10 +156,10 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
   const Parallel& p = plan.parallel;
   if (p.ep < 2) return {};
   Instances result;
-  for (std::int64_t m = 0; m < sites.batch.microbatches() && result.size() < limit; ++m) {
+  for (std::int64_t m = 0; m < sites.tokens.microbatches() && result.size() < limit; ++m) {
     for (int dp = p.dp - 1; dp >= 0 && result.size() < limit; --dp) {
       for (int tp = p.tp - 1; tp >= 0 && result.size() < limit; --tp) {
-        if (partition(sites.batch.microbatch(p.dp, dp, m).rows.count, p.tp, tp).count > 0) continue;
+        if (sites.tokens.own({.tp = tp, .dp = dp}, m).count() > 0) continue;
         const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
         const int rank = sites.mesh.rank_at(tp, 0, dp, sites.stage_of(layer));
         result.push_back(skipped({.op = "moe.permute",
@@ -288,7 +294,7 @@ Instances wrong_argument(const MutablePlan& plan, std::size_t limit) {
 template <bool stale>
 int rank_with_other_splits(const Sites& sites, int layer) {
   for (const int rank : sites.stage_ranks(sites.stage_of(layer))) {
-    for (std::int64_t m = 0; m < sites.batch.microbatches(); ++m) {
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
       const auto sent = sites.sends(layer, m, rank);
       const auto received = sites.receives(layer, m, rank);
       if (!stale && sent != received) return rank;

@@ -160,27 +160,15 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& sit
 }
 
 Sites::Sites(const MutablePlan& given)
-    : plan(given), mesh(given.parallel), batch(given.workload, given.model.vocab_size) {}
-
-int Sites::stage_of(int layer) const {
-  int stage = 0;
-  while (stage + 1 < plan.parallel.pp && layer >= layers_of(stage).end()) ++stage;
-  return stage;
-}
-
-Range Sites::layers_of(int stage) const {
-  return partition(plan.model.layers.size(), plan.parallel.pp, stage);
-}
+    : plan(given),
+      mesh(given.parallel),
+      stages(given.model, given.parallel),
+      batch(given.workload, given.model.vocab_size),
+      tokens(given.parallel, given.workload) {}
 
 int Sites::last_busy_dp() const {
   int dp = plan.parallel.dp - 1;
-  const auto busy = [&](int index) {
-    std::int64_t rows = 0;
-    for (std::int64_t m = 0; m < batch.microbatches(); ++m)
-      rows += batch.microbatch(plan.parallel.dp, index, m).rows.count;
-    return rows > 0;
-  };
-  while (dp > 0 && !busy(dp)) --dp;
+  while (dp > 0 && tokens.sequences(dp).count == 0) --dp;
   return dp;
 }
 
@@ -205,10 +193,8 @@ std::vector<Place> Sites::places(std::size_t limit) const {
 
 bool Sites::embeds(int dp, int tp) const {
   const Range held = partition(plan.model.vocab_size, plan.parallel.tp, tp);
-  for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
-    const Range rows = batch.microbatch(plan.parallel.dp, dp, m).rows;
-    for (std::int64_t row = rows.begin; row < rows.end(); ++row) {
-      const std::int32_t id = batch.tokens()[static_cast<std::size_t>(row)];
+  for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
+    for (const std::int32_t id : batch.tokens(tokens.rows({.dp = dp}, m))) {
       if (id >= held.begin && id < held.end()) return true;
     }
   }
@@ -217,13 +203,10 @@ bool Sites::embeds(int dp, int tp) const {
 
 bool Sites::embeds_across(int dp) const {
   const Parallel& p = plan.parallel;
-  for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
-    const Range rows = batch.microbatch(p.dp, dp, m).rows;
+  for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
     for (int tp = 0; tp < p.tp; ++tp) {
       const Range held = partition(plan.model.vocab_size, p.tp, tp);
-      const Range own = p.sp ? partition(rows.count, p.tp, tp) : Range{0, rows.count};
-      for (std::int64_t row = own.begin; row < own.end(); ++row) {
-        const std::int32_t id = batch.tokens()[static_cast<std::size_t>(rows.begin + row)];
+      for (const std::int32_t id : batch.tokens(tokens.stream({.tp = tp, .dp = dp}, m))) {
         if (id < held.begin || id >= held.end()) return true;
       }
     }
@@ -232,13 +215,11 @@ bool Sites::embeds_across(int dp) const {
 }
 
 std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int rank) const {
-  const Coordinates at = mesh.coordinates(rank);
-  const Range rows = batch.microbatch(plan.parallel.dp, at.dp, microbatch).rows;
-  const Range own = partition(rows.count, plan.parallel.tp, at.tp);
+  const TokenRows own = tokens.own(mesh.coordinates(rank), microbatch);
   const std::int64_t held = plan.model.layers[layer].feed_forward.num_experts / plan.parallel.ep;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
-  for (std::int64_t row = own.begin; row < own.end(); ++row) {
-    for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(rows.begin + row)) {
+  for (std::int64_t place = 0; place < own.count(); ++place) {
+    for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(own[place])) {
       ++counts[static_cast<std::size_t>(expert / held)];
     }
   }
@@ -273,7 +254,7 @@ std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) c
 std::vector<Place> Sites::expert_places(std::size_t limit) const {
   return places_with(limit, [&](const Place& place) {
     for (const int member : group(Axis::etp, place.rank)) {
-      for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+      for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
         const std::vector<std::int64_t> counts = receives(place.layer, m, member);
         if (std::ranges::any_of(counts, [](std::int64_t count) { return count > 0; })) return true;
       }
@@ -284,7 +265,7 @@ std::vector<Place> Sites::expert_places(std::size_t limit) const {
 
 std::vector<Place> Sites::sending_places(std::size_t limit) const {
   return places_with(limit, [&](const Place& place) {
-    for (std::int64_t m = 0; m < batch.microbatches(); ++m) {
+    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
       const std::vector<std::int64_t> counts = sends(place.layer, m, place.rank);
       const std::int64_t slots = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
       const auto used = std::ranges::count_if(counts, [](std::int64_t count) { return count > 0; });

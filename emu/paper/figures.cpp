@@ -6,6 +6,7 @@
 
 #include "collectives/traffic.h"
 #include "emu/plan/layout.h"
+#include "emu/plan/token_map.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
@@ -32,7 +33,11 @@ enum class PassKind { prefill, decode };
 /// Everything that ranks share: the sequences, and how they fall to replicas and microbatches.
 class Workshop {
  public:
-  explicit Workshop(const Plan& plan) : plan_(plan), mesh_(plan.parallel) {
+  explicit Workshop(const Plan& plan)
+      : plan_(plan),
+        mesh_(plan.parallel),
+        prefill_(plan.parallel, plan.workload),
+        decode_(plan.parallel, one_each(plan)) {
     tokens_.push_back(0);
     pairs_.push_back(0);
     for (const std::int64_t length : plan.workload.lengths) {
@@ -43,26 +48,22 @@ class Workshop {
 
   const Plan& plan() const { return plan_; }
   const Mesh& mesh() const { return mesh_; }
-  Range sequences(int dp) const { return partition(plan_.workload.batch(), plan_.parallel.dp, dp); }
+  Range sequences(int dp) const { return prefill_.sequences(dp); }
   std::int64_t tokens(Range of) const { return tokens_[index(of.end())] - tokens_[index(of.begin)]; }
 
   /// Each rank's steps, one for each microbatch. Memory is world * microbatches, which validation bounds by the batch.
   std::vector<std::vector<Step>> steps(PassKind kind) const {
     const Parallel& p = plan_.parallel;
-    const std::int64_t microbatches = plan_.workload.microbatches;
+    const TokenMap& map = kind == PassKind::prefill ? prefill_ : decode_;
     std::vector<std::vector<Step>> all(static_cast<std::size_t>(mesh_.world()));
     for (int rank = 0; rank < mesh_.world(); ++rank) {
       const Coordinates at = mesh_.coordinates(rank);
-      const Range replica = sequences(at.dp);
-      for (std::int64_t m = 0; m < microbatches; ++m) {
-        Range part = partition(replica.count, microbatches, m);
-        part.begin += replica.begin;
-        const std::int64_t rows = kind == PassKind::prefill ? tokens(part) : part.count;
-        const std::int64_t local = partition(rows, p.cp, at.cp).count;
+      for (std::int64_t m = 0; m < map.microbatches(); ++m) {
+        const Range part = map.sequences(at.dp, m);
         const double pairs = kind == PassKind::prefill ? pairs_[index(part.end())] - pairs_[index(part.begin)]
                                                        : static_cast<double>(tokens(part) + part.count);
-        all[index(rank)].push_back({.rows = static_cast<double>(local),
-                                    .own_rows = static_cast<double>(partition(local, p.tp, at.tp).count),
+        all[index(rank)].push_back({.rows = static_cast<double>(map.rows(at, m).count()),
+                                    .own_rows = static_cast<double>(map.own(at, m).count()),
                                     .pairs = pairs / p.cp});
       }
     }
@@ -72,6 +73,13 @@ class Workshop {
 
  private:
   static std::size_t index(std::int64_t i) { return static_cast<std::size_t>(i); }
+
+  /// A step of decoding has one token of each sequence.
+  static Workload one_each(const Plan& plan) {
+    Workload workload = plan.workload;
+    std::ranges::fill(workload.lengths, 1);
+    return workload;
+  }
 
   void route(std::vector<std::vector<Step>>& all) const {
     const Parallel& p = plan_.parallel;
@@ -91,6 +99,8 @@ class Workshop {
 
   const Plan& plan_;
   Mesh mesh_;
+  TokenMap prefill_;
+  TokenMap decode_;
   std::vector<std::int64_t> tokens_;  // prefix sums over the sequences
   std::vector<double> pairs_;
 };

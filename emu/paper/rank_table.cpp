@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "emu/plan/token_map.h"
+
 namespace shardproof {
 namespace {
 
@@ -50,7 +52,7 @@ std::vector<std::string> rank_row(const Plan& plan, const RankFigures& r) {
   std::vector<std::string> row{number(r.rank), number(at.tp)};
   if (plan.parallel.cp > 1) row.push_back(number(at.cp));
   for (const int n : {at.dp, at.pp, at.etp, at.ep, at.edp}) row.push_back(number(n));
-  const Range batch = partition(plan.workload.batch(), plan.parallel.dp, at.dp);
+  const Range batch = sequences_of_replica(plan.parallel, plan.workload.batch(), at.dp);
   const std::string part = plan.parallel.etp > 1 ? fmt::format("/{}", plan.parallel.etp) : "";
   for (const std::string& text : {range_text(r.layers), range_text(r.heads), range_text(r.kv_heads),
                                   range_text(r.experts) + part, range_text(batch)}) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "emu/plan/stages.h"
+
 namespace shardproof {
 namespace {
 
@@ -30,18 +32,11 @@ Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
   const Coordinates at = mesh.coordinates(rank);
   Layout layout{.at = at,
                 .parallel = parallel,
-                .layers = partition(model.layers.size(), parallel.pp, at.pp),
+                .layers = Stages(model, parallel).layers_of(at.pp),
                 .vocabulary = partition(model.vocab_size, parallel.tp, at.tp),
                 .kinds = {}};
   for (const LayerSpec& kind : model.layers.kinds()) layout.kinds.push_back(layer_layout(kind, parallel, at));
   return layout;
-}
-
-std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh) {
-  std::vector<Layout> layouts;
-  layouts.reserve(static_cast<std::size_t>(mesh.world()));
-  for (int rank = 0; rank < mesh.world(); ++rank) layouts.push_back(make_layout(model, mesh, rank));
-  return layouts;
 }
 
 Range part_of(const Layout& layout, const ModelConfig& model, Split split, int layer, std::int64_t extent) {

@@ -23,7 +23,7 @@ struct LayerLayout {
 struct Layout {
   Coordinates at;
   Parallel parallel;
-  Range layers;                    ///< partition(layers, pp, stage)
+  Range layers;                    ///< of its stage; see stages.h
   Range vocabulary;                ///< rows of embedding and head
   std::vector<LayerLayout> kinds;  ///< by kind of layer (LayerList)
 
@@ -36,9 +36,6 @@ struct Layout {
 
 /// The plan must be valid (validate.h).
 Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank);
-
-/// One for each rank.
-std::vector<Layout> make_layouts(const ModelConfig& model, const Mesh& mesh);
 
 /// The part of 0..extent-1 that the layout holds of a dim split so, in a layer (-1 outside the layers); heads are
 /// counted in elements.

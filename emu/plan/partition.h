@@ -20,4 +20,12 @@ constexpr Range partition(std::int64_t count, std::int64_t shards, std::int64_t 
   return {shard * quotient + longer, quotient + (shard < remainder ? 1 : 0)};
 }
 
+/// The inverse: the shard whose part holds `index`, 0..count-1.
+constexpr std::int64_t shard_of(std::int64_t count, std::int64_t shards, std::int64_t index) {
+  const std::int64_t quotient = count / shards;
+  const std::int64_t remainder = count % shards;
+  const std::int64_t in_longer = remainder * (quotient + 1);
+  return index < in_longer ? index / (quotient + 1) : remainder + (index - in_longer) / quotient;
+}
+
 }  // namespace shardproof

@@ -47,7 +47,7 @@ Task<> attention_block(const Stage<T>& stage, const RankWeights<T>& weights, int
   ops::Matrix<T> k = project(stage, "attention.k", layer, full, weights(Tensor::attention_k, layer));
   ops::Matrix<T> v = project(stage, "attention.v", layer, full, weights(Tensor::attention_v, layer));
   for (ops::Matrix<T>* rotated : {&q, &k}) {
-    ops::rope<T>(*rotated, stage.microbatch.positions, stage.rope);
+    ops::rope<T>(*rotated, stage.tokens.positions, stage.rope);
     stage.record("attention.rope", layer, rows, rotated->cols(),
                  ops::rope_cost(rows, rotated->cols(), stage.element_bytes()));
   }
@@ -63,10 +63,10 @@ Task<> attention_block(const Stage<T>& stage, const RankWeights<T>& weights, int
   ops::Matrix<T> context(rows, q.cols());
   {
     const ops::ThreadScope threads = stage.op_threads();
-    ops::attention<T>(q, k, v, stage.microbatch.offsets, spec.head_dim, format, context);
+    ops::attention<T>(q, k, v, stage.tokens.offsets, spec.head_dim, format, context);
   }
   stage.record("attention.context", layer, rows, q.cols(),
-               ops::attention_cost(stage.microbatch.offsets, held.heads.count, held.kv_heads.count, spec.head_dim,
+               ops::attention_cost(stage.tokens.offsets, held.heads.count, held.kv_heads.count, spec.head_dim,
                                    stage.element_bytes()));
   stage.template tap<T>(layer, "attention.context", context.view(), all, q_width, q_cols);
 

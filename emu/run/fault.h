@@ -1,4 +1,4 @@
-// Where a fault may be injected into a run: four narrow seams, of which the program knows nothing but the call.
+// Where a fault may be injected into a run: a few narrow seams, of which the program knows nothing but the call.
 //
 // Used to measure what the verifier catches (emu/mutate/mutation.h). A run without an injector pays a test of a
 // pointer.
@@ -9,8 +9,7 @@
 
 #include "collectives/call_hook.h"
 #include "emu/model/tensors.h"
-#include "emu/plan/batch.h"
-#include "emu/plan/layout.h"
+#include "emu/plan/deployment.h"
 #include "emu/run/cluster.h"
 
 namespace shardproof {
@@ -22,10 +21,12 @@ class FaultInjector {
 
   /// Before the run: what each rank believes it holds. Indexed by rank.
   virtual void edit_layouts(std::vector<Layout>& /*layouts*/) {}
+  /// Before the run, after the layouts, whose layers it follows: what each rank does, in which order.
+  virtual void edit_timetable(Timetable& /*timetable*/) {}
   /// The slice of a weight that a rank loads; the counts must stay.
   virtual void edit_slice(const Rank& /*rank*/, WeightSpec& /*spec*/, Range& /*rows*/, Range& /*cols*/) {}
-  /// A microbatch as a rank sees it: positions and offsets.
-  virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*index*/, MicroBatch& /*microbatch*/) {}
+  /// What a rank believes of its tokens in a microbatch.
+  virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*microbatch*/, RankTokens& /*tokens*/) {}
   /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, int /*layer*/, ops::MatrixView<const double> /*logits*/,
@@ -34,5 +35,12 @@ class FaultInjector {
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}
 };
+
+/// What the ranks of a faulty run believe of the deployment.
+inline void edit_deployment(FaultInjector& fault, Deployment& deployment) {
+  fault.edit_layouts(deployment.layouts);
+  deployment.timetable = forward_timetable(deployment.layouts, deployment.tokens.microbatches());
+  fault.edit_timetable(deployment.timetable);
+}
 
 }  // namespace shardproof

@@ -59,8 +59,8 @@ Routing<T> choose_experts(const Stage<T>& stage, const RankWeights<T>& weights, 
   stage.tap(layer, "moe.router_choice", routing.ids, stage.own_rows());
   if (stage.program.replay != nullptr) {
     const ops::Matrix<std::int32_t>& replayed = (*stage.program.replay)[static_cast<std::size_t>(layer)];
-    const std::int64_t first = stage.microbatch.rows.begin + stage.own_rows().begin;
-    for (std::int64_t i = 0; i < rows; ++i) std::ranges::copy(replayed.row(first + i), routing.ids.row(i).begin());
+    const TokenRows own = stage.tokens.rows.part(stage.own_rows());
+    for (std::int64_t i = 0; i < rows; ++i) std::ranges::copy(replayed.row(own[i]), routing.ids.row(i).begin());
     ops::route_weights<T>(logits, routing.ids, spec.norm_topk_prob, stage.format(), routing.weights);
   }
   stage.tap(layer, "moe.router_weights", routing.weights, stage.own_rows());

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <cassert>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,42 +20,45 @@ inline std::string tap_name(int layer, std::string_view name) {
   return layer < 0 ? std::string(name) : fmt::format("layer.{}.{}", layer, name);
 }
 
-/// The rank's place in the run, for one microbatch. Row ranges are relative to the microbatch.
+/// The rank's place in the run, for one microbatch. Row ranges are places among the rows of its attention.
 template <class T>
 struct Stage {
   Rank& rank;
   const TransformerProgram<T>& program;
   const Layout& layout;
-  const MicroBatch& microbatch;
+  const RankTokens& tokens;
   const ops::RopeTable<T>& rope;  // of every position in the microbatch
   int microbatch_index = 0;
 
   const ModelConfig& model() const { return program.model; }
   const LayerLayout& layer_layout(int layer) const { return layout.layer(program.model, layer); }
   ops::Format format() const { return program.format; }
-  std::int64_t rows() const { return microbatch.rows.count; }
+  std::int64_t rows() const { return tokens.rows.count(); }
   /// The rows that belong to this rank alone within its tp group: its sequence-parallel shard, and the tokens it
   /// routes.
-  Range own_rows() const { return partition(rows(), layout.parallel.tp, layout.at.tp); }
+  Range own_rows() const { return tokens.own; }
   /// The rows of the residual stream that this rank holds.
-  Range stream_rows() const { return layout.parallel.sp ? own_rows() : Range{0, rows()}; }
+  Range stream_rows() const { return tokens.stream; }
 
   /// Element counts of every tp rank's own rows, `width` elements each.
   std::vector<std::size_t> own_counts(std::int64_t width) const {
     std::vector<std::size_t> counts;
-    for (int t = 0; t < layout.parallel.tp; ++t) {
-      counts.push_back(static_cast<std::size_t>(partition(rows(), layout.parallel.tp, t).count * width));
-    }
+    for (const std::int64_t count : tokens.own_counts) counts.push_back(static_cast<std::size_t>(count * width));
     return counts;
   }
 
+  /// One call for each run of the rows.
   template <class U>
   void tap(int layer, std::string_view name, ops::MatrixView<const U> part, Range part_rows, std::int64_t cols,
            Range part_cols) const {
     if (!rank.tapped()) return;
-    const Range global{microbatch.rows.begin + part_rows.begin, part_rows.count};
-    const auto tokens = static_cast<std::int64_t>(program.batch.tokens().size());
-    rank.tap<U>(tap_name(layer, name), part, Placement{tokens, cols, global, part_cols, {}});
+    assert(part.rows == part_rows.count);
+    std::int64_t first = 0;
+    for (const Range& run : tokens.rows.part(part_rows).runs) {
+      rank.tap<U>(tap_name(layer, name), part.row_range(first, run.count),
+                  Placement{program.deployment.tokens.tokens(), cols, run, part_cols, {}});
+      first += run.count;
+    }
   }
   template <class U>
   void tap(int layer, std::string_view name, const ops::Matrix<U>& part, Range part_rows) const {

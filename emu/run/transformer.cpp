@@ -38,8 +38,7 @@ RankWeights<T> slice_weights(Rank& rank, const TransformerProgram<T>& program, c
 template <class T>
 Task<ops::Matrix<T>> embed_tokens(const Stage<T>& stage, const WeightSlice<T>& table) {
   const std::int64_t hidden = stage.model().hidden_size;
-  const std::span<const std::int32_t> ids = stage.program.batch.tokens().subspan(
-      static_cast<std::size_t>(stage.microbatch.rows.begin), static_cast<std::size_t>(stage.rows()));
+  const std::vector<std::int32_t> ids = stage.program.batch.tokens(stage.tokens.rows);
   ops::Matrix<T> addend(stage.rows(), hidden);
   ops::embed<T>(ids, table.load(), stage.layout.vocabulary.begin, addend);
   stage.record("embedding", -1, stage.rows(), hidden, ops::embed_cost(stage.rows(), hidden, stage.element_bytes()));
@@ -70,8 +69,9 @@ Task<> finish(const Stage<T>& stage, const RankWeights<T>& weights, const ops::M
   stage.template tap<T>(-1, "logits", logits.view(), {0, stage.rows()}, model.vocab_size, stage.layout.vocabulary);
 }
 
+/// The layers are among those that the rank holds.
 template <class T>
-Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
+Task<> run_layers(const Stage<T>& stage, const RankWeights<T>& weights, Range layers) {
   const Layout& layout = stage.layout;
   ops::Matrix<T> x;
   if (layout.first_stage()) {
@@ -80,7 +80,7 @@ Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
     x = ops::Matrix<T>(stage.stream_rows().count, stage.model().hidden_size);
     co_await stage.rank.pp().recv(x.span(), GroupRank{layout.at.pp - 1});
   }
-  for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
+  for (auto layer = static_cast<int>(layers.begin); layer < layers.end(); ++layer) {
     co_await attention_block(stage, weights, layer, x);
     co_await moe_block(stage, weights, layer, x);
   }
@@ -93,9 +93,9 @@ Task<> run_microbatch(const Stage<T>& stage, const RankWeights<T>& weights) {
 
 /// The angles of every position in the microbatch, once for all layers.
 template <class T>
-ops::RopeTable<T> rope_table(const TransformerProgram<T>& program, const MicroBatch& microbatch) {
+ops::RopeTable<T> rope_table(const TransformerProgram<T>& program, const RankTokens& tokens) {
   std::int64_t positions = 0;
-  for (const std::int64_t position : microbatch.positions) positions = std::max(positions, position + 1);
+  for (const std::int64_t position : tokens.positions) positions = std::max(positions, position + 1);
   return {positions, program.model.layers[0].attention.head_dim, program.model.layers[0].attention.rope_theta,
           program.format};
 }
@@ -107,14 +107,15 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
   if (program.replay != nullptr && program.format == ops::Format::exact) {
     throw std::invalid_argument("in exact every choice is the router's own: no rounding can excuse another");
   }
-  const Layout& layout = program.layouts[static_cast<std::size_t>(to_int(rank.id()))];
+  const auto id = static_cast<std::size_t>(to_int(rank.id()));
+  const Layout& layout = program.deployment.layouts[id];
   const RankWeights<T> weights = slice_weights(rank, program, layout);
-  for (std::int64_t index = 0; index < program.batch.microbatches(); ++index) {
-    MicroBatch microbatch = program.batch.microbatch(layout.parallel.dp, layout.at.dp, index);
-    if (program.fault != nullptr) program.fault->edit_microbatch(rank, index, microbatch);
-    const ops::RopeTable<T> rope = rope_table(program, microbatch);
-    const Stage<T> stage{rank, program, layout, microbatch, rope, static_cast<int>(index)};
-    co_await run_microbatch(stage, weights);
+  for (const WorkItem& item : program.deployment.timetable[id]) {
+    RankTokens tokens = program.deployment.tokens.rank_tokens(layout.at, item.microbatch);
+    if (program.fault != nullptr) program.fault->edit_microbatch(rank, item.microbatch, tokens);
+    const ops::RopeTable<T> rope = rope_table(program, tokens);
+    const Stage<T> stage{rank, program, layout, tokens, rope, static_cast<int>(item.microbatch)};
+    co_await run_layers(stage, weights, item.layers);
   }
 }
 

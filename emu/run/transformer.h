@@ -30,7 +30,7 @@
 #include "collectives/options.h"
 #include "collectives/task.h"
 #include "emu/plan/batch.h"
-#include "emu/plan/layout.h"
+#include "emu/plan/deployment.h"
 #include "emu/plan/plan.h"
 #include "emu/run/cluster.h"
 #include "emu/weights/store.h"
@@ -52,10 +52,10 @@ struct TransformerProgram {
   const Batch& batch;
   WeightStore<T>& weights;
   ops::Format format;
-  std::vector<Layout> layouts;  ///< one for each rank; see make_layouts
+  Deployment deployment;
   const RoutingReplay* replay = nullptr;
   ReduceOptions reduction = {};    ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
-  FaultInjector* fault = nullptr;  ///< see fault.h; its layouts are edited by whoever makes the program
+  FaultInjector* fault = nullptr;  ///< see fault.h; the deployment is edited by whoever makes the program
   int threads_per_rank = 1;        ///< that one op may use: more than one pays when ranks are fewer than cores
 };
 
@@ -65,7 +65,7 @@ Rounding rounding_of(ops::Format format);
 /// The options of a reduce-scatter beside all-reduces with these options.
 ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce);
 
-/// One rank's run: all its layers over all its microbatches. `program` outlives the task.
+/// One rank's run: the items of its timetable, in order. `program` outlives the task.
 template <class T>
 Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program);
 

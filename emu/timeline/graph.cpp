@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "collectives/default_executor.h"
+#include "emu/plan/stages.h"
 #include "emu/run/cluster.h"
 #include "emu/run/transformer.h"
 
@@ -130,7 +131,7 @@ class Builder {
     const Coordinates at = mesh_.coordinates(rank);
     if (record.operation == Operation::send || record.operation == Operation::recv) {
       const int stage = record.operation == Operation::send ? at.pp + 1 : at.pp;
-      const int layer = static_cast<int>(partition(plan_.model.layers.size(), plan_.parallel.pp, stage).begin);
+      const int layer = static_cast<int>(Stages(plan_.model, plan_.parallel).layers_of(stage).begin);
       const int size = mesh_.world() / plan_.parallel.pp;
       const int receiver = stage * size + rank % size;
       const int made =
@@ -253,7 +254,7 @@ DeploymentGraph run_deployment_graph(const Plan& plan, int threads) {
                                           .batch = batch,
                                           .weights = store,
                                           .format = format,
-                                          .layouts = make_layouts(plan.model, cluster.mesh())};
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
   const auto executor = threads > 0 ? std::make_unique<DefaultExecutor>(threads) : std::make_unique<DefaultExecutor>();
   cluster.run(*executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
   return Builder(plan, cluster).build();
@@ -278,14 +279,7 @@ DeploymentGraph selected(const DeploymentGraph& graph, const GraphSelection& sel
 }
 
 DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
-  const auto stage_of = [&](int layer) {
-    int stage = 0;
-    while (stage + 1 < plan.parallel.pp &&
-           partition(plan.model.layers.size(), plan.parallel.pp, stage).end() <= layer) {
-      ++stage;
-    }
-    return stage;
-  };
+  const Stages stages(plan.model, plan.parallel);
   DeploymentGraph part;
   part.name = graph.name;
   part.ranks = graph.ranks;
@@ -294,7 +288,7 @@ DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
   for (const GraphNode& node : graph.nodes) {
     std::string id = kind_of(node);
     if (node.layer >= 0) {
-      const Range layers = partition(plan.model.layers.size(), plan.parallel.pp, stage_of(node.layer));
+      const Range layers = stages.layers_of(stages.stage_of(node.layer));
       id.insert(0, layers.count == 1 ? fmt::format("layer_{}.", layers.begin)
                                      : fmt::format("layers_{}-{}.", layers.begin, layers.end() - 1));
     }
@@ -312,7 +306,8 @@ DeploymentGraph folded(const DeploymentGraph& graph, const Plan& plan) {
     const GraphNode& a = graph.nodes[static_cast<std::size_t>(from)];
     const GraphNode& b = graph.nodes[static_cast<std::size_t>(to)];
     // From one layer to the next of the same stage: that is the repetition.
-    if (a.layer >= 0 && b.layer >= 0 && a.layer != b.layer && stage_of(a.layer) == stage_of(b.layer)) continue;
+    if (a.layer >= 0 && b.layer >= 0 && a.layer != b.layer && stages.stage_of(a.layer) == stages.stage_of(b.layer))
+      continue;
     const std::pair edge{to_folded[static_cast<std::size_t>(from)], to_folded[static_cast<std::size_t>(to)]};
     if (edge.first != edge.second) part.edges.push_back(edge);
   }

@@ -42,7 +42,7 @@ std::vector<Recorded> record(const Plan& plan) {
                                           .batch = batch,
                                           .weights = store,
                                           .format = ops::Format::fp32,
-                                          .layouts = make_layouts(plan.model, cluster.mesh())};
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
   ThreadExecutor executor(2);
   cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
 

@@ -8,42 +8,11 @@ namespace {
 
 using ::testing::ElementsAre;
 
-TEST(Batch, SplitsSequencesOverReplicasAndMicrobatches) {
-  const Batch batch({.lengths = {3, 1, 2, 4, 5}, .microbatches = 2, .seed = 9}, 100);
+TEST(Batch, HasATokenForEveryPlaceOfItsSequences) {
+  const Batch batch({.lengths = {3, 1, 2}, .microbatches = 1, .seed = 9}, 100);
 
-  const MicroBatch first = batch.microbatch(2, 0, 0);
-  const MicroBatch second = batch.microbatch(2, 0, 1);
-  const MicroBatch third = batch.microbatch(2, 1, 0);
-
-  EXPECT_EQ(first.rows, (Range{0, 4}));
-  EXPECT_THAT(first.offsets, ElementsAre(0, 3, 4));
-  EXPECT_THAT(first.positions, ElementsAre(0, 1, 2, 0));
-  EXPECT_EQ(second.rows, (Range{4, 2}));
-  EXPECT_EQ(third.rows, (Range{6, 4}));
-}
-
-TEST(Batch, LeavesReplicasWithoutASequenceEmpty) {
-  const Batch batch({.lengths = {3}, .microbatches = 1, .seed = 9}, 100);
-
-  const MicroBatch empty = batch.microbatch(4, 3, 0);
-
-  EXPECT_EQ(empty.rows, (Range{3, 0}));
-  EXPECT_THAT(empty.offsets, ElementsAre(0));
-  EXPECT_TRUE(empty.positions.empty());
-}
-
-TEST(Batch, CoversEveryTokenOnceInOrder) {
-  const Batch batch({.lengths = {2, 7, 1, 1, 3, 5, 4}, .microbatches = 3, .seed = 9}, 50);
-
-  std::int64_t next = 0;
-  for (int dp = 0; dp < 3; ++dp) {
-    for (int m = 0; m < 3; ++m) {
-      const MicroBatch part = batch.microbatch(3, dp, m);
-      EXPECT_EQ(part.rows.begin, next);
-      next = part.rows.end();
-    }
-  }
-  EXPECT_EQ(next, 23);
+  EXPECT_THAT(batch.lengths(), ElementsAre(3, 1, 2));
+  EXPECT_EQ(batch.tokens().size(), 6U);
 }
 
 TEST(Batch, DrawsTokensInsideTheVocabularyFromTheSeed) {
@@ -53,6 +22,15 @@ TEST(Batch, DrawsTokensInsideTheVocabularyFromTheSeed) {
 
   EXPECT_TRUE(std::ranges::all_of(batch.tokens(), [](std::int32_t id) { return id >= 0 && id < 17; }));
   EXPECT_TRUE(std::ranges::equal(batch.tokens(), again.tokens()));
+}
+
+TEST(Batch, GivesTheTokensOfSeveralRunsInTheirOrder) {
+  const Batch batch({.lengths = {8}, .microbatches = 1, .seed = 4}, 1000);
+  const std::span<const std::int32_t> all = batch.tokens();
+
+  const std::vector<std::int32_t> ids = batch.tokens(TokenRows{{{5, 2}, {0, 1}}});
+
+  EXPECT_THAT(ids, ElementsAre(all[5], all[6], all[0]));
 }
 
 }  // namespace

@@ -3,10 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "collectives/errors.h"
 #include "collectives/seeded_executor.h"
+#include "emu/run/fault.h"
 #include "tests/support/model.h"
 #include "tests/support/random_plan.h"
 
@@ -35,18 +37,21 @@ Plan plan_of(const Parallel& parallel) {
   return plan;
 }
 
-Counted run(const Plan& plan) {
+Counted run(const Plan& plan, FaultInjector* fault = nullptr, TapSink* sink = nullptr) {
   const GeneratedWeights source(plan.workload.seed);
   WeightStore<float> store(source, ops::Format::fp32);
   const Batch batch(plan.workload, plan.model.vocab_size);
   Cluster cluster(plan.parallel);
-  const TransformerProgram<float> program{.model = plan.model,
-                                          .batch = batch,
-                                          .weights = store,
-                                          .format = ops::Format::fp32,
-                                          .layouts = make_layouts(plan.model, cluster.mesh())};
+  TransformerProgram<float> program{.model = plan.model,
+                                    .batch = batch,
+                                    .weights = store,
+                                    .format = ops::Format::fp32,
+                                    .deployment = deploy(plan.model, plan.parallel, plan.workload),
+                                    .fault = fault};
+  if (fault != nullptr) edit_deployment(*fault, program.deployment);
   SeededExecutor executor(1);
-  cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
+  cluster.run(
+      executor, [&](Rank& rank) { return run_transformer<float>(rank, program); }, sink, fault);
 
   Counted counted;
   for (const CollectiveRecord& record : cluster.world().records(GlobalRank{0})) {
@@ -133,6 +138,83 @@ TEST(Transformer, RecordsTheWeightsThatTheLayoutNames) {
   }
 }
 
+/// Every rank has these items.
+class OtherTimetable final : public FaultInjector {
+ public:
+  explicit OtherTimetable(std::vector<WorkItem> items) : items_(std::move(items)) {}
+  void edit_timetable(Timetable& timetable) override { std::ranges::fill(timetable, items_); }
+
+ private:
+  std::vector<WorkItem> items_;
+};
+
+TEST(Transformer, WalksTheItemsOfItsTimetable) {
+  Plan plan = plan_of({});
+  plan.workload.microbatches = 2;
+  OtherTimetable fault({{.microbatch = 1, .layers = {2, 2}}, {.microbatch = 0, .layers = {0, 1}}});
+
+  const Counted counted = run(plan, &fault);
+
+  std::vector<std::pair<int, int>> order;  // microbatch, layer
+  for (const OpRecord& op : counted.traces[0].ops) {
+    if (op.op == "attention.q") order.emplace_back(op.microbatch, op.layer);
+  }
+  EXPECT_EQ(order, (std::vector<std::pair<int, int>>{{1, 2}, {1, 3}, {0, 0}}));
+}
+
+TEST(Transformer, RefusesLayersThatTheRankDoesNotHold) {
+  OtherTimetable fault({{.layers = {3, 2}}});
+
+  EXPECT_THROW(run(plan_of({}), &fault), RankError);
+}
+
+/// Keeps the rows of every tap of a rank, in the order in which they came.
+class RowKeeper final : public TapSink {
+ public:
+  explicit RowKeeper(GlobalRank rank) : rank_(rank) {}
+  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override {
+    if (rank != rank_) return;
+    runs[std::string(name)].push_back(placement.row_part);
+    std::visit(
+        [&](const auto& values) {
+          for (ops::Index i = 0; i < values.rows; ++i) {
+            for (const auto value : values.row(i)) elements[std::string(name)].push_back(static_cast<double>(value));
+          }
+        },
+        part);
+  }
+
+  std::map<std::string, std::vector<Range>> runs;
+  std::map<std::string, std::vector<double>> elements;
+
+ private:
+  GlobalRank rank_;
+};
+
+/// The rows of every microbatch lie in two runs that touch.
+class RowsInTwoRuns final : public FaultInjector {
+ public:
+  void edit_microbatch(const Rank&, std::int64_t, RankTokens& tokens) override {
+    const Range all = tokens.rows.runs.front();
+    tokens.rows = {{{all.begin, 3}, {all.begin + 3, all.count - 3}}};
+  }
+};
+
+TEST(Transformer, TapsSeveralRunsOfRowsOneAtATime) {
+  const Plan plan = plan_of({.tp = 2, .edp = 2, .sp = true});
+  RowKeeper whole(GlobalRank{0});
+  RowKeeper split(GlobalRank{0});
+  RowsInTwoRuns fault;
+
+  run(plan, nullptr, &whole);
+  run(plan, &fault, &split);
+
+  EXPECT_EQ(whole.runs.at("embedding"), (std::vector<Range>{{0, 4}}));
+  EXPECT_EQ(split.runs.at("embedding"), (std::vector<Range>{{0, 3}, {3, 1}}));
+  EXPECT_EQ(split.runs.at("layer.0.attention.q"), (std::vector<Range>{{0, 3}, {3, 5}}));
+  EXPECT_EQ(split.elements, whole.elements);
+}
+
 TEST(Transformer, RefusesToReplayChoicesInExact) {
   const Plan plan = plan_of({});
   const GeneratedWeights source(plan.workload.seed);
@@ -144,7 +226,7 @@ TEST(Transformer, RefusesToReplayChoicesInExact) {
                                            .batch = batch,
                                            .weights = store,
                                            .format = ops::Format::exact,
-                                           .layouts = make_layouts(plan.model, cluster.mesh()),
+                                           .deployment = deploy(plan.model, plan.parallel, plan.workload),
                                            .replay = &replay};
   SeededExecutor executor(1);
 

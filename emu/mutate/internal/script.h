@@ -9,6 +9,9 @@
 #include <vector>
 
 #include "emu/mutate/mutation.h"
+#include "emu/plan/batch.h"
+#include "emu/plan/stages.h"
+#include "emu/plan/token_map.h"
 #include "emu/run/fault.h"
 
 namespace shardproof::mutations {
@@ -18,7 +21,8 @@ class Script final : public FaultInjector {
  public:
   std::function<void(std::vector<Layout>&)> layouts;
   std::function<void(const Rank&, WeightSpec&, Range&, Range&)> slice;
-  std::function<void(const Rank&, std::int64_t, MicroBatch&)> microbatch;
+  std::function<void(Timetable&)> timetable;
+  std::function<void(const Rank&, std::int64_t, RankTokens&)> microbatch;
   std::function<void(const Rank&, int, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
@@ -31,7 +35,10 @@ class Script final : public FaultInjector {
   void edit_slice(const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) override {
     if (slice) slice(rank, spec, rows, cols);
   }
-  void edit_microbatch(const Rank& rank, std::int64_t index, MicroBatch& given) override {
+  void edit_timetable(Timetable& given) override {
+    if (timetable) timetable(given);
+  }
+  void edit_microbatch(const Rank& rank, std::int64_t index, RankTokens& given) override {
     if (microbatch) microbatch(rank, index, given);
   }
   void edit_routing(const Rank& rank, int layer, ops::MatrixView<const double> logits,
@@ -96,12 +103,14 @@ class Sites {
   explicit Sites(const MutablePlan& plan);
   const MutablePlan& plan;
   Mesh mesh;
+  Stages stages;
   Batch batch;
+  TokenMap tokens;
 
   /// First layer on the first ranks, last layer on the last, then others; no two alike.
   std::vector<Place> places(std::size_t limit) const;
-  int stage_of(int layer) const;
-  Range layers_of(int stage) const;
+  int stage_of(int layer) const { return stages.stage_of(layer); }
+  Range layers_of(int stage) const { return stages.layers_of(stage); }
   int first_rank(int stage, int dp) const { return mesh.rank_at(0, 0, dp, stage); }
   int last_busy_dp() const;
   std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }

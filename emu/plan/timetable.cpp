@@ -1,0 +1,14 @@
+#include "emu/plan/timetable.h"
+
+namespace shardproof {
+
+Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches) {
+  Timetable timetable;
+  for (const Layout& layout : layouts) {
+    std::vector<WorkItem>& items = timetable.emplace_back();
+    for (std::int64_t m = 0; m < microbatches; ++m) items.push_back({.microbatch = m, .layers = layout.layers});
+  }
+  return timetable;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,98 @@
+#include "emu/plan/token_map.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace shardproof {
+
+Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int dp) {
+  return partition(sequences, parallel.dp, dp);
+}
+
+TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
+    : parallel_(parallel), microbatches_(workload.microbatches), offsets_(workload.lengths.size() + 1, 0) {
+  std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
+}
+
+Range TokenMap::sequences(int dp) const {
+  return sequences_of_replica(parallel_, std::ssize(offsets_) - 1, dp);
+}
+
+Range TokenMap::sequences(int dp, std::int64_t microbatch) const {
+  const Range replica = sequences(dp);
+  Range part = partition(replica.count, microbatches_, microbatch);
+  part.begin += replica.begin;
+  return part;
+}
+
+Range TokenMap::microbatch_rows(int dp, std::int64_t microbatch) const {
+  const Range part = sequences(dp, microbatch);
+  const std::int64_t first = offsets_[static_cast<std::size_t>(part.begin)];
+  return {first, offsets_[static_cast<std::size_t>(part.end())] - first};
+}
+
+Range TokenMap::own_places(std::int64_t rows, int tp) const {
+  return partition(rows, parallel_.tp, tp);
+}
+
+TokenRows TokenMap::rows(const Coordinates& at, std::int64_t microbatch) const {
+  const Range all = microbatch_rows(at.dp, microbatch);
+  const Range share = partition(all.count, parallel_.cp, at.cp);
+  return {{{all.begin + share.begin, share.count}}};
+}
+
+TokenRows TokenMap::own(const Coordinates& at, std::int64_t microbatch) const {
+  const TokenRows all = rows(at, microbatch);
+  return all.part(own_places(all.count(), at.tp));
+}
+
+TokenRows TokenMap::stream(const Coordinates& at, std::int64_t microbatch) const {
+  return parallel_.sp ? own(at, microbatch) : rows(at, microbatch);
+}
+
+RankTokens TokenMap::rank_tokens(const Coordinates& at, std::int64_t microbatch) const {
+  RankTokens result{
+      .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {0}, .positions = {}};
+  const std::int64_t count = result.rows.count();
+  result.own = own_places(count, at.tp);
+  result.stream = parallel_.sp ? result.own : Range{0, count};
+  for (int tp = 0; tp < parallel_.tp; ++tp) result.own_counts.push_back(own_places(count, tp).count);
+
+  const Range held = sequences(at.dp, microbatch);
+  std::int64_t sequence = held.begin;
+  const auto next_sequence = [&] {
+    result.offsets.push_back(std::ssize(result.positions));
+    ++sequence;
+  };
+  for (const Range& run : result.rows.runs) {
+    for (std::int64_t row = run.begin; row < run.end(); ++row) {
+      while (row >= offsets_[static_cast<std::size_t>(sequence) + 1]) next_sequence();
+      result.positions.push_back(row - offsets_[static_cast<std::size_t>(sequence)]);
+    }
+  }
+  while (sequence < held.end()) next_sequence();
+  return result;
+}
+
+std::int64_t TokenMap::sequence_of(std::int64_t row) const {
+  return std::ranges::upper_bound(offsets_, row) - offsets_.begin() - 1;
+}
+
+std::int64_t TokenMap::position(std::int64_t row) const {
+  return row - offsets_[static_cast<std::size_t>(sequence_of(row))];
+}
+
+RowHome TokenMap::home(std::int64_t row) const {
+  const std::int64_t sequence = sequence_of(row);
+  RowHome result;
+  result.at.dp = static_cast<int>(shard_of(std::ssize(offsets_) - 1, parallel_.dp, sequence));
+  const Range replica = sequences(result.at.dp);
+  result.microbatch = shard_of(replica.count, microbatches_, sequence - replica.begin);
+  const Range all = microbatch_rows(result.at.dp, result.microbatch);
+  result.at.cp = static_cast<int>(shard_of(all.count, parallel_.cp, row - all.begin));
+  const TokenRows held = rows(result.at, result.microbatch);
+  result.at.tp = static_cast<int>(shard_of(held.count(), parallel_.tp, *held.place_of(row)));
+  return result;
+}
+
+}  // namespace shardproof

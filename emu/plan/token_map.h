@@ -1,0 +1,76 @@
+// Who holds which token rows: how data, context and sequence parallelism and microbatches split the tokens of a plan.
+//
+// Sequences lie one after another in the global token rows. A data-parallel replica takes a contiguous run of the
+// sequences, a microbatch a contiguous run of those; any of them may be uneven, or empty. Over cp the rows of a
+// microbatch are split into contiguous shares (counted on paper only: no program runs cp > 1). Within a tp group every
+// rank's attention sees the same rows; each row is `own` to one rank of the group, which routes it, and holds it alone
+// under sequence parallelism.
+//
+// Example, lengths {3, 1, 2}, dp 2, tp 2, sp, one microbatch: attention at dp 0 sees rows 0..3; own to tp 0 are 0 and
+// 1, and these are its part of the residual stream.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "emu/plan/mesh.h"
+#include "emu/plan/partition.h"
+#include "emu/plan/plan.h"
+#include "emu/plan/token_rows.h"
+
+namespace shardproof {
+
+/// What one rank holds of a microbatch. `own` and `stream` are places among `rows`.
+struct RankTokens {
+  TokenRows rows;                        ///< that its attention works on
+  Range own;                             ///< its own within its tp group
+  Range stream;                          ///< of the residual stream
+  std::vector<std::int64_t> own_counts;  ///< rows own to each rank of its tp group
+  std::vector<std::int64_t> offsets;     ///< where each sequence of the microbatch begins, and their end; sequences + 1
+  std::vector<std::int64_t> positions;   ///< of each row within its sequence
+};
+
+/// Where a row is routed: the rank that it is own to, in every stage (pp and the expert axes are left 0).
+struct RowHome {
+  Coordinates at;
+  std::int64_t microbatch = 0;
+};
+
+/// The sequences of a data-parallel replica, of `sequences`.
+Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int dp);
+
+/// Of a rank's coordinates, tp, cp and dp count. Functions that return rows take no more time than they have runs.
+class TokenMap {
+ public:
+  /// The plan must be valid (validate.h).
+  TokenMap(const Parallel& parallel, const Workload& workload);
+
+  std::int64_t tokens() const { return offsets_.back(); }
+  std::int64_t microbatches() const { return microbatches_; }
+  Range sequences(int dp) const;
+  Range sequences(int dp, std::int64_t microbatch) const;
+
+  /// The rows that the rank's attention works on.
+  TokenRows rows(const Coordinates& at, std::int64_t microbatch) const;
+  /// Of these, the rows that are the rank's own within its tp group.
+  TokenRows own(const Coordinates& at, std::int64_t microbatch) const;
+  /// Of these, the rows of the residual stream that the rank holds: its own with sp, else all.
+  TokenRows stream(const Coordinates& at, std::int64_t microbatch) const;
+  RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
+
+  /// The inverse of own().
+  RowHome home(std::int64_t row) const;
+  /// Of the row within its sequence.
+  std::int64_t position(std::int64_t row) const;
+
+ private:
+  Range own_places(std::int64_t rows, int tp) const;
+  std::int64_t sequence_of(std::int64_t row) const;
+  Range microbatch_rows(int dp, std::int64_t microbatch) const;
+
+  Parallel parallel_;
+  std::int64_t microbatches_;
+  std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
+};
+
+}  // namespace shardproof
