@@ -1,6 +1,6 @@
 // A seam for injecting faults: sees every call of every rank, and may change it, drop it, or send it to another group.
 //
-// Programs and collectives know nothing of it; a World without a hook pays one test of a pointer per call.
+// Programs and collectives know nothing of it; a World without a hook pays two tests of a pointer per call.
 #pragma once
 
 #include "collectives/call.h"

@@ -6,9 +6,8 @@
 //
 // Buffers are contiguous ranges of one element type (vector, span, array); they belong to the caller and must live
 // until the co_await returns. n is the group's size, counts are in elements. Every rank of the group makes the same
-// calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not fit
-// each other end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see
-// World::run).
+// calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not match
+// end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see World::run).
 //
 // Unless said otherwise an output must not overlap any input or another rank's output, except that it may be exactly
 // the rank's own input (all_reduce, reduce, broadcast), or the input may be the rank's own part of the output
@@ -148,7 +147,7 @@ class Communicator {
     return make(Operation::barrier, std::span<const float>(), std::span<float>(), kSumInRankOrder, where);
   }
 
-  /// Rendezvous: returns once the other side has the message. Sends and receives between two ranks match in order.
+  /// Synchronous: returns once the receiver has the message. Sends and receives between two ranks match in order.
   template <ReadBuffer In>
   PendingCall send(const In& data, GroupRank to, SourceLocation where = SourceLocation::current()) const {
     using T = ElementOf<In>;

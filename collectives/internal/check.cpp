@@ -270,7 +270,7 @@ void check(Call& call) {
     }
   }
   if (is_point_to_point(call.operation)) {
-    if (call.root == to_int(call.rank)) refuse(call, "a rank meets itself only inside an exchange");
+    if (call.root == to_int(call.rank)) refuse(call, "a rank can send to itself only inside an exchange");
     return;
   }
   check_algorithm(call);

@@ -91,7 +91,7 @@ TEST(World, RethrowsARanksErrorAndDestroysTheOthersFrames) {
     EXPECT_EQ(error.rank(), GlobalRank{3});
     EXPECT_THAT(error.what(), HasSubstr("out of paper"));
     EXPECT_THROW(error.rethrow_nested(), std::runtime_error);
-    EXPECT_EQ(error.graph().meetings.size(), 1u);
+    EXPECT_EQ(error.graph().rendezvous.size(), 1u);
   }
 
   EXPECT_EQ(held.use_count(), 1);
