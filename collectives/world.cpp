@@ -154,6 +154,10 @@ void World::set_hook(CallHook* hook) {
   state_->hook = hook;
 }
 
+void World::keep_records(bool keep) {
+  state_->options.keep_records = keep;
+}
+
 void redirect(internal::Call& call, const Communicator& to) {
   call.group = to.state();
   call.rank = to.rank();
