@@ -20,7 +20,7 @@ class CallHook {
   virtual void after(GlobalRank rank, internal::Call& call) noexcept = 0;
 };
 
-/// Makes the call one of another group that the same rank belongs to.
+/// Makes the call one of another group that the same rank belongs to; its tag stays.
 void redirect(internal::Call& call, const Communicator& to);
 
 }  // namespace shardproof

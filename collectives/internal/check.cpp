@@ -347,6 +347,7 @@ CallInfo describe(const Call& call) {
   info.gpus_per_node = call.options.gpus_per_node;
   info.wire = call.options.wire.name;
   info.accumulate = call.options.accumulate.name;
+  info.tag = call.tag;
   info.where = call.where;
   return info;
 }

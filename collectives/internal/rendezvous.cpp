@@ -127,7 +127,7 @@ void leave(Call& call) {
   const auto record = [&](Operation operation, ElementType type, int peer, std::size_t elements, std::uint64_t bytes) {
     world.rank(state.group.global(call.rank))
         .records.push_back({operation, type, call.options.algorithm, state.id, state.group.axis, state.group.index,
-                            state.size(), peer, elements, bytes});
+                            state.size(), peer, elements, bytes, call.tag});
   };
   if (call.operation == Operation::exchange) {
     for (const Part& part : call.sends) {
