@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "collectives/call_tag.h"
 #include "collectives/group.h"
 #include "collectives/options.h"
 #include "collectives/source_location.h"
@@ -31,6 +32,7 @@ struct CallInfo {
   int gpus_per_node = 0;        ///< where the algorithm asks for it
   std::string_view wire;        ///< name of the wire format
   std::string_view accumulate;  ///< name of the accumulation format
+  CallTag tag;
   SourceLocation where{};
 
   /// "rank 5: all_reduce #3 in tp[1] of 1024 f32 (sum, ring) at layer.cpp:40".
@@ -55,12 +57,14 @@ struct Part {
 
 /// A call in flight; it lives in the frame of the coroutine that awaits it.
 struct Call {
+  CallTag tag;
   GroupState* group = nullptr;
   GroupRank rank{};
   Operation operation{};
   ElementType type{};
   bool counts_given = false;
-  int root = -1;  // of broadcast and reduce; the other rank of send and recv
+  bool dropped = false;  // by a CallHook: it does not take place
+  int root = -1;         // of broadcast and reduce; the other rank of send and recv
   const void* in = nullptr;
   void* out = nullptr;
   std::size_t in_count = 0;
@@ -74,7 +78,6 @@ struct Call {
   ReduceOptions options;
   SourceLocation where;
   std::uint64_t sequence = 0;
-  bool dropped = false;  // by a CallHook: it does not take place
   std::coroutine_handle<> waiter;
 };
 
@@ -103,13 +106,16 @@ class [[nodiscard]] PendingCall {
  public:
   // Field by field into its place: a call is written once and never copied, which at small sizes is most of its cost.
   template <class T, class Options>
-  PendingCall(internal::GroupState* group, GroupRank rank, Operation operation, std::span<const T> in, std::span<T> out,
-              const Options& options, SourceLocation where, const internal::CallDetails& details)
-      : call_{.group = group,
+  PendingCall(internal::GroupState* group, GroupRank rank, const CallTag& tag, Operation operation,
+              std::span<const T> in, std::span<T> out, const Options& options, SourceLocation where,
+              const internal::CallDetails& details)
+      : call_{.tag = tag,
+              .group = group,
               .rank = rank,
               .operation = operation,
               .type = element_type<T>(),
               .counts_given = details.counts_given,
+              .dropped = false,
               .root = details.root,
               .in = in.data(),
               .out = out.data(),
@@ -122,7 +128,6 @@ class [[nodiscard]] PendingCall {
               .options = initial(options),
               .where = where,
               .sequence = 0,
-              .dropped = false,
               .waiter = {}} {
     if constexpr (std::is_same_v<Options, MoveOptions>) {
       call_.options.algorithm = options.algorithm;

@@ -1,6 +1,6 @@
 // A seam for injecting faults: sees every call of every rank, and may change it, drop it, or send it to another group.
 //
-// Programs and collectives know nothing of it; a World without a hook pays one test of a pointer per call.
+// Programs and collectives know nothing of it; a World without a hook pays two tests of a pointer per call.
 #pragma once
 
 #include "collectives/call.h"
@@ -20,7 +20,7 @@ class CallHook {
   virtual void after(GlobalRank rank, internal::Call& call) noexcept = 0;
 };
 
-/// Makes the call one of another group that the same rank belongs to.
+/// Makes the call one of another group that the same rank belongs to; its tag stays.
 void redirect(internal::Call& call, const Communicator& to);
 
 }  // namespace shardproof

@@ -3,12 +3,12 @@
 //   co_await tp.all_reduce(y.span());                                         // in place, sum in rank order
 //   co_await tp.all_reduce(x.span(), y.span(), {.algorithm = Algorithm::ring});
 //   co_await ep.all_to_all_v(rows, send_counts, received, recv_counts);
+//   co_await tp.tagged({.op = 3, .layer = 7}).all_reduce(y.span());           // the record says what it was for
 //
 // Buffers are contiguous ranges of one element type (vector, span, array); they belong to the caller and must live
 // until the co_await returns. n is the group's size, counts are in elements. Every rank of the group makes the same
-// calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not fit
-// each other end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see
-// World::run).
+// calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not match
+// end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see World::run).
 //
 // Unless said otherwise an output must not overlap any input or another rank's output, except that it may be exactly
 // the rank's own input (all_reduce, reduce, broadcast), or the input may be the rank's own part of the output
@@ -68,6 +68,12 @@ class Communicator {
   int size() const { return group().size(); }
   const Group& group() const;
   GlobalRank global_rank() const { return group().global(rank_); }
+  /// The same handle, whose calls carry the tag; nothing else depends on it.
+  Communicator tagged(const CallTag& tag) const {
+    Communicator copy = *this;
+    copy.tag_ = tag;
+    return copy;
+  }
   /// For CallHook's redirect.
   internal::GroupState* state() const { return state_; }
 
@@ -148,7 +154,7 @@ class Communicator {
     return make(Operation::barrier, std::span<const float>(), std::span<float>(), kSumInRankOrder, where);
   }
 
-  /// Rendezvous: returns once the other side has the message. Sends and receives between two ranks match in order.
+  /// Synchronous: returns once the receiver has the message. Sends and receives between two ranks match in order.
   template <ReadBuffer In>
   PendingCall send(const In& data, GroupRank to, SourceLocation where = SourceLocation::current()) const {
     using T = ElementOf<In>;
@@ -178,9 +184,10 @@ class Communicator {
   template <class T, class Options>
   PendingCall make(Operation operation, std::span<const T> in, std::span<T> out, const Options& options,
                    SourceLocation where, const internal::CallDetails& details = internal::kNoDetails) const {
-    return PendingCall(state_, rank_, operation, in, out, options, where, details);
+    return PendingCall(state_, rank_, tag_, operation, in, out, options, where, details);
   }
 
+  CallTag tag_;  // first, as in Call: elsewhere its copy shows in the time of a barrier
   internal::GroupState* state_ = nullptr;
   GroupRank rank_{};
 };

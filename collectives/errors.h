@@ -27,7 +27,7 @@ class InvalidCall : public CollectiveError {
   CallInfo call_;
 };
 
-/// What two calls that met disagree on.
+/// What two calls of one rendezvous disagree on.
 enum class MismatchKind : std::uint8_t {
   operation,
   type,
@@ -43,7 +43,7 @@ enum class MismatchKind : std::uint8_t {
 
 std::string_view to_string(MismatchKind kind);
 
-/// Calls of two ranks that met and do not fit each other.
+/// Two ranks' calls of one rendezvous that do not match.
 class CollectiveMismatch : public CollectiveError {
  public:
   CollectiveMismatch(MismatchKind kind, CallInfo first, CallInfo second, std::string problem);

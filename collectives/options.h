@@ -1,4 +1,4 @@
-// Options of the collectives that reduce. Trivially copyable and destructible, so that they may be written in place
+// Options of the collectives. Trivially copyable and destructible, so that they may be written in place
 // inside a co_await expression.
 #pragma once
 

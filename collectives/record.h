@@ -5,13 +5,14 @@
 #include <string_view>
 
 #include "collectives/algorithm.h"
+#include "collectives/call_tag.h"
 #include "collectives/group.h"
 #include "collectives/types.h"
 
 namespace shardproof {
 
-/// One completed call of one rank. Tests and reports read these: which collectives ran, in which group, with how many
-/// bytes.
+/// One completed call of one rank; of an exchange, each of its messages. Tests and reports read these: which calls were
+/// made, in which group, with how many bytes, and what for.
 struct CollectiveRecord {
   Operation operation;
   ElementType type;
@@ -22,7 +23,8 @@ struct CollectiveRecord {
   std::int32_t group_size;
   std::int32_t peer;       ///< root of broadcast and reduce, the other rank of send and recv (GroupRank); else -1
   std::uint64_t elements;  ///< elements of this rank's input (of its output for recv)
-  std::uint64_t bytes;     ///< bytes that this rank sends under the algorithm (see traffic.h)
+  std::uint64_t bytes;     ///< bytes that this rank sends under the algorithm (see ALGORITHMS.md)
+  CallTag tag;             ///< as the call carried it
 };
 
 }  // namespace shardproof

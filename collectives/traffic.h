@@ -1,5 +1,5 @@
-// Steps and bytes of every algorithm, and the bandwidth factors of nccl-tests. Written here once; records, benchmarks
-// and reports call these. ALGORITHMS.md explains them.
+// Steps of every algorithm, and the bandwidth factors of nccl-tests; in traffic.cpp also the bytes, which records hold.
+// Written there once; records, benchmarks and reports call these. ALGORITHMS.md explains them.
 //
 // P ranks, N elements, S bytes: of the vector for all_reduce, reduce and broadcast, of the whole (all parts together)
 // for all_gather, reduce_scatter and all_to_all (there: of what one rank sends, its own part included).

@@ -32,7 +32,7 @@ std::string_view to_string(ElementType type);
 std::string_view to_string(Reduction reduction);
 std::optional<Reduction> parse_reduction(std::string_view name);
 
-/// send, recv, and their grouped form: two ranks meet, not the whole group.
+/// send, recv, and their grouped form: a rendezvous of two ranks, not of the whole group.
 constexpr bool is_point_to_point(Operation operation) {
   return operation >= Operation::send;
 }

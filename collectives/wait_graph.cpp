@@ -9,7 +9,7 @@ namespace shardproof {
 
 namespace {
 
-constexpr std::size_t kShownMeetings = 32;
+constexpr std::size_t kShownRendezvous = 32;
 constexpr std::size_t kShownRanks = 8;
 
 std::string absence_text(const AbsentRank& absent) {
@@ -32,37 +32,35 @@ std::string WaitGraph::to_text() const {
   std::string text;
   const auto out = std::back_inserter(text);
   for (const std::string& cause : causes) fmt::format_to(out, "cause: {}\n", cause);
-  for (std::size_t m = 0; m < std::min(meetings.size(), kShownMeetings); ++m) {
-    const Meeting& meeting = meetings[m];
-    fmt::format_to(out, "meeting {}: {} #{} in {}, {} of {} ranks have come\n", m, to_string(meeting.operation),
-                   meeting.sequence, meeting.group, meeting.arrived.size(),
-                   meeting.arrived.size() + meeting.absent.size());
-    for (std::size_t i = 0; i < std::min(meeting.arrived.size(), kShownRanks); ++i) {
-      fmt::format_to(out, "  waiting  {}\n", meeting.arrived[i].to_string());
+  for (std::size_t m = 0; m < std::min(rendezvous.size(), kShownRendezvous); ++m) {
+    const Rendezvous& shown = rendezvous[m];
+    fmt::format_to(out, "meeting {}: {} #{} in {}, {} of {} ranks have come\n", m, to_string(shown.operation),
+                   shown.sequence, shown.group, shown.arrived.size(), shown.arrived.size() + shown.absent.size());
+    for (std::size_t i = 0; i < std::min(shown.arrived.size(), kShownRanks); ++i) {
+      fmt::format_to(out, "  waiting  {}\n", shown.arrived[i].to_string());
     }
-    if (meeting.arrived.size() > kShownRanks)
-      fmt::format_to(out, "  and {} more\n", meeting.arrived.size() - kShownRanks);
-    for (std::size_t i = 0; i < std::min(meeting.absent.size(), kShownRanks); ++i) {
-      const AbsentRank& absent = meeting.absent[i];
+    if (shown.arrived.size() > kShownRanks) fmt::format_to(out, "  and {} more\n", shown.arrived.size() - kShownRanks);
+    for (std::size_t i = 0; i < std::min(shown.absent.size(), kShownRanks); ++i) {
+      const AbsentRank& absent = shown.absent[i];
       fmt::format_to(out, "  missing  rank {}, which {} ({} calls made here)\n", to_int(absent.rank),
                      absence_text(absent), absent.calls);
     }
-    if (meeting.absent.size() > kShownRanks)
-      fmt::format_to(out, "  and {} more\n", meeting.absent.size() - kShownRanks);
+    if (shown.absent.size() > kShownRanks) fmt::format_to(out, "  and {} more\n", shown.absent.size() - kShownRanks);
   }
-  if (meetings.size() > kShownMeetings) fmt::format_to(out, "and {} more meetings\n", meetings.size() - kShownMeetings);
+  if (rendezvous.size() > kShownRendezvous)
+    fmt::format_to(out, "and {} more meetings\n", rendezvous.size() - kShownRendezvous);
   return text;
 }
 
 std::string WaitGraph::to_dot() const {
   std::string text = "digraph waits {\n  rankdir=LR;\n";
   const auto out = std::back_inserter(text);
-  for (std::size_t m = 0; m < meetings.size(); ++m) {
-    const Meeting& meeting = meetings[m];
-    fmt::format_to(out, "  m{} [shape=box, label=\"{} #{}\\n{}\"];\n", m, to_string(meeting.operation),
-                   meeting.sequence, meeting.group);
-    for (const CallInfo& call : meeting.arrived) fmt::format_to(out, "  r{} -> m{};\n", to_int(call.rank), m);
-    for (const AbsentRank& absent : meeting.absent) {
+  for (std::size_t m = 0; m < rendezvous.size(); ++m) {
+    const Rendezvous& node = rendezvous[m];
+    fmt::format_to(out, "  m{} [shape=box, label=\"{} #{}\\n{}\"];\n", m, to_string(node.operation), node.sequence,
+                   node.group);
+    for (const CallInfo& call : node.arrived) fmt::format_to(out, "  r{} -> m{};\n", to_int(call.rank), m);
+    for (const AbsentRank& absent : node.absent) {
       fmt::format_to(out, "  m{} -> r{} [style=dashed{}];\n", m, to_int(absent.rank),
                      absent.why == Absence::waiting ? "" : fmt::format(", label=\"{}\"", absence_text(absent)));
     }

@@ -9,7 +9,7 @@
 
 namespace shardproof {
 
-/// Why a rank has not come to a meeting.
+/// Why a rank has not come to a rendezvous.
 enum class Absence : std::uint8_t {
   waiting,   ///< it waits elsewhere, see `at`
   finished,  ///< its program has ended
@@ -20,12 +20,12 @@ enum class Absence : std::uint8_t {
 struct AbsentRank {
   GlobalRank rank{};
   Absence why{};
-  int at = -1;              ///< index of the (first) meeting where it waits; -1 if none
+  int at = -1;              ///< index of the (first) rendezvous where it waits; -1 if none
   std::uint64_t calls = 0;  ///< collectives (or point-to-point calls) that it has made in the group
 };
 
 /// A collective, or a message between two ranks, that some of its ranks have reached and others have not.
-struct Meeting {
+struct Rendezvous {
   std::string group;           ///< "tp[3]"
   Operation operation{};       ///< of the first arrived call
   std::uint64_t sequence = 0;  ///< how many collectives (or point-to-point calls) its ranks made in the group before
@@ -33,13 +33,13 @@ struct Meeting {
   std::vector<AbsentRank> absent;
 };
 
-/// Every arrived rank of a meeting waits for every absent one.
+/// Every arrived rank of a rendezvous waits for every absent one.
 struct WaitGraph {
-  std::vector<Meeting> meetings;
+  std::vector<Rendezvous> rendezvous;
   std::vector<GlobalRank> cycle;    ///< each waits for the next, the last for the first; empty if there is no cycle
   std::vector<std::string> causes;  ///< sentences that say what is wrong, most telling first
 
-  bool empty() const { return meetings.empty(); }
+  bool empty() const { return rendezvous.empty(); }
   std::string to_text() const;
   std::string to_dot() const;
 };

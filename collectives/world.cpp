@@ -63,7 +63,7 @@ std::exception_ptr rank_error(const WorldState& world, GlobalRank rank, const st
 }
 
 // What the run ended with; null if every rank finished.
-std::exception_ptr verdict(WorldState& world) {
+std::exception_ptr error_of(WorldState& world) {
   bool all_done = true;
   for (std::size_t i = 0; i < world.ranks.size(); ++i) {
     const RankState& rank = world.ranks[i];
@@ -73,7 +73,7 @@ std::exception_ptr verdict(WorldState& world) {
   }
   if (world.failures.empty() && all_done) return nullptr;
   if (world.failures.empty()) {
-    // Calls that differ among those who have come explain a meeting that never completes.
+    // Calls that differ among those who have come explain a rendezvous that never completes.
     for (const auto& group : world.groups) {
       try {
         internal::check_match(*group);
@@ -154,6 +154,10 @@ void World::set_hook(CallHook* hook) {
   state_->hook = hook;
 }
 
+void World::keep_records(bool keep) {
+  state_->options.keep_records = keep;
+}
+
 void redirect(internal::Call& call, const Communicator& to) {
   call.group = to.state();
   call.rank = to.rank();
@@ -168,7 +172,7 @@ void World::run(Executor& executor, const Program& program) {
   world.program = &program;
   executor.post({start_rank, &world, world.ranks.size()});
   executor.run();
-  const std::exception_ptr error = verdict(world);
+  const std::exception_ptr error = error_of(world);
   reset(world);
   if (error) std::rethrow_exception(error);
 }

@@ -52,6 +52,9 @@ class World {
   /// Whom to show every call from now on; null for none. The hook must outlive the runs.
   void set_hook(CallHook* hook);
 
+  /// Whether runs from now on keep records, in place of WorldOptions::keep_records; not during a run.
+  void keep_records(bool keep);
+
   /// Runs program(rank) for every rank, until no rank can run any further. Returns when all have finished. Otherwise
   /// throws, after every frame has been destroyed, the error of the lowest rank among: a CollectiveMismatch (counted
   /// for the lowest rank that takes part), an InvalidCall, a RankError for anything else that a program threw; and
@@ -64,7 +67,7 @@ class World {
   /// outlive the run, with its captures.
   void run(Executor& executor, const Program& program);
 
-  /// What the rank communicated in the last run, in its program's order.
+  /// What the rank communicated in the last run, in its program's order; empty if that run kept no records.
   const std::vector<CollectiveRecord>& records(GlobalRank rank) const;
 
  private:

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "collectives/bandwidth.h"
-#include "collectives/default_executor.h"
+#include "collectives/make_executor.h"
 #include "tools/exit_code.h"
 
 namespace shardproof::tools {
@@ -38,7 +38,7 @@ int run_collectives(const CollectivesFlags& flags) {
                      .algorithm = parse_algorithm(flags.algorithm).value(),
                      .ranks = flags.ranks,
                      .gpus_per_node = flags.gpus_per_node};
-  DefaultExecutor executor(flags.threads > 0 ? flags.threads : available_threads());
+  const std::unique_ptr<Executor> executor = make_executor(flags.threads);
   std::vector<BandwidthRow> rows;
   const std::vector<std::size_t> sizes =
       what.operation == Operation::barrier ? std::vector<std::size_t>{0} : bandwidth_sizes();
@@ -50,7 +50,7 @@ int run_collectives(const CollectivesFlags& flags) {
                  what.ranks, kMostBytes / (1 << 30));
       break;
     }
-    rows.push_back(measure_bandwidth(executor, what));
+    rows.push_back(measure_bandwidth(*executor, what));
   }
   fmt::print("{}", bandwidth_table(rows));
   for (const BandwidthRow& row : rows) {

@@ -270,7 +270,7 @@ void check(Call& call) {
     }
   }
   if (is_point_to_point(call.operation)) {
-    if (call.root == to_int(call.rank)) refuse(call, "a rank meets itself only inside an exchange");
+    if (call.root == to_int(call.rank)) refuse(call, "a rank can send to itself only inside an exchange");
     return;
   }
   check_algorithm(call);
@@ -347,6 +347,7 @@ CallInfo describe(const Call& call) {
   info.gpus_per_node = call.options.gpus_per_node;
   info.wire = call.options.wire.name;
   info.accumulate = call.options.accumulate.name;
+  info.tag = call.tag;
   info.where = call.where;
   return info;
 }

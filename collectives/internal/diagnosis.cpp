@@ -13,15 +13,15 @@ namespace {
 
 class Diagnosis {
  public:
-  explicit Diagnosis(const WorldState& world) : world_(world), meetings_of_(world.ranks.size()) {}
+  explicit Diagnosis(const WorldState& world) : world_(world), rendezvous_of_(world.ranks.size()) {}
 
   WaitGraph run() {
     for (const auto& group : world_.groups) {
       add_collective(*group);
       add_messages(*group);
     }
-    for (Meeting& meeting : graph_.meetings) {
-      for (AbsentRank& absent : meeting.absent) classify(absent);
+    for (Rendezvous& rendezvous : graph_.rendezvous) {
+      for (AbsentRank& absent : rendezvous.absent) classify(absent);
     }
     find_cycle();
     explain_endings();
@@ -34,29 +34,29 @@ class Diagnosis {
  private:
   static std::size_t index(GlobalRank rank) { return static_cast<std::size_t>(to_int(rank)); }
 
-  void add(Meeting meeting, const GroupState& group) {
-    for (const CallInfo& call : meeting.arrived) {
-      meetings_of_[index(call.rank)].push_back(static_cast<int>(graph_.meetings.size()));
+  void add(Rendezvous rendezvous, const GroupState& group) {
+    for (const CallInfo& call : rendezvous.arrived) {
+      rendezvous_of_[index(call.rank)].push_back(static_cast<int>(graph_.rendezvous.size()));
     }
-    graph_.meetings.push_back(std::move(meeting));
+    graph_.rendezvous.push_back(std::move(rendezvous));
     groups_.push_back(&group);
   }
 
   void add_collective(const GroupState& group) {
-    Meeting meeting;
-    meeting.group = group.group.name();
+    Rendezvous rendezvous;
+    rendezvous.group = group.group.name();
     for (std::size_t i = 0; i < group.members.size(); ++i) {
       const Member& member = group.members[i];
       if (member.call != nullptr && !is_point_to_point(member.call->operation)) {
-        meeting.arrived.push_back(describe(*member.call));
+        rendezvous.arrived.push_back(describe(*member.call));
       } else {
-        meeting.absent.push_back({group.group.members[i], Absence::outside, -1, member.collectives});
+        rendezvous.absent.push_back({group.group.members[i], Absence::outside, -1, member.collectives});
       }
     }
-    if (meeting.arrived.empty()) return;
-    meeting.operation = meeting.arrived.front().operation;
-    meeting.sequence = meeting.arrived.front().sequence;
-    add(std::move(meeting), group);
+    if (rendezvous.arrived.empty()) return;
+    rendezvous.operation = rendezvous.arrived.front().operation;
+    rendezvous.sequence = rendezvous.arrived.front().sequence;
+    add(std::move(rendezvous), group);
   }
 
   void add_messages(const GroupState& group) {
@@ -69,15 +69,15 @@ class Diagnosis {
           return a.call->rank < b.call->rank;
         });
         for (const Mailbox::Waiting& message : messages) {
-          Meeting meeting;
-          meeting.group = group.group.name();
-          meeting.operation = message.part->is_send ? Operation::send : Operation::recv;
-          meeting.arrived.push_back(describe(*message.call, *message.part));
-          meeting.sequence = message.call->sequence;
+          Rendezvous rendezvous;
+          rendezvous.group = group.group.name();
+          rendezvous.operation = message.part->is_send ? Operation::send : Operation::recv;
+          rendezvous.arrived.push_back(describe(*message.call, *message.part));
+          rendezvous.sequence = message.call->sequence;
           const auto peer = static_cast<std::size_t>(to_int(message.part->peer));
-          meeting.absent.push_back(
+          rendezvous.absent.push_back(
               {group.group.members[peer], Absence::outside, -1, group.members[peer].point_to_point});
-          add(std::move(meeting), group);
+          add(std::move(rendezvous), group);
         }
       }
     }
@@ -85,9 +85,9 @@ class Diagnosis {
 
   void classify(AbsentRank& absent) const {
     const RankState& rank = world_.ranks[index(absent.rank)];
-    if (!meetings_of_[index(absent.rank)].empty()) {
+    if (!rendezvous_of_[index(absent.rank)].empty()) {
       absent.why = Absence::waiting;
-      absent.at = meetings_of_[index(absent.rank)].front();
+      absent.at = rendezvous_of_[index(absent.rank)].front();
     } else if (rank.start_error || rank.task.error()) {
       absent.why = Absence::failed;
     } else if (rank.task.done()) {
@@ -95,29 +95,29 @@ class Diagnosis {
     }
   }
 
-  // Depth-first over the meetings: one leads to another where an absent rank waits. Not recursive: a chain may be as
+  // Depth-first over the rendezvous: one leads to another where an absent rank waits. Not recursive: a chain may be as
   // long as the world.
   void find_cycle() {
     enum class Colour : char { white, grey, black };
     struct Frame {
-      int meeting;
+      int rendezvous;
       std::size_t absent;
       std::size_t place;
     };
-    std::vector<Colour> colour(graph_.meetings.size(), Colour::white);
+    std::vector<Colour> colour(graph_.rendezvous.size(), Colour::white);
     for (std::size_t start = 0; start < colour.size(); ++start) {
       if (colour[start] != Colour::white) continue;
       std::vector<Frame> path{{static_cast<int>(start), 0, 0}};
       colour[start] = Colour::grey;
       while (!path.empty()) {
         Frame& top = path.back();
-        const auto& absent = graph_.meetings[static_cast<std::size_t>(top.meeting)].absent;
+        const auto& absent = graph_.rendezvous[static_cast<std::size_t>(top.rendezvous)].absent;
         if (top.absent == absent.size()) {
-          colour[static_cast<std::size_t>(top.meeting)] = Colour::black;
+          colour[static_cast<std::size_t>(top.rendezvous)] = Colour::black;
           path.pop_back();
           continue;
         }
-        const auto& places = meetings_of_[index(absent[top.absent].rank)];
+        const auto& places = rendezvous_of_[index(absent[top.absent].rank)];
         if (top.place == places.size()) {
           ++top.absent;
           top.place = 0;
@@ -127,11 +127,11 @@ class Diagnosis {
         Colour& seen = colour[static_cast<std::size_t>(next)];
         if (seen == Colour::grey) {
           const auto begin =
-              std::find_if(path.begin(), path.end(), [&](const Frame& frame) { return frame.meeting == next; });
+              std::find_if(path.begin(), path.end(), [&](const Frame& frame) { return frame.rendezvous == next; });
           for (auto frame = begin; frame != path.end(); ++frame) {
-            const Meeting& meeting = graph_.meetings[static_cast<std::size_t>(frame->meeting)];
-            graph_.cycle.push_back(meeting.absent[frame->absent].rank);
-            cycle_meetings_.push_back(frame->meeting);
+            const Rendezvous& rendezvous = graph_.rendezvous[static_cast<std::size_t>(frame->rendezvous)];
+            graph_.cycle.push_back(rendezvous.absent[frame->absent].rank);
+            cycle_rendezvous_.push_back(frame->rendezvous);
           }
           turn_cycle();
           return;
@@ -144,36 +144,36 @@ class Diagnosis {
     }
   }
 
-  // A meeting's absent rank waits at the next one: shift the ranks so that each stands with its own meeting, and begin
-  // with the lowest.
+  // An absent rank waits at the next rendezvous: shift the ranks so that each stands with its own, and
+  // begin with the lowest.
   void turn_cycle() {
     auto& cycle = graph_.cycle;
     std::rotate(cycle.rbegin(), cycle.rbegin() + 1, cycle.rend());
     const auto lowest = std::min_element(cycle.begin(), cycle.end()) - cycle.begin();
     std::rotate(cycle.begin(), cycle.begin() + lowest, cycle.end());
-    std::rotate(cycle_meetings_.begin(), cycle_meetings_.begin() + lowest, cycle_meetings_.end());
+    std::rotate(cycle_rendezvous_.begin(), cycle_rendezvous_.begin() + lowest, cycle_rendezvous_.end());
   }
 
   void explain_endings() {
-    for (const Meeting& meeting : graph_.meetings) {
-      for (const AbsentRank& absent : meeting.absent) {
+    for (const Rendezvous& rendezvous : graph_.rendezvous) {
+      for (const AbsentRank& absent : rendezvous.absent) {
         if (absent.why != Absence::finished && absent.why != Absence::failed) continue;
         const char* how = absent.why == Absence::finished ? "has returned" : "has thrown";
         std::string sentence;
-        if (meeting.operation == Operation::send || meeting.operation == Operation::recv) {
-          const bool send = meeting.operation == Operation::send;
-          sentence =
-              fmt::format("rank {} {} rank {} in {}, but rank {} {} and never {}", to_int(meeting.arrived.front().rank),
-                          send ? "sends to" : "expects a message from", to_int(absent.rank), meeting.group,
-                          to_int(absent.rank), how, send ? "receives it" : "sends it");
-        } else if (absent.why == Absence::finished && meeting.arrived.size() < meeting.absent.size()) {
+        if (rendezvous.operation == Operation::send || rendezvous.operation == Operation::recv) {
+          const bool send = rendezvous.operation == Operation::send;
+          sentence = fmt::format("rank {} {} rank {} in {}, but rank {} {} and never {}",
+                                 to_int(rendezvous.arrived.front().rank), send ? "sends to" : "expects a message from",
+                                 to_int(absent.rank), rendezvous.group, to_int(absent.rank), how,
+                                 send ? "receives it" : "sends it");
+        } else if (absent.why == Absence::finished && rendezvous.arrived.size() < rendezvous.absent.size()) {
           sentence = fmt::format("rank {} calls {} #{} in {}, one more than rank {}, which has returned after {}",
-                                 to_int(meeting.arrived.front().rank), to_string(meeting.operation), meeting.sequence,
-                                 meeting.group, to_int(absent.rank), absent.calls);
+                                 to_int(rendezvous.arrived.front().rank), to_string(rendezvous.operation),
+                                 rendezvous.sequence, rendezvous.group, to_int(absent.rank), absent.calls);
         } else {
           sentence = fmt::format("rank {} {} after {} collectives in {} and never joins {} #{}, where {} wait",
-                                 to_int(absent.rank), how, absent.calls, meeting.group, to_string(meeting.operation),
-                                 meeting.sequence, ranks_text(meeting));
+                                 to_int(absent.rank), how, absent.calls, rendezvous.group,
+                                 to_string(rendezvous.operation), rendezvous.sequence, ranks_text(rendezvous));
         }
         if (graph_.causes.size() < 8) graph_.causes.push_back(sentence);
         break;
@@ -181,25 +181,26 @@ class Diagnosis {
     }
   }
 
-  static std::string ranks_text(const Meeting& meeting) {
-    if (meeting.arrived.size() == 1) return fmt::format("rank {}", to_int(meeting.arrived.front().rank));
-    return fmt::format("{} ranks (rank {} for one)", meeting.arrived.size(), to_int(meeting.arrived.front().rank));
+  static std::string ranks_text(const Rendezvous& rendezvous) {
+    if (rendezvous.arrived.size() == 1) return fmt::format("rank {}", to_int(rendezvous.arrived.front().rank));
+    return fmt::format("{} ranks (rank {} for one)", rendezvous.arrived.size(),
+                       to_int(rendezvous.arrived.front().rank));
   }
 
   // An absent rank that waits in another group of the same axis, with some of the same members.
   void explain_memberships() {
-    for (std::size_t m = 0; m < graph_.meetings.size(); ++m) {
+    for (std::size_t m = 0; m < graph_.rendezvous.size(); ++m) {
       const Group& here = groups_[m]->group;
-      for (const AbsentRank& absent : graph_.meetings[m].absent) {
+      for (const AbsentRank& absent : graph_.rendezvous[m].absent) {
         if (absent.at < 0) continue;
         const Group& there = groups_[static_cast<std::size_t>(absent.at)]->group;
         if (here.name() == there.name() || here.axis != there.axis) continue;
-        const GlobalRank waiting = graph_.meetings[m].arrived.front().rank;
+        const GlobalRank waiting = graph_.rendezvous[m].arrived.front().rank;
         if (here.index > there.index && overlaps(there, here)) continue;  // said from the other side
         graph_.causes.push_back(fmt::format(
             "rank {} calls {} in {} with members {{{}}}, rank {} in {} with members {{{}}}: they disagree on who is in "
             "the group",
-            to_int(waiting), to_string(graph_.meetings[m].operation), here.name(), members(here), to_int(absent.rank),
+            to_int(waiting), to_string(graph_.rendezvous[m].operation), here.name(), members(here), to_int(absent.rank),
             there.name(), members(there)));
         return;
       }
@@ -221,16 +222,16 @@ class Diagnosis {
 
   void explain_cycle() {
     if (graph_.cycle.empty()) return;
-    const auto meeting = [&](std::size_t i) -> const Meeting& {
-      return graph_.meetings[static_cast<std::size_t>(cycle_meetings_[i])];
+    const auto rendezvous = [&](std::size_t i) -> const Rendezvous& {
+      return graph_.rendezvous[static_cast<std::size_t>(cycle_rendezvous_[i])];
     };
     std::vector<int> ranks;
     bool sends = true;
     bool recvs = true;
     for (std::size_t i = 0; i < graph_.cycle.size(); ++i) {
       ranks.push_back(to_int(graph_.cycle[i]));
-      sends = sends && meeting(i).operation == Operation::send;
-      recvs = recvs && meeting(i).operation == Operation::recv;
+      sends = sends && rendezvous(i).operation == Operation::send;
+      recvs = recvs && rendezvous(i).operation == Operation::recv;
     }
     ranks.push_back(ranks.front());
     const std::string path = fmt::format("{}", fmt::join(ranks, " -> "));
@@ -239,12 +240,12 @@ class Diagnosis {
           "a cycle of sends: ranks {} each send before they receive; exchange sends and receives together", path));
     } else if (recvs) {
       graph_.causes.push_back(fmt::format("a cycle of receives: ranks {} each wait for a message first", path));
-    } else if (graph_.cycle.size() == 2 && meeting(0).group != meeting(1).group) {
+    } else if (graph_.cycle.size() == 2 && rendezvous(0).group != rendezvous(1).group) {
       graph_.causes.push_back(fmt::format(
           "ranks {} and {} make two calls in opposite order: rank {} is at {} #{} in {}, rank {} at {} #{} "
           "in {}",
-          ranks[0], ranks[1], ranks[0], to_string(meeting(0).operation), meeting(0).sequence, meeting(0).group,
-          ranks[1], to_string(meeting(1).operation), meeting(1).sequence, meeting(1).group));
+          ranks[0], ranks[1], ranks[0], to_string(rendezvous(0).operation), rendezvous(0).sequence, rendezvous(0).group,
+          ranks[1], to_string(rendezvous(1).operation), rendezvous(1).sequence, rendezvous(1).group));
     } else {
       graph_.causes.push_back(fmt::format("a cycle: ranks {} each wait for the next", path));
     }
@@ -253,18 +254,18 @@ class Diagnosis {
   // A rank for which others wait in several groups at once, while it waits itself or has gone.
   void explain_stragglers() {
     std::map<GlobalRank, std::vector<std::size_t>> missing;
-    for (std::size_t m = 0; m < graph_.meetings.size(); ++m) {
-      for (const AbsentRank& absent : graph_.meetings[m].absent) missing[absent.rank].push_back(m);
+    for (std::size_t m = 0; m < graph_.rendezvous.size(); ++m) {
+      for (const AbsentRank& absent : graph_.rendezvous[m].absent) missing[absent.rank].push_back(m);
     }
     for (const auto& [rank, places] : missing) {
       if (places.size() < 2 || graph_.causes.size() >= 8) continue;
       std::vector<std::string> queues;
       for (const std::size_t m : places) {
-        const Meeting& meeting = graph_.meetings[m];
-        const auto absent = std::find_if(meeting.absent.begin(), meeting.absent.end(),
+        const Rendezvous& rendezvous = graph_.rendezvous[m];
+        const auto absent = std::find_if(rendezvous.absent.begin(), rendezvous.absent.end(),
                                          [r = rank](const AbsentRank& a) { return a.rank == r; });
-        queues.push_back(fmt::format("{} ({} at {} #{}, it has made {})", meeting.group, ranks_text(meeting),
-                                     to_string(meeting.operation), meeting.sequence, absent->calls));
+        queues.push_back(fmt::format("{} ({} at {} #{}, it has made {})", rendezvous.group, ranks_text(rendezvous),
+                                     to_string(rendezvous.operation), rendezvous.sequence, absent->calls));
         if (queues.size() == 4) break;
       }
       graph_.causes.push_back(fmt::format("rank {} is awaited in {} places at once: {}", to_int(rank), places.size(),
@@ -274,9 +275,9 @@ class Diagnosis {
 
   const WorldState& world_;
   WaitGraph graph_;
-  std::vector<std::vector<int>> meetings_of_;  // by rank
-  std::vector<const GroupState*> groups_;      // by meeting
-  std::vector<int> cycle_meetings_;            // where each rank of the cycle waits
+  std::vector<std::vector<int>> rendezvous_of_;  // by rank
+  std::vector<const GroupState*> groups_;        // by rendezvous
+  std::vector<int> cycle_rendezvous_;            // where each rank of the cycle waits
 };
 
 }  // namespace

@@ -16,8 +16,8 @@ void resume_waiter(void* context, std::size_t) noexcept {
   std::coroutine_handle<>::from_address(context).resume();
 }
 
-// The side that waits in the mailbox and fits, or null after the newcomer has been put there.
-Mailbox::Waiting meet(Call& call, const Part& part) {
+// The message in the mailbox that this one matches, or null after this one has been put there.
+Mailbox::Waiting match(Call& call, const Part& part) {
   GroupState& state = *call.group;
   std::call_once(state.mailboxes_made, [&] { state.mailboxes = std::make_unique<Mailbox[]>(state.members.size()); });
   Mailbox& mailbox = state.mailboxes[static_cast<std::size_t>(to_int(part.is_send ? part.peer : call.rank))];
@@ -55,7 +55,7 @@ bool deliver(Call& call, const Part& part, const Mailbox::Waiting& other) {
 
 // Returns how many messages of this call were delivered at once.
 int post_part(Call& call, const Part& part) {
-  const Mailbox::Waiting other = meet(call, part);
+  const Mailbox::Waiting other = match(call, part);
   if (other.call == nullptr || !deliver(call, part, other)) return 0;
   if (rank_state(*other.call).messages_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
     call.group->world->executor->post({resume_waiter, other.call->waiter.address(), 1});

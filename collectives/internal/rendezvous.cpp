@@ -1,4 +1,4 @@
-// Where the ranks of a group meet.
+// The rendezvous of the ranks of a group.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -52,7 +52,7 @@ std::size_t pieces_for(const GroupState& state, std::size_t bytes) {
   return std::min({4 * threads, 2 * bytes / kSplitBytes, std::max<std::size_t>(1, state.movement.elements)});
 }
 
-// A communicator belongs to one rank. Where another uses it too, two calls meet in one place and none in another.
+// A communicator belongs to one rank. Where another uses it too, two calls come to one slot and none to another.
 [[noreturn]] void refuse_shared(const Call& call) {
   throw InvalidCall(describe(call), fmt::format("the communicator of rank {} in {} is used by more than one rank",
                                                 to_int(call.group->group.global(call.rank)), call.group->group.name()));
@@ -127,7 +127,7 @@ void leave(Call& call) {
   const auto record = [&](Operation operation, ElementType type, int peer, std::size_t elements, std::uint64_t bytes) {
     world.rank(state.group.global(call.rank))
         .records.push_back({operation, type, call.options.algorithm, state.id, state.group.axis, state.group.index,
-                            state.size(), peer, elements, bytes});
+                            state.size(), peer, elements, bytes, call.tag});
   };
   if (call.operation == Operation::exchange) {
     for (const Part& part : call.sends) {

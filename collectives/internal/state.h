@@ -1,9 +1,9 @@
 // The state behind World and Communicator.
 //
-// A group is one meeting place. A rank has at most one call under way, so the calls of one sequence number fill the
-// group's member slots exactly once; the last to arrive finds all of them, moves the data (alone, or in pieces spread
-// over the threads), and posts the others. The slots point to calls in the frames of the waiting coroutines: an idle
-// rank costs its frame and one slot.
+// A group is one place of rendezvous. A rank has at most one call under way, so the calls of one sequence number fill
+// the group's member slots exactly once; the last to arrive finds all of them, moves the data (alone, or in pieces
+// spread over the threads), and posts the others. The slots point to calls in the frames of the waiting coroutines: an
+// idle rank costs its frame and one slot.
 #pragma once
 
 #include <atomic>
@@ -144,7 +144,7 @@ CallInfo describe(const Call& call);
 /// One message of a point-to-point call.
 CallInfo describe(const Call& call, const Part& part);
 
-/// Throws CollectiveMismatch if two of the arrived calls do not fit each other; also when not all have arrived.
+/// Throws CollectiveMismatch if two of the arrived calls do not match; also when not all have arrived.
 void check_match(const GroupState& state);
 /// The same, and what only shows when all are there: edges and overlaps.
 void check_complete(GroupState& state);

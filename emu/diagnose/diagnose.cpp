@@ -62,10 +62,10 @@ Cause mismatch_cause(const CollectiveMismatch& error) {
 Cause deadlock_cause(const DeadlockError& error) {
   const WaitGraph& graph = error.graph();
   if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
-  const auto meeting = std::ranges::find_if(graph.meetings, [&](const Meeting& m) {
-    return std::ranges::any_of(m.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
+  const auto rendezvous = std::ranges::find_if(graph.rendezvous, [&](const Rendezvous& r) {
+    return std::ranges::any_of(r.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
   });
-  const Meeting& shown = meeting != graph.meetings.end() ? *meeting : graph.meetings.front();
+  const Rendezvous& shown = rendezvous != graph.rendezvous.end() ? *rendezvous : graph.rendezvous.front();
   std::vector<int> absent;
   for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
   const std::string text =

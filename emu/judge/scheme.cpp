@@ -7,8 +7,7 @@
 #include <memory>
 #include <stdexcept>
 
-#include "collectives/default_executor.h"
-#include "collectives/seeded_executor.h"
+#include "collectives/make_executor.h"
 #include "emu/judge/collector.h"
 #include "emu/judge/judge.h"
 
@@ -36,14 +35,7 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   VerifyReport report{.schedule = options.schedule};
   report.plan.parallel = with_edp(parallel);
   Cluster cluster(report.plan.parallel);
-  std::unique_ptr<Executor> executor;
-  if (options.schedule) {
-    executor = std::make_unique<SeededExecutor>(*options.schedule);
-  } else if (options.threads > 0) {
-    executor = std::make_unique<DefaultExecutor>(options.threads);
-  } else {
-    executor = std::make_unique<DefaultExecutor>();
-  }
+  const std::unique_ptr<Executor> executor = make_executor(options.threads, options.schedule);
   report.threads = executor->threads();
 
   TapCollector collector(expected, cluster.mesh(), true);

@@ -16,9 +16,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "collectives/default_executor.h"
 #include "collectives/errors.h"
-#include "collectives/seeded_executor.h"
+#include "collectives/make_executor.h"
 #include "emu/diagnose/capture.h"
 #include "emu/diagnose/diagnose.h"
 #include "emu/judge/judge.h"
@@ -57,15 +56,10 @@ class ProgressReporter {
   std::mutex mutex_;
 };
 
-std::unique_ptr<Executor> make_executor(const VerifyOptions& options) {
-  if (options.schedule) return std::make_unique<SeededExecutor>(*options.schedule);
-  return options.threads > 0 ? std::make_unique<DefaultExecutor>(options.threads) : std::make_unique<DefaultExecutor>();
-}
-
 /// How to start what may go on beside something else: now, on a thread of its own, or when it is waited for, which is
 /// also what happens where no thread can be had.
 std::launch beside(const VerifyOptions& options) {
-  const bool one_thread = options.schedule || make_executor(options)->threads() == 1;
+  const bool one_thread = options.schedule || make_executor(options.threads)->threads() == 1;
   return one_thread ? std::launch::deferred : std::launch::async | std::launch::deferred;
 }
 
@@ -139,7 +133,7 @@ void run_ranks(const Bench& bench, const Workload& workload, const RoutingReplay
                                 .reduction = reduce_options(bench.plan, bench.options),
                                 .fault = fault};
   if (fault != nullptr) edit_deployment(*fault, program.deployment);
-  const std::unique_ptr<Executor> executor = make_executor(bench.options);
+  const std::unique_ptr<Executor> executor = make_executor(bench.options.threads, bench.options.schedule);
   program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
   cluster.run(
       *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
@@ -351,7 +345,7 @@ std::vector<Problem> problems_of(const Plan& plan) {
 
 VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   VerifyReport report{.plan = plan, .format = options.format, .schedule = options.schedule};
-  report.threads = options.schedule ? 1 : make_executor(options)->threads();
+  report.threads = options.schedule ? 1 : make_executor(options.threads)->threads();
   report.problems = problems_of(plan);
   if (!report.problems.empty()) return report;
   try {

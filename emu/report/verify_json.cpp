@@ -85,24 +85,24 @@ const char* absence_word(Absence why) {
 }
 
 Json wait_graph_json(const WaitGraph& graph) {
-  Json meetings = Json::array();
-  for (const Meeting& meeting : graph.meetings) {
+  Json array = Json::array();
+  for (const Rendezvous& rendezvous : graph.rendezvous) {
     Json absent = Json::array();
-    for (const AbsentRank& rank : meeting.absent) {
+    for (const AbsentRank& rank : rendezvous.absent) {
       absent.push_back({{"rank", to_int(rank.rank)},
                         {"why", absence_word(rank.why)},
                         {"meeting", rank.at < 0 ? Json(nullptr) : Json(rank.at)},
                         {"calls", rank.calls}});
     }
-    meetings.push_back({{"group", meeting.group},
-                        {"operation", to_string(meeting.operation)},
-                        {"sequence", meeting.sequence},
-                        {"arrived", calls_json(meeting.arrived)},
-                        {"absent", absent}});
+    array.push_back({{"group", rendezvous.group},
+                     {"operation", to_string(rendezvous.operation)},
+                     {"sequence", rendezvous.sequence},
+                     {"arrived", calls_json(rendezvous.arrived)},
+                     {"absent", absent}});
   }
   Json cycle = Json::array();
   for (const GlobalRank rank : graph.cycle) cycle.push_back(to_int(rank));
-  return {{"meetings", meetings}, {"cycle", cycle}, {"causes", graph.causes}};
+  return {{"meetings", array}, {"cycle", cycle}, {"causes", graph.causes}};
 }
 
 Json collectives_json(const std::vector<CollectiveReport>& collectives) {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <unordered_map>
 
-#include "collectives/default_executor.h"
+#include "collectives/make_executor.h"
 #include "emu/plan/stages.h"
 #include "emu/run/cluster.h"
 #include "emu/run/transformer.h"
@@ -255,7 +255,7 @@ DeploymentGraph run_deployment_graph(const Plan& plan, int threads) {
                                           .weights = store,
                                           .format = format,
                                           .deployment = deploy(plan.model, plan.parallel, plan.workload)};
-  const auto executor = threads > 0 ? std::make_unique<DefaultExecutor>(threads) : std::make_unique<DefaultExecutor>();
+  const std::unique_ptr<Executor> executor = make_executor(threads);
   cluster.run(*executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
   return Builder(plan, cluster).build();
 }

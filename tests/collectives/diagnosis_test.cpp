@@ -1,4 +1,4 @@
-// Every way in which ranks can misuse collectives ends the run by itself, with a verdict that names what is wrong.
+// Every way in which ranks can misuse collectives ends the run by itself, with an error that names what is wrong.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -32,7 +32,7 @@ Error error_of(const std::function<void()>& run) {
 
 using Program = std::function<Task<>(Communicator)>;
 
-// What every verdict must name of a call: its group, and the place where it was written, here and in the text.
+// What every error must name of a call: its group, and the place where it was written, here and in the text.
 void expect_named(const CallInfo& call, const std::string& text) {
   EXPECT_THAT(call.where.file_name(), HasSubstr("tests/collectives/diagnosis_test.cpp"));
   EXPECT_GT(call.where.line(), 0u);
@@ -54,19 +54,19 @@ CollectiveMismatch mismatch_of(int ranks, const Program& program) {
   return error;
 }
 
-// Of a meeting, the first few calls are in the text; all are in the data. Whoever is absent because it waits elsewhere
-// stands there with its own call.
+// Of a rendezvous, the first few calls are in the text; all are in the data. Whoever is absent because it waits
+// elsewhere stands there with its own call.
 void expect_named(const DeadlockError& error) {
-  ASSERT_THAT(error.graph().meetings, Not(IsEmpty()));
+  ASSERT_THAT(error.graph().rendezvous, Not(IsEmpty()));
   EXPECT_THAT(error.graph().causes, Not(IsEmpty()));
-  for (const Meeting& meeting : error.graph().meetings) {
-    ASSERT_THAT(meeting.arrived, Not(IsEmpty()));
-    ASSERT_THAT(meeting.absent, Not(IsEmpty()));
-    expect_named(meeting.arrived.front(), error.what());
-    for (const AbsentRank& absent : meeting.absent) {
+  for (const Rendezvous& rendezvous : error.graph().rendezvous) {
+    ASSERT_THAT(rendezvous.arrived, Not(IsEmpty()));
+    ASSERT_THAT(rendezvous.absent, Not(IsEmpty()));
+    expect_named(rendezvous.arrived.front(), error.what());
+    for (const AbsentRank& absent : rendezvous.absent) {
       EXPECT_EQ(absent.why == Absence::waiting, absent.at >= 0);
       if (absent.at < 0) continue;
-      const auto& there = error.graph().meetings.at(static_cast<std::size_t>(absent.at)).arrived;
+      const auto& there = error.graph().rendezvous.at(static_cast<std::size_t>(absent.at)).arrived;
       EXPECT_TRUE(
           std::any_of(there.begin(), there.end(), [&](const CallInfo& call) { return call.rank == absent.rank; }));
     }
@@ -420,7 +420,7 @@ TEST(InvalidCalls, OfSizesAndRootsThatCannotBeAreRefused) {
                 std::vector<float> a(3);
                 co_await comm.send(a, comm.rank());
               }),
-              HasSubstr("meets itself"));
+              HasSubstr("to itself only inside an exchange"));
 }
 
 TEST(Deadlock, NamesTheRankThatSkipsACollective) {
@@ -432,15 +432,15 @@ TEST(Deadlock, NamesTheRankThatSkipsACollective) {
     if (!is(comm, 2)) co_await comm.all_to_all(in, out);
   });
 
-  ASSERT_EQ(error.graph().meetings.size(), 1u);
-  const Meeting& meeting = error.graph().meetings[0];
-  EXPECT_EQ(meeting.operation, Operation::all_to_all);
-  EXPECT_EQ(meeting.sequence, 1u);
-  EXPECT_EQ(meeting.arrived.size(), 3u);
-  ASSERT_EQ(meeting.absent.size(), 1u);
-  EXPECT_EQ(meeting.absent[0].rank, GlobalRank{2});
-  EXPECT_EQ(meeting.absent[0].why, Absence::finished);
-  EXPECT_EQ(meeting.absent[0].calls, 1u);
+  ASSERT_EQ(error.graph().rendezvous.size(), 1u);
+  const Rendezvous& rendezvous = error.graph().rendezvous[0];
+  EXPECT_EQ(rendezvous.operation, Operation::all_to_all);
+  EXPECT_EQ(rendezvous.sequence, 1u);
+  EXPECT_EQ(rendezvous.arrived.size(), 3u);
+  ASSERT_EQ(rendezvous.absent.size(), 1u);
+  EXPECT_EQ(rendezvous.absent[0].rank, GlobalRank{2});
+  EXPECT_EQ(rendezvous.absent[0].why, Absence::finished);
+  EXPECT_EQ(rendezvous.absent[0].calls, 1u);
   EXPECT_THAT(error.what(),
               HasSubstr("rank 2 has returned after 1 collectives in world[0] and never joins all_to_all #1"));
   EXPECT_THAT(error.what(), HasSubstr("diagnosis_test.cpp"));
@@ -456,7 +456,7 @@ TEST(Deadlock, NamesTheRankThatCallsOneTooMany) {
 }
 
 TEST(Deadlock, NamesASkipThatALaterCallHides) {
-  // Rank 1 skips the all_gather and is met by the others one call later: a mismatch, not a deadlock.
+  // Rank 1 skips the all_gather and the others come to its next call: a mismatch, not a deadlock.
   const CollectiveMismatch error = mismatch_of(3, [](Communicator comm) -> Task<> {
     std::vector<float> values(1);
     std::vector<float> all(3);
@@ -486,7 +486,7 @@ TEST(Deadlock, ShowsEveryGroupThatAwaitsARankOneCallBehind) {
 
   const DeadlockError error = deadlock_of([&] { world.run(executor, program); });
 
-  ASSERT_EQ(error.graph().meetings.size(), 2u);
+  ASSERT_EQ(error.graph().rendezvous.size(), 2u);
   EXPECT_THAT(error.what(), HasSubstr("rank 0 is awaited in 2 places at once: tp[0] (rank 1 at barrier #1, it has made "
                                       "1), ep[0] (rank 2 at barrier #1, it has made 1)"));
 }
@@ -567,8 +567,8 @@ TEST(Deadlock, NamesTheUnmatchedMessageOfAnExchange) {
     }
   });
 
-  ASSERT_EQ(error.graph().meetings.size(), 1u);
-  EXPECT_EQ(error.graph().meetings[0].absent[0].rank, GlobalRank{2});
+  ASSERT_EQ(error.graph().rendezvous.size(), 1u);
+  EXPECT_EQ(error.graph().rendezvous[0].absent[0].rank, GlobalRank{2});
   EXPECT_THAT(error.what(), HasSubstr("rank 0 sends to rank 2"));
 }
 
@@ -589,8 +589,8 @@ TEST(Deadlock, IsFoundAmongThousandsOfRanks) {
     if (!is(comm, 4000)) co_await comm.barrier();
   });
 
-  EXPECT_EQ(error.graph().meetings[0].arrived.size(), 4095u);
-  EXPECT_EQ(error.graph().meetings[0].absent[0].rank, GlobalRank{4000});
+  EXPECT_EQ(error.graph().rendezvous[0].arrived.size(), 4095u);
+  EXPECT_EQ(error.graph().rendezvous[0].absent[0].rank, GlobalRank{4000});
 }
 
 TEST(Deadlock, LeavesNothingBehind) {

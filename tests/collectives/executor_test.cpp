@@ -4,11 +4,13 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <thread>
 #include <vector>
 
+#include "collectives/make_executor.h"
 #include "tests/collectives/helpers.h"
 
 namespace shardproof {
@@ -158,21 +160,36 @@ TEST(ThreadedExecutors, ShareLongCallsWhetherToldToOrNot) {
   }
 }
 
+std::vector<std::size_t> order_on(Executor& executor) {
+  std::vector<std::size_t> order;
+  executor.post(
+      {[](void* context, std::size_t i) noexcept { static_cast<std::vector<std::size_t>*>(context)->push_back(i); },
+       &order, 64});
+  executor.run();
+  return order;
+}
+
 TEST(SeededExecutor, ReplaysTheSameScheduleForTheSameSeed) {
-  struct Log {
-    std::vector<std::size_t> order;
-  };
   const auto schedule = [](std::uint64_t seed) {
-    Log log;
     SeededExecutor executor(seed);
-    executor.post(
-        {[](void* context, std::size_t i) noexcept { static_cast<Log*>(context)->order.push_back(i); }, &log, 64});
-    executor.run();
-    return log.order;
+    return order_on(executor);
   };
 
   EXPECT_EQ(schedule(5), schedule(5));
   EXPECT_NE(schedule(5), schedule(6));
+}
+
+TEST(MakeExecutor, HasTheThreadsThatAreAskedFor) {
+  EXPECT_EQ(make_executor(3)->threads(), 3);
+  EXPECT_EQ(make_executor(0)->threads(), available_threads());
+}
+
+TEST(MakeExecutor, RunsAScheduleInTheOrderOfItsSeedWhateverTheThreads) {
+  SeededExecutor seeded(5);
+
+  const std::vector<std::size_t> order = order_on(*make_executor(3, 5));
+
+  EXPECT_EQ(order, order_on(seeded));
 }
 
 TEST(AvailableThreads, IsAtLeastOne) {

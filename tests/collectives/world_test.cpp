@@ -6,6 +6,7 @@
 #include <atomic>
 #include <memory>
 #include <stdexcept>
+#include <utility>
 
 #include "tests/collectives/helpers.h"
 
@@ -74,6 +75,41 @@ TEST(World, RecordsWhatEveryRankCommunicated) {
   EXPECT_EQ(records[2].operation, Operation::barrier);
 }
 
+TEST(World, KeepsRecordsOnlyOfRunsThatAreAskedFor) {
+  OneGroup group(2);
+  const auto program = [](Communicator comm) -> Task<> {
+    co_await comm.barrier();
+    std::vector<float> values(3);
+    if (to_int(comm.rank()) == 0) {
+      co_await comm.send(values, GroupRank{1});
+    } else {
+      co_await comm.recv(values, GroupRank{0});
+    }
+  };
+  const auto kept = [&] {
+    group.run(program);
+    return std::pair(group.world.records(GlobalRank{0}).size(), group.world.records(GlobalRank{1}).size());
+  };
+
+  const auto by_default = kept();
+  group.world.keep_records(false);
+  const auto off = kept();
+  group.world.keep_records(true);
+  const auto on_again = kept();
+
+  EXPECT_EQ(by_default, std::pair(std::size_t{2}, std::size_t{2}));
+  EXPECT_EQ(off, std::pair(std::size_t{0}, std::size_t{0}));
+  EXPECT_EQ(on_again, by_default);
+}
+
+TEST(World, OfOptionsWithoutRecordsKeepsNone) {
+  OneGroup group(2, {.keep_records = false});
+
+  group.run([](Communicator comm) -> Task<> { co_await comm.barrier(); });
+
+  EXPECT_TRUE(group.world.records(GlobalRank{0}).empty());
+}
+
 TEST(World, RethrowsARanksErrorAndDestroysTheOthersFrames) {
   OneGroup group(5);
   const auto held = std::make_shared<int>(0);
@@ -91,7 +127,7 @@ TEST(World, RethrowsARanksErrorAndDestroysTheOthersFrames) {
     EXPECT_EQ(error.rank(), GlobalRank{3});
     EXPECT_THAT(error.what(), HasSubstr("out of paper"));
     EXPECT_THROW(error.rethrow_nested(), std::runtime_error);
-    EXPECT_EQ(error.graph().meetings.size(), 1u);
+    EXPECT_EQ(error.graph().rendezvous.size(), 1u);
   }
 
   EXPECT_EQ(held.use_count(), 1);
