@@ -38,6 +38,7 @@ int run_check(const CheckFlags& flags) {
     throw UsageError("--json and --markdown cannot both go to standard output");
   }
   const CheckReport report = check(read_plan(flags.plan));
+  say_what_is_left_out(report.plan);
   if (json.wanted()) json.write(to_json(report));
   if (markdown.wanted()) markdown.write(to_markdown(report));
   const bool invalid = report.ranks.empty();

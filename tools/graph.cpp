@@ -15,6 +15,7 @@
 #include <string>
 #include <utility>
 
+#include "emu/plan/runnable.h"
 #include "emu/plan/validate.h"
 #include "emu/report/dot.h"
 #include "emu/report/json.h"
@@ -127,8 +128,8 @@ int run_graph(const GraphFlags& flags) {
   if (const auto problems = validate(original); !problems.empty()) throw UsageError(problems_text(file, problems));
   if (!flags.audit.empty()) return run_audit(flags, original);
   if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");
-  if (original.parallel.cp > 1)
-    throw UsageError(fmt::format("{}: parallel.cp: context parallelism is not run yet", file));
+  if (const auto problems = not_executed(original); !problems.empty()) throw UsageError(problems_text(file, problems));
+  say_what_is_left_out(original);
 
   GraphSelection selection;
   if (!flags.layers.empty())

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cstdio>
 #include <string_view>
 
 #include "emu/plan/load.h"
+#include "emu/plan/runnable.h"
 #include "tools/usage_error.h"
 
 namespace shardproof {
@@ -31,6 +33,10 @@ Plan read_plan(const std::string& path) {
   LoadedPlan loaded = path.empty() ? parse_plan(kDefaultPlan, "the embedded default plan", ".") : load_plan(path);
   if (!loaded.plan) throw UsageError(problems_text(path.empty() ? "default plan" : path, loaded.problems));
   return std::move(*loaded.plan);
+}
+
+void say_what_is_left_out(const Plan& plan) {
+  for (const Problem& missing : not_computed(plan)) fmt::print(stderr, "shardproof: left out: {}\n", missing.message);
 }
 
 void ScaleFlags::add_to(CLI::App& command) {

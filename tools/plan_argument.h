@@ -18,6 +18,9 @@ Plan read_plan(const std::string& path);
 /// Prints the validation problems of a plan as an UsageError would read; returns the text.
 std::string problems_text(const std::string& path, const std::vector<Problem>& problems);
 
+/// On standard error, the parts of the plan's model that are not computed: what is answered leaves them out.
+void say_what_is_left_out(const Plan& plan);
+
 struct ScaleFlags {
   std::string scale = "auto";
   std::optional<std::int64_t> batch;

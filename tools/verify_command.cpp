@@ -10,7 +10,7 @@
 #include <string>
 
 #include "emu/judge/verify.h"
-#include "emu/plan/validate.h"
+#include "emu/plan/runnable.h"
 #include "emu/report/baseline.h"
 #include "emu/report/json.h"
 #include "emu/report/junit.h"
@@ -167,12 +167,13 @@ VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Chec
                         .all_reduce = parse_algorithm(flags.all_reduce).value_or(Algorithm::rank_order),
                         .wire = parsed(flags.wire),
                         .accumulate = parsed(flags.accumulate)};
-  VerifyReport report{.plan = original, .format = options.format, .problems = validate(original)};
-  if (!report.problems.empty()) return report;
+  Runnable runnable = make_runnable(original);
+  if (!runnable.plan) return {.plan = original, .format = options.format, .problems = std::move(runnable.problems)};
 
   ScaleFlags scale_flags = flags.scale;
   if (checkpoint != nullptr) scale_flags.scale = "full";
-  const Plan plan = scaled(original, scale_flags.options());
+  const RunnablePlan run = runnable.plan->scaled(scale_flags.options());
+  const Plan& plan = run.plan();
   if (checkpoint != nullptr && checkpoint->sliding_window()) {
     const std::int64_t longest = std::ranges::max(plan.workload.lengths);
     if (longest > *checkpoint->sliding_window()) {
@@ -187,7 +188,7 @@ VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Chec
   std::fflush(stdout);
   ProgressLine line;
   if (human && stderr_is_terminal()) options.progress = [&](const Progress& progress) { line.show(progress); };
-  report = prove(plan, options);
+  VerifyReport report = prove(run, options);
   line.clear();
   return report;
 }

@@ -23,7 +23,6 @@
 #include "emu/diagnose/diagnose.h"
 #include "emu/judge/judge.h"
 #include "emu/judge/prepared.h"
-#include "emu/plan/validate.h"
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
 #include "emu/run/transformer.h"
@@ -336,23 +335,17 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   }
 }
 
-std::vector<Problem> problems_of(const Plan& plan) {
-  std::vector<Problem> problems = validate(plan);
-  if (plan.parallel.cp > 1) {
-    problems.push_back({"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
-                                                   "plans with cp = 1",
-                                                   plan.parallel.cp)});
-  }
-  return problems;
+/// The report of a plan that is not run.
+VerifyReport refused(const Plan& plan, const VerifyOptions& options, std::vector<Problem> problems) {
+  return {.plan = plan, .format = options.format, .schedule = options.schedule, .problems = std::move(problems)};
 }
 
 }  // namespace
 
-VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
+VerifyReport verify(const RunnablePlan& runnable, const VerifyOptions& options) {
+  const Plan& plan = runnable.plan();
   VerifyReport report{.plan = plan, .format = options.format, .schedule = options.schedule};
   report.threads = options.schedule ? 1 : make_executor(options)->threads();
-  report.problems = problems_of(plan);
-  if (!report.problems.empty()) return report;
   try {
     if (ops::computes_in_double(options.format)) {
       run_and_judge<double>(plan, options, report);
@@ -372,15 +365,20 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   return report;
 }
 
-VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
+VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
+  Runnable runnable = make_runnable(plan);
+  if (!runnable.plan) return refused(plan, options, std::move(runnable.problems));
+  return verify(*runnable.plan, options);
+}
+
+VerifyReport prove(const RunnablePlan& plan, const VerifyOptions& options) {
   if (options.format == ops::Format::exact) return verify(plan, options);
   VerifyOptions exact_options = options;
   exact_options.format = ops::Format::exact;
-  if (!problems_of(plan).empty()) return verify(plan, exact_options);
   // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
   // algebra's own reference, which keeps but one core busy for much of its time.
   std::future<PreparedReference> reference =
-      std::async(beside(options), [&] { return prepare_reference(plan, options.format, options.weights); });
+      std::async(beside(options), [&] { return prepare_reference(plan.plan(), options.format, options.weights); });
   VerifyReport exact = verify(plan, exact_options);
   if (exact.verdict != Verdict::pass) return exact;
   const PreparedReference prepared = reference.get();
@@ -399,6 +397,12 @@ VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
         Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
   }
   return report;
+}
+
+VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
+  Runnable runnable = make_runnable(plan);
+  if (!runnable.plan) return refused(plan, options, std::move(runnable.problems));
+  return prove(*runnable.plan, options);
 }
 
 }  // namespace shardproof

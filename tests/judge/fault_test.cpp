@@ -133,6 +133,16 @@ TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
   EXPECT_EQ(report.problems.front().field, "parallel.cp");
 }
 
+TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
+  Plan plan = small_plan({.tp = 2, .edp = 2});
+  plan.model.model_type = "qwen3_moe";
+
+  const VerifyReport report = verify(plan, {.format = ops::Format::exact});
+
+  EXPECT_EQ(report.verdict, Verdict::invalid);
+  EXPECT_THAT(report.problems.front().message, HasSubstr("norms of queries and keys"));
+}
+
 TEST(Verify, IsInconclusiveWhenTheWeightsAreZero) {
   const testing::EditedWeights zero(1, [](const WeightSpec&, std::int64_t, std::int64_t, double) { return 0.0; });
 
