@@ -227,7 +227,7 @@ std::string report_text(const VerifyReport& report, bool all_taps) {
     text += fmt::format("  ({:.2f} s)\n", seconds);
   }
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
-  if (!report.deadlock.empty()) text += report.deadlock + "\n" + cause_text(report.deadlock_cause);
+  if (report.stall) text += report.stall->text + "\n" + cause_text(report.stall->cause);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
 }

@@ -1,7 +1,6 @@
 #include "emu/diagnose/diagnose.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -41,45 +40,7 @@ std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
   return projection_cause(wrong);
 }
 
-/// The calls stand at the same place of the program.
-bool same_place(const CallInfo& a, const CallInfo& b) {
-  return a.where.line() == b.where.line() && std::string_view(a.where.file_name()) == b.where.file_name();
-}
-
-Cause mismatch_cause(const CollectiveMismatch& error) {
-  const std::string text =
-      fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
-  if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
-  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
-  if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
-    return {"call_sequence", text};
-  }
-  return {"call_arguments", text};
-}
-
-Cause deadlock_cause(const DeadlockError& error) {
-  const WaitGraph& graph = error.graph();
-  if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
-  const auto meeting = std::ranges::find_if(graph.meetings, [&](const Meeting& m) {
-    return std::ranges::any_of(m.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
-  });
-  const Meeting& shown = meeting != graph.meetings.end() ? *meeting : graph.meetings.front();
-  std::vector<int> absent;
-  for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
-  const std::string text =
-      fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence, shown.group,
-                  fmt::join(absent, ", "), graph.causes.empty() ? "" : ": " + graph.causes.front());
-  return {is_point_to_point(shown.operation) ? "message_lost" : "call_sequence", text};
-}
-
 }  // namespace
-
-Cause diagnose(const CollectiveError& error) {
-  if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) return mismatch_cause(*mismatch);
-  if (const auto* deadlock = dynamic_cast<const DeadlockError*>(&error)) return deadlock_cause(*deadlock);
-  const std::string_view text = error.what();
-  return {"invalid_call", std::string(text.substr(0, text.find('\n')))};
-}
 
 Cause diagnose(const DiagnosisInput& input) {
   const ExpectedTaps& taps = input.reference.expected;

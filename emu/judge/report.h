@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "collectives/algorithm.h"
-#include "collectives/wait_graph.h"
+#include "emu/judge/cause.h"
 #include "emu/judge/exact_use.h"
+#include "emu/judge/stall.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
 
@@ -37,12 +38,6 @@ struct TapReport {
   double norm = 0;                          ///< of the sharded run's values, a replicated one once
   std::optional<std::uint64_t> exact_hash;  ///< in `exact`, of a tap that agrees: hash_bits of its values (hash.h)
   std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
-};
-
-/// Why a run went wrong, as its error shows (diagnose.h).
-struct Cause {
-  std::string name;      ///< one of a fixed list, snake_case; "unknown" when no signature fits
-  std::string evidence;  ///< one sentence with the figures
 };
 
 /// The first tap in program order that is wrong.
@@ -99,10 +94,7 @@ struct VerifyReport {
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
-  std::string deadlock;                    ///< the error's text when the verdict is deadlock
-  std::optional<WaitGraph> wait_graph;     ///< of a deadlock: who waits for whom
-  std::vector<CallInfo> mismatched_calls;  ///< of a collective mismatch: the two calls; of a wrong call: that one
-  std::optional<Cause> deadlock_cause;
+  std::optional<Stall> stall;  ///< set exactly when the verdict is deadlock
   double reference_seconds = 0;
   double sharded_seconds = 0;
 };

@@ -51,7 +51,7 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
     cluster.run(*executor, program, &collector);
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
-    report.deadlock = error.what();
+    report.stall = stall_of(error);
     return report;
   }
   const std::vector<TapOutcome> outcomes = collector.finish();

@@ -354,13 +354,7 @@ VerifyReport verify(const RunnablePlan& runnable, const VerifyOptions& options) 
     }
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
-    report.deadlock = error.what();
-    report.deadlock_cause = diagnose(error);
-    if (const auto* stuck = dynamic_cast<const DeadlockError*>(&error)) report.wait_graph = stuck->graph();
-    if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {
-      report.mismatched_calls = {mismatch->first(), mismatch->second()};
-    }
-    if (const auto* invalid = dynamic_cast<const InvalidCall*>(&error)) report.mismatched_calls = {invalid->call()};
+    report.stall = stall_of(error);
   }
   return report;
 }

@@ -60,7 +60,7 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
   if (report.verdict == Verdict::deadlock) {
     result.outcome = MutationResult::Outcome::detected;
     result.tap_right = mutation.tap.empty() || mutation.may_clash;
-    if (report.deadlock_cause) result.cause = *report.deadlock_cause;
+    if (report.stall) result.cause = report.stall->cause;
   } else if (report.first_divergence) {
     const Divergence& divergence = *report.first_divergence;
     result.outcome = MutationResult::Outcome::detected;

@@ -139,9 +139,7 @@ JunitSuite junit_suite(const VerifyReport& report) {
     }
     suite.cases.push_back(std::move(test));
   }
-  if (report.verdict == Verdict::deadlock) {
-    suite.cases.push_back(error_case(plan, "run", report.verdict, report.deadlock));
-  }
+  if (report.stall) suite.cases.push_back(error_case(plan, "run", report.verdict, report.stall->text));
   for (const Problem& problem : report.problems) {
     suite.cases.push_back(error_case(plan, problem.field, report.verdict, problem.message));
   }

@@ -105,6 +105,16 @@ Json wait_graph_json(const WaitGraph& graph) {
   return {{"meetings", meetings}, {"cycle", cycle}, {"causes", graph.causes}};
 }
 
+/// The stall's fields stand beside the report's, as they did before it had a kind.
+void add_stall(const std::optional<Stall>& stall, Json& document) {
+  document["deadlock"] = stall ? Json(stall->text) : Json(nullptr);
+  if (!stall) return;
+  document["deadlock_cause"] = cause_json(stall->cause);
+  if (stall->graph) document["wait_graph"] = wait_graph_json(*stall->graph);
+  if (!stall->calls.empty()) document["mismatched_calls"] = calls_json(stall->calls);
+  document["stall"] = {{"kind", to_string(stall->kind)}};
+}
+
 Json collectives_json(const std::vector<CollectiveReport>& collectives) {
   Json array = Json::array();
   for (const CollectiveReport& entry : collectives) {
@@ -186,10 +196,7 @@ Json report_json(const VerifyReport& report) {
                          {"replayed", report.routing.replayed}};
   document["tokens_per_expert"] = report.tokens_per_expert;
   document["collectives"] = collectives_json(report.collectives);
-  document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
-  if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
-  if (report.wait_graph) document["wait_graph"] = wait_graph_json(*report.wait_graph);
-  if (!report.mismatched_calls.empty()) document["mismatched_calls"] = calls_json(report.mismatched_calls);
+  add_stall(report.stall, document);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
   return document;
 }

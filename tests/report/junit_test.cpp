@@ -116,7 +116,7 @@ TEST(JunitSuite, PassesAnAmbiguousChoiceOfExperts) {
 TEST(JunitSuite, ReportsWhatStoppedTheRunAsErrors) {
   VerifyReport deadlock = passing_report(), invalid = passing_report();
   deadlock.verdict = Verdict::deadlock;
-  deadlock.deadlock = "ranks 0 and 1 wait";
+  deadlock.stall = Stall{.text = "ranks 0 and 1 wait", .graph = {}, .calls = {}, .cause = {}};
   deadlock.taps.clear();
   invalid.verdict = Verdict::invalid;
   invalid.problems = {{"parallel.tp", "3 does not divide 16"}};
