@@ -78,9 +78,12 @@ std::string tap_table(const VerifyReport& report, bool all_taps) {
   std::vector<std::vector<std::string>> rows{
       {"tap", "tensors", "worst error", "bound", "amplification", "replicas", "worst in"}};
   for (const TapLine& line : lines_by_kind(report.taps, all_taps)) {
-    rows.push_back({line.name, fmt::format("{}", line.count), error_text(line.worst->max_error),
-                    error_text(line.worst->bound), fmt::format("{:.2f}", line.worst->amplification),
-                    line.replicas_equal ? "equal" : "DIFFER", line.count > 1 ? line.worst->name : ""});
+    const TapReport& worst = *line.worst;
+    const bool missing = worst.verdict == TapVerdict::missing;
+    const std::string replicas = !line.replicas_equal ? "DIFFER" : missing ? "-" : "equal";
+    rows.push_back({line.name, fmt::format("{}", line.count), missing ? "missing" : error_text(worst.max_error),
+                    error_text(worst.bound), missing ? "-" : fmt::format("{:.2f}", worst.amplification), replicas,
+                    line.count > 1 ? worst.name : ""});
   }
   return table(rows, 1);
 }

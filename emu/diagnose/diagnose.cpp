@@ -58,7 +58,7 @@ Cause diagnose(const DiagnosisInput& input) {
   const double relative = exact ? 0 : std::max(kFloatTolerance, input.divergence.bound);
   const std::vector<WrongRow> wrong = wrong_rows(expected, input.parts, relative);
   if (wrong.empty()) {
-    if (layer >= 0 && kind == "attention.norm" && input.divergence.message.find("no rank") != std::string::npos) {
+    if (layer >= 0 && kind == "attention.norm" && input.divergence.verdict == TapVerdict::missing) {
       return {"layer_missing", input.divergence.message};
     }
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};

@@ -33,7 +33,12 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   };
   const auto keep = [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
     if (completed) completed(name);
-    prepared.expected.add(name, rows, cols, std::move(values), name.ends_with(".router_choice"));
+    const bool one_expert = plan.model.top_k == 1 || plan.model.num_experts == 1;
+    prepared.expected.add(
+        name, rows, cols, std::move(values),
+        {.ids = name.ends_with(".router_choice"),
+         // One expert, its weight renormalised, weighs one.
+         .constant_by_nature = name.ends_with(".router_weights") && one_expert && plan.model.norm_topk_prob});
   };
   const auto count_bits = [&](const std::string& tap, std::string_view sum, int bits) {
     add_sum(prepared.sums, tap, sum, bits);

@@ -27,9 +27,22 @@ enum class Verdict {
 /// "pass", "mismatch", "inconclusive", "deadlock", "invalid".
 const char* to_string(Verdict verdict);
 
+/// Of one tap, set by judge() (judge.h) and read by everybody else.
+enum class TapVerdict {
+  pass,
+  mismatch,      ///< a rank's part is wrong, or replicas differ
+  missing,       ///< no rank produced it, or some of its elements
+  inconclusive,  ///< agreement, or the difference that there is, proves nothing here
+};
+
+/// "pass", "mismatch", "missing", "inconclusive".
+const char* to_string(TapVerdict verdict);
+
 struct TapReport {
   std::string name;
-  double max_error = 0;  ///< of the worst row, relative to the row's scale (ExpectedTap::scale)
+  TapVerdict verdict = TapVerdict::inconclusive;
+  /// Of the worst row, relative to the row's scale (ExpectedTap::scale); infinite when the tap is missing.
+  double max_error = 0;
   double bound = 0;
   double amplification = 1;  ///< max_error over the unsharded run's
   bool replicas_equal = true;
@@ -43,7 +56,8 @@ struct TapReport {
 /// The first tap in program order that is wrong.
 struct Divergence {
   std::string tap;
-  std::vector<int> ranks;  ///< whose part of it is wrong
+  TapVerdict verdict = TapVerdict::mismatch;
+  std::vector<int> ranks;  ///< whose part of it is wrong; none when the tap is missing
   std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
   std::int64_t col = 0;
   double expected = 0;

@@ -71,7 +71,7 @@ std::launch beside(const VerifyOptions& options) {
 RoutingReplay reference_choices(const ExpectedTaps& expected) {
   RoutingReplay replay;
   for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.ids) continue;
+    if (!tap.traits.ids) continue;
     ops::Matrix<std::int32_t>& ids = replay.emplace_back(tap.rows, tap.cols);
     std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
   }
@@ -159,8 +159,9 @@ template <class T>
 RunResult run_program(const Bench& bench, const Parallel& parallel, const Batch& batch, const RoutingReplay* replay,
                       FaultInjector* fault, const char* run) {
   Cluster cluster(parallel);
-  TapCollector collector(bench.prepared.expected, cluster.mesh(), bench.options.format == ops::Format::exact,
-                         [&](const std::string& name) { bench.progress.tap_complete(run, name); });
+  TapCollector collector(bench.prepared.expected, cluster.mesh(),
+                         {.ordered_ids = bench.options.format == ops::Format::exact,
+                          .completed = [&](const std::string& name) { bench.progress.tap_complete(run, name); }});
   std::string error;
   try {
     run_ranks<T>(bench, batch, replay, fault, collector, cluster);
@@ -194,7 +195,7 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
                                                     const std::vector<TapOutcome>& outcomes) {
   std::vector<std::vector<std::int64_t>> counts;
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
-    if (!expected.all()[i].ids) continue;
+    if (!expected.all()[i].traits.ids) continue;
     std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(plan.model.num_experts), 0);
     for (const std::int32_t id : outcomes[i].ids) {
       if (id >= 0 && id < plan.model.num_experts) ++layer[static_cast<std::size_t>(id)];
@@ -203,68 +204,21 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
   return counts;
 }
 
-/// With one expert chosen and its weight renormalised, every weight is one: nothing else can be expected.
-bool constant_by_nature(const ModelConfig& model, const std::string& tap) {
-  return tap.ends_with(".router_weights") && (model.top_k == 1 || model.num_experts == 1) && model.norm_topk_prob;
-}
-
-std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected) {
-  std::vector<Problem> problems;
-  for (const ExpectedTap& tap : expected.all()) {
-    if (tap.vacuous.empty() || (tap.vacuous == "constant" && constant_by_nature(plan.model, tap.name))) continue;
-    problems.push_back({tap.name, fmt::format("the reference's values are {}: agreement would prove nothing; choose "
-                                              "another seed or a larger scale",
-                                              tap.vacuous)});
-  }
-  return problems;
-}
-
-/// The first kind of tap, if any, that the format rounds so much that its bound would let anything pass.
-std::optional<Problem> boundless_tap(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
-                                     ops::Format format) {
-  for (std::size_t i = 0; i < taps.size(); ++i) {
-    if (expected.all()[i].ids || taps[i].bound < kLargestBound) continue;
-    return Problem{
-        taps[i].name,
-        fmt::format("the unsharded run in {} is off by so much that the bound of {:.3g} of a row's scale would "
-                    "let anything pass; use smaller weights, fewer layers or a wider format",
-                    ops::to_string(format), taps[i].bound)};
-  }
-  return std::nullopt;
-}
-
-/// How many taps, in program order, differ for no reason but a wrong run: from the first sum that its budget does not
-/// hold, or the first value that is not finite, a difference proves nothing.
-std::size_t reliable_taps(const PreparedReference& reference, const std::vector<Problem>& beyond) {
-  const std::vector<ExpectedTap>& taps = reference.expected.all();
-  const auto first = std::ranges::find_if(taps, [&](const ExpectedTap& tap) {
-    return tap.vacuous == kNotFinite || std::ranges::find(beyond, tap.name, &Problem::field) != beyond.end();
-  });
-  return static_cast<std::size_t>(first - taps.begin());
-}
-
-/// Fills in what is known once all runs are judged: why the verdict may be inconclusive, and the verdict.
-void conclude(const PreparedReference& reference, const RunResult& unsharded, const RunResult& sharded,
-              VerifyReport& report) {
-  const auto add = [&](std::vector<Problem> problems) {
-    std::ranges::move(problems, std::back_inserter(report.problems));
-  };
-  if (!unsharded.error.empty()) report.problems.push_back({"unsharded run", unsharded.error});
-  if (!sharded.error.empty()) report.problems.push_back({"run", sharded.error});
-  for (const std::string& name : sharded.unexpected) {
-    report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
-  }
-  const std::vector<Problem> beyond = beyond_budget(reference.sums);
-  add(beyond);
-  add(vacuous_taps(report.plan, reference.expected));
-  if (auto boundless = boundless_tap(reference.expected, report.taps, report.format)) add({std::move(*boundless)});
-
-  const auto wrong = report.first_divergence ? reference.expected.find(report.first_divergence->tap) : -1;
-  const bool proves =
-      wrong >= 0 && unsharded.error.empty() && static_cast<std::size_t>(wrong) < reliable_taps(reference, beyond);
-  report.verdict = proves                                                ? Verdict::mismatch
-                   : !report.problems.empty() || report.first_divergence ? Verdict::inconclusive
-                                                                         : Verdict::pass;
+Evidence evidence_of(const PreparedReference& reference, const std::vector<double>& bounds, const RunResult& unsharded,
+                     const RunResult& sharded) {
+  Evidence evidence{.expected = reference.expected,
+                    .format = reference.format,
+                    .sums = reference.sums,
+                    .bounds = bounds,
+                    .bounds_hold = unsharded.error.empty(),
+                    .unsharded = unsharded.outcomes,
+                    .sharded = sharded.outcomes,
+                    .problems = {},
+                    .unexpected = sharded.unexpected,
+                    .remedy = "; choose another seed or a larger scale"};
+  if (!unsharded.error.empty()) evidence.problems.push_back({"unsharded run", unsharded.error});
+  if (!sharded.error.empty()) evidence.problems.push_back({"run", sharded.error});
+  return evidence;
 }
 
 template <class T>
@@ -317,16 +271,13 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
 
   report.tokens_per_expert = count_tokens(plan, expected, result.outcomes);
   report.collectives = std::move(result.collectives);
-  report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   const bool replayed = report.routing.replayed;
-  report.routing = judge_routing(expected, report.taps, result.outcomes, options.format);
+  const std::vector<double> bounds = error_bounds(expected, base.outcomes, options.format);
+  report.routing = judge_routing(expected, bounds, result.outcomes, options.format);
   report.routing.replayed = replayed;
-  // An excused choice is no error any more; in `exact` none is.
-  if (!exact) report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
   if (exact) report.exact_use = exact_use(expected, prepared.sums);
-  report.first_divergence = first_divergence(report.taps, result.outcomes);
-  conclude(prepared, base, result, report);
+  judge(evidence_of(prepared, bounds, base, result), report);
   if (report.verdict != Verdict::mismatch) return;
   if (!result.error.empty()) {
     report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};

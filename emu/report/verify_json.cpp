@@ -26,6 +26,7 @@ Json taps_json(const std::vector<TapReport>& taps) {
   Json array = Json::array();
   for (const TapReport& tap : taps) {
     array.push_back({{"name", tap.name},
+                     {"verdict", to_string(tap.verdict)},
                      {"max_error", number(tap.max_error)},
                      {"bound", number(tap.bound)},
                      {"amplification", number(tap.amplification)},
@@ -148,26 +149,6 @@ Json exact_use_json(const std::optional<ExactUse>& use) {
           {"grid", grid},
           {"warnings", problems_json(use->weak)}};
 }
-
-}  // namespace
-
-const char* to_string(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::pass:
-      return "pass";
-    case Verdict::mismatch:
-      return "mismatch";
-    case Verdict::inconclusive:
-      return "inconclusive";
-    case Verdict::deadlock:
-      return "deadlock";
-    case Verdict::invalid:
-      break;
-  }
-  return "invalid";
-}
-
-namespace {
 
 Json report_json(const VerifyReport& report) {
   Json document;
