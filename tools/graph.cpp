@@ -124,7 +124,7 @@ int run_audit(const GraphFlags& flags, const Plan& plan) {
 
 int run_graph(const GraphFlags& flags) {
   const Plan original = read_plan(flags.plan);
-  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
+  const std::string file = plan_name(flags.plan);
   if (const auto problems = validate(original); !problems.empty()) throw UsageError(problems_text(file, problems));
   if (!flags.audit.empty()) return run_audit(flags, original);
   if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");

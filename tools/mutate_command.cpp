@@ -111,7 +111,7 @@ RunnablePlan plan_of(const MutateFlags& flags) {
   if (flags.seed) original.workload.seed = *flags.seed;
   const Runnable runnable = make_runnable(std::move(original));
   if (!runnable.plan) {
-    throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, runnable.problems));
+    throw UsageError(problems_text(plan_name(flags.plan), runnable.problems));
   }
   return runnable.plan->scaled(scale);
 }

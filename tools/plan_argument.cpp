@@ -16,6 +16,10 @@ extern const std::string_view kDefaultPlan;  // plans/tp4_ep4_pp4.json, embedded
 
 namespace shardproof::tools {
 
+std::string plan_name(const std::string& path) {
+  return path.empty() ? "default plan" : path;
+}
+
 std::string problems_text(const std::string& path, const std::vector<Problem>& problems) {
   std::string text;
   for (const Problem& problem : problems) {
@@ -31,7 +35,7 @@ std::string problems_text(const std::string& path, const std::vector<Problem>& p
 
 Plan read_plan(const std::string& path) {
   LoadedPlan loaded = path.empty() ? parse_plan(kDefaultPlan, "the embedded default plan", ".") : load_plan(path);
-  if (!loaded.plan) throw UsageError(problems_text(path.empty() ? "default plan" : path, loaded.problems));
+  if (!loaded.plan) throw UsageError(problems_text(plan_name(path), loaded.problems));
   return std::move(*loaded.plan);
 }
 
@@ -66,6 +70,18 @@ ScaleOptions ScaleFlags::options() const {
   }
   result.mode = ScaleOptions::Mode::divide;
   return result;
+}
+
+std::string to_string(const ScaleOptions& options) {
+  switch (options.mode) {
+    case ScaleOptions::Mode::automatic:
+      return "auto";
+    case ScaleOptions::Mode::full:
+      return "full";
+    case ScaleOptions::Mode::divide:
+      break;
+  }
+  return fmt::format("{}", options.divisor);
 }
 
 }  // namespace shardproof::tools

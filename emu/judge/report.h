@@ -84,15 +84,6 @@ struct CollectiveReport {
   std::int64_t bytes = 0;  ///< that the ranks put in, in the run's scalar
 };
 
-/// What the run in `exact` found, where a float format was asked for too.
-struct AlgebraReport {
-  Verdict verdict = Verdict::invalid;
-  std::optional<Divergence> first_divergence;
-  std::int64_t taps = 0;      ///< that agree bit for bit when the verdict is pass
-  std::int64_t elements = 0;  ///< of those taps
-  double seconds = 0;         ///< reference and sharded run
-};
-
 struct VerifyReport {
   Verdict verdict = Verdict::invalid;
   Plan plan;  ///< as run, after scaling
@@ -103,20 +94,31 @@ struct VerifyReport {
   std::vector<TapReport> taps;    ///< in program order
   std::int64_t elements = 0;      ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
-  std::optional<AlgebraReport> algebra;  ///< set by prove()
-  std::optional<ExactUse> exact_use;     ///< of the run in `exact`; of prove(), that of the algebra
+  std::optional<ExactUse> exact_use;  ///< of a run in `exact`
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
   std::optional<Stall> stall;  ///< set exactly when the verdict is deadlock
   double reference_seconds = 0;
   double sharded_seconds = 0;
+
+  double seconds() const { return reference_seconds + sharded_seconds; }
 };
 
-/// One order of the all-reduce, and the run that used it.
+/// Two verdicts, never mixed.
+struct Proof {
+  VerifyReport algebra;                  ///< in `exact`, with no tolerance; of an invalid plan, its problems
+  std::optional<VerifyReport> rounding;  ///< in a float format, where one was asked for and the algebra passed
+
+  /// The verdict that was reached last: both hold when it passes.
+  const VerifyReport& last() const { return rounding ? *rounding : algebra; }
+  Verdict verdict() const { return last().verdict; }
+};
+
+/// One order of the all-reduce, and what was proven with it.
 struct OrderReport {
   Algorithm algorithm = Algorithm::rank_order;
-  VerifyReport report;
+  Proof proof;
 };
 
 }  // namespace shardproof

@@ -316,37 +316,31 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
   return verify(*runnable.plan, options);
 }
 
-VerifyReport prove(const RunnablePlan& plan, const VerifyOptions& options) {
-  if (options.format == ops::Format::exact) return verify(plan, options);
+Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
+  if (options.format == ops::Format::exact) return {.algebra = verify(plan, options), .rounding = {}};
   VerifyOptions exact_options = options;
   exact_options.format = ops::Format::exact;
   // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
   // algebra's own reference, which keeps but one core busy for much of its time.
   std::future<PreparedReference> reference =
       std::async(beside(options), [&] { return prepare_reference(plan.plan(), options.format, options.weights); });
-  VerifyReport exact = verify(plan, exact_options);
-  if (exact.verdict != Verdict::pass) return exact;
+  Proof proof{.algebra = verify(plan, exact_options), .rounding = {}};
+  if (proof.algebra.verdict != Verdict::pass) return proof;
   const PreparedReference prepared = reference.get();
   VerifyOptions rounding_options = options;
   rounding_options.prepared = &prepared;
   rounding_options.diagnose = false;
-  VerifyReport report = verify(plan, rounding_options);
-  report.algebra = AlgebraReport{.verdict = exact.verdict,
-                                 .first_divergence = exact.first_divergence,
-                                 .taps = std::ssize(exact.taps),
-                                 .elements = exact.elements,
-                                 .seconds = exact.reference_seconds + exact.sharded_seconds};
-  report.exact_use = std::move(exact.exact_use);
-  if (report.first_divergence) {
-    report.first_divergence->cause =
+  proof.rounding = verify(plan, rounding_options);
+  if (proof.rounding->first_divergence) {
+    proof.rounding->first_divergence->cause =
         Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
   }
-  return report;
+  return proof;
 }
 
-VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
+Proof prove(const Plan& plan, const VerifyOptions& options) {
   Runnable runnable = make_runnable(plan);
-  if (!runnable.plan) return refused(plan, options, std::move(runnable.problems));
+  if (!runnable.plan) return {.algebra = refused(plan, options, std::move(runnable.problems)), .rounding = {}};
   return prove(*runnable.plan, options);
 }
 

@@ -77,13 +77,12 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options = {})
 /// A plan that make_runnable() refuses gives Verdict::invalid, with its problems.
 VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
 
-/// Two verdicts, never mixed: first the algebra in `exact`, with no tolerance; then the rounding in options.format. The
-/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report, and no rank
-/// is run in the format. Several threads run what needs nothing of each other side by side: the two references, then
-/// the unsharded and the sharded run in the format. With options.format == exact this is verify().
-VerifyReport prove(const RunnablePlan& plan, const VerifyOptions& options = {});
+/// First the algebra in `exact`, with no tolerance; then, when it is right and options.format is a float format, the
+/// rounding in that. Several threads run what needs nothing of each other side by side: the two references, then the
+/// unsharded and the sharded run in the format.
+Proof prove(const RunnablePlan& plan, const VerifyOptions& options = {});
 /// As verify() does of a plan.
-VerifyReport prove(const Plan& plan, const VerifyOptions& options = {});
+Proof prove(const Plan& plan, const VerifyOptions& options = {});
 
 /// What prove() will need at its peak, in bytes: weights, expected taps and the ranks' activations.
 double estimated_bytes(const Plan& plan, ops::Format format);

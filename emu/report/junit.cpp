@@ -136,7 +136,7 @@ JunitSuite junit_suite(const VerifyReport& report) {
                                   {"threads", std::to_string(report.threads)},
                                   {"verdict", to_string(report.verdict)}},
                    .cases = {}};
-  const double seconds = report.reference_seconds + report.sharded_seconds;
+  const double seconds = report.seconds();
   for (const TapReport& tap : report.taps) {
     JunitCase& test = suite.cases.emplace_back(tap_case(plan, tap, report.first_divergence));
     test.seconds = seconds / static_cast<double>(report.taps.size());

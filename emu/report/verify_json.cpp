@@ -150,7 +150,8 @@ Json exact_use_json(const std::optional<ExactUse>& use) {
           {"warnings", problems_json(use->weak)}};
 }
 
-Json report_json(const VerifyReport& report) {
+/// `algebra` is what a report on rounding rests on.
+Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullptr) {
   Json document;
   document["schema"] = "shardproof.verify/1";
   document["plan"] = Json::parse(plan_json(report.plan));
@@ -163,14 +164,14 @@ Json report_json(const VerifyReport& report) {
   document["problems"] = problems_json(report.problems);
   document["taps"] = taps_json(report.taps);
   document["first_divergence"] = divergence_json(report.first_divergence);
-  if (report.algebra) {
-    document["algebra"] = {{"verdict", to_string(report.algebra->verdict)},
-                           {"first_divergence", divergence_json(report.algebra->first_divergence)},
-                           {"taps", report.algebra->taps},
-                           {"elements", report.algebra->elements},
-                           {"seconds", report.algebra->seconds}};
+  if (algebra != nullptr) {
+    document["algebra"] = {{"verdict", to_string(algebra->verdict)},
+                           {"first_divergence", divergence_json(algebra->first_divergence)},
+                           {"taps", algebra->taps.size()},
+                           {"elements", algebra->elements},
+                           {"seconds", algebra->seconds()}};
   }
-  document["exact_use"] = exact_use_json(report.exact_use);
+  document["exact_use"] = exact_use_json(algebra != nullptr ? algebra->exact_use : report.exact_use);
   document["routing"] = {{"tokens", report.routing.tokens},
                          {"ambiguous", report.routing.ambiguous},
                          {"flipped", report.routing.flipped},
@@ -182,16 +183,28 @@ Json report_json(const VerifyReport& report) {
   return document;
 }
 
+Json proof_json(const Proof& proof) {
+  return report_json(proof.last(), proof.rounding ? &proof.algebra : nullptr);
+}
+
+std::string text_of(const Json& document) {
+  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
 }  // namespace
 
 std::string to_json(const VerifyReport& report) {
-  return report_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return text_of(report_json(report));
+}
+
+std::string to_json(const Proof& proof) {
+  return text_of(proof_json(proof));
 }
 
 std::string to_json(const std::vector<OrderReport>& orders) {
   Json document{{"schema", "shardproof.orders/1"}, {"orders", Json::array()}};
   for (const OrderReport& order : orders) {
-    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", report_json(order.report)}});
+    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", proof_json(order.proof)}});
   }
   return document.dump(2) + "\n";
 }

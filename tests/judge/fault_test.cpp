@@ -165,21 +165,40 @@ TEST(Verify, CountsTheTokensOfEveryExpert) {
 }
 
 TEST(Prove, GivesTheAlgebraThenTheRounding) {
-  const VerifyReport report = prove(small_plan({.tp = 2, .dp = 2, .ep = 4}), {.format = ops::Format::bf16});
+  const Proof proof = prove(small_plan({.tp = 2, .dp = 2, .ep = 4}), {.format = ops::Format::bf16});
 
-  ASSERT_TRUE(report.algebra.has_value());
-  EXPECT_EQ(report.algebra->verdict, Verdict::pass);
-  EXPECT_EQ(report.format, ops::Format::bf16);
-  EXPECT_EQ(report.verdict, Verdict::pass);
+  EXPECT_EQ(proof.algebra.verdict, Verdict::pass);
+  EXPECT_EQ(proof.algebra.format, ops::Format::exact);
+  ASSERT_TRUE(proof.rounding.has_value());
+  EXPECT_EQ(proof.rounding->format, ops::Format::bf16);
+  EXPECT_EQ(proof.verdict(), Verdict::pass);
+  EXPECT_EQ(&proof.last(), &*proof.rounding);
 }
 
 TEST(Prove, StopsAtAWrongAlgebra) {
   DroppedAllReduce fault("attention.output", 0);
 
-  const VerifyReport report = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
+  const Proof proof = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
 
-  EXPECT_EQ(report.verdict, Verdict::mismatch);
-  EXPECT_EQ(report.format, ops::Format::exact);
+  EXPECT_EQ(proof.verdict(), Verdict::mismatch);
+  EXPECT_EQ(proof.algebra.format, ops::Format::exact);
+  EXPECT_FALSE(proof.rounding.has_value());
+}
+
+TEST(Prove, IsTheAlgebraAloneInExact) {
+  const Proof proof = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::exact});
+
+  EXPECT_EQ(proof.algebra.verdict, Verdict::pass);
+  EXPECT_FALSE(proof.rounding.has_value());
+  EXPECT_EQ(to_json(proof), to_json(proof.algebra));
+}
+
+TEST(Prove, RefusesAPlanThatIsNotRunnable) {
+  const Proof proof = prove(small_plan({.cp = 2, .edp = 2}));
+
+  EXPECT_EQ(proof.verdict(), Verdict::invalid);
+  EXPECT_EQ(proof.algebra.problems.front().field, "parallel.cp");
+  EXPECT_FALSE(proof.rounding.has_value());
 }
 
 }  // namespace
