@@ -38,6 +38,7 @@ int run_check(const CheckFlags& flags) {
     throw UsageError("--json and --markdown cannot both go to standard output");
   }
   const CheckReport report = check(read_plan(flags.plan));
+  say_what_is_left_out(report.plan);
   if (json.wanted()) json.write(to_json(report));
   if (markdown.wanted()) markdown.write(to_markdown(report));
   const bool invalid = report.ranks.empty();
@@ -45,7 +46,7 @@ int run_check(const CheckFlags& flags) {
     fmt::print("{}", check_text(report, {.all_quantities = flags.all}));
   }
   if (!report.problems.empty()) {
-    throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
+    throw UsageError(problems_text(plan_name(flags.plan), report.problems));
   }
   const bool refuted = std::any_of(report.claims.begin(), report.claims.end(),
                                    [](const JudgedClaim& judged) { return judged.verdict == ClaimVerdict::fails; });

@@ -15,6 +15,7 @@
 #include <string>
 #include <utility>
 
+#include "emu/plan/runnable.h"
 #include "emu/plan/validate.h"
 #include "emu/report/dot.h"
 #include "emu/report/json.h"
@@ -123,12 +124,12 @@ int run_audit(const GraphFlags& flags, const Plan& plan) {
 
 int run_graph(const GraphFlags& flags) {
   const Plan original = read_plan(flags.plan);
-  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
+  const std::string file = plan_name(flags.plan);
   if (const auto problems = validate(original); !problems.empty()) throw UsageError(problems_text(file, problems));
   if (!flags.audit.empty()) return run_audit(flags, original);
   if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");
-  if (original.parallel.cp > 1)
-    throw UsageError(fmt::format("{}: parallel.cp: context parallelism is not run yet", file));
+  if (const auto problems = not_executed(original); !problems.empty()) throw UsageError(problems_text(file, problems));
+  say_what_is_left_out(original);
 
   GraphSelection selection;
   if (!flags.layers.empty())

@@ -10,11 +10,12 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "emu/judge/verify.h"
 #include "emu/mutate/mutation.h"
-#include "emu/plan/validate.h"
+#include "emu/plan/runnable.h"
 #include "emu/report/json.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
@@ -104,15 +105,15 @@ std::string score_text(const MutationScore& score, bool all) {
   return text;
 }
 
-Plan plan_of(const MutateFlags& flags) {
+RunnablePlan plan_of(const MutateFlags& flags) {
   const ScaleOptions scale = flags.scale.options();
-  const std::string file = flags.plan.empty() ? "default plan" : flags.plan;
   Plan original = read_plan(flags.plan);
   if (flags.seed) original.workload.seed = *flags.seed;
-  const std::vector<Problem> problems = validate(original);
-  if (!problems.empty()) throw UsageError(problems_text(file, problems));
-  if (original.parallel.cp > 1) throw UsageError(file + ": parallel.cp: context parallelism is not executed yet");
-  return scaled(original, scale);
+  const Runnable runnable = make_runnable(std::move(original));
+  if (!runnable.plan) {
+    throw UsageError(problems_text(plan_name(flags.plan), runnable.problems));
+  }
+  return runnable.plan->scaled(scale);
 }
 
 int run_mutate(const MutateFlags& flags) {
@@ -122,8 +123,10 @@ int run_mutate(const MutateFlags& flags) {
       throw UsageError(fmt::format("--kind: there is no mutation '{}'", name));
     }
   }
-  const Plan plan = plan_of(flags);
-  const VerifyReport clean = verify(plan, {.format = ops::Format::exact, .threads = flags.threads, .diagnose = false});
+  const RunnablePlan runnable = plan_of(flags);
+  const Plan& plan = runnable.plan();
+  const VerifyReport clean =
+      verify(runnable, {.format = ops::Format::exact, .threads = flags.threads, .diagnose = false});
   if (clean.verdict != Verdict::pass) {
     fmt::print(stderr, "shardproof: the plan itself does not pass ({}): mutations would prove nothing\n",
                to_string(clean.verdict));
@@ -140,7 +143,7 @@ int run_mutate(const MutateFlags& flags) {
       std::fflush(stderr);
     };
   }
-  const MutationScore score = run_mutations(plan, options);
+  const MutationScore score = run_mutations(runnable, options);
   if (shown) fmt::print(stderr, "\r\x1b[K");
   json.write(json.wanted() ? to_json(std::span(&score, 1)) : std::string());
   if (!json.is_stdout()) {

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cstdio>
 #include <string_view>
 
 #include "emu/plan/load.h"
+#include "emu/plan/runnable.h"
 #include "tools/usage_error.h"
 
 namespace shardproof {
@@ -13,6 +15,10 @@ extern const std::string_view kDefaultPlan;  // plans/tp4_ep4_pp4.json, embedded
 }
 
 namespace shardproof::tools {
+
+std::string plan_name(const std::string& path) {
+  return path.empty() ? "default plan" : path;
+}
 
 std::string problems_text(const std::string& path, const std::vector<Problem>& problems) {
   std::string text;
@@ -29,8 +35,12 @@ std::string problems_text(const std::string& path, const std::vector<Problem>& p
 
 Plan read_plan(const std::string& path) {
   LoadedPlan loaded = path.empty() ? parse_plan(kDefaultPlan, "the embedded default plan", ".") : load_plan(path);
-  if (!loaded.plan) throw UsageError(problems_text(path.empty() ? "default plan" : path, loaded.problems));
+  if (!loaded.plan) throw UsageError(problems_text(plan_name(path), loaded.problems));
   return std::move(*loaded.plan);
+}
+
+void say_what_is_left_out(const Plan& plan) {
+  for (const Problem& missing : not_computed(plan)) fmt::print(stderr, "shardproof: left out: {}\n", missing.message);
 }
 
 void ScaleFlags::add_to(CLI::App& command) {
@@ -60,6 +70,18 @@ ScaleOptions ScaleFlags::options() const {
   }
   result.mode = ScaleOptions::Mode::divide;
   return result;
+}
+
+std::string to_string(const ScaleOptions& options) {
+  switch (options.mode) {
+    case ScaleOptions::Mode::automatic:
+      return "auto";
+    case ScaleOptions::Mode::full:
+      return "full";
+    case ScaleOptions::Mode::divide:
+      break;
+  }
+  return fmt::format("{}", options.divisor);
 }
 
 }  // namespace shardproof::tools

@@ -15,8 +15,14 @@ namespace shardproof::tools {
 /// file's name.
 Plan read_plan(const std::string& path);
 
-/// Prints the validation problems of a plan as an UsageError would read; returns the text.
+/// What a plan is called in messages: its path, or that it is the default one.
+std::string plan_name(const std::string& path);
+
+/// The problems as an UsageError reads, one a line, each with the file's name.
 std::string problems_text(const std::string& path, const std::vector<Problem>& problems);
+
+/// On standard error, the parts of the plan's model that are not computed: what is answered leaves them out.
+void say_what_is_left_out(const Plan& plan);
 
 struct ScaleFlags {
   std::string scale = "auto";
@@ -27,5 +33,8 @@ struct ScaleFlags {
   /// Throws UsageError for a scale that is not auto, full or a positive whole number.
   ScaleOptions options() const;
 };
+
+/// As it is asked for: "auto", "full", "8".
+std::string to_string(const ScaleOptions& options);
 
 }  // namespace shardproof::tools

@@ -3,49 +3,24 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
-#include "emu/judge/verify.h"
-#include "emu/plan/validate.h"
 #include "emu/report/baseline.h"
 #include "emu/report/json.h"
 #include "emu/report/junit.h"
-#include "emu/weights/checkpoint.h"
 #include "tools/exit_code.h"
-#include "tools/memory.h"
 #include "tools/output_file.h"
-#include "tools/plan_argument.h"
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
+#include "tools/verify_request.h"
 #include "tools/verify_text.h"
 
 namespace shardproof::tools {
 namespace {
-
-struct VerifyFlags {
-  std::string plan;
-  std::optional<std::string> format;
-  ScaleFlags scale;
-  std::optional<std::uint64_t> seed;
-  int threads = 0;
-  std::optional<std::uint64_t> schedule;
-  std::string all_reduce = "rank_order";
-  std::optional<std::string> wire;
-  std::optional<std::string> accumulate;
-  std::string checkpoint;
-  std::string json;
-  std::string junit;
-  std::string record;
-  std::string baseline;
-  bool all_taps = false;
-
-  bool all_orders() const { return all_reduce == "all"; }
-  bool uses_baseline() const { return !record.empty() || !baseline.empty(); }
-};
 
 int exit_code_of(Verdict verdict) {
   switch (verdict) {
@@ -61,43 +36,6 @@ int exit_code_of(Verdict verdict) {
       break;
   }
   return kUsage;
-}
-
-/// The float format whose rounding is judged when none is asked for: the one that the model's weights are kept in.
-ops::Format default_format(const ModelConfig& model) {
-  if (model.dtype == "float16") return ops::Format::fp16;
-  if (model.dtype == "float32") return ops::Format::fp32;
-  if (model.dtype == "float64") return ops::Format::fp64;
-  return ops::Format::bf16;
-}
-
-ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
-  // A baseline is of bits unless a float format is asked for: only those hold on every machine.
-  if (!flags.format && flags.uses_baseline()) return ops::Format::exact;
-  return flags.format ? ops::parse_format(*flags.format).value() : default_format(model);
-}
-
-std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
-  return format ? ops::parse_format(*format) : std::nullopt;
-}
-
-/// Refuses a run that cannot fit, with a scale that would.
-void require_memory(const Plan& original, const Plan& plan, ops::Format format) {
-  const double available = available_memory();
-  const double needed = estimated_bytes(plan, format);
-  if (needed <= available) return;
-  std::string advice = "use --scale auto, or fewer and shorter sequences (--batch, --sequence)";
-  for (std::int64_t divisor = 2; divisor <= 4096; divisor *= 2) {
-    ScaleOptions smaller{.mode = ScaleOptions::Mode::divide, .divisor = divisor};
-    smaller.batch = plan.workload.batch();
-    const Plan candidate = scaled(original, smaller);
-    if (estimated_bytes(candidate, format) <= available) {
-      advice = fmt::format("--scale {} would need {}", divisor, human_bytes(estimated_bytes(candidate, format)));
-      break;
-    }
-  }
-  throw UsageError(fmt::format("--scale: this run needs about {} of memory, {} are available; {}", human_bytes(needed),
-                               human_bytes(available), advice));
 }
 
 /// A line that is rewritten as layers complete, on a terminal only.
@@ -139,112 +77,102 @@ std::optional<Baseline> read_baseline(const std::string& path) {
   return std::move(loaded.baseline);
 }
 
-/// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
-std::unique_ptr<Checkpoint> open_checkpoint(const VerifyFlags& flags, const Plan& plan) {
-  if (flags.checkpoint.empty()) return nullptr;
-  if (flags.scale.scale != "auto" && flags.scale.scale != "full") {
-    throw UsageError(
-        fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out", flags.scale.scale));
-  }
-  auto checkpoint = [&] {
-    try {
-      return std::make_unique<Checkpoint>(flags.checkpoint);
-    } catch (const CheckpointError& error) {
-      throw UsageError(fmt::format("--checkpoint: {}", error.what()));
-    }
-  }();
-  const std::vector<Problem> problems = compare_models(plan.model, checkpoint->model());
-  if (!problems.empty()) throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, problems));
-  return checkpoint;
+/// The plan at the size that is run, shown to people.
+RunnablePlan shown_plan(const Request& request, const RunnablePlan& original, const Outputs& outputs) {
+  RunnablePlan run = scaled_to_run(request, original);
+  if (outputs.human()) fmt::print("{}", plan_text(run, original.plan(), to_string(request.scale)));
+  std::fflush(stdout);
+  return run;
 }
 
-/// Runs the plan; the report of an invalid one carries its problems.
-VerifyReport run_plan(const VerifyFlags& flags, const Plan& original, const Checkpoint* checkpoint, bool human) {
-  VerifyOptions options{.format = chosen_format(flags, original.model),
-                        .threads = flags.threads,
-                        .schedule = flags.schedule,
-                        .weights = checkpoint,
-                        .all_reduce = parse_algorithm(flags.all_reduce).value_or(Algorithm::rank_order),
-                        .wire = parsed(flags.wire),
-                        .accumulate = parsed(flags.accumulate)};
-  VerifyReport report{.plan = original, .format = options.format, .problems = validate(original)};
-  if (!report.problems.empty()) return report;
-
-  ScaleFlags scale_flags = flags.scale;
-  if (checkpoint != nullptr) scale_flags.scale = "full";
-  const Plan plan = scaled(original, scale_flags.options());
-  if (checkpoint != nullptr && checkpoint->sliding_window()) {
-    const std::int64_t longest = std::ranges::max(plan.workload.lengths);
-    if (longest > *checkpoint->sliding_window()) {
-      throw UsageError(
-          fmt::format("--checkpoint: sequences of {} tokens reach past the sliding window of {}, which is not "
-                      "emulated; use --sequence {}",
-                      longest, *checkpoint->sliding_window(), *checkpoint->sliding_window()));
-    }
-  }
-  require_memory(original, plan, options.format);
-  if (human) fmt::print("{}", plan_text(plan, original, scale_flags.scale));
-  std::fflush(stdout);
+Proof prove_with(const Request& request, const RunnablePlan& run, Algorithm all_reduce, const Outputs& outputs) {
+  VerifyOptions options = request.options;
+  options.all_reduce = all_reduce;
   ProgressLine line;
-  if (human && stderr_is_terminal()) options.progress = [&](const Progress& progress) { line.show(progress); };
-  report = prove(plan, options);
+  if (outputs.human() && stderr_is_terminal()) {
+    options.progress = [&](const Progress& progress) { line.show(progress); };
+  }
+  Proof proof = prove(run, options);
   line.clear();
-  return report;
+  return proof;
 }
 
 /// One run for each order of the all-reduce, and a table of how much each rounds.
-int compare_orders(const VerifyFlags& flags, const Plan& original, const Checkpoint* checkpoint, Outputs& outputs) {
-  if (flags.uses_baseline() || outputs.junit.wanted()) {
-    throw UsageError("--all-reduce all compares orders: it takes --json, but no --record, --baseline or --junit");
-  }
+int compare_orders(const Request& request, const RunnablePlan& original, Outputs& outputs) {
+  const RunnablePlan run = shown_plan(request, original, outputs);
   std::vector<OrderReport> orders;
   int exit_code = kPass;
-  for (const Algorithm algorithm : kAlgorithms) {
-    VerifyFlags one = flags;
-    one.all_reduce = to_string(algorithm);
-    const bool first = orders.empty();
-    orders.push_back({algorithm, run_plan(one, original, checkpoint, outputs.human() && first)});
-    const VerifyReport& report = orders.back().report;
-    if (report.verdict == Verdict::invalid) {
-      throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
-    }
-    exit_code = std::max(exit_code, exit_code_of(report.verdict));
+  for (const Algorithm algorithm : request.orders) {
+    const OrderReport& order =
+        orders.emplace_back(OrderReport{algorithm, prove_with(request, run, algorithm, outputs)});
+    exit_code = std::max(exit_code, exit_code_of(order.proof.verdict()));
   }
   if (outputs.json.wanted()) outputs.json.write(to_json(orders));
   if (outputs.human()) fmt::print("{}", orders_text(orders));
   return exit_code;
 }
 
-int run_verify(const VerifyFlags& flags) {
-  static_cast<void>(flags.scale.options());  // refuses a bad --scale before anything is read
-  Outputs outputs(flags);
-  const std::optional<Baseline> recorded = read_baseline(flags.baseline);
-  Plan original = read_plan(flags.plan);
-  if (flags.seed) original.workload.seed = *flags.seed;
-  const std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(flags, original);
+/// What a proof is held to beside its own verdicts.
+struct Comparison {
+  std::optional<Baseline> recorded;
+  Baseline now;
+  std::optional<BaselineChange> change;  ///< of a run that passes
+};
 
-  if (flags.all_orders()) return compare_orders(flags, original, checkpoint.get(), outputs);
-  const VerifyReport report = run_plan(flags, original, checkpoint.get(), outputs.human());
-  Baseline now = baseline_of(report);
-  if (checkpoint) now.weights = "checkpoint";
-  std::optional<BaselineChange> change;
-  if (recorded && report.verdict == Verdict::pass) change = first_change(*recorded, now);
-
-  if (outputs.json.wanted()) outputs.json.write(to_json(report));
+void write_documents(const Proof& proof, const Comparison& compared, Outputs& outputs) {
+  if (outputs.json.wanted()) outputs.json.write(to_json(proof));
   if (outputs.junit.wanted()) {
-    JunitSuite suite = junit_suite(report);
-    if (recorded) suite.cases.push_back(junit_case(*recorded, change));
+    JunitSuite suite = junit_suite(proof.last());
+    if (compared.recorded) suite.cases.push_back(junit_case(*compared.recorded, compared.change));
     outputs.junit.write(junit_xml({suite}));
   }
-  if (report.verdict == Verdict::invalid) {
-    throw UsageError(problems_text(flags.plan.empty() ? "default plan" : flags.plan, report.problems));
-  }
   // A run that is not right is no baseline.
-  if (outputs.record.wanted() && report.verdict == Verdict::pass) outputs.record.write(to_json(now));
-  if (outputs.human()) fmt::print("{}", report_text(report, flags.all_taps));
-  if (outputs.human() && recorded && report.verdict == Verdict::pass) fmt::print("{}", baseline_text(change));
-  const int verdict = exit_code_of(report.verdict);
-  return verdict == kPass && change ? kMismatch : verdict;
+  if (outputs.record.wanted() && proof.verdict() == Verdict::pass) outputs.record.write(to_json(compared.now));
+}
+
+/// Writes what is said of a plan that is not run, and refuses it.
+[[noreturn]] void refuse(const Request& request, const std::vector<Problem>& problems, Outputs& outputs) {
+  if (request.orders.size() == 1) {
+    const Proof proof{.algebra = {.plan = request.original, .format = request.options.format, .problems = problems},
+                      .rounding = {}};
+    write_documents(proof, {}, outputs);
+  }
+  throw UsageError(problems_text(request.name, problems));
+}
+
+int run_verify(const VerifyFlags& flags) {
+  const ScaleOptions scale = flags.scale.options();
+  Outputs outputs(flags);
+  Comparison compared{.recorded = read_baseline(flags.baseline), .now = {}, .change = {}};
+  const Request request = read_request(flags, scale);
+  const bool comparing_orders = request.orders.size() > 1;
+  if (comparing_orders && (flags.uses_baseline() || outputs.junit.wanted())) {
+    throw UsageError("--all-reduce all compares orders: it takes --json, but no --record, --baseline or --junit");
+  }
+  const Runnable original = make_runnable(request.original);
+  if (!original.plan) refuse(request, original.problems, outputs);
+  if (comparing_orders) return compare_orders(request, *original.plan, outputs);
+
+  const Proof proof =
+      prove_with(request, shown_plan(request, *original.plan, outputs), request.orders.front(), outputs);
+  compared.now = baseline_of(proof.last());
+  if (request.checkpoint) compared.now.weights = "checkpoint";
+  const bool passed = proof.verdict() == Verdict::pass;
+  if (compared.recorded && passed) compared.change = first_change(*compared.recorded, compared.now);
+
+  write_documents(proof, compared, outputs);
+  if (outputs.human()) {
+    fmt::print("{}", proof_text(proof, flags.all_taps ? TapLines::all : TapLines::one_a_kind));
+    if (compared.recorded && passed) fmt::print("{}", baseline_text(compared.change));
+  }
+  return compared.change ? kMismatch : exit_code_of(proof.verdict());
+}
+
+std::vector<std::string> all_reduce_names() {
+  std::vector<std::string> names;
+  for (const Algorithm algorithm : kAlgorithms) names.emplace_back(to_string(algorithm));
+  names.emplace_back(kAllOrders);
+  return names;
 }
 
 }  // namespace
@@ -270,7 +198,7 @@ void add_verify_command(CLI::App& app, int& exit_code) {
   command
       ->add_option("--all-reduce", flags->all_reduce,
                    "Sum in the order of this algorithm; all: compare how much each rounds")
-      ->check(CLI::IsMember({"rank_order", "ring", "tree", "recursive_doubling", "hierarchical", "all"}))
+      ->check(CLI::IsMember(all_reduce_names()))
       ->type_name("NAME")
       ->capture_default_str();
   command->add_option("--wire", flags->wire, "Round what reductions send to this format (default: not at all)")

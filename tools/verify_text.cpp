@@ -10,7 +10,6 @@
 
 #include "emu/judge/judge.h"
 #include "emu/plan/layout.h"
-#include "emu/plan/mesh.h"
 #include "emu/plan/token_map.h"
 #include "tools/terminal.h"
 
@@ -24,12 +23,12 @@ std::string range_text(Range range) {
   return range.count == 1 ? fmt::format("{}", range.begin) : fmt::format("{}-{}", range.begin, range.end() - 1);
 }
 
-std::string rank_table(const Plan& plan) {
-  const Mesh mesh(plan.parallel);
+std::string rank_table(const RunnablePlan& run) {
+  const Plan& plan = run.plan();
   std::vector<std::vector<std::string>> rows{{"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads",
                                               "kv", "experts", "width", "sequences"}};
   const auto add = [&](int rank) {
-    const Layout layout = make_layout(plan.model, mesh, rank);
+    const Layout layout = make_layout(plan.model, run.mesh(), rank);
     const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
     const Coordinates& at = layout.at;
     rows.push_back({fmt::format("{}", rank), fmt::format("{}", at.tp), fmt::format("{}", at.dp),
@@ -63,10 +62,10 @@ double excess(const TapReport& tap) {
   return tap.bound > 0 ? tap.max_error / tap.bound : tap.max_error;
 }
 
-std::vector<TapLine> lines_by_kind(const std::vector<TapReport>& taps, bool all_taps) {
+std::vector<TapLine> lines_of(const std::vector<TapReport>& taps, TapLines wanted) {
   std::vector<TapLine> lines;
   for (const TapReport& tap : taps) {
-    const std::string name = all_taps ? tap.name : tap_kind(tap.name);
+    const std::string name = wanted == TapLines::all ? tap.name : tap_kind(tap.name);
     auto line = std::ranges::find(lines, name, &TapLine::name);
     if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
     ++line->count;
@@ -76,13 +75,16 @@ std::vector<TapLine> lines_by_kind(const std::vector<TapReport>& taps, bool all_
   return lines;
 }
 
-std::string tap_table(const VerifyReport& report, bool all_taps) {
+std::string tap_table(const VerifyReport& report, TapLines wanted) {
   std::vector<std::vector<std::string>> rows{
       {"tap", "tensors", "worst error", "bound", "amplification", "replicas", "worst in"}};
-  for (const TapLine& line : lines_by_kind(report.taps, all_taps)) {
-    rows.push_back({line.name, fmt::format("{}", line.count), error_text(line.worst->max_error),
-                    error_text(line.worst->bound), fmt::format("{:.2f}", line.worst->amplification),
-                    line.replicas_equal ? "equal" : "DIFFER", line.count > 1 ? line.worst->name : ""});
+  for (const TapLine& line : lines_of(report.taps, wanted)) {
+    const TapReport& worst = *line.worst;
+    const bool missing = worst.verdict == TapVerdict::missing;
+    const std::string replicas = !line.replicas_equal ? "DIFFER" : missing ? "-" : "equal";
+    rows.push_back({line.name, fmt::format("{}", line.count), missing ? "missing" : error_text(worst.max_error),
+                    error_text(worst.bound), missing ? "-" : fmt::format("{:.2f}", worst.amplification), replicas,
+                    line.count > 1 ? worst.name : ""});
   }
   return table(rows, 1);
 }
@@ -148,12 +150,6 @@ std::string divergence_text(const Divergence& divergence) {
          cause_text(divergence.cause);
 }
 
-std::string algebra_line(std::int64_t taps, std::int64_t elements, int ranks, double seconds) {
-  return fmt::format(
-      "algebra   {}  {} taps ({} values) on {} ranks equal the unsharded float64 reference bit for bit  ({:.2f} s)\n",
-      verdict_word(Verdict::pass), with_thousands(taps), with_thousands(elements), ranks, seconds);
-}
-
 /// What the algebra's verdict rests on: the widest sum, how much of the grid is in use, and where too little of it.
 std::string exact_use_text(const std::optional<ExactUse>& use) {
   if (!use || !use->widest || use->grid.empty()) return {};
@@ -172,9 +168,39 @@ std::string exact_use_text(const std::optional<ExactUse>& use) {
   return text;
 }
 
+/// A report's verdict, and what it rests on.
+std::string verdict_text(const VerifyReport& report) {
+  const bool exact = report.format == ops::Format::exact;
+  if (exact && report.verdict == Verdict::pass) {
+    return fmt::format(
+               "algebra   {}  {} taps ({} values) on {} ranks equal the unsharded float64 reference bit for bit  "
+               "({:.2f} s)\n",
+               verdict_word(Verdict::pass), with_thousands(std::ssize(report.taps)), with_thousands(report.elements),
+               report.plan.world(), report.seconds()) +
+           exact_use_text(report.exact_use);
+  }
+  return fmt::format("{}   {}  {}{}  ({:.2f} s)\n", exact ? "algebra " : "rounding", verdict_word(report.verdict),
+                     ops::to_string(report.format),
+                     report.verdict == Verdict::pass ? ": " + worst_amplification(report) : "", report.seconds());
+}
+
+std::string tables_text(const VerifyReport& report, TapLines lines) {
+  if (report.taps.empty()) return {};
+  std::string text = tap_table(report, lines) + "\n" + collective_table(report) + "\n" + expert_load(report);
+  const RoutingReport& routing = report.routing;
+  if (routing.replayed) {
+    text += fmt::format(
+        "  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
+        "the reference's choices replayed\n",
+        routing.ambiguous, routing.flipped);
+  }
+  return text + "\n";
+}
+
 }  // namespace
 
-std::string plan_text(const Plan& plan, const Plan& original, const std::string& scale) {
+std::string plan_text(const RunnablePlan& run, const Plan& original, const std::string& scale) {
+  const Plan& plan = run.plan();
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   const AttentionSpec& attention = m.layers[0].attention;
@@ -200,39 +226,16 @@ std::string plan_text(const Plan& plan, const Plan& original, const std::string&
                         original.model.layers[0].feed_forward.intermediate_size, original.model.vocab_size,
                         with_thousands(original.workload.tokens()));
   }
-  return text + "\n" + rank_table(plan) + "\n";
+  return text + "\n" + rank_table(run) + "\n";
 }
 
-std::string report_text(const VerifyReport& report, bool all_taps) {
-  std::string text;
-  if (!report.taps.empty()) {
-    text += tap_table(report, all_taps) + "\n" + collective_table(report) + "\n" + expert_load(report);
-    const RoutingReport& routing = report.routing;
-    if (routing.replayed) {
-      text += fmt::format(
-          "  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
-          "the reference's choices replayed\n",
-          routing.ambiguous, routing.flipped);
-    }
-    text += "\n";
-  }
-  const double seconds = report.reference_seconds + report.sharded_seconds;
-  const bool exact = report.format == ops::Format::exact;
-  if (report.algebra) {
-    text += algebra_line(report.algebra->taps, report.algebra->elements, report.plan.world(), report.algebra->seconds);
-    text += exact_use_text(report.exact_use);
-  }
-  if (exact && report.verdict == Verdict::pass) {
-    text += algebra_line(std::ssize(report.taps), report.elements, report.plan.world(), seconds);
-    text += exact_use_text(report.exact_use);
-  } else {
-    text += fmt::format("{}   {}  {}", exact ? "algebra " : "rounding", verdict_word(report.verdict),
-                        ops::to_string(report.format));
-    if (report.verdict == Verdict::pass) text += fmt::format(": {}", worst_amplification(report));
-    text += fmt::format("  ({:.2f} s)\n", seconds);
-  }
+std::string proof_text(const Proof& proof, TapLines lines) {
+  const VerifyReport& report = proof.last();
+  std::string text = tables_text(report, lines);
+  if (proof.rounding) text += verdict_text(proof.algebra);
+  text += verdict_text(report);
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
-  if (!report.deadlock.empty()) text += report.deadlock + "\n" + cause_text(report.deadlock_cause);
+  if (report.stall) text += report.stall->text + "\n" + cause_text(report.stall->cause);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
 }
@@ -241,11 +244,10 @@ std::string orders_text(const std::vector<OrderReport>& orders) {
   std::vector<std::vector<std::string>> rows{
       {"all-reduce", "algebra", "rounding", "format", "amplification", "worst tap"}};
   for (const OrderReport& order : orders) {
-    const VerifyReport& report = order.report;
+    const VerifyReport& report = order.proof.last();
     const bool exact = report.format == ops::Format::exact;
     const TapReport* worst = worst_tap(report);
-    rows.push_back({std::string(to_string(order.algorithm)),
-                    to_string(report.algebra ? report.algebra->verdict : report.verdict),
+    rows.push_back({std::string(to_string(order.algorithm)), to_string(order.proof.algebra.verdict),
                     exact ? "-" : to_string(report.verdict), std::string(ops::to_string(report.format)),
                     worst == nullptr || exact ? "-" : fmt::format("{:.3f}", worst->amplification),
                     worst == nullptr || exact ? "" : worst->name});

@@ -6,16 +6,22 @@
 #include <vector>
 
 #include "emu/judge/report.h"
+#include "emu/plan/runnable.h"
 #include "emu/report/baseline.h"
 
 namespace shardproof::tools {
 
-/// The plan with its rank table. `scale` says how the run was made smaller ("auto", "full", ...).
-std::string plan_text(const Plan& plan, const Plan& original, const std::string& scale);
+/// The plan as it is run, with its rank table. `scale` says how it was made smaller ("auto", "full", ...).
+std::string plan_text(const RunnablePlan& run, const Plan& original, const std::string& scale);
 
-/// The table of taps (one line a kind, the worst of its layers; every tap when `all_taps`), routing, collectives,
-/// verdict.
-std::string report_text(const VerifyReport& report, bool all_taps);
+/// How much of the table of taps is shown.
+enum class TapLines {
+  one_a_kind,  ///< the worst of its layers
+  all,
+};
+
+/// Of what was proven last, the table of taps, routing and collectives; then the verdicts.
+std::string proof_text(const Proof& proof, TapLines lines);
 
 /// The table of `--all-reduce all`.
 std::string orders_text(const std::vector<OrderReport>& orders);

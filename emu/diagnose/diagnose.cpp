@@ -1,7 +1,6 @@
 #include "emu/diagnose/diagnose.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 
@@ -43,45 +42,7 @@ std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
   return projection_cause(wrong);
 }
 
-/// The calls stand at the same place of the program.
-bool same_place(const CallInfo& a, const CallInfo& b) {
-  return a.where.line() == b.where.line() && std::string_view(a.where.file_name()) == b.where.file_name();
-}
-
-Cause mismatch_cause(const CollectiveMismatch& error) {
-  const std::string text =
-      fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
-  if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
-  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
-  if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
-    return {"call_sequence", text};
-  }
-  return {"call_arguments", text};
-}
-
-Cause deadlock_cause(const DeadlockError& error) {
-  const WaitGraph& graph = error.graph();
-  if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
-  const auto rendezvous = std::ranges::find_if(graph.rendezvous, [&](const Rendezvous& r) {
-    return std::ranges::any_of(r.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
-  });
-  const Rendezvous& shown = rendezvous != graph.rendezvous.end() ? *rendezvous : graph.rendezvous.front();
-  std::vector<int> absent;
-  for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
-  const std::string text =
-      fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence, shown.group,
-                  fmt::join(absent, ", "), graph.causes.empty() ? "" : ": " + graph.causes.front());
-  return {is_point_to_point(shown.operation) ? "message_lost" : "call_sequence", text};
-}
-
 }  // namespace
-
-Cause diagnose(const CollectiveError& error) {
-  if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) return mismatch_cause(*mismatch);
-  if (const auto* deadlock = dynamic_cast<const DeadlockError*>(&error)) return deadlock_cause(*deadlock);
-  const std::string_view text = error.what();
-  return {"invalid_call", std::string(text.substr(0, text.find('\n')))};
-}
 
 Cause diagnose(const DiagnosisInput& input) {
   const ExpectedTaps& taps = input.reference.expected;
@@ -99,7 +60,7 @@ Cause diagnose(const DiagnosisInput& input) {
   const double relative = exact ? 0 : std::max(kFloatTolerance, input.divergence.bound);
   const std::vector<WrongRow> wrong = wrong_rows(expected, input.parts, relative);
   if (wrong.empty()) {
-    if (layer >= 0 && kind == "attention.norm" && input.divergence.message.find("no rank") != std::string::npos) {
+    if (layer >= 0 && kind == "attention.norm" && input.divergence.verdict == TapVerdict::missing) {
       return {"layer_missing", input.divergence.message};
     }
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};

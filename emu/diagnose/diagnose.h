@@ -14,14 +14,14 @@
 //   expert_map           another expert's output            expert_missing, tokens_permuted
 //   router_weights_permuted, router_weights_scaled, router_weights_squared, slot_dropped
 //   layer_missing, layer_skipped, layer_repeated, layer_order
-//   call_sequence, call_arguments, split_sizes, message_lost, invalid_call      ranks wait for ever, or calls do not
-//   fit rank_error           a rank's program threw             rounding         right in exact unknown              no
-//   signature fits
+//   rank_error           a rank's program threw             rounding         right in exact
+//   unknown              no signature fits
+// Of a run that did not end (stall.h):
+//   call_sequence, call_arguments, split_sizes, message_lost, invalid_call
 #pragma once
 
 #include <vector>
 
-#include "collectives/errors.h"
 #include "emu/diagnose/capture.h"
 #include "emu/judge/prepared.h"
 #include "emu/judge/report.h"
@@ -37,8 +37,5 @@ struct DiagnosisInput {
 };
 
 Cause diagnose(const DiagnosisInput& input);
-
-/// Of a run that did not end: from the calls that do not fit, or the wait-for graph.
-Cause diagnose(const CollectiveError& error);
 
 }  // namespace shardproof

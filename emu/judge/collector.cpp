@@ -180,6 +180,18 @@ struct TapCollector::State {
     return fresh;
   }
 
+  void note_absence(const ExpectedTap& expected) {
+    outcome.absent = std::ssize(expected.values) - covered_count;
+    if (!outcome.seen) {
+      outcome.problem = "no rank produced it";
+    } else if (outcome.absent > 0) {
+      const auto first = std::ranges::find(covered, 0) - covered.begin();
+      outcome.problem =
+          fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}", outcome.absent,
+                      expected.values.size(), first / expected.cols, first % expected.cols);
+    }
+  }
+
   /// The addends of one block from one group are one part, summed in rank order; its ranks share its error.
   void sum_addends(const ExpectedTap& expected, const Mesh& mesh) {
     struct Sum {
@@ -211,8 +223,8 @@ struct TapCollector::State {
   }
 };
 
-TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, bool exact_ids, Completed completed)
-    : expected_(expected), mesh_(mesh), exact_ids_(exact_ids), completed_(std::move(completed)) {
+TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, CollectorOptions options)
+    : expected_(expected), mesh_(mesh), options_(std::move(options)) {
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     states_.push_back(std::make_unique<State>());
     states_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(mesh.world()));
@@ -251,7 +263,7 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
 
   WorstElement worst;
   if constexpr (std::is_same_v<T, std::int32_t>) {
-    worst = compare_ids(expected, placement, part, exact_ids_);
+    worst = compare_ids(expected, placement, part, options_.ordered_ids);
   } else {
     worst = compare(expected, placement, part);
   }
@@ -283,7 +295,7 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
       }
     }
   }
-  if (complete && completed_) completed_(expected.name);
+  if (complete && options_.completed) options_.completed(expected.name);
 }
 
 void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) {
@@ -310,14 +322,7 @@ std::vector<TapOutcome> TapCollector::finish() {
     double squares = 0;
     for (const auto& [block, sum] : state.squares) squares += sum;
     state.outcome.norm = std::sqrt(squares);
-    if (!state.outcome.seen) {
-      state.outcome.problem = "no rank produced it";
-    } else if (state.outcome.problem.empty() && state.covered_count < std::ssize(expected.values)) {
-      const auto missing = std::ranges::find(state.covered, 0) - state.covered.begin();
-      state.outcome.problem = fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}",
-                                          std::ssize(expected.values) - state.covered_count, expected.values.size(),
-                                          missing / expected.cols, missing % expected.cols);
-    }
+    if (state.outcome.problem.empty()) state.note_absence(expected);
     std::vector<int>& odd = state.outcome.odd_replicas;
     std::ranges::sort(odd);
     odd.erase(std::unique(odd.begin(), odd.end()), odd.end());

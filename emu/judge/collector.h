@@ -37,18 +37,24 @@ struct TapOutcome {
   std::vector<int> odd_replicas;  ///< ranks that differ from the lowest rank that holds the same block
   /// What is wrong with the parts themselves: shape, overlap, elements that no rank holds. Empty when nothing is.
   std::string problem;
+  std::int64_t absent = 0;  ///< elements that no rank holds, where that is the problem
   std::vector<int> problem_ranks;
+  /// Nothing is wrong with the parts but that some, or all, never came.
+  bool missing() const { return !seen || absent > 0; }
   /// For taps of ids: the first rank's value of every element, [rows * cols]; -1 where none arrived.
   std::vector<std::int32_t> ids;
 };
 
+struct CollectorOptions {
+  bool ordered_ids = false;  ///< a row of ids must be equal in order too
+  /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
+  std::function<void(const std::string& name)> completed = {};
+};
+
 class TapCollector final : public TapSink {
  public:
-  /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
-  using Completed = std::function<void(const std::string& name)>;
-
-  /// `expected` and `mesh` outlive the collector. In `exact_ids`, a row of ids must be equal in order too.
-  TapCollector(const ExpectedTaps& expected, const Mesh& mesh, bool exact_ids, Completed completed = {});
+  /// `expected` and `mesh` outlive the collector.
+  TapCollector(const ExpectedTaps& expected, const Mesh& mesh, CollectorOptions options = {});
   ~TapCollector() override;
 
   void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override;
@@ -66,8 +72,7 @@ class TapCollector final : public TapSink {
 
   const ExpectedTaps& expected_;
   const Mesh& mesh_;
-  bool exact_ids_;
-  Completed completed_;
+  CollectorOptions options_;
   std::vector<std::unique_ptr<State>> states_;
   mutable std::mutex mutex_;
   std::vector<std::string> unexpected_;

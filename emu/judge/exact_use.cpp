@@ -93,7 +93,7 @@ ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sum
   }
   std::vector<std::vector<double>> shares;
   for (const ExpectedTap& tap : expected.all()) {
-    if (tap.ids) continue;
+    if (tap.traits.ids) continue;
     const GridUse use = grid_use(tap);
     const std::string kind = tap_kind(tap.name);
     auto known = std::ranges::find(result.grid, kind, &GridUse::tap);
@@ -121,7 +121,7 @@ ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sum
   return result;
 }
 
-std::vector<Problem> beyond_budget(const std::vector<SumBits>& sums) {
+std::vector<Problem> beyond_budget(std::span<const SumBits> sums) {
   std::vector<Problem> problems;
   for (const SumBits& sum : sums) {
     if (sum.bits <= kSumBudget || (!problems.empty() && problems.back().field == sum.tap)) continue;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -59,6 +60,6 @@ GridUse grid_use(const ExpectedTap& tap);
 ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sums);
 
 /// The sums that need more than the budget, one problem a tap: which, how many bits, and what to change.
-std::vector<Problem> beyond_budget(const std::vector<SumBits>& sums);
+std::vector<Problem> beyond_budget(std::span<const SumBits> sums);
 
 }  // namespace shardproof

@@ -25,14 +25,19 @@ std::string why_vacuous(const std::vector<double>& values, double scale) {
   if (values.empty()) return "empty";
   if (scale == 0) return "zero";
   if (values.size() > 1 && std::all_of(values.begin(), values.end(), [&](double v) { return v == values.front(); })) {
-    return "constant";
+    return std::string(kConstant);
   }
   return {};
 }
 
 }  // namespace
 
-void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values, bool ids) {
+bool ExpectedTap::proves_nothing() const {
+  return !vacuous.empty() && !(vacuous == kConstant && traits.constant_by_nature);
+}
+
+void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
+                       const TapTraits& traits) {
   if (std::ssize(values) != rows * cols) {
     throw std::invalid_argument(
         fmt::format("tap '{}': {} values do not make a {} x {} tensor", name, values.size(), rows, cols));
@@ -46,13 +51,13 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
                   .values = std::move(values),
                   .scale = std::vector<double>(static_cast<std::size_t>(rows)),
                   .vacuous = {},
-                  .ids = ids};
+                  .traits = traits};
   const double whole = root_mean_square(tap.values.data(), tap.values.size());
   for (std::size_t row = 0; row < tap.scale.size(); ++row) {
     const auto width = static_cast<std::size_t>(cols);
     tap.scale[row] = std::max(root_mean_square(tap.values.data() + row * width, width), kScaleFloor * whole);
   }
-  if (!ids) tap.vacuous = why_vacuous(tap.values, whole);
+  if (!traits.ids) tap.vacuous = why_vacuous(tap.values, whole);
   taps_.push_back(std::move(tap));
 }
 

@@ -30,7 +30,13 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   };
   const auto keep = [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
     if (completed) completed(name);
-    prepared.expected.add(name, rows, cols, std::move(values), name.ends_with(".router_choice"));
+    const FeedForwardSpec& spec = plan.model.layers[0].feed_forward;
+    const bool one_expert = spec.top_k == 1 || spec.num_experts == 1;
+    prepared.expected.add(
+        name, rows, cols, std::move(values),
+        {.ids = name.ends_with(".router_choice"),
+         // One expert, its weight renormalised, weighs one.
+         .constant_by_nature = name.ends_with(".router_weights") && one_expert && spec.norm_topk_prob});
   };
   const auto count_bits = [&](const std::string& tap, std::string_view sum, int bits) {
     add_sum(prepared.sums, tap, sum, bits);

@@ -7,8 +7,9 @@
 #include <vector>
 
 #include "collectives/algorithm.h"
-#include "collectives/wait_graph.h"
+#include "emu/judge/cause.h"
 #include "emu/judge/exact_use.h"
+#include "emu/judge/stall.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
 
@@ -26,9 +27,22 @@ enum class Verdict {
 /// "pass", "mismatch", "inconclusive", "deadlock", "invalid".
 const char* to_string(Verdict verdict);
 
+/// Of one tap, set by judge() (judge.h) and read by everybody else.
+enum class TapVerdict {
+  pass,
+  mismatch,      ///< a rank's part is wrong, or replicas differ
+  missing,       ///< no rank produced it, or some of its elements
+  inconclusive,  ///< agreement, or the difference that there is, proves nothing here
+};
+
+/// "pass", "mismatch", "missing", "inconclusive".
+const char* to_string(TapVerdict verdict);
+
 struct TapReport {
   std::string name;
-  double max_error = 0;  ///< of the worst row, relative to the row's scale (ExpectedTap::scale)
+  TapVerdict verdict = TapVerdict::inconclusive;
+  /// Of the worst row, relative to the row's scale (ExpectedTap::scale); infinite when the tap is missing.
+  double max_error = 0;
   double bound = 0;
   double amplification = 1;  ///< max_error over the unsharded run's
   bool replicas_equal = true;
@@ -39,16 +53,11 @@ struct TapReport {
   std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
 };
 
-/// Why a run went wrong, as its error shows (diagnose.h).
-struct Cause {
-  std::string name;      ///< one of a fixed list, snake_case; "unknown" when no signature fits
-  std::string evidence;  ///< one sentence with the figures
-};
-
 /// The first tap in program order that is wrong.
 struct Divergence {
   std::string tap;
-  std::vector<int> ranks;  ///< whose part of it is wrong
+  TapVerdict verdict = TapVerdict::mismatch;
+  std::vector<int> ranks;  ///< whose part of it is wrong; none when the tap is missing
   std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
   std::int64_t col = 0;
   double expected = 0;
@@ -75,15 +84,6 @@ struct CollectiveReport {
   std::int64_t bytes = 0;  ///< that the ranks put in, in the run's scalar
 };
 
-/// What the run in `exact` found, where a float format was asked for too.
-struct AlgebraReport {
-  Verdict verdict = Verdict::invalid;
-  std::optional<Divergence> first_divergence;
-  std::int64_t taps = 0;      ///< that agree bit for bit when the verdict is pass
-  std::int64_t elements = 0;  ///< of those taps
-  double seconds = 0;         ///< reference and sharded run
-};
-
 struct VerifyReport {
   Verdict verdict = Verdict::invalid;
   Plan plan;  ///< as run, after scaling
@@ -94,23 +94,31 @@ struct VerifyReport {
   std::vector<TapReport> taps;    ///< in program order
   std::int64_t elements = 0;      ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
-  std::optional<AlgebraReport> algebra;  ///< set by prove()
-  std::optional<ExactUse> exact_use;     ///< of the run in `exact`; of prove(), that of the algebra
+  std::optional<ExactUse> exact_use;  ///< of a run in `exact`
   RoutingReport routing;
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
-  std::string deadlock;                    ///< the error's text when the verdict is deadlock
-  std::optional<WaitGraph> wait_graph;     ///< of a deadlock: who waits for whom
-  std::vector<CallInfo> mismatched_calls;  ///< of a collective mismatch: the two calls; of a wrong call: that one
-  std::optional<Cause> deadlock_cause;
+  std::optional<Stall> stall;  ///< set exactly when the verdict is deadlock
   double reference_seconds = 0;
   double sharded_seconds = 0;
+
+  double seconds() const { return reference_seconds + sharded_seconds; }
 };
 
-/// One order of the all-reduce, and the run that used it.
+/// Two verdicts, never mixed.
+struct Proof {
+  VerifyReport algebra;                  ///< in `exact`, with no tolerance; of an invalid plan, its problems
+  std::optional<VerifyReport> rounding;  ///< in a float format, where one was asked for and the algebra passed
+
+  /// The verdict that was reached last: both hold when it passes.
+  const VerifyReport& last() const { return rounding ? *rounding : algebra; }
+  Verdict verdict() const { return last().verdict; }
+};
+
+/// One order of the all-reduce, and what was proven with it.
 struct OrderReport {
   Algorithm algorithm = Algorithm::rank_order;
-  VerifyReport report;
+  Proof proof;
 };
 
 }  // namespace shardproof

@@ -2,10 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <stdexcept>
+#include <string>
+#include <vector>
 
 #include "collectives/make_executor.h"
 #include "emu/judge/collector.h"
@@ -38,34 +39,27 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   const std::unique_ptr<Executor> executor = make_executor(options.threads, options.schedule);
   report.threads = executor->threads();
 
-  TapCollector collector(expected, cluster.mesh(), true);
+  TapCollector collector(expected, cluster.mesh(), {.ordered_ids = true});
   try {
     cluster.run(*executor, program, &collector);
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
-    report.deadlock = error.what();
+    report.stall = stall_of(error);
     return report;
   }
   const std::vector<TapOutcome> outcomes = collector.finish();
-  report.taps = report_taps(expected, outcomes, outcomes, ops::Format::exact);
-  for (TapReport& tap : report.taps) tap.bound = options.bound;
-  report.first_divergence = first_divergence(report.taps, outcomes);
-  for (const std::string& name : collector.unexpected()) {
-    report.problems.push_back({name, "a rank tapped it, but nothing is expected of that name"});
-  }
-  if (expected.all().empty()) report.problems.push_back({"expected", "no tap is expected: the run proves nothing"});
-  for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.vacuous.empty()) {
-      report.problems.push_back(
-          {tap.name, "the expected values are " + tap.vacuous + ": agreement would prove nothing"});
-    }
-  }
-  // A difference from what is not a number proves nothing.
-  const auto broken = std::ranges::find(expected.all(), kNotFinite, &ExpectedTap::vacuous) - expected.all().begin();
-  const bool proves = report.first_divergence && expected.find(report.first_divergence->tap) < broken;
-  report.verdict = proves                                                ? Verdict::mismatch
-                   : report.first_divergence || !report.problems.empty() ? Verdict::inconclusive
-                                                                         : Verdict::pass;
+  const std::vector<double> bounds(expected.all().size(), options.bound);
+  const std::vector<std::string> unexpected = collector.unexpected();
+  judge({.expected = expected,
+         .sums = {},
+         .bounds = bounds,
+         // There is no other run: nothing is amplified.
+         .unsharded = outcomes,
+         .sharded = outcomes,
+         .problems = {},
+         .unexpected = unexpected,
+         .remedy = "; choose other data"},
+        report);
   return report;
 }
 

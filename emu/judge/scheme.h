@@ -19,7 +19,7 @@ struct SchemeOptions {
 };
 
 /// Runs the program on every rank of the mesh and holds what it taps to what is expected. Of the report, verdict, taps,
-/// first_divergence, problems and deadlock are set. What the program itself throws comes out as RankError.
+/// first_divergence, problems and stall are set. What the program itself throws comes out as RankError.
 ///
 /// In `parallel`, tp, cp, dp and pp make the world; ep and etp must divide tp * cp * dp, and edp follows from them.
 /// Throws std::invalid_argument when they do not, or the bound is negative or not finite.

@@ -22,7 +22,6 @@
 #include "emu/diagnose/diagnose.h"
 #include "emu/judge/judge.h"
 #include "emu/judge/prepared.h"
-#include "emu/plan/validate.h"
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
 #include "emu/run/transformer.h"
@@ -66,7 +65,7 @@ std::launch beside(const VerifyOptions& options) {
 RoutingReplay reference_choices(const ExpectedTaps& expected) {
   RoutingReplay replay;
   for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.ids) continue;
+    if (!tap.traits.ids) continue;
     ops::Matrix<std::int32_t>& ids = replay.emplace_back(tap.rows, tap.cols);
     std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
   }
@@ -154,8 +153,9 @@ template <class T>
 RunResult run_program(const Bench& bench, const Parallel& parallel, const Workload& workload,
                       const RoutingReplay* replay, FaultInjector* fault, const char* run) {
   Cluster cluster(parallel);
-  TapCollector collector(bench.prepared.expected, cluster.mesh(), bench.options.format == ops::Format::exact,
-                         [&](const std::string& name) { bench.progress.tap_complete(run, name); });
+  TapCollector collector(bench.prepared.expected, cluster.mesh(),
+                         {.ordered_ids = bench.options.format == ops::Format::exact,
+                          .completed = [&](const std::string& name) { bench.progress.tap_complete(run, name); }});
   std::string error;
   try {
     run_ranks<T>(bench, workload, replay, fault, collector, cluster);
@@ -189,7 +189,7 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
                                                     const std::vector<TapOutcome>& outcomes) {
   std::vector<std::vector<std::int64_t>> counts;
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
-    if (!expected.all()[i].ids) continue;
+    if (!expected.all()[i].traits.ids) continue;
     const std::int64_t experts = plan.model.layers[std::ssize(counts)].feed_forward.num_experts;
     std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(experts), 0);
     for (const std::int32_t id : outcomes[i].ids) {
@@ -199,69 +199,21 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
   return counts;
 }
 
-/// With one expert chosen and its weight renormalised, every weight is one: nothing else can be expected.
-bool constant_by_nature(const ModelConfig& model, const std::string& tap) {
-  const FeedForwardSpec& spec = model.layers[0].feed_forward;
-  return tap.ends_with(".router_weights") && (spec.top_k == 1 || spec.num_experts == 1) && spec.norm_topk_prob;
-}
-
-std::vector<Problem> vacuous_taps(const Plan& plan, const ExpectedTaps& expected) {
-  std::vector<Problem> problems;
-  for (const ExpectedTap& tap : expected.all()) {
-    if (tap.vacuous.empty() || (tap.vacuous == "constant" && constant_by_nature(plan.model, tap.name))) continue;
-    problems.push_back({tap.name, fmt::format("the reference's values are {}: agreement would prove nothing; choose "
-                                              "another seed or a larger scale",
-                                              tap.vacuous)});
-  }
-  return problems;
-}
-
-/// The first kind of tap, if any, that the format rounds so much that its bound would let anything pass.
-std::optional<Problem> boundless_tap(const ExpectedTaps& expected, const std::vector<TapReport>& taps,
-                                     ops::Format format) {
-  for (std::size_t i = 0; i < taps.size(); ++i) {
-    if (expected.all()[i].ids || taps[i].bound < kLargestBound) continue;
-    return Problem{
-        taps[i].name,
-        fmt::format("the unsharded run in {} is off by so much that the bound of {:.3g} of a row's scale would "
-                    "let anything pass; use smaller weights, fewer layers or a wider format",
-                    ops::to_string(format), taps[i].bound)};
-  }
-  return std::nullopt;
-}
-
-/// How many taps, in program order, differ for no reason but a wrong run: from the first sum that its budget does not
-/// hold, or the first value that is not finite, a difference proves nothing.
-std::size_t reliable_taps(const PreparedReference& reference, const std::vector<Problem>& beyond) {
-  const std::vector<ExpectedTap>& taps = reference.expected.all();
-  const auto first = std::ranges::find_if(taps, [&](const ExpectedTap& tap) {
-    return tap.vacuous == kNotFinite || std::ranges::find(beyond, tap.name, &Problem::field) != beyond.end();
-  });
-  return static_cast<std::size_t>(first - taps.begin());
-}
-
-/// Fills in what is known once all runs are judged: why the verdict may be inconclusive, and the verdict.
-void conclude(const PreparedReference& reference, const RunResult& unsharded, const RunResult& sharded,
-              VerifyReport& report) {
-  const auto add = [&](std::vector<Problem> problems) {
-    std::ranges::move(problems, std::back_inserter(report.problems));
-  };
-  if (!unsharded.error.empty()) report.problems.push_back({"unsharded run", unsharded.error});
-  if (!sharded.error.empty()) report.problems.push_back({"run", sharded.error});
-  for (const std::string& name : sharded.unexpected) {
-    report.problems.push_back({name, "a rank tapped it, but the reference has no such tap"});
-  }
-  const std::vector<Problem> beyond = beyond_budget(reference.sums);
-  add(beyond);
-  add(vacuous_taps(report.plan, reference.expected));
-  if (auto boundless = boundless_tap(reference.expected, report.taps, report.format)) add({std::move(*boundless)});
-
-  const auto wrong = report.first_divergence ? reference.expected.find(report.first_divergence->tap) : -1;
-  const bool proves =
-      wrong >= 0 && unsharded.error.empty() && static_cast<std::size_t>(wrong) < reliable_taps(reference, beyond);
-  report.verdict = proves                                                ? Verdict::mismatch
-                   : !report.problems.empty() || report.first_divergence ? Verdict::inconclusive
-                                                                         : Verdict::pass;
+Evidence evidence_of(const PreparedReference& reference, const std::vector<double>& bounds, const RunResult& unsharded,
+                     const RunResult& sharded) {
+  Evidence evidence{.expected = reference.expected,
+                    .format = reference.format,
+                    .sums = reference.sums,
+                    .bounds = bounds,
+                    .bounds_hold = unsharded.error.empty(),
+                    .unsharded = unsharded.outcomes,
+                    .sharded = sharded.outcomes,
+                    .problems = {},
+                    .unexpected = sharded.unexpected,
+                    .remedy = "; choose another seed or a larger scale"};
+  if (!unsharded.error.empty()) evidence.problems.push_back({"unsharded run", unsharded.error});
+  if (!sharded.error.empty()) evidence.problems.push_back({"run", sharded.error});
+  return evidence;
 }
 
 template <class T>
@@ -313,16 +265,13 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
 
   report.tokens_per_expert = count_tokens(plan, expected, result.outcomes);
   report.collectives = std::move(result.collectives);
-  report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   const bool replayed = report.routing.replayed;
-  report.routing = judge_routing(expected, report.taps, result.outcomes, options.format);
+  const std::vector<double> bounds = error_bounds(expected, base.outcomes, options.format);
+  report.routing = judge_routing(expected, bounds, result.outcomes, options.format);
   report.routing.replayed = replayed;
-  // An excused choice is no error any more; in `exact` none is.
-  if (!exact) report.taps = report_taps(expected, base.outcomes, result.outcomes, options.format);
   for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
   if (exact) report.exact_use = exact_use(expected, prepared.sums);
-  report.first_divergence = first_divergence(report.taps, result.outcomes);
-  conclude(prepared, base, result, report);
+  judge(evidence_of(prepared, bounds, base, result), report);
   if (report.verdict != Verdict::mismatch) return;
   if (!result.error.empty()) {
     report.first_divergence->cause = Cause{"rank_error", result.error.substr(0, result.error.find('\n'))};
@@ -331,23 +280,17 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   }
 }
 
-std::vector<Problem> problems_of(const Plan& plan) {
-  std::vector<Problem> problems = validate(plan);
-  if (plan.parallel.cp > 1) {
-    problems.push_back({"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; verify runs "
-                                                   "plans with cp = 1",
-                                                   plan.parallel.cp)});
-  }
-  return problems;
+/// The report of a plan that is not run.
+VerifyReport refused(const Plan& plan, const VerifyOptions& options, std::vector<Problem> problems) {
+  return {.plan = plan, .format = options.format, .schedule = options.schedule, .problems = std::move(problems)};
 }
 
 }  // namespace
 
-VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
+VerifyReport verify(const RunnablePlan& runnable, const VerifyOptions& options) {
+  const Plan& plan = runnable.plan();
   VerifyReport report{.plan = plan, .format = options.format, .schedule = options.schedule};
   report.threads = options.schedule ? 1 : make_executor(options.threads)->threads();
-  report.problems = problems_of(plan);
-  if (!report.problems.empty()) return report;
   try {
     if (ops::computes_in_double(options.format)) {
       run_and_judge<double>(plan, options, report);
@@ -356,44 +299,43 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
     }
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
-    report.deadlock = error.what();
-    report.deadlock_cause = diagnose(error);
-    if (const auto* stuck = dynamic_cast<const DeadlockError*>(&error)) report.wait_graph = stuck->graph();
-    if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {
-      report.mismatched_calls = {mismatch->first(), mismatch->second()};
-    }
-    if (const auto* invalid = dynamic_cast<const InvalidCall*>(&error)) report.mismatched_calls = {invalid->call()};
+    report.stall = stall_of(error);
   }
   return report;
 }
 
-VerifyReport prove(const Plan& plan, const VerifyOptions& options) {
-  if (options.format == ops::Format::exact) return verify(plan, options);
+VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
+  Runnable runnable = make_runnable(plan);
+  if (!runnable.plan) return refused(plan, options, std::move(runnable.problems));
+  return verify(*runnable.plan, options);
+}
+
+Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
+  if (options.format == ops::Format::exact) return {.algebra = verify(plan, options), .rounding = {}};
   VerifyOptions exact_options = options;
   exact_options.format = ops::Format::exact;
-  if (!problems_of(plan).empty()) return verify(plan, exact_options);
   // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
   // algebra's own reference, which keeps but one core busy for much of its time.
   std::future<PreparedReference> reference =
-      std::async(beside(options), [&] { return prepare_reference(plan, options.format, options.weights); });
-  VerifyReport exact = verify(plan, exact_options);
-  if (exact.verdict != Verdict::pass) return exact;
+      std::async(beside(options), [&] { return prepare_reference(plan.plan(), options.format, options.weights); });
+  Proof proof{.algebra = verify(plan, exact_options), .rounding = {}};
+  if (proof.algebra.verdict != Verdict::pass) return proof;
   const PreparedReference prepared = reference.get();
   VerifyOptions rounding_options = options;
   rounding_options.prepared = &prepared;
   rounding_options.diagnose = false;
-  VerifyReport report = verify(plan, rounding_options);
-  report.algebra = AlgebraReport{.verdict = exact.verdict,
-                                 .first_divergence = exact.first_divergence,
-                                 .taps = std::ssize(exact.taps),
-                                 .elements = exact.elements,
-                                 .seconds = exact.reference_seconds + exact.sharded_seconds};
-  report.exact_use = std::move(exact.exact_use);
-  if (report.first_divergence) {
-    report.first_divergence->cause =
+  proof.rounding = verify(plan, rounding_options);
+  if (proof.rounding->first_divergence) {
+    proof.rounding->first_divergence->cause =
         Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
   }
-  return report;
+  return proof;
+}
+
+Proof prove(const Plan& plan, const VerifyOptions& options) {
+  Runnable runnable = make_runnable(plan);
+  if (!runnable.plan) return {.algebra = refused(plan, options, std::move(runnable.problems)), .rounding = {}};
+  return prove(*runnable.plan, options);
 }
 
 }  // namespace shardproof

@@ -31,6 +31,7 @@
 #include "collectives/algorithm.h"
 #include "emu/judge/report.h"
 #include "emu/plan/plan.h"
+#include "emu/plan/runnable.h"
 #include "emu/weights/store.h"
 #include "ops/format.h"
 
@@ -71,14 +72,17 @@ struct VerifyOptions {
   std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
 };
 
-/// Never throws for what a plan or its run does wrong: that is the report. An invalid plan gives Verdict::invalid.
+/// Never throws for what the plan's run does wrong: that is the report.
+VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options = {});
+/// A plan that make_runnable() refuses gives Verdict::invalid, with its problems.
 VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
 
-/// Two verdicts, never mixed: first the algebra in `exact`, with no tolerance; then the rounding in options.format. The
-/// report is the rounding's, with `algebra` set; when the algebra is not right, it is the algebra's report, and no rank
-/// is run in the format. Several threads run what needs nothing of each other side by side: the two references, then
-/// the unsharded and the sharded run in the format. With options.format == exact this is verify().
-VerifyReport prove(const Plan& plan, const VerifyOptions& options = {});
+/// First the algebra in `exact`, with no tolerance; then, when it is right and options.format is a float format, the
+/// rounding in that. Several threads run what needs nothing of each other side by side: the two references, then the
+/// unsharded and the sharded run in the format.
+Proof prove(const RunnablePlan& plan, const VerifyOptions& options = {});
+/// As verify() does of a plan.
+Proof prove(const Plan& plan, const VerifyOptions& options = {});
 
 /// What prove() will need at its peak, in bytes: weights, expected taps and the ranks' activations.
 double estimated_bytes(const Plan& plan, ops::Format format);

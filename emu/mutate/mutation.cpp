@@ -11,8 +11,8 @@
 namespace shardproof {
 namespace {
 
-VerifyReport run_faulty(const Plan& plan, const PreparedReference& reference, const Mutation& mutation, int threads,
-                        bool diagnose) {
+VerifyReport run_faulty(const RunnablePlan& plan, const PreparedReference& reference, const Mutation& mutation,
+                        int threads, bool diagnose) {
   const std::unique_ptr<FaultInjector> fault = mutation.make();
   return verify(plan, {.format = ops::Format::exact,
                        .threads = threads,
@@ -24,7 +24,7 @@ VerifyReport run_faulty(const Plan& plan, const PreparedReference& reference, co
 /// References of the plan under further seeds, made when first needed.
 class FurtherSeeds {
  public:
-  FurtherSeeds(const Plan& plan, const MutationOptions& options) : plan_(plan), options_(options) {}
+  FurtherSeeds(const RunnablePlan& plan, const MutationOptions& options) : plan_(plan), options_(options) {}
 
   /// Whether the mutant passes under every further seed too. No fault depends on the values of tokens or weights.
   bool all_pass(const Mutation& mutation) {
@@ -38,20 +38,19 @@ class FurtherSeeds {
 
  private:
   struct Seeded {
-    Plan plan;
+    RunnablePlan plan;
     PreparedReference reference;
   };
   Seeded& at(std::size_t index) {
     while (seeded_.size() <= index) {
-      Plan plan = plan_;
-      plan.workload.seed += 1000003 * (seeded_.size() + 1);
-      PreparedReference reference = prepare_reference(plan, ops::Format::exact);
+      RunnablePlan plan = plan_.reseeded(plan_.plan().workload.seed + 1000003 * (seeded_.size() + 1));
+      PreparedReference reference = prepare_reference(plan.plan(), ops::Format::exact);
       seeded_.push_back(std::make_unique<Seeded>(Seeded{std::move(plan), std::move(reference)}));
     }
     return *seeded_[index];
   }
 
-  const Plan& plan_;
+  const RunnablePlan& plan_;
   const MutationOptions& options_;
   std::vector<std::unique_ptr<Seeded>> seeded_;
 };
@@ -61,7 +60,7 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
   if (report.verdict == Verdict::deadlock) {
     result.outcome = MutationResult::Outcome::detected;
     result.tap_right = mutation.tap.empty() || mutation.may_clash;
-    if (report.deadlock_cause) result.cause = *report.deadlock_cause;
+    if (report.stall) result.cause = report.stall->cause;
   } else if (report.first_divergence) {
     const Divergence& divergence = *report.first_divergence;
     result.outcome = MutationResult::Outcome::detected;
@@ -79,7 +78,7 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
 
 MutablePlan::MutablePlan(const Plan& plan, const ExpectedTaps& expected) : Plan(plan) {
   for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.ids) continue;
+    if (!tap.traits.ids) continue;
     ops::Matrix<std::int32_t>& ids = choices.emplace_back(tap.rows, tap.cols);
     std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
   }
@@ -111,18 +110,19 @@ MutationCounts MutationScore::counts() const {
   return counts;
 }
 
-MutationScore run_mutations(const Plan& plan, const MutationOptions& options) {
+MutationScore run_mutations(const RunnablePlan& runnable, const MutationOptions& options) {
+  const Plan& plan = runnable.plan();
   const auto start = std::chrono::steady_clock::now();
   MutationScore score{.plan = plan, .results = {}};
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
   const MutablePlan mutable_plan(plan, reference.expected);
-  FurtherSeeds further(plan, options);
+  FurtherSeeds further(runnable, options);
   for (const MutationKind& kind : mutation_kinds()) {
     if (options.wanted && !options.wanted(kind.name)) continue;
     std::vector<Mutation> instances = kind.instances(mutable_plan, options.per_kind);
     for (Mutation& mutation : instances) {
       mutation.kind = kind.name;
-      const VerifyReport report = run_faulty(plan, reference, mutation, options.threads, true);
+      const VerifyReport report = run_faulty(runnable, reference, mutation, options.threads, true);
       MutationResult result = judge(std::move(mutation), report);
       if (result.outcome == MutationResult::Outcome::missed && further.all_pass(result.mutation)) {
         result.outcome = MutationResult::Outcome::equivalent;

@@ -20,6 +20,7 @@
 #include "emu/judge/expected.h"
 #include "emu/judge/report.h"
 #include "emu/plan/plan.h"
+#include "emu/plan/runnable.h"
 #include "emu/run/fault.h"
 
 namespace shardproof {
@@ -94,7 +95,7 @@ struct MutationOptions {
   std::function<void(const MutationResult&)> progress;
 };
 
-/// Runs every instance of every kind. The plan must be valid, pass, and have no context parallelism.
-MutationScore run_mutations(const Plan& plan, const MutationOptions& options = {});
+/// Runs every instance of every kind. The plan must pass.
+MutationScore run_mutations(const RunnablePlan& plan, const MutationOptions& options = {});
 
 }  // namespace shardproof

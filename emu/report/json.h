@@ -14,10 +14,13 @@ struct Finding;
 struct MutationScore;
 struct OrderReport;
 struct Plan;
+struct Proof;
 struct VerifyReport;
 
 /// "shardproof.verify/1"
 std::string to_json(const VerifyReport& report);
+/// "shardproof.verify/1": the last report, with "algebra" and its "exact_use" when that is the rounding's.
+std::string to_json(const Proof& proof);
 /// The report of every order of the all-reduce: "shardproof.orders/1".
 std::string to_json(const std::vector<OrderReport>& orders);
 /// "shardproof.check/1"

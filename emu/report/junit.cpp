@@ -83,10 +83,21 @@ JunitCase error_case(const std::string& plan, std::string name, Verdict verdict,
   return test;
 }
 
-/// A choice of experts that rounding may decide has an error and is right; judging it is the verifier's.
-bool is_wrong(const TapReport& tap) {
-  const bool choice = tap.name.ends_with(".router_choice");
-  return (!choice && !(tap.max_error <= tap.bound)) || !tap.replicas_equal;
+/// What is said of a tap that is not the first divergence.
+std::string tap_message(const TapReport& tap) {
+  if (tap.verdict == TapVerdict::missing) return "ranks produced none of it, or not all";
+  return fmt::format("error {:.3g}, bound {:.3g}{}", tap.max_error, tap.bound,
+                     tap.replicas_equal ? "" : ", replicas differ");
+}
+
+JunitCase tap_case(const std::string& plan, const TapReport& tap, const std::optional<Divergence>& first) {
+  JunitCase test{.classname = plan, .name = tap.name, .type = {}, .message = {}, .text = {}};
+  if (tap.verdict == TapVerdict::pass) return test;
+  const bool diverges = first && first->tap == tap.name;
+  describe_outcome(test,
+                   tap.verdict == TapVerdict::inconclusive ? JunitCase::Outcome::error : JunitCase::Outcome::failure,
+                   to_string(tap.verdict), diverges ? first->message : tap_message(tap));
+  return test;
 }
 
 }  // namespace
@@ -125,23 +136,12 @@ JunitSuite junit_suite(const VerifyReport& report) {
                                   {"threads", std::to_string(report.threads)},
                                   {"verdict", to_string(report.verdict)}},
                    .cases = {}};
-  const double seconds = report.reference_seconds + report.sharded_seconds;
+  const double seconds = report.seconds();
   for (const TapReport& tap : report.taps) {
-    JunitCase test{.classname = plan, .name = tap.name, .type = {}, .message = {}, .text = {}};
+    JunitCase& test = suite.cases.emplace_back(tap_case(plan, tap, report.first_divergence));
     test.seconds = seconds / static_cast<double>(report.taps.size());
-    const bool diverges = report.first_divergence && report.first_divergence->tap == tap.name;
-    if (diverges) {
-      describe_outcome(test, JunitCase::Outcome::failure, "mismatch", report.first_divergence->message);
-    } else if (report.verdict == Verdict::mismatch && is_wrong(tap)) {
-      describe_outcome(test, JunitCase::Outcome::failure, "mismatch",
-                       fmt::format("error {:.3g}, bound {:.3g}{}", tap.max_error, tap.bound,
-                                   tap.replicas_equal ? "" : ", replicas differ"));
-    }
-    suite.cases.push_back(std::move(test));
   }
-  if (report.verdict == Verdict::deadlock) {
-    suite.cases.push_back(error_case(plan, "run", report.verdict, report.deadlock));
-  }
+  if (report.stall) suite.cases.push_back(error_case(plan, "run", report.verdict, report.stall->text));
   for (const Problem& problem : report.problems) {
     suite.cases.push_back(error_case(plan, problem.field, report.verdict, problem.message));
   }

@@ -17,7 +17,7 @@ struct JunitCase {
   double seconds = 0;
   /// A failure is a check that did not hold; an error, a check that could not be made.
   enum class Outcome { passed, failure, error } outcome = Outcome::passed;
-  std::string type;     ///< one word: "mismatch", "deadlock", "invalid", "inconclusive", "changed"
+  std::string type;     ///< one word: "mismatch", "missing", "deadlock", "invalid", "inconclusive", "changed"
   std::string message;  ///< one line
   std::string text;     ///< more of it; may be empty
 };
@@ -31,8 +31,9 @@ struct JunitSuite {
 /// The document. Characters that XML cannot hold, and bytes that are not UTF-8, become U+FFFD.
 std::string junit_xml(const std::vector<JunitSuite>& suites);
 
-/// A case for each tap; those wrong are failures, the first divergence with its message. What stopped the run before
-/// its taps (an invalid plan, a deadlock, a vacuous check) is an error of its own case.
+/// A case for each tap; a mismatch and a missing tap are failures, an inconclusive one an error, the first divergence
+/// with its message. What stopped the run before its taps (an invalid plan, a deadlock), and why a check is vacuous, is
+/// an error of its own case.
 JunitSuite junit_suite(const VerifyReport& report);
 
 /// The case of a comparison with a baseline.

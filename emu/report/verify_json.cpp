@@ -26,6 +26,7 @@ Json taps_json(const std::vector<TapReport>& taps) {
   Json array = Json::array();
   for (const TapReport& tap : taps) {
     array.push_back({{"name", tap.name},
+                     {"verdict", to_string(tap.verdict)},
                      {"max_error", number(tap.max_error)},
                      {"bound", number(tap.bound)},
                      {"amplification", number(tap.amplification)},
@@ -105,6 +106,16 @@ Json wait_graph_json(const WaitGraph& graph) {
   return {{"meetings", array}, {"cycle", cycle}, {"causes", graph.causes}};
 }
 
+/// The stall's fields stand beside the report's, as they did before it had a kind.
+void add_stall(const std::optional<Stall>& stall, Json& document) {
+  document["deadlock"] = stall ? Json(stall->text) : Json(nullptr);
+  if (!stall) return;
+  document["deadlock_cause"] = cause_json(stall->cause);
+  if (stall->graph) document["wait_graph"] = wait_graph_json(*stall->graph);
+  if (!stall->calls.empty()) document["mismatched_calls"] = calls_json(stall->calls);
+  document["stall"] = {{"kind", to_string(stall->kind)}};
+}
+
 Json collectives_json(const std::vector<CollectiveReport>& collectives) {
   Json array = Json::array();
   for (const CollectiveReport& entry : collectives) {
@@ -139,27 +150,8 @@ Json exact_use_json(const std::optional<ExactUse>& use) {
           {"warnings", problems_json(use->weak)}};
 }
 
-}  // namespace
-
-const char* to_string(Verdict verdict) {
-  switch (verdict) {
-    case Verdict::pass:
-      return "pass";
-    case Verdict::mismatch:
-      return "mismatch";
-    case Verdict::inconclusive:
-      return "inconclusive";
-    case Verdict::deadlock:
-      return "deadlock";
-    case Verdict::invalid:
-      break;
-  }
-  return "invalid";
-}
-
-namespace {
-
-Json report_json(const VerifyReport& report) {
+/// `algebra` is what a report on rounding rests on.
+Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullptr) {
   Json document;
   document["schema"] = "shardproof.verify/1";
   document["plan"] = Json::parse(plan_json(report.plan));
@@ -172,38 +164,47 @@ Json report_json(const VerifyReport& report) {
   document["problems"] = problems_json(report.problems);
   document["taps"] = taps_json(report.taps);
   document["first_divergence"] = divergence_json(report.first_divergence);
-  if (report.algebra) {
-    document["algebra"] = {{"verdict", to_string(report.algebra->verdict)},
-                           {"first_divergence", divergence_json(report.algebra->first_divergence)},
-                           {"taps", report.algebra->taps},
-                           {"elements", report.algebra->elements},
-                           {"seconds", report.algebra->seconds}};
+  if (algebra != nullptr) {
+    document["algebra"] = {{"verdict", to_string(algebra->verdict)},
+                           {"first_divergence", divergence_json(algebra->first_divergence)},
+                           {"taps", algebra->taps.size()},
+                           {"elements", algebra->elements},
+                           {"seconds", algebra->seconds()}};
   }
-  document["exact_use"] = exact_use_json(report.exact_use);
+  document["exact_use"] = exact_use_json(algebra != nullptr ? algebra->exact_use : report.exact_use);
   document["routing"] = {{"tokens", report.routing.tokens},
                          {"ambiguous", report.routing.ambiguous},
                          {"flipped", report.routing.flipped},
                          {"replayed", report.routing.replayed}};
   document["tokens_per_expert"] = report.tokens_per_expert;
   document["collectives"] = collectives_json(report.collectives);
-  document["deadlock"] = report.deadlock.empty() ? Json(nullptr) : Json(report.deadlock);
-  if (report.deadlock_cause) document["deadlock_cause"] = cause_json(report.deadlock_cause);
-  if (report.wait_graph) document["wait_graph"] = wait_graph_json(*report.wait_graph);
-  if (!report.mismatched_calls.empty()) document["mismatched_calls"] = calls_json(report.mismatched_calls);
+  add_stall(report.stall, document);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};
   return document;
+}
+
+Json proof_json(const Proof& proof) {
+  return report_json(proof.last(), proof.rounding ? &proof.algebra : nullptr);
+}
+
+std::string text_of(const Json& document) {
+  return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace
 
 std::string to_json(const VerifyReport& report) {
-  return report_json(report).dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return text_of(report_json(report));
+}
+
+std::string to_json(const Proof& proof) {
+  return text_of(proof_json(proof));
 }
 
 std::string to_json(const std::vector<OrderReport>& orders) {
   Json document{{"schema", "shardproof.orders/1"}, {"orders", Json::array()}};
   for (const OrderReport& order : orders) {
-    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", report_json(order.report)}});
+    document["orders"].push_back({{"all_reduce", to_string(order.algorithm)}, {"report", proof_json(order.proof)}});
   }
   return document.dump(2) + "\n";
 }

@@ -176,7 +176,7 @@ TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
   const ExpectedTaps& taps = reference.expected;
 
   for (const ExpectedTap& tap : taps.all()) {
-    if (tap.ids) continue;
+    if (tap.traits.ids) continue;
     const std::vector<TapPart> parts{part_of(tap, 0, {0, tap.cols}, [&](std::int64_t row, std::int64_t col) {
       return tap.at(row, col) + (row == 3 ? static_cast<double>(col * col + 1) / 8 : 0);
     })};
@@ -188,6 +188,23 @@ TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
 
     EXPECT_EQ(cause.name, "unknown") << tap.name << ": " << cause.evidence;
   }
+}
+
+TEST(Diagnose, TakesAnAbsentNormForAMissingLayerByItsVerdictAlone) {
+  const Plan plan = tiny_plan();
+  const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
+  const ExpectedTap& tap =
+      reference.expected.all().at(static_cast<std::size_t>(reference.expected.find("layer.1.attention.norm")));
+  // What there is of it is right.
+  const std::vector<TapPart> parts{
+      part_of(tap, 0, {0, tap.cols}, [&](std::int64_t row, std::int64_t col) { return tap.at(row, col); })};
+  const auto cause_of = [&](TapVerdict verdict, const char* message) {
+    const Divergence divergence{.tap = tap.name, .verdict = verdict, .message = message};
+    return diagnose({.plan = plan, .reference = reference, .divergence = divergence, .parts = parts, .norm_parts = {}});
+  };
+
+  EXPECT_EQ(cause_of(TapVerdict::missing, "half of it").name, "layer_missing");
+  EXPECT_EQ(cause_of(TapVerdict::mismatch, "no rank is told from its replicas").name, "replicas_differ");
 }
 
 TEST(Diagnose, DoesNotRecomputeExpertsThatAreTooLargeForIt) {

@@ -35,7 +35,7 @@ void tap(TapCollector& collector, int rank, const ops::Matrix<float>& part, cons
 TEST(TapCollector, AcceptsRowsInParts) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
   tap(collector, 1, rows_of_y(3, 1), Placement::shard(0, 4, 2, {3, 1}));
 
@@ -49,7 +49,7 @@ TEST(TapCollector, AcceptsRowsInParts) {
 TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   ops::Matrix<float> wrong = rows_of_y(0, 4);
   wrong(1, 0) += 0.5F;   // a quarter of the row's scale of 2
   wrong(3, 1) += 0.75F;  // less than that of 4
@@ -69,7 +69,7 @@ TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
 TEST(TapCollector, FindsReplicasThatDifferInABit) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 3, .edp = 3});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   ops::Matrix<float> odd = rows_of_y(0, 4);
   odd(2, 1) = std::nextafter(odd(2, 1), 0.0F);
   for (int rank = 0; rank < 3; ++rank) {
@@ -85,27 +85,31 @@ TEST(TapCollector, FindsReplicasThatDifferInABit) {
 TEST(TapCollector, NamesWhatNoRankProduced) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
 
   const TapOutcome outcome = collector.finish().front();
 
   EXPECT_THAT(outcome.problem, HasSubstr("2 of 8 elements"));
   EXPECT_THAT(outcome.problem, HasSubstr("row 3, column 0"));
+  EXPECT_EQ(outcome.absent, 2);
 }
 
 TEST(TapCollector, NamesATapThatNeverCame) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
 
-  EXPECT_EQ(collector.finish().front().problem, "no rank produced it");
+  const TapOutcome outcome = collector.finish().front();
+
+  EXPECT_EQ(outcome.problem, "no rank produced it");
+  EXPECT_EQ(outcome.absent, 8);
 }
 
 TEST(TapCollector, RefusesBlocksThatOverlap) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
   tap(collector, 1, rows_of_y(2, 2), Placement::shard(0, 4, 2, {2, 2}));
 
@@ -115,19 +119,20 @@ TEST(TapCollector, RefusesBlocksThatOverlap) {
 TEST(TapCollector, RefusesAnotherShape) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   tap(collector, 0, rows_of_y(0, 4), Placement::replicate(4, 3));
 
   const TapOutcome outcome = collector.finish().front();
 
   EXPECT_THAT(outcome.problem, HasSubstr("4 x 3, expected 4 x 2"));
   EXPECT_THAT(outcome.problem_ranks, ElementsAre(0));
+  EXPECT_FALSE(outcome.missing());
 }
 
 TEST(TapCollector, SumsAddends) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   ops::Matrix<float> half = rows_of_y(0, 4);
   for (float& value : half.span()) value /= 2;
   tap(collector, 0, half, Placement::partial_sum(4, 2, Axis::tp));
@@ -142,7 +147,7 @@ TEST(TapCollector, SumsAddends) {
 TEST(TapCollector, TakesAValueThatIsNotFiniteForTheWorstError) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   ops::Matrix<float> broken = rows_of_y(0, 4);
   broken(2, 0) = std::numeric_limits<float>::quiet_NaN();
   tap(collector, 0, broken, Placement::replicate(4, 2));
@@ -153,7 +158,7 @@ TEST(TapCollector, TakesAValueThatIsNotFiniteForTheWorstError) {
 TEST(TapCollector, ReportsATapThatNothingIsExpectedOf) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
-  TapCollector collector(expected, mesh, false);
+  TapCollector collector(expected, mesh);
   const ops::Matrix<float> part = rows_of_y(0, 4);
   collector.tap(GlobalRank{0}, "z", Placement::replicate(4, 2), part.view());
 
@@ -162,13 +167,13 @@ TEST(TapCollector, ReportsATapThatNothingIsExpectedOf) {
 
 TEST(TapCollector, ComparesIdsAsSetsUnlessExact) {
   ExpectedTaps expected;
-  expected.add("choice", 1, 2, {3, 5}, true);
+  expected.add("choice", 1, 2, {3, 5}, {.ids = true});
   ops::Matrix<std::int32_t> swapped(1, 2);
   swapped(0, 0) = 5;
   swapped(0, 1) = 3;
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
-  TapCollector loose(expected, mesh, false);
-  TapCollector strict(expected, mesh, true);
+  TapCollector loose(expected, mesh);
+  TapCollector strict(expected, mesh, {.ordered_ids = true});
   loose.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
   strict.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
 

@@ -265,7 +265,7 @@ TEST(ExactRouting, GivesATieToTheLowerExpert) {
   EXPECT_EQ(report.routing.ambiguous, 0);
   int ties = 0;
   for (const ExpectedTap& tap : reference.expected.all()) {
-    if (!tap.ids) continue;
+    if (!tap.traits.ids) continue;
     for (std::int64_t row = 0; row < tap.rows; ++row) {
       const bool one = tap.at(row, 0) == 1 || tap.at(row, 1) == 1;
       const bool two = tap.at(row, 0) == 2 || tap.at(row, 1) == 2;
@@ -280,13 +280,13 @@ TEST(ExactRouting, GivesATieToTheLowerExpert) {
 struct Tie {
   ExpectedTaps expected;
   std::vector<TapOutcome> outcomes;
-  std::vector<TapReport> taps;
+  std::vector<double> bounds;
 
   Tie(std::int32_t first, std::int32_t second, ops::Format format) {
     expected.add("layer.0.moe.router_logits", 1, 4, {2, 1, 1, 0});
-    expected.add("layer.0.moe.router_choice", 1, 2, {0, 1}, true);
+    expected.add("layer.0.moe.router_choice", 1, 2, {0, 1}, {.ids = true});
     const Mesh mesh(Parallel{});
-    TapCollector collector(expected, mesh, format == ops::Format::exact);
+    TapCollector collector(expected, mesh, {.ordered_ids = format == ops::Format::exact});
     ops::Matrix<double> logits(1, 4);
     std::ranges::copy(expected.all()[0].values, logits.span().begin());
     ops::Matrix<std::int32_t> choice(1, 2);
@@ -295,7 +295,23 @@ struct Tie {
     collector.tap(GlobalRank{0}, "layer.0.moe.router_logits", Placement::replicate(1, 4), std::as_const(logits).view());
     collector.tap(GlobalRank{0}, "layer.0.moe.router_choice", Placement::replicate(1, 2), std::as_const(choice).view());
     outcomes = collector.finish();
-    taps = report_taps(expected, outcomes, outcomes, format);
+    bounds = error_bounds(expected, outcomes, format);
+  }
+
+  /// Of the choice, once the routing is judged.
+  std::optional<Divergence> divergence(ops::Format format) const {
+    VerifyReport report;
+    judge({.expected = expected,
+           .format = format,
+           .sums = {},
+           .bounds = bounds,
+           .unsharded = outcomes,
+           .sharded = outcomes,
+           .problems = {},
+           .unexpected = {},
+           .remedy = {}},
+          report);
+    return report.first_divergence;
   }
 };
 
@@ -303,11 +319,11 @@ TEST(ExactRouting, NeverExcusesAnotherChoiceAmongEqualLogits) {
   for (const auto& [first, second] : {std::pair{0, 2}, std::pair{1, 0}}) {
     Tie tie(first, second, ops::Format::exact);
 
-    const RoutingReport routing = judge_routing(tie.expected, tie.taps, tie.outcomes, ops::Format::exact);
+    const RoutingReport routing = judge_routing(tie.expected, tie.bounds, tie.outcomes, ops::Format::exact);
 
     EXPECT_EQ(routing.ambiguous, 0);
     EXPECT_EQ(routing.flipped, 1);
-    const auto divergence = first_divergence(tie.taps, tie.outcomes);
+    const auto divergence = tie.divergence(ops::Format::exact);
     ASSERT_TRUE(divergence.has_value());
     EXPECT_EQ(divergence->tap, "layer.0.moe.router_choice");
   }
@@ -316,20 +332,20 @@ TEST(ExactRouting, NeverExcusesAnotherChoiceAmongEqualLogits) {
 TEST(FloatRouting, ExcusesAnotherChoiceAmongEqualLogits) {
   Tie tie(0, 2, ops::Format::bf16);
 
-  const RoutingReport routing = judge_routing(tie.expected, tie.taps, tie.outcomes, ops::Format::bf16);
+  const RoutingReport routing = judge_routing(tie.expected, tie.bounds, tie.outcomes, ops::Format::bf16);
 
   EXPECT_EQ(routing.ambiguous, 1);
   EXPECT_EQ(routing.flipped, 0);
-  EXPECT_FALSE(first_divergence(tie.taps, tie.outcomes).has_value());
+  EXPECT_FALSE(tie.divergence(ops::Format::bf16).has_value());
 }
 
 TEST(FloatRouting, DoesNotTakeOneExpertTwiceForTwo) {
   Tie tie(0, 0, ops::Format::bf16);
 
-  const RoutingReport routing = judge_routing(tie.expected, tie.taps, tie.outcomes, ops::Format::bf16);
+  const RoutingReport routing = judge_routing(tie.expected, tie.bounds, tie.outcomes, ops::Format::bf16);
 
   EXPECT_EQ(routing.flipped, 1);
-  const auto divergence = first_divergence(tie.taps, tie.outcomes);
+  const auto divergence = tie.divergence(ops::Format::bf16);
   ASSERT_TRUE(divergence.has_value());
   EXPECT_EQ(divergence->tap, "layer.0.moe.router_choice");
   EXPECT_EQ(divergence->col, 1);

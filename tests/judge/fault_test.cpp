@@ -102,10 +102,11 @@ TEST_P(Faults, ProveTheDeadlockOfASkippedCollective) {
   const VerifyReport report = verify_with(fault, small_plan({.dp = 4, .ep = 4}), GetParam().format);
 
   EXPECT_EQ(report.verdict, Verdict::deadlock);
-  EXPECT_THAT(report.deadlock, HasSubstr("all_to_all"));
-  EXPECT_THAT(report.deadlock, HasSubstr("rank 2"));
+  ASSERT_TRUE(report.stall.has_value());
+  EXPECT_THAT(report.stall->text, HasSubstr("all_to_all"));
+  EXPECT_THAT(report.stall->text, HasSubstr("rank 2"));
   const std::string json = to_json(report);
-  EXPECT_TRUE(report.wait_graph.has_value() || !report.mismatched_calls.empty());
+  EXPECT_NE(report.stall->graph.has_value(), !report.stall->calls.empty());
   EXPECT_THAT(json, ::testing::AnyOf(HasSubstr("\"wait_graph\""), HasSubstr("\"mismatched_calls\"")));
   EXPECT_THAT(json, HasSubstr("emu/run/moe_block.cpp\""));
 }
@@ -133,6 +134,16 @@ TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
   EXPECT_EQ(report.problems.front().field, "parallel.cp");
 }
 
+TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
+  Plan plan = small_plan({.tp = 2, .edp = 2});
+  plan.model.model_type = "qwen3_moe";
+
+  const VerifyReport report = verify(plan, {.format = ops::Format::exact});
+
+  EXPECT_EQ(report.verdict, Verdict::invalid);
+  EXPECT_THAT(report.problems.front().message, HasSubstr("norms of queries and keys"));
+}
+
 TEST(Verify, IsInconclusiveWhenTheWeightsAreZero) {
   const testing::EditedWeights zero(1, [](const WeightSpec&, std::int64_t, std::int64_t, double) { return 0.0; });
 
@@ -154,21 +165,40 @@ TEST(Verify, CountsTheTokensOfEveryExpert) {
 }
 
 TEST(Prove, GivesTheAlgebraThenTheRounding) {
-  const VerifyReport report = prove(small_plan({.tp = 2, .dp = 2, .ep = 4}), {.format = ops::Format::bf16});
+  const Proof proof = prove(small_plan({.tp = 2, .dp = 2, .ep = 4}), {.format = ops::Format::bf16});
 
-  ASSERT_TRUE(report.algebra.has_value());
-  EXPECT_EQ(report.algebra->verdict, Verdict::pass);
-  EXPECT_EQ(report.format, ops::Format::bf16);
-  EXPECT_EQ(report.verdict, Verdict::pass);
+  EXPECT_EQ(proof.algebra.verdict, Verdict::pass);
+  EXPECT_EQ(proof.algebra.format, ops::Format::exact);
+  ASSERT_TRUE(proof.rounding.has_value());
+  EXPECT_EQ(proof.rounding->format, ops::Format::bf16);
+  EXPECT_EQ(proof.verdict(), Verdict::pass);
+  EXPECT_EQ(&proof.last(), &*proof.rounding);
 }
 
 TEST(Prove, StopsAtAWrongAlgebra) {
   DroppedAllReduce fault("attention.output", 0);
 
-  const VerifyReport report = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
+  const Proof proof = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
 
-  EXPECT_EQ(report.verdict, Verdict::mismatch);
-  EXPECT_EQ(report.format, ops::Format::exact);
+  EXPECT_EQ(proof.verdict(), Verdict::mismatch);
+  EXPECT_EQ(proof.algebra.format, ops::Format::exact);
+  EXPECT_FALSE(proof.rounding.has_value());
+}
+
+TEST(Prove, IsTheAlgebraAloneInExact) {
+  const Proof proof = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::exact});
+
+  EXPECT_EQ(proof.algebra.verdict, Verdict::pass);
+  EXPECT_FALSE(proof.rounding.has_value());
+  EXPECT_EQ(to_json(proof), to_json(proof.algebra));
+}
+
+TEST(Prove, RefusesAPlanThatIsNotRunnable) {
+  const Proof proof = prove(small_plan({.cp = 2, .edp = 2}));
+
+  EXPECT_EQ(proof.verdict(), Verdict::invalid);
+  EXPECT_EQ(proof.algebra.problems.front().field, "parallel.cp");
+  EXPECT_FALSE(proof.rounding.has_value());
 }
 
 }  // namespace

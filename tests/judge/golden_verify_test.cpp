@@ -47,7 +47,7 @@ Plan plan_for(const Checkpoint& checkpoint, const Parallel& parallel) {
 }
 
 std::string failure(const VerifyReport& report) {
-  std::string text = std::string(to_string(report.verdict)) + report.deadlock;
+  std::string text = std::string(to_string(report.verdict)) + (report.stall ? report.stall->text : "");
   if (report.first_divergence) text += ": " + report.first_divergence->message;
   for (const Problem& problem : report.problems) text += "; " + problem.field + ": " + problem.message;
   return text;

@@ -16,7 +16,7 @@ std::string explain(const VerifyReport& report) {
   std::string text = to_string(report.verdict);
   if (report.first_divergence) text += ": " + report.first_divergence->tap + ": " + report.first_divergence->message;
   for (const Problem& problem : report.problems) text += "\n" + problem.field + ": " + problem.message;
-  return text + report.deadlock;
+  return report.stall ? text + report.stall->text : text;
 }
 
 /// Of a small model some taps may be vacuous by chance (a tensor of one element); agreement is what is asked here.

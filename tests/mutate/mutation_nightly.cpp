@@ -6,14 +6,15 @@
 #include <string>
 
 #include "emu/plan/load.h"
-#include "emu/plan/scale.h"
 #include "tests/mutate/mutation_support.h"
+#include "tests/support/runnable.h"
 
 namespace shardproof {
 namespace {
 
 using testing::mutable_plans;
 using testing::report_of;
+using testing::runnable;
 
 void expect_targets(const MutationCounts& counts, const std::string& report) {
   fmt::print("{} instances, {} equivalent, {} detected, {} missed, first tap right {}, cause right {}\n{}",
@@ -30,7 +31,7 @@ TEST_P(ShippedPlans, MutationsAreDetectedAndNamed) {
   const LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/" + GetParam() + ".json");
   ASSERT_TRUE(loaded.plan.has_value());
 
-  const MutationScore score = run_mutations(scaled(*loaded.plan, {}));
+  const MutationScore score = run_mutations(runnable(*loaded.plan).scaled({}));
 
   expect_targets(score.counts(), report_of(score));
 }
@@ -44,7 +45,7 @@ TEST(GeneratedPlans, MutationsAreDetectedAndNamed) {
   MutationCounts total;
   std::string report;
   for (const Plan& plan : mutable_plans(100, 32)) {
-    const MutationScore score = run_mutations(plan);
+    const MutationScore score = run_mutations(runnable(plan));
     total.add(score.counts());
     report += report_of(score);
   }

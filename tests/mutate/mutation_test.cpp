@@ -9,10 +9,10 @@
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
 #include "emu/plan/load.h"
-#include "emu/plan/scale.h"
 #include "emu/plan/validate.h"
 #include "emu/report/json.h"
 #include "tests/mutate/mutation_support.h"
+#include "tests/support/runnable.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
@@ -20,6 +20,7 @@ namespace {
 
 using testing::mutable_plans;
 using testing::report_of;
+using testing::runnable;
 using testing::small_plan;
 
 TEST(Mutations, AreThirtyKindsOrMoreWithDistinctNames) {
@@ -59,7 +60,7 @@ TEST(Mutations, ANonexistentExpertIsAnErrorOfItsRankNotACrash) {
   const Plan plan = small_plan({.tp = 2, .dp = 2, .ep = 4});
 
   const MutationScore score =
-      run_mutations(plan, {.wanted = [](std::string_view kind) { return kind == "expert_nonexistent"; }});
+      run_mutations(runnable(plan), {.wanted = [](std::string_view kind) { return kind == "expert_nonexistent"; }});
 
   ASSERT_FALSE(score.results.empty());
   for (const MutationResult& result : score.results) {
@@ -73,7 +74,7 @@ TEST(Mutations, OfGeneratedPlansAreDetectedAndNamed) {
   MutationCounts total;
   std::string report;
   for (const Plan& plan : mutable_plans(8, 16)) {
-    const MutationScore score = run_mutations(plan, {.per_kind = 1, .further_seeds = 3});
+    const MutationScore score = run_mutations(runnable(plan), {.per_kind = 1, .further_seeds = 3});
     total.add(score.counts());
     report += report_of(score);
   }
@@ -88,7 +89,7 @@ TEST(Mutations, OfTheEmbeddedPlanAreDetectedAndNamed) {
   const LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/tp4_ep4_pp4.json");
   ASSERT_TRUE(loaded.plan.has_value());
 
-  const MutationScore score = run_mutations(scaled(*loaded.plan, {}), {.per_kind = 1});
+  const MutationScore score = run_mutations(runnable(*loaded.plan).scaled({}), {.per_kind = 1});
 
   const MutationCounts counts = score.counts();
   EXPECT_EQ(counts.missed, 0) << report_of(score);
@@ -99,7 +100,7 @@ TEST(Mutations, OfTheEmbeddedPlanAreDetectedAndNamed) {
 TEST(MutationScores, AreWrittenAsJson) {
   const Plan plan = small_plan({.tp = 2, .dp = 2, .ep = 4});
   const MutationScore score = run_mutations(
-      plan, {.per_kind = 1, .wanted = [](std::string_view kind) { return kind == "attention_averaged"; }});
+      runnable(plan), {.per_kind = 1, .wanted = [](std::string_view kind) { return kind == "attention_averaged"; }});
 
   const std::string text = to_json(std::span(&score, 1));
 

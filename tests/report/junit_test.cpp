@@ -15,9 +15,9 @@ VerifyReport passing_report() {
   VerifyReport report;
   report.verdict = Verdict::pass;
   report.plan.name = "small";
-  report.taps = {{.name = "embedding", .max_error = 0, .bound = 1e-6},
-                 {.name = "layer.0.attention.output", .max_error = 1e-7, .bound = 1e-6},
-                 {.name = "logits", .max_error = 2e-7, .bound = 1e-6}};
+  report.taps = {{.name = "embedding", .verdict = TapVerdict::pass, .max_error = 0, .bound = 1e-6},
+                 {.name = "layer.0.attention.output", .verdict = TapVerdict::pass, .max_error = 1e-7, .bound = 1e-6},
+                 {.name = "logits", .verdict = TapVerdict::pass, .max_error = 2e-7, .bound = 1e-6}};
   report.reference_seconds = 1;
   report.sharded_seconds = 2;
   return report;
@@ -85,8 +85,9 @@ TEST(JunitSuite, HasAPassingCaseForEachTap) {
 TEST(JunitSuite, FailsTheFirstDivergenceWithItsMessageAndTheTapsAfterIt) {
   VerifyReport report = passing_report();
   report.verdict = Verdict::mismatch;
-  report.taps[1].max_error = 1;
-  report.taps[2].max_error = std::numeric_limits<double>::quiet_NaN();
+  report.taps[1].verdict = TapVerdict::mismatch;
+  report.taps[2].verdict = TapVerdict::mismatch;
+  report.taps[2].max_error = std::numeric_limits<double>::infinity();
   report.first_divergence = Divergence{.tap = "layer.0.attention.output", .ranks = {1}, .message = "rank 1\ngot 2"};
 
   const JunitSuite suite = junit_suite(report);
@@ -101,22 +102,32 @@ TEST(JunitSuite, FailsTheFirstDivergenceWithItsMessageAndTheTapsAfterIt) {
 TEST(JunitSuite, FailsATapWhoseReplicasDiffer) {
   VerifyReport report = passing_report();
   report.verdict = Verdict::mismatch;
+  report.taps[2].verdict = TapVerdict::mismatch;
   report.taps[2].replicas_equal = false;
 
   EXPECT_THAT(junit_suite(report).cases[2].message, HasSubstr("replicas differ"));
 }
 
-TEST(JunitSuite, PassesAnAmbiguousChoiceOfExperts) {
+TEST(JunitSuite, ReadsTheVerdictOfATapAndNotItsFigures) {
   VerifyReport report = passing_report();
-  report.taps.push_back({.name = "layer.0.moe.router_choice", .max_error = 1, .bound = 0});
+  report.verdict = Verdict::mismatch;
+  report.taps[0].max_error = 1;
+  report.taps[1].verdict = TapVerdict::missing;
+  report.taps[2].verdict = TapVerdict::inconclusive;
 
-  EXPECT_EQ(junit_suite(report).cases.back().outcome, JunitCase::Outcome::passed);
+  const JunitSuite suite = junit_suite(report);
+
+  EXPECT_EQ(suite.cases[0].outcome, JunitCase::Outcome::passed);
+  EXPECT_EQ(suite.cases[1].outcome, JunitCase::Outcome::failure);
+  EXPECT_EQ(suite.cases[1].type, "missing");
+  EXPECT_EQ(suite.cases[2].outcome, JunitCase::Outcome::error);
+  EXPECT_EQ(suite.cases[2].type, "inconclusive");
 }
 
 TEST(JunitSuite, ReportsWhatStoppedTheRunAsErrors) {
   VerifyReport deadlock = passing_report(), invalid = passing_report();
   deadlock.verdict = Verdict::deadlock;
-  deadlock.deadlock = "ranks 0 and 1 wait";
+  deadlock.stall = Stall{.text = "ranks 0 and 1 wait", .graph = {}, .calls = {}, .cause = {}};
   deadlock.taps.clear();
   invalid.verdict = Verdict::invalid;
   invalid.problems = {{"parallel.tp", "3 does not divide 16"}};

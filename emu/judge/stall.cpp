@@ -1,0 +1,69 @@
+#include "emu/judge/stall.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <string_view>
+
+namespace shardproof {
+namespace {
+
+/// The calls stand at the same place of the program.
+bool same_place(const CallInfo& a, const CallInfo& b) {
+  return a.where.line() == b.where.line() && std::string_view(a.where.file_name()) == b.where.file_name();
+}
+
+Cause mismatch_cause(const CollectiveMismatch& error) {
+  const std::string text =
+      fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
+  if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
+  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
+  if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
+    return {"call_sequence", text};
+  }
+  return {"call_arguments", text};
+}
+
+Cause deadlock_cause(const DeadlockError& error) {
+  const WaitGraph& graph = error.graph();
+  if (graph.empty()) return {"call_sequence", "ranks wait outside of any collective"};
+  const auto rendezvous = std::ranges::find_if(graph.rendezvous, [&](const Rendezvous& r) {
+    return std::ranges::any_of(r.absent, [](const AbsentRank& rank) { return rank.why != Absence::waiting; });
+  });
+  const Rendezvous& shown = rendezvous != graph.rendezvous.end() ? *rendezvous : graph.rendezvous.front();
+  std::vector<int> absent;
+  for (const AbsentRank& rank : shown.absent) absent.push_back(to_int(rank.rank));
+  const std::string text =
+      fmt::format("{} #{} in {} waits for rank {}{}", to_string(shown.operation), shown.sequence, shown.group,
+                  fmt::join(absent, ", "), graph.causes.empty() ? "" : ": " + graph.causes.front());
+  return {is_point_to_point(shown.operation) ? "message_lost" : "call_sequence", text};
+}
+
+}  // namespace
+
+const char* to_string(StallKind kind) {
+  return kind == StallKind::deadlock ? "deadlock" : "collective_mismatch";
+}
+
+Stall stall_of(const CollectiveError& error) {
+  const std::string text = error.what();
+  if (const auto* deadlock = dynamic_cast<const DeadlockError*>(&error)) {
+    return {.kind = StallKind::deadlock,
+            .text = text,
+            .graph = deadlock->graph(),
+            .calls = {},
+            .cause = deadlock_cause(*deadlock)};
+  }
+  Stall stall{.kind = StallKind::collective_mismatch, .text = text, .graph = {}, .calls = {}, .cause = {}};
+  if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {
+    stall.calls = {mismatch->first(), mismatch->second()};
+    stall.cause = mismatch_cause(*mismatch);
+    return stall;
+  }
+  if (const auto* invalid = dynamic_cast<const InvalidCall*>(&error)) stall.calls = {invalid->call()};
+  stall.cause = {"invalid_call", text.substr(0, text.find('\n'))};
+  return stall;
+}
+
+}  // namespace shardproof

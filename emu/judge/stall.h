@@ -1,0 +1,33 @@
+// A run that did not end: its ranks wait for each other for ever, or called collectives that do not fit.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "collectives/call.h"
+#include "collectives/errors.h"
+#include "collectives/wait_graph.h"
+#include "emu/judge/cause.h"
+
+namespace shardproof {
+
+enum class StallKind {
+  deadlock,             ///< no rank can run again, and some have not finished
+  collective_mismatch,  ///< calls that met do not fit each other, or one is wrong by itself
+};
+
+/// "deadlock", "collective_mismatch".
+const char* to_string(StallKind kind);
+
+struct Stall {
+  StallKind kind = StallKind::deadlock;
+  std::string text;                ///< the error's, whole
+  std::optional<WaitGraph> graph;  ///< of a deadlock: who waits for whom
+  std::vector<CallInfo> calls;     ///< of a mismatch: the two calls; of a call that is wrong by itself: that one
+  Cause cause;                     ///< from the calls or the graph: call_sequence, call_arguments, split_sizes, ...
+};
+
+Stall stall_of(const CollectiveError& error);
+
+}  // namespace shardproof

@@ -1,0 +1,67 @@
+// Plans that are valid and not run: what each subcommand says of them.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "tests/tools/command.h"
+
+namespace shardproof {
+namespace {
+
+using testing::CommandResult;
+using ::testing::HasSubstr;
+using testing::shardproof;
+using testing::temporary_file;
+
+constexpr const char* kNorms = "qwen3_moe: the norms of queries and keys inside each head";
+constexpr const char* kContext = "parallel.cp: cp = 2: context parallelism is not executed yet";
+
+std::string plan_of(const std::string& model_type, const std::string& parallel) {
+  return temporary_file("plan.json", R"({
+  "model": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32,
+            "model_type": ")" + model_type +
+                                         R"("},
+  "parallel": )" + parallel + R"(,
+  "workload": {"batch": 4, "sequence": 6}
+})");
+}
+
+TEST(RunnableCommand, AModelThatIsNotComputedWholeGetsNoVerdict) {
+  const std::string plan = plan_of("qwen3_moe", R"({"tp": 2, "ep": 2})");
+
+  for (const std::string command : {"verify ", "verify --format exact ", "mutate "}) {
+    const CommandResult result = shardproof(command + plan);
+
+    EXPECT_EQ(result.exit_code, 2) << command << result.out;
+    EXPECT_THAT(result.err, HasSubstr(kNorms)) << command;
+  }
+}
+
+TEST(RunnableCommand, AModelThatIsNotComputedWholeIsCheckedAndDrawnWithANote) {
+  const std::string plan = plan_of("qwen3_moe", R"({"tp": 2, "ep": 2})");
+
+  const CommandResult check = shardproof("check " + plan);
+  const CommandResult graph = shardproof("graph " + plan);
+
+  EXPECT_EQ(check.exit_code, 0) << check.err;
+  EXPECT_THAT(check.err, HasSubstr(kNorms));
+  EXPECT_EQ(graph.exit_code, 0) << graph.err;
+  EXPECT_THAT(graph.err, HasSubstr(kNorms));
+  EXPECT_EQ(nlohmann::json::parse(graph.out).count("nodes"), 1U);
+}
+
+TEST(RunnableCommand, ContextParallelismIsRefusedInOneWording) {
+  const std::string plan = plan_of("mixtral", R"({"cp": 2, "ep": 2})");
+
+  for (const std::string command : {"verify ", "mutate ", "graph "}) {
+    const CommandResult result = shardproof(command + plan);
+
+    EXPECT_EQ(result.exit_code, 2) << command << result.out;
+    EXPECT_THAT(result.err, HasSubstr(kContext)) << command;
+  }
+}
+
+}  // namespace
+}  // namespace shardproof

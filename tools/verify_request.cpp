@@ -1,0 +1,110 @@
+#include "tools/verify_request.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "tools/memory.h"
+#include "tools/terminal.h"
+#include "tools/usage_error.h"
+
+namespace shardproof::tools {
+namespace {
+
+/// The float format whose rounding is judged when none is asked for: the one that the model's weights are kept in.
+ops::Format default_format(const ModelConfig& model) {
+  if (model.dtype == "float16") return ops::Format::fp16;
+  if (model.dtype == "float32") return ops::Format::fp32;
+  if (model.dtype == "float64") return ops::Format::fp64;
+  return ops::Format::bf16;
+}
+
+ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
+  // A baseline is of bits unless a float format is asked for: only those hold on every machine.
+  if (!flags.format && flags.uses_baseline()) return ops::Format::exact;
+  return flags.format ? ops::parse_format(*flags.format).value() : default_format(model);
+}
+
+std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
+  return format ? ops::parse_format(*format) : std::nullopt;
+}
+
+/// Refuses a run that cannot fit, with a scale that would.
+void require_memory(const Plan& original, const Plan& plan, ops::Format format) {
+  const double available = available_memory();
+  const double needed = estimated_bytes(plan, format);
+  if (needed <= available) return;
+  std::string advice = "use --scale auto, or fewer and shorter sequences (--batch, --sequence)";
+  for (std::int64_t divisor = 2; divisor <= 4096; divisor *= 2) {
+    ScaleOptions smaller{.mode = ScaleOptions::Mode::divide, .divisor = divisor};
+    smaller.batch = plan.workload.batch();
+    const Plan candidate = scaled(original, smaller);
+    if (estimated_bytes(candidate, format) <= available) {
+      advice = fmt::format("--scale {} would need {}", divisor, human_bytes(estimated_bytes(candidate, format)));
+      break;
+    }
+  }
+  throw UsageError(fmt::format("--scale: this run needs about {} of memory, {} are available; {}", human_bytes(needed),
+                               human_bytes(available), advice));
+}
+
+/// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request) {
+  if (directory.empty()) return nullptr;
+  if (request.scale.mode == ScaleOptions::Mode::divide) {
+    throw UsageError(fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out",
+                                 to_string(request.scale)));
+  }
+  auto checkpoint = [&] {
+    try {
+      return std::make_unique<Checkpoint>(directory);
+    } catch (const CheckpointError& error) {
+      throw UsageError(fmt::format("--checkpoint: {}", error.what()));
+    }
+  }();
+  const std::vector<Problem> problems = compare_models(request.original.model, checkpoint->model());
+  if (!problems.empty()) throw UsageError(problems_text(request.name, problems));
+  return checkpoint;
+}
+
+void require_no_window(const Checkpoint& checkpoint, const Workload& workload) {
+  if (!checkpoint.sliding_window()) return;
+  const std::int64_t window = *checkpoint.sliding_window();
+  const std::int64_t longest = std::ranges::max(workload.lengths);
+  if (longest <= window) return;
+  throw UsageError(fmt::format(
+      "--checkpoint: sequences of {} tokens reach past the sliding window of {}, which is not emulated; use "
+      "--sequence {}",
+      longest, window, window));
+}
+
+}  // namespace
+
+Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
+  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan), .scale = scale};
+  if (flags.seed) request.original.workload.seed = *flags.seed;
+  request.checkpoint = open_checkpoint(flags.checkpoint, request);
+  if (request.checkpoint) request.scale.mode = ScaleOptions::Mode::full;
+  request.options = {.format = chosen_format(flags, request.original.model),
+                     .threads = flags.threads,
+                     .schedule = flags.schedule,
+                     .weights = request.checkpoint.get(),
+                     .wire = parsed(flags.wire),
+                     .accumulate = parsed(flags.accumulate)};
+  if (flags.all_reduce == kAllOrders) {
+    request.orders.assign(kAlgorithms.begin(), kAlgorithms.end());
+  } else {
+    request.orders.push_back(parse_algorithm(flags.all_reduce).value());
+  }
+  return request;
+}
+
+RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
+  RunnablePlan run = original.scaled(request.scale);
+  if (request.checkpoint) require_no_window(*request.checkpoint, run.plan().workload);
+  require_memory(original.plan(), run.plan(), request.options.format);
+  return run;
+}
+
+}  // namespace shardproof::tools
