@@ -36,11 +36,17 @@ constexpr double causal_pairs(std::span<const std::int64_t> offsets) {
 }
 
 /// 4 head_dim flops a pair and head (q.k and p.v); q, k, v and out once.
+/// Of `pairs` of a query and a key that it sees, `tokens` rows of q, k and v.
+constexpr Cost attention_cost(double pairs, Index tokens, Index heads, Index kv_heads, Index head_dim,
+                              int bytes_per_element) {
+  const auto width = static_cast<double>(heads * head_dim), kv_width = static_cast<double>(kv_heads * head_dim);
+  return {4 * pairs * width, 2 * static_cast<double>(tokens) * (width + kv_width) * bytes_per_element};
+}
+
 constexpr Cost attention_cost(std::span<const std::int64_t> offsets, Index heads, Index kv_heads, Index head_dim,
                               int bytes_per_element) {
-  const double tokens = offsets.empty() ? 0 : static_cast<double>(offsets.back() - offsets.front());
-  const auto width = static_cast<double>(heads * head_dim), kv_width = static_cast<double>(kv_heads * head_dim);
-  return {4 * causal_pairs(offsets) * width, 2 * tokens * (width + kv_width) * bytes_per_element};
+  const Index tokens = offsets.empty() ? 0 : offsets.back() - offsets.front();
+  return attention_cost(causal_pairs(offsets), tokens, heads, kv_heads, head_dim, bytes_per_element);
 }
 
 }  // namespace shardproof::ops

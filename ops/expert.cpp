@@ -39,8 +39,8 @@ void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const 
       const MatrixView<T> g(gate.data(), rows, columns), u(up.data(), rows, columns);
       gemm::multiply<T>(packed, w_gate.row_range(j, columns), g, weights);
       gemm::multiply<T>(packed, w_up.row_range(j, columns), u, weights);
-      store(g.span(), format);
-      store(u.span(), format);
+      round_to(g.span(), format);
+      round_to(u.span(), format);
       swiglu<T>(g, u, format, hidden.view().row_range(0, rows).col_range(j, columns));
     }
     packed.pack(hidden.view().row_range(0, rows));

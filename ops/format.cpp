@@ -49,7 +49,7 @@ T stored(T value, Format format) {
 }
 
 template <class T>
-void store(std::span<T> values, Format format) {
+void round_to(std::span<T> values, Format format) {
   if (format == Format::fp64 || (format == Format::fp32 && sizeof(T) == 4)) return;
   simd::with_rounding<T>(format, [&](auto rounding) {
     simd::transform<T>(static_cast<Index>(values.size()), values.data(), rounding, values.data());
@@ -57,15 +57,15 @@ void store(std::span<T> values, Format format) {
 }
 
 template <class T>
-void store_partial(std::span<T> values, Format format) {
-  if (format != Format::exact) store(values, format);
+void round_partial(std::span<T> values, Format format) {
+  if (format != Format::exact) round_to(values, format);
 }
 
 template float stored(float, Format);
 template double stored(double, Format);
-template void store(std::span<float>, Format);
-template void store(std::span<double>, Format);
-template void store_partial(std::span<float>, Format);
-template void store_partial(std::span<double>, Format);
+template void round_to(std::span<float>, Format);
+template void round_to(std::span<double>, Format);
+template void round_partial(std::span<float>, Format);
+template void round_partial(std::span<double>, Format);
 
 }  // namespace shardproof::ops

@@ -45,10 +45,10 @@ T stored(T value, Format format);
 
 /// Rounds every element in place, as `stored` does.
 template <class T>
-void store(std::span<T> values, Format format);
+void round_to(std::span<T> values, Format format);
 
-/// Rounds a partial sum that is still to be reduced across ranks: as `store`, but `exact` keeps every bit.
+/// Rounds a partial sum that is still to be reduced across ranks: as round_to, but `exact` keeps every bit.
 template <class T>
-void store_partial(std::span<T> values, Format format);
+void round_partial(std::span<T> values, Format format);
 
 }  // namespace shardproof::ops

@@ -91,7 +91,7 @@ void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> id
       for (const T e : all) sum += e;
     }
     for (T& e : weight) e /= sum;
-    store(weight, format);
+    round_to(weight, format);
   }
 }
 

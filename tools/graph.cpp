@@ -42,7 +42,6 @@ struct GraphFlags {
   std::string audit;
   std::string json;
   ScaleFlags scale;
-  int threads = 0;
 };
 
 /// "3" or "2-5".
@@ -137,7 +136,7 @@ int run_graph(const GraphFlags& flags) {
   if (!flags.ranks.empty()) std::tie(selection.first_rank, selection.last_rank) = parse_range("--ranks", flags.ranks);
   OutputFile output("--output", flags.output);
   const Plan plan = scaled(original, flags.scale.options());
-  DeploymentGraph graph = selected(run_deployment_graph(plan, flags.threads), selection);
+  DeploymentGraph graph = selected(deployment_graph(plan), selection);
   if (graph.nodes.empty()) throw UsageError("--layers, --ranks: nothing of the plan lies there");
   if (flags.fold) graph = folded(graph, plan);
   output.write(flags.format == "json" ? to_json(graph) : flags.format == "dot" ? to_dot(graph) : svg_of(to_dot(graph)));
@@ -162,9 +161,6 @@ void add_graph_command(CLI::App& app, int& exit_code) {
       ->type_name("GRAPH.json");
   command->add_option("--json", flags->json, "Write the audit as JSON; - for standard output")->type_name("FILE|-");
   flags->scale.add_to(*command);
-  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1024));
   command->footer(
       "Exit codes: 0 written, or no findings; 1 the audited graph has findings; 2 usage or an invalid plan.");
   command->callback([flags, &exit_code] { exit_code = run_graph(*flags); });

@@ -65,7 +65,7 @@ double excess(const TapReport& tap) {
 std::vector<TapLine> lines_of(const std::vector<TapReport>& taps, TapLines wanted) {
   std::vector<TapLine> lines;
   for (const TapReport& tap : taps) {
-    const std::string name = wanted == TapLines::all ? tap.name : tap_kind(tap.name);
+    const std::string name = wanted == TapLines::all ? tap.name : tap.kind;
     auto line = std::ranges::find(lines, name, &TapLine::name);
     if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
     ++line->count;

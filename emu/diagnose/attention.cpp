@@ -18,19 +18,19 @@ struct Projection {
 
 Projection projection_of(const Case& wrong) {
   const ModelConfig& config = wrong.model.plan().model;
-  if (wrong.kind == "logits") return {.input = &wrong.model.tap(-1, "final_norm")};
-  if (wrong.kind == "moe.router_logits") return {.input = &wrong.model.tap(wrong.layer, "moe.norm")};
-  return {.input = &wrong.model.tap(wrong.layer, "attention.norm"),
-          .rotated = wrong.kind != "attention.v",
+  if (wrong.kind == TapKind::logits) return {.input = &wrong.model.tap(-1, TapKind::final_norm)};
+  if (wrong.kind == TapKind::router_logits) return {.input = &wrong.model.tap(wrong.layer, TapKind::moe_norm)};
+  return {.input = &wrong.model.tap(wrong.layer, TapKind::attention_norm),
+          .rotated = wrong.kind != TapKind::attention_v,
           .block = config.layers[wrong.layer].attention.head_dim};
 }
 
-WeightSpec weight_of(const ModelConfig& model, std::string_view kind, int layer) {
-  if (kind == "logits") return weight_spec(model, Tensor::head);
-  if (kind == "moe.router_logits") return weight_spec(model, Tensor::router, layer);
-  if (kind == "attention.q") return weight_spec(model, Tensor::attention_q, layer);
-  return kind == "attention.k" ? weight_spec(model, Tensor::attention_k, layer)
-                               : weight_spec(model, Tensor::attention_v, layer);
+WeightSpec weight_of(const ModelConfig& model, TapKind kind, int layer) {
+  if (kind == TapKind::logits) return weight_spec(model, Weight::head);
+  if (kind == TapKind::router_logits) return weight_spec(model, Weight::router, layer);
+  if (kind == TapKind::attention_q) return weight_spec(model, Weight::attention_q, layer);
+  return kind == TapKind::attention_k ? weight_spec(model, Weight::attention_k, layer)
+                                      : weight_spec(model, Weight::attention_v, layer);
 }
 
 /// The projected columns of a wrong row, from another input row, layer or position.
@@ -126,7 +126,7 @@ std::optional<Cause> projection_cause(const Case& wrong) {
       }
     }
   }
-  if (wrong.kind == "logits" || wrong.kind == "moe.router_logits") {
+  if (wrong.kind == TapKind::logits || wrong.kind == TapKind::router_logits) {
     if (auto cause = shifted_cause(wrong)) return cause;
   }
   if (wrong.layer >= 0) {
@@ -264,7 +264,7 @@ std::optional<Cause> output_weights_cause(const Case& wrong) {
 std::optional<Cause> output_term_cause(const Case& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
-  const ExpectedTap& stream = model.norm_input(wrong.layer, "attention.norm");
+  const ExpectedTap& stream = model.norm_input(wrong.layer, TapKind::attention_norm);
   for (const int times : std::set<int>{1, tp}) {
     const auto predicted = [&](const WrongRow& row) {
       std::vector<double> sum(row.got.size(), 0.0);

@@ -12,7 +12,7 @@ namespace shardproof {
 
 /// One rank's part of a tap.
 struct TapPart {
-  std::string tap;
+  TapId tap;
   int rank = 0;
   Placement placement;
   std::vector<double> values;  ///< row-major, as large as the placement's parts
@@ -22,9 +22,9 @@ struct TapPart {
 /// place shows there.
 class CapturingSink final : public TapSink {
  public:
-  explicit CapturingSink(std::string tap);
+  explicit CapturingSink(const TapId& tap) : tap_(tap) {}
 
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override;
+  void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override;
 
   /// Of the tap, in order of rank and first row.
   const std::vector<TapPart>& parts();
@@ -33,10 +33,9 @@ class CapturingSink final : public TapSink {
 
  private:
   template <class T>
-  void keep(GlobalRank rank, std::string_view name, const Placement& placement, ops::MatrixView<const T> part);
+  void keep(GlobalRank rank, const TapId& id, const Placement& placement, ops::MatrixView<const T> part);
 
-  std::string tap_;
-  bool norms_;
+  TapId tap_;
   std::mutex mutex_;
   std::vector<TapPart> parts_;
   std::vector<TapPart> norm_parts_;

@@ -27,19 +27,34 @@ double expert_flops(const Plan& plan, int layer) {
          static_cast<double>(plan.workload.tokens());
 }
 
-int layer_of(const std::string& tap) {
-  return tap.starts_with("layer.") ? std::stoi(tap.substr(6)) : -1;
-}
-
 std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
-  if (wrong.kind == "embedding") return embedding_cause(wrong);
-  if (wrong.kind.ends_with("norm")) return norm_cause(wrong);
-  if (wrong.kind == "attention.context") return context_cause(wrong);
-  if (wrong.kind == "attention.output") return attention_output_cause(wrong);
-  if (wrong.kind.ends_with(".residual")) return residual_cause(wrong);
-  if (wrong.kind == "moe.output") return moe_output_cause(wrong);
-  if (wrong.kind == "moe.router_choice" || wrong.kind == "moe.router_weights") return std::nullopt;
-  return projection_cause(wrong);
+  switch (wrong.kind) {
+    case TapKind::embedding:
+      return embedding_cause(wrong);
+    case TapKind::attention_norm:
+    case TapKind::moe_norm:
+    case TapKind::final_norm:
+      return norm_cause(wrong);
+    case TapKind::attention_q:
+    case TapKind::attention_k:
+    case TapKind::attention_v:
+    case TapKind::router_logits:
+    case TapKind::logits:
+      return projection_cause(wrong);
+    case TapKind::attention_context:
+      return context_cause(wrong);
+    case TapKind::attention_output:
+      return attention_output_cause(wrong);
+    case TapKind::attention_residual:
+    case TapKind::moe_residual:
+      return residual_cause(wrong);
+    case TapKind::moe_output:
+      return moe_output_cause(wrong);
+    case TapKind::router_choice:
+    case TapKind::router_weights:
+      break;
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -47,12 +62,14 @@ std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
 Cause diagnose(const DiagnosisInput& input) {
   const ExpectedTaps& taps = input.reference.expected;
   const int index = taps.find(input.divergence.tap);
-  if (index < 0) return {"unknown", "the tap is not the reference's"};
+  if (index < 0 || !taps.all()[static_cast<std::size_t>(index)].id) {
+    return {"unknown", "the tap is not the reference's"};
+  }
   const ExpectedTap& expected = taps.all()[static_cast<std::size_t>(index)];
-  const std::string kind = tap_kind(expected.name);
-  const int layer = layer_of(expected.name);
+  const TapKind kind = expected.id->kind;
+  const int layer = expected.id->layer;
   if (input.parts.empty()) {
-    return {layer >= 0 && kind == "attention.norm" ? "layer_missing" : "unknown",
+    return {kind == TapKind::attention_norm ? "layer_missing" : "unknown",
             fmt::format("no rank produced {}", expected.name)};
   }
   const bool exact = input.reference.format == ops::Format::exact;
@@ -60,7 +77,7 @@ Cause diagnose(const DiagnosisInput& input) {
   const double relative = exact ? 0 : std::max(kFloatTolerance, input.divergence.bound);
   const std::vector<WrongRow> wrong = wrong_rows(expected, input.parts, relative);
   if (wrong.empty()) {
-    if (layer >= 0 && kind == "attention.norm" && input.divergence.verdict == TapVerdict::missing) {
+    if (kind == TapKind::attention_norm && input.divergence.verdict == TapVerdict::missing) {
       return {"layer_missing", input.divergence.message};
     }
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};
@@ -74,7 +91,7 @@ Cause diagnose(const DiagnosisInput& input) {
                                    .norm_parts = input.norm_parts,
                                    .tolerance = relative * scale,
                                    .step = exact ? kStep : 0};
-  const bool small_enough = kind != "moe.output" || expert_flops(input.plan, layer) <= kRecomputedFlops;
+  const bool small_enough = kind != TapKind::moe_output || expert_flops(input.plan, layer) <= kRecomputedFlops;
   if (small_enough) {
     if (auto cause = cause_by_kind(wrong_case)) return *cause;
   }

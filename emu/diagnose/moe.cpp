@@ -60,8 +60,8 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
                  fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.wrong))};
   }
   // Without (or with) the division by the sum of the chosen experts' shares.
-  const ExpectedTap& logits = wrong.model.tap(wrong.layer, "moe.router_logits");
-  const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
+  const ExpectedTap& logits = wrong.model.tap(wrong.layer, TapKind::router_logits);
+  const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
   const bool normalised = wrong.model.plan().model.layers[wrong.layer].feed_forward.norm_topk_prob;
   double shown = 0;
   const auto other = [&](std::size_t i) {
@@ -172,7 +172,7 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"weights_of_another_layer", fmt::format("experts have the weights of layer {}", layer)};
   }
-  const ExpectedTap& x = model.tap(wrong.layer, "moe.norm");
+  const ExpectedTap& x = model.tap(wrong.layer, TapKind::moe_norm);
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     // Named again: clang 14 captures no structured binding.
     const auto output = [&, degree = degree](std::size_t i, std::size_t s) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "emu/run/stage.h"
 #include "ops/attention.h"
 #include "ops/expert.h"
 #include "ops/linear.h"
@@ -45,8 +44,8 @@ TokenRows Recompute::rows_beside(std::int64_t row) const {
   return tokens_.rows(home.at, home.microbatch);
 }
 
-const ExpectedTap& Recompute::tap(int layer, std::string_view name) const {
-  const int index = reference_.expected.find(tap_name(layer, name));
+const ExpectedTap& Recompute::tap(int layer, TapKind kind) const {
+  const int index = reference_.expected.find(TapId{.layer = layer, .kind = kind});
   return reference_.expected.all().at(static_cast<std::size_t>(index));
 }
 
@@ -54,10 +53,10 @@ std::span<const double> Recompute::row(const ExpectedTap& tap, std::int64_t row)
   return std::span(tap.values).subspan(static_cast<std::size_t>(row * tap.cols), static_cast<std::size_t>(tap.cols));
 }
 
-const ExpectedTap& Recompute::norm_input(int layer, std::string_view norm) const {
-  if (norm == "moe.norm") return tap(layer, "attention.residual");
-  const int before = norm == "final_norm" ? static_cast<int>(plan_.model.layers.size()) - 1 : layer - 1;
-  return before < 0 ? tap(-1, "embedding") : tap(before, "moe.residual");
+const ExpectedTap& Recompute::norm_input(int layer, TapKind norm) const {
+  if (norm == TapKind::moe_norm) return tap(layer, TapKind::attention_residual);
+  const int before = norm == TapKind::final_norm ? static_cast<int>(plan_.model.layers.size()) - 1 : layer - 1;
+  return before < 0 ? tap(-1, TapKind::embedding) : tap(before, TapKind::moe_residual);
 }
 
 LoadedWeight<double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
@@ -87,15 +86,15 @@ Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row
                                  std::int64_t kv_head) {
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const std::int64_t count = row - first + 1;
-  const auto block = [&](std::string_view name, std::int64_t index) {
-    const ExpectedTap& source = tap(layer, name);
+  const auto block = [&](TapKind kind, std::int64_t index) {
+    const ExpectedTap& source = tap(layer, kind);
     return ConstView{source.values.data() + first * source.cols, count, source.cols, source.cols}.col_range(index * dim,
                                                                                                             dim);
   };
   const std::vector<std::int64_t> offsets{0, count};
   ops::Matrix<double> out(count, dim);
-  ops::attention<double>(block("attention.q", head), block("attention.k", kv_head), block("attention.v", kv_head),
-                         offsets, dim, format(), out);
+  ops::attention<double>(block(TapKind::attention_q, head), block(TapKind::attention_k, kv_head),
+                         block(TapKind::attention_v, kv_head), offsets, dim, format(), out);
   const std::span<const double> last = std::as_const(out).row(count - 1);
   return {last.begin(), last.end()};
 }
@@ -105,9 +104,9 @@ Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, in
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).heads;
   const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].layer(plan_.model, layer).heads;
-  const WeightSpec spec = weight_spec(plan_.model, Tensor::attention_output, weights_layer);
+  const WeightSpec spec = weight_spec(plan_.model, Weight::attention_output, weights_layer);
   const LoadedWeight<double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
-  const std::span<const double> context = row(tap(layer, "attention.context"), row_index);
+  const std::span<const double> context = row(tap(layer, TapKind::attention_context), row_index);
   Row y(static_cast<std::size_t>(plan_.model.hidden_size));
   ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
                                               static_cast<std::size_t>(heads.count * dim))),
@@ -119,7 +118,7 @@ Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
   const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
   const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
   if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
-  const LoadedWeight<double> table = whole(weight_spec(plan_.model, Tensor::embedding));
+  const LoadedWeight<double> table = whole(weight_spec(plan_.model, Weight::embedding));
   const std::span<const double> values = table.view().row(id);
   return {values.begin(), values.end()};
 }
@@ -132,12 +131,12 @@ std::span<const double> Recompute::expert_addend(int layer, int weights_layer, s
     const Range part = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, slice_index);
     const Range down = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, down_slice);
     const int e = static_cast<int>(expert);
-    const ExpectedTap& x = tap(layer, "moe.norm");
+    const ExpectedTap& x = tap(layer, TapKind::moe_norm);
     y = ops::Matrix<double>(x.rows, x.cols);
     ops::expert<double>({x.values.data(), x.rows, x.cols},
-                        slice(weight_spec(model, Tensor::expert_gate, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(weight_spec(model, Tensor::expert_up, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(weight_spec(model, Tensor::expert_down, weights_layer, e), {0, model.hidden_size}, down),
+                        slice(weight_spec(model, Weight::expert_gate, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(weight_spec(model, Weight::expert_up, weights_layer, e), part, {0, model.hidden_size}),
+                        slice(weight_spec(model, Weight::expert_down, weights_layer, e), {0, model.hidden_size}, down),
                         format(), y);
   }
   return std::as_const(y).row(row_index);
@@ -154,7 +153,7 @@ Recompute::Row Recompute::expert_output(int layer, int weights_layer, std::int64
 }
 
 void Recompute::finish(Row& values) const {
-  ops::store<double>(values, format());
+  ops::round_to<double>(values, format());
 }
 
 }  // namespace shardproof

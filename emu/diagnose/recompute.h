@@ -33,10 +33,10 @@ class Recompute {
   int routing_rank(std::int64_t row, int layer) const;
 
   /// The layer's tap of that name; without a layer (-1) the name alone. It must exist.
-  const ExpectedTap& tap(int layer, std::string_view name) const;
+  const ExpectedTap& tap(int layer, TapKind kind) const;
   std::span<const double> row(const ExpectedTap& tap, std::int64_t row) const;
   /// The stream that the norm of a block reads: "attention.norm", "moe.norm" or "final_norm".
-  const ExpectedTap& norm_input(int layer, std::string_view norm) const;
+  const ExpectedTap& norm_input(int layer, TapKind norm) const;
 
   /// The slice of a weight as a rank would hold it.
   LoadedWeight<double> slice(const WeightSpec& spec, Range rows, Range cols);

@@ -67,7 +67,7 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
                       .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                       .finish = finish};
   if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Tensor::embedding));
+  const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Weight::embedding));
   const ops::MatrixView<const double> table = loaded.view();
   for (const std::int64_t shift : {1, -1}) {
     const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
@@ -87,17 +87,17 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
 
 namespace {
 
-WeightSpec norm_weight(const ModelConfig& model, std::string_view kind, int layer) {
-  if (kind == "final_norm") return weight_spec(model, Tensor::final_norm);
-  return kind == "moe.norm" ? weight_spec(model, Tensor::moe_norm, layer)
-                            : weight_spec(model, Tensor::attention_norm, layer);
+WeightSpec norm_weight(const ModelConfig& model, TapKind kind, int layer) {
+  if (kind == TapKind::final_norm) return weight_spec(model, Weight::final_norm);
+  return kind == TapKind::moe_norm ? weight_spec(model, Weight::moe_norm, layer)
+                                   : weight_spec(model, Weight::attention_norm, layer);
 }
 
 /// Every stream that some norm reads, in program order: its tap, and the layer that it enters.
 std::vector<std::pair<const ExpectedTap*, int>> streams(Recompute& model) {
   std::vector<std::pair<const ExpectedTap*, int>> result;
   for (int layer = 0; layer <= model.plan().model.layers.size(); ++layer) {
-    result.emplace_back(&model.norm_input(layer, "attention.norm"), layer);
+    result.emplace_back(&model.norm_input(layer, TapKind::attention_norm), layer);
   }
   return result;
 }
@@ -115,10 +115,9 @@ std::optional<Cause> layer_order_cause(const Case& wrong) {
     return Cause{layer > wrong.layer ? "layer_repeated" : "layer_skipped", text};
   }
   // The stream that should enter this layer entered another.
-  const ExpectedTap& own_input = model.norm_input(wrong.layer, "attention.norm");
+  const ExpectedTap& own_input = model.norm_input(wrong.layer, TapKind::attention_norm);
   for (const TapPart& part : wrong.norm_parts) {
-    const std::size_t dot = part.tap.find('.', 6);
-    const int other = std::stoi(part.tap.substr(6, dot - 6));
+    const int other = part.tap.layer;
     if (other == wrong.layer || part.values.empty()) continue;
     const std::int64_t row = part.placement.row_part.begin;
     const auto width = static_cast<std::size_t>(part.placement.cols);
@@ -139,29 +138,29 @@ std::optional<Cause> norm_cause(const Case& wrong) {
   const ModelConfig& config = model.plan().model;
   const ExpectedTap& input = model.norm_input(wrong.layer, wrong.kind);
   for (int layer = 0; layer < config.layers.size(); ++layer) {
-    for (const std::string_view kind : {"attention.norm", "moe.norm"}) {
+    for (const TapKind kind : {TapKind::attention_norm, TapKind::moe_norm}) {
       if (layer == wrong.layer && kind == wrong.kind) continue;
       const auto with_weight = [&](const WrongRow& row) {
         return model.norm(model.row(input, row.row), norm_weight(config, kind, layer));
       };
       if (explains(wrong.wrong, with_weight, wrong.tolerance)) {
-        return Cause{"weights_of_another_layer",
-                     fmt::format("{} uses the weight of layer {}'s {}", ranks_of(wrong.wrong), layer, kind)};
+        return Cause{"weights_of_another_layer", fmt::format("{} uses the weight of layer {}'s {}",
+                                                             ranks_of(wrong.wrong), layer, tap_row(kind).name)};
       }
     }
   }
   if (const auto sources = row_sources(wrong.wrong, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
-  if (wrong.kind == "attention.norm") return layer_order_cause(wrong);
+  if (wrong.kind == TapKind::attention_norm) return layer_order_cause(wrong);
   return std::nullopt;
 }
 
 std::optional<Cause> residual_cause(const Case& wrong) {
   Recompute& model = wrong.model;
-  const bool moe = wrong.kind == "moe.residual";
-  const ExpectedTap& stream = model.norm_input(wrong.layer, moe ? "moe.norm" : "attention.norm");
-  const ExpectedTap& branch = model.tap(wrong.layer, moe ? "moe.output" : "attention.output");
+  const bool moe = wrong.kind == TapKind::moe_residual;
+  const ExpectedTap& stream = model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm);
+  const ExpectedTap& branch = model.tap(wrong.layer, moe ? TapKind::moe_output : TapKind::attention_output);
   std::vector<double> factors{0, 1, 2};
   for (const auto& [name, degree] : degrees(model.plan().parallel)) factors.push_back(degree);
   for (const double a : factors) {

@@ -29,7 +29,7 @@ struct Shipment {
 
 Shipment shipment_of(const Case& wrong, const TokenRows& own) {
   const ModelConfig& config = wrong.model.plan().model;
-  const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
+  const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
   const std::int64_t held = config.layers[wrong.layer].feed_forward.num_experts / wrong.model.plan().parallel.ep;
   Shipment result;
   for (std::int64_t place = 0; place < own.count(); ++place) {
@@ -133,7 +133,7 @@ std::optional<Cause> misplacement_cause(const Case& wrong, const MoeCase& moe) {
 /// One or two of a row's slots hold outputs for any other token.
 std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
   Recompute& model = wrong.model;
-  const ExpectedTap& ids = model.tap(wrong.layer, "moe.router_choice");
+  const ExpectedTap& ids = model.tap(wrong.layer, TapKind::router_choice);
   // What slots may hold: every slot's proper output, and the experts' outputs for other tokens.
   const auto outputs_near = [&](std::size_t i) {
     std::vector<Row> result;

@@ -234,12 +234,13 @@ TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, Colle
 TapCollector::~TapCollector() = default;
 
 template <class T>
-void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Placement& placement,
+void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placement& placement,
                            ops::MatrixView<const T> part) {
-  const int index = expected_.find(name);
+  const int index = expected_.find(key);
   if (index < 0) {
     const std::lock_guard lock(mutex_);
-    if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.emplace_back(name);
+    const std::string name = key.name.empty() ? to_string(key.id) : std::string(key.name);
+    if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.push_back(name);
     return;
   }
   const ExpectedTap& expected = expected_.all()[static_cast<std::size_t>(index)];
@@ -295,11 +296,11 @@ void TapCollector::collect(GlobalRank rank_id, std::string_view name, const Plac
       }
     }
   }
-  if (complete && options_.completed) options_.completed(expected.name);
+  if (complete && options_.completed) options_.completed(expected);
 }
 
-void TapCollector::tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) {
-  std::visit([&](const auto& values) { collect(rank, name, placement, values); }, part);
+void TapCollector::tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) {
+  std::visit([&](const auto& values) { collect(rank, key, placement, values); }, part);
 }
 
 std::vector<TapOutcome> TapCollector::finish() {

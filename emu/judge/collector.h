@@ -48,7 +48,7 @@ struct TapOutcome {
 struct CollectorOptions {
   bool ordered_ids = false;  ///< a row of ids must be equal in order too
   /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
-  std::function<void(const std::string& name)> completed = {};
+  std::function<void(const ExpectedTap& tap)> completed = {};
 };
 
 class TapCollector final : public TapSink {
@@ -57,7 +57,7 @@ class TapCollector final : public TapSink {
   TapCollector(const ExpectedTaps& expected, const Mesh& mesh, CollectorOptions options = {});
   ~TapCollector() override;
 
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override;
+  void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override;
 
   /// After the run: sums the addends, looks for what never came; one outcome for each expected tap.
   std::vector<TapOutcome> finish();
@@ -68,7 +68,7 @@ class TapCollector final : public TapSink {
   struct State;
 
   template <class T>
-  void collect(GlobalRank rank, std::string_view name, const Placement& placement, ops::MatrixView<const T> part);
+  void collect(GlobalRank rank, const TapKey& key, const Placement& placement, ops::MatrixView<const T> part);
 
   const ExpectedTaps& expected_;
   const Mesh& mesh_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "emu/judge/judge.h"
 #include "emu/reference/budget.h"
@@ -46,24 +47,21 @@ std::string weakness(const ExpectedTap& tap, const GridUse& use) {
   return {};
 }
 
-bool has_kind(const std::vector<Problem>& problems, const std::string& kind) {
-  return std::ranges::any_of(problems, [&](const Problem& problem) { return tap_kind(problem.field) == kind; });
-}
-
 }  // namespace
 
 bool SumBits::finite() const {
   return bits != reference::kUnboundedBits;
 }
 
-void add_sum(std::vector<SumBits>& sums, const std::string& tap, std::string_view sum, int bits) {
+void add_sum(std::vector<SumBits>& sums, const TapId& id, std::string_view sum, int bits) {
+  const std::string tap = to_string(id);
   // The sums of a tap follow each other.
   for (auto known = sums.rbegin(); known != sums.rend() && known->tap == tap; ++known) {
     if (known->sum != sum) continue;
     known->bits = std::max(known->bits, bits);
     return;
   }
-  sums.push_back({tap, std::string(sum), bits});
+  sums.push_back({tap, std::string(tap_row(id.kind).name), std::string(sum), bits});
 }
 
 GridUse grid_use(const ExpectedTap& tap) {
@@ -82,9 +80,8 @@ ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sum
   ExactUse result;
   for (const SumBits& sum : sums) {
     if (!result.widest || sum.bits > result.widest->bits) result.widest = sum;
-    const auto alike = std::ranges::find_if(result.sums, [&](const SumBits& known) {
-      return known.sum == sum.sum && tap_kind(known.tap) == tap_kind(sum.tap);
-    });
+    const auto alike = std::ranges::find_if(
+        result.sums, [&](const SumBits& known) { return known.sum == sum.sum && known.kind == sum.kind; });
     if (alike == result.sums.end()) {
       result.sums.push_back(sum);
     } else if (sum.bits > alike->bits) {
@@ -92,10 +89,11 @@ ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sum
     }
   }
   std::vector<std::vector<double>> shares;
+  std::set<std::string> weak_kinds;
   for (const ExpectedTap& tap : expected.all()) {
     if (tap.traits.ids) continue;
     const GridUse use = grid_use(tap);
-    const std::string kind = tap_kind(tap.name);
+    const std::string& kind = tap.kind;
     auto known = std::ranges::find(result.grid, kind, &GridUse::tap);
     if (known == result.grid.end()) {
       known = result.grid.insert(known, use);
@@ -108,7 +106,7 @@ ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sum
     known->bits = std::max(known->bits, use.bits);
     shares[static_cast<std::size_t>(known - result.grid.begin())].push_back(use.least_nonzero);
     const std::string weak = weakness(tap, use);
-    if (!weak.empty() && !has_kind(result.weak, kind)) {
+    if (!weak.empty() && weak_kinds.insert(kind).second) {
       result.weak.push_back({tap.name, weak + ": that they agree says little; use larger weights or another seed"});
     }
   }

@@ -18,9 +18,10 @@ namespace shardproof {
 
 /// A sum of the reference.
 struct SumBits {
-  std::string tap;  ///< that it goes into
-  std::string sum;  ///< "q . k"
-  int bits = 0;     ///< it needs; exact in any order when at most kSumBudget
+  std::string tap;   ///< that it goes into
+  std::string kind;  ///< of the tap
+  std::string sum;   ///< "q . k"
+  int bits = 0;      ///< it needs; exact in any order when at most kSumBudget
 
   bool finite() const;
   bool operator==(const SumBits&) const = default;
@@ -54,7 +55,7 @@ struct ExactUse {
 };
 
 /// Adds a sum to those of a run, in program order; of the same sum in the same tap the wider stays.
-void add_sum(std::vector<SumBits>& sums, const std::string& tap, std::string_view sum, int bits);
+void add_sum(std::vector<SumBits>& sums, const TapId& tap, std::string_view sum, int bits);
 
 GridUse grid_use(const ExpectedTap& tap);
 ExactUse exact_use(const ExpectedTaps& expected, const std::vector<SumBits>& sums);

@@ -45,7 +45,9 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
   if (!index_.emplace(name, static_cast<int>(taps_.size())).second) {
     throw std::invalid_argument(fmt::format("tap '{}' is expected twice", name));
   }
-  ExpectedTap tap{.name = std::move(name),
+  ExpectedTap tap{.name = name,
+                  .kind = std::move(name),
+                  .id = {},
                   .rows = rows,
                   .cols = cols,
                   .values = std::move(values),
@@ -59,6 +61,32 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
   }
   if (!traits.ids) tap.vacuous = why_vacuous(tap.values, whole);
   taps_.push_back(std::move(tap));
+}
+
+void ExpectedTaps::add(const TapId& id, std::int64_t rows, std::int64_t cols, std::vector<double> values,
+                       const TapTraits& traits) {
+  add(to_string(id), rows, cols, std::move(values), traits);
+  taps_.back().id = id;
+  taps_.back().kind = tap_row(id.kind).name;
+  index_of_id_.emplace(key_of(id), static_cast<int>(taps_.size()) - 1);
+}
+
+int ExpectedTaps::find(const TapId& id) const {
+  const auto found = index_of_id_.find(key_of(id));
+  return found == index_of_id_.end() ? -1 : found->second;
+}
+
+RoutingReplay choices_of(const ExpectedTaps& expected) {
+  RoutingReplay choices;
+  for (const ExpectedTap& tap : expected.all()) {
+    if (!tap.id || tap.id->kind != TapKind::router_choice) continue;
+    const auto layer = static_cast<std::size_t>(tap.id->layer);
+    if (choices.size() <= layer) choices.resize(layer + 1);
+    choices[layer] = ops::Matrix<std::int32_t>(tap.rows, tap.cols);
+    std::ranges::transform(tap.values, choices[layer].span().begin(),
+                           [](double id) { return static_cast<std::int32_t>(id); });
+  }
+  return choices;
 }
 
 int ExpectedTaps::find(std::string_view name) const {

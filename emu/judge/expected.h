@@ -3,9 +3,14 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
+
+#include "emu/run/routing.h"
+#include "emu/run/tap.h"
 
 namespace shardproof {
 
@@ -26,6 +31,8 @@ struct TapTraits {
 /// One expected tensor, [rows, cols] row-major. A row is a token.
 struct ExpectedTap {
   std::string name;
+  std::string kind;         ///< the name without its layer: what the taps of all layers share
+  std::optional<TapId> id;  ///< of a tensor of the model; a scheme's own has a name only
   std::int64_t rows = 0;
   std::int64_t cols = 0;
   std::vector<double> values;
@@ -44,17 +51,28 @@ struct ExpectedTap {
 /// The expected tensors of a run, by name and in program order.
 class ExpectedTaps {
  public:
-  /// Throws std::invalid_argument when a tensor of that name was added before, or the values are not rows * cols.
+  /// Both throw std::invalid_argument when a tensor of that name was added before, or the values are not rows * cols.
+  void add(const TapId& id, std::int64_t rows, std::int64_t cols, std::vector<double> values,
+           const TapTraits& traits = {});
   void add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
            const TapTraits& traits = {});
 
   const std::vector<ExpectedTap>& all() const { return taps_; }
   /// Index in `all()`, or -1.
   int find(std::string_view name) const;
+  int find(const TapId& id) const;
+  int find(const TapKey& key) const { return key.name.empty() ? find(key.id) : find(key.name); }
 
  private:
+  using IdKey = std::tuple<int, int, TapKind, int, int>;
+  static IdKey key_of(const TapId& id) { return {id.step, id.layer, id.kind, id.expert, id.slot}; }
+
   std::vector<ExpectedTap> taps_;
   std::map<std::string, int, std::less<>> index_;
+  std::map<IdKey, int> index_of_id_;
 };
+
+/// The experts that each layer's tokens should choose.
+RoutingReplay choices_of(const ExpectedTaps& expected);
 
 }  // namespace shardproof

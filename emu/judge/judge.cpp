@@ -125,6 +125,7 @@ TapReport describe(const Evidence& evidence, std::size_t index) {
   const ExpectedTap& expected = evidence.expected.all()[index];
   const TapOutcome& outcome = evidence.sharded[index];
   TapReport report{.name = expected.name,
+                   .kind = expected.kind,
                    .max_error = outcome.worst.error,
                    .bound = evidence.bounds[index],
                    .replicas_equal = outcome.replicas_equal,
@@ -199,10 +200,6 @@ double error_bound(const ErrorsSeen& seen, ops::Format format) {
                    kRoundoffFloor * ops::unit_roundoff(format), chance});
 }
 
-std::string tap_kind(const std::string& name) {
-  return name.starts_with("layer.") ? name.substr(name.find('.', 6) + 1) : name;
-}
-
 std::vector<double> error_bounds(const ExpectedTaps& expected, std::span<const TapOutcome> unsharded,
                                  ops::Format format) {
   std::vector<double> bounds(expected.all().size());
@@ -210,7 +207,7 @@ std::vector<double> error_bounds(const ExpectedTaps& expected, std::span<const T
   for (std::size_t i = 0; i < bounds.size(); ++i) {
     const ExpectedTap& tap = expected.all()[i];
     if (tap.traits.ids) continue;
-    double& worst = worst_so_far[tap_kind(tap.name)];
+    double& worst = worst_so_far[tap.kind];
     worst = std::max(worst, unsharded[i].worst.error);
     bounds[i] = error_bound(
         {.unsharded = worst, .values = std::ssize(tap.values), .width = expected.all().front().cols}, format);
@@ -230,9 +227,9 @@ RoutingReport judge_routing(const ExpectedTaps& expected, std::span<const double
   RoutingReport report;
   for (std::size_t i = 0; i < expected.all().size(); ++i) {
     const ExpectedTap& tap = expected.all()[i];
-    if (!tap.traits.ids || sharded[i].ids.empty()) continue;
-    // The program taps the logits just before the choice.
-    const ExpectedTap& logits = expected.all()[i - 1];
+    if (!tap.id || !tap.traits.ids || sharded[i].ids.empty()) continue;
+    const auto at = static_cast<std::size_t>(expected.find({.layer = tap.id->layer, .kind = TapKind::router_logits}));
+    const ExpectedTap& logits = expected.all().at(at);
     TapOutcome& outcome = sharded[i];
     report.tokens += tap.rows;
     if (outcome.worst.error == 0) continue;
@@ -247,7 +244,7 @@ RoutingReport judge_routing(const ExpectedTaps& expected, std::span<const double
     for (std::int64_t row = 0; row < tap.rows; ++row) {
       const ChoiceRow choice = choice_row(tap, outcome, row);
       if (difference(choice.got, choice.expected).empty()) continue;
-      const double rounding = 2 * bounds[i - 1] * logits.scale[static_cast<std::size_t>(row)];
+      const double rounding = 2 * bounds[at] * logits.scale[static_cast<std::size_t>(row)];
       if (choice_margin(logits, row, choice) <= rounding) {
         ++report.ambiguous;
         continue;

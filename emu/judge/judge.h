@@ -28,9 +28,6 @@ double error_bound(const ErrorsSeen& seen, ops::Format format);
 std::vector<double> error_bounds(const ExpectedTaps& expected, std::span<const TapOutcome> unsharded,
                                  ops::Format format);
 
-/// "layer.3.attention.q" -> "attention.q"; a name without a layer is its own kind.
-std::string tap_kind(const std::string& name);
-
 /// Judges the router choices of the sharded run. A choice within the bound is struck from the outcome's errors, so that
 /// what is left there is a bug. In `exact` nothing is excused: the logits are the same bits and a tie goes to the lower
 /// expert, so any other choice, or the same experts in another order, is a bug.

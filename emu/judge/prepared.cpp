@@ -7,9 +7,21 @@
 #include "emu/reference/reference.h"
 
 namespace shardproof {
+namespace {
+
+TapTraits traits_of(const ModelConfig& model, const TapId& id) {
+  TapTraits traits{.ids = tap_row(id.kind).ids};
+  if (id.kind != TapKind::router_weights) return traits;
+  // One expert, its weight renormalised, weighs one.
+  const FeedForwardSpec& spec = model.layers[id.layer].feed_forward;
+  traits.constant_by_nature = (spec.top_k == 1 || spec.num_experts == 1) && spec.norm_topk_prob;
+  return traits;
+}
+
+}  // namespace
 
 PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights,
-                                    const std::function<void(const std::string&)>& completed) {
+                                    const std::function<void(const TapId&)>& completed) {
   const auto start = std::chrono::steady_clock::now();
   PreparedReference prepared{
       .batch = Batch(plan.workload, plan.model.vocab_size), .format = format, .weights = weights};
@@ -28,18 +40,17 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
     prepared.weights->read_stored(spec, {0, spec.rows}, {0, spec.cols}, format,
                                   ops::MatrixView<double>{values.data(), spec.rows, spec.cols});
   };
-  const auto keep = [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
-    if (completed) completed(name);
-    const FeedForwardSpec& spec = plan.model.layers[0].feed_forward;
-    const bool one_expert = spec.top_k == 1 || spec.num_experts == 1;
-    prepared.expected.add(
-        name, rows, cols, std::move(values),
-        {.ids = name.ends_with(".router_choice"),
-         // One expert, its weight renormalised, weighs one.
-         .constant_by_nature = name.ends_with(".router_weights") && one_expert && spec.norm_topk_prob});
+  const auto id_of = [](const reference::TapName& name) {
+    return TapId{.layer = name.layer, .kind = find_tap_kind(name.name).value()};
   };
-  const auto count_bits = [&](const std::string& tap, std::string_view sum, int bits) {
-    add_sum(prepared.sums, tap, sum, bits);
+  const auto keep = [&](const reference::TapName& name, std::int64_t rows, std::int64_t cols,
+                        std::vector<double>&& values) {
+    const TapId id = id_of(name);
+    if (completed) completed(id);
+    prepared.expected.add(id, rows, cols, std::move(values), traits_of(plan.model, id));
+  };
+  const auto count_bits = [&](const reference::TapName& name, std::string_view sum, int bits) {
+    add_sum(prepared.sums, id_of(name), sum, bits);
   };
   reference::forward(plan.model, prepared.batch.tokens(), prepared.batch.lengths(), read,
                      {.exact = format == ops::Format::exact, .on_sum = count_bits}, keep);

@@ -46,6 +46,6 @@ struct PreparedReference {
 /// Runs the reference. `weights` outlives the result; null: GeneratedWeights of the workload's seed. `completed` is
 /// called with the name of each tap.
 PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights = nullptr,
-                                    const std::function<void(const std::string&)>& completed = {});
+                                    const std::function<void(const TapId&)>& completed = {});
 
 }  // namespace shardproof

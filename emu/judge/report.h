@@ -40,6 +40,7 @@ const char* to_string(TapVerdict verdict);
 
 struct TapReport {
   std::string name;
+  std::string kind;  ///< the name without its layer
   TapVerdict verdict = TapVerdict::inconclusive;
   /// Of the worst row, relative to the row's scale (ExpectedTap::scale); infinite when the tap is missing.
   double max_error = 0;

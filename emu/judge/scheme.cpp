@@ -41,7 +41,7 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
 
   TapCollector collector(expected, cluster.mesh(), {.ordered_ids = true});
   try {
-    cluster.run(*executor, program, &collector);
+    cluster.run(*executor, program, {.taps = &collector});
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
     report.stall = stall_of(error);

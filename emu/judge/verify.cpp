@@ -24,6 +24,7 @@
 #include "emu/judge/prepared.h"
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
+#include "emu/run/reduction.h"
 #include "emu/run/transformer.h"
 
 namespace shardproof {
@@ -42,11 +43,10 @@ class ProgressReporter {
       : callback_(options.progress), layers_(static_cast<int>(model.layers.size())) {}
 
   /// Reports a layer when its last tap is complete.
-  void tap_complete(const char* run, const std::string& name) {
-    if (!callback_ || !name.ends_with(".moe.residual")) return;
-    const int layer = std::stoi(name.substr(name.find('.') + 1));
+  void tap_complete(const char* run, const TapId& tap) {
+    if (!callback_ || tap.kind != TapKind::moe_residual) return;
     const std::lock_guard lock(mutex_);
-    callback_({run, layer, layers_});
+    callback_({run, tap.layer, layers_});
   }
 
  private:
@@ -60,16 +60,6 @@ class ProgressReporter {
 std::launch beside(const VerifyOptions& options) {
   const bool one_thread = options.schedule || make_executor(options.threads)->threads() == 1;
   return one_thread ? std::launch::deferred : std::launch::async | std::launch::deferred;
-}
-
-RoutingReplay reference_choices(const ExpectedTaps& expected) {
-  RoutingReplay replay;
-  for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.traits.ids) continue;
-    ops::Matrix<std::int32_t>& ids = replay.emplace_back(tap.rows, tap.cols);
-    std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
-  }
-  return replay;
 }
 
 /// A run of the program and what came of it.
@@ -121,8 +111,8 @@ ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
 }
 
 template <class T>
-void run_ranks(const Bench& bench, const Workload& workload, const RoutingReplay* replay, FaultInjector* fault,
-               TapSink& sink, Cluster& cluster) {
+void run_ranks(const Bench& bench, const Workload& workload, const RoutingReplay* replay,
+               const Cluster::Observers& observers, Cluster& cluster) {
   TransformerProgram<T> program{.model = bench.plan.model,
                                 .batch = bench.prepared.batch,
                                 .weights = bench.prepared.store<T>(),
@@ -130,12 +120,12 @@ void run_ranks(const Bench& bench, const Workload& workload, const RoutingReplay
                                 .deployment = deploy(bench.plan.model, cluster.mesh().parallel(), workload),
                                 .replay = replay,
                                 .reduction = reduce_options(bench.plan, bench.options),
-                                .fault = fault};
-  if (fault != nullptr) edit_deployment(*fault, program.deployment);
+                                .fault = observers.fault};
+  if (observers.fault != nullptr) edit_deployment(*observers.fault, program.deployment);
   const std::unique_ptr<Executor> executor = make_executor(bench.options.threads, bench.options.schedule);
   program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
   cluster.run(
-      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, &sink, fault);
+      *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, observers);
 }
 
 /// That is the machine's fault, not the plan's.
@@ -155,10 +145,10 @@ RunResult run_program(const Bench& bench, const Parallel& parallel, const Worklo
   Cluster cluster(parallel);
   TapCollector collector(bench.prepared.expected, cluster.mesh(),
                          {.ordered_ids = bench.options.format == ops::Format::exact,
-                          .completed = [&](const std::string& name) { bench.progress.tap_complete(run, name); }});
+                          .completed = [&](const ExpectedTap& tap) { bench.progress.tap_complete(run, *tap.id); }});
   std::string error;
   try {
-    run_ranks<T>(bench, workload, replay, fault, collector, cluster);
+    run_ranks<T>(bench, workload, replay, {.taps = &collector, .fault = fault, .keep_calls = true}, cluster);
   } catch (const RankError& thrown) {
     rethrow_if_out_of_memory(thrown);
     error = thrown.what();
@@ -170,10 +160,11 @@ RunResult run_program(const Bench& bench, const Parallel& parallel, const Worklo
 /// are deterministic, so it is the same wrong tap.
 template <class T>
 Cause find_cause(const Bench& bench, const RoutingReplay* replay, const Divergence& divergence) {
-  CapturingSink sink(divergence.tap);
+  const int wrong = bench.prepared.expected.find(divergence.tap);
+  CapturingSink sink(*bench.prepared.expected.all().at(static_cast<std::size_t>(wrong)).id);
   try {
     Cluster cluster(bench.plan.parallel);
-    run_ranks<T>(bench, bench.plan.workload, replay, bench.options.fault, sink, cluster);
+    run_ranks<T>(bench, bench.plan.workload, replay, {.taps = &sink, .fault = bench.options.fault}, cluster);
   } catch (const CollectiveError&) {
   } catch (const RankError&) {
     // What was captured until then has to do.
@@ -187,11 +178,13 @@ Cause find_cause(const Bench& bench, const RoutingReplay* replay, const Divergen
 
 std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const ExpectedTaps& expected,
                                                     const std::vector<TapOutcome>& outcomes) {
-  std::vector<std::vector<std::int64_t>> counts;
+  std::vector<std::vector<std::int64_t>> counts(static_cast<std::size_t>(plan.model.layers.size()));
   for (std::size_t i = 0; i < outcomes.size(); ++i) {
-    if (!expected.all()[i].traits.ids) continue;
-    const std::int64_t experts = plan.model.layers[std::ssize(counts)].feed_forward.num_experts;
-    std::vector<std::int64_t>& layer = counts.emplace_back(static_cast<std::size_t>(experts), 0);
+    const ExpectedTap& tap = expected.all()[i];
+    if (!tap.traits.ids) continue;
+    const std::int64_t experts = plan.model.layers[tap.id->layer].feed_forward.num_experts;
+    std::vector<std::int64_t>& layer = counts[static_cast<std::size_t>(tap.id->layer)];
+    layer.assign(static_cast<std::size_t>(experts), 0);
     for (const std::int32_t id : outcomes[i].ids) {
       if (id >= 0 && id < experts) ++layer[static_cast<std::size_t>(id)];
     }
@@ -222,7 +215,7 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   std::optional<PreparedReference> made;
   if (options.prepared == nullptr) {
     made.emplace(prepare_reference(plan, options.format, options.weights,
-                                   [&](const std::string& name) { progress.tap_complete("reference", name); }));
+                                   [&](const TapId& tap) { progress.tap_complete("reference", tap); }));
   }
   const PreparedReference& prepared = options.prepared != nullptr ? *options.prepared : *made;
   if (prepared.format != options.format) {
@@ -233,7 +226,7 @@ void run_and_judge(const Plan& plan, const VerifyOptions& options, VerifyReport&
   report.reference_seconds = prepared.seconds;
 
   const Bench bench{plan, options, prepared, progress};
-  const RoutingReplay choices = reference_choices(expected);
+  const RoutingReplay choices = choices_of(expected);
   Workload whole = plan.workload;
   whole.microbatches = 1;
   const bool exact = options.format == ops::Format::exact;

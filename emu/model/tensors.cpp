@@ -32,8 +32,8 @@ std::int64_t intermediate(Model, Layer layer) {
   return layer.feed_forward.intermediate_size;
 }
 
-constexpr std::array<TensorRow, kTensors> kTable{{
-    {.tensor = Tensor::embedding,
+constexpr std::array<TensorRow, kWeights> kTable{{
+    {.weight = Weight::embedding,
      .scope = TensorScope::first_stage,
      .name = "model.embed_tokens.weight",
      .rows = vocabulary,
@@ -41,83 +41,83 @@ constexpr std::array<TensorRow, kTensors> kTable{{
      .row_split = Split::vocabulary,
      .kind = WeightKind::embedding,
      .part = ParameterPart::embedding},
-    {.tensor = Tensor::attention_norm,
+    {.weight = Weight::attention_norm,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.input_layernorm.weight",
      .rows = one,
      .cols = hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
-    {.tensor = Tensor::attention_q,
+    {.weight = Weight::attention_q,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.q_proj.weight",
      .rows = q_width,
      .cols = hidden,
      .row_split = Split::q_heads,
      .part = ParameterPart::attention},
-    {.tensor = Tensor::attention_k,
+    {.weight = Weight::attention_k,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.k_proj.weight",
      .rows = kv_width,
      .cols = hidden,
      .row_split = Split::kv_heads,
      .part = ParameterPart::attention},
-    {.tensor = Tensor::attention_v,
+    {.weight = Weight::attention_v,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.v_proj.weight",
      .rows = kv_width,
      .cols = hidden,
      .row_split = Split::kv_heads,
      .part = ParameterPart::attention},
-    {.tensor = Tensor::attention_output,
+    {.weight = Weight::attention_output,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.o_proj.weight",
      .rows = hidden,
      .cols = q_width,
      .col_split = Split::q_heads,
      .part = ParameterPart::attention},
-    {.tensor = Tensor::moe_norm,
+    {.weight = Weight::moe_norm,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.post_attention_layernorm.weight",
      .rows = one,
      .cols = hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
-    {.tensor = Tensor::router,
+    {.weight = Weight::router,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.block_sparse_moe.gate.weight",
      .rows = experts,
      .cols = hidden,
      .part = ParameterPart::router},
-    {.tensor = Tensor::expert_gate,
+    {.weight = Weight::expert_gate,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
      .rows = intermediate,
      .cols = hidden,
      .row_split = Split::intermediate_size,
      .part = ParameterPart::experts},
-    {.tensor = Tensor::expert_up,
+    {.weight = Weight::expert_up,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
      .rows = intermediate,
      .cols = hidden,
      .row_split = Split::intermediate_size,
      .part = ParameterPart::experts},
-    {.tensor = Tensor::expert_down,
+    {.weight = Weight::expert_down,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
      .rows = hidden,
      .cols = intermediate,
      .col_split = Split::intermediate_size,
      .part = ParameterPart::experts},
-    {.tensor = Tensor::final_norm,
+    {.weight = Weight::final_norm,
      .scope = TensorScope::last_stage,
      .name = "model.norm.weight",
      .rows = one,
      .cols = hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
-    {.tensor = Tensor::head,
+    {.weight = Weight::head,
      .scope = TensorScope::last_stage,
      .name = "lm_head.weight",
      .rows = vocabulary,
@@ -142,9 +142,9 @@ std::span<const TensorRow> tensor_table() {
   return kTable;
 }
 
-WeightSpec weight_spec(const ModelConfig& model, Tensor tensor, int layer, int expert) {
-  const bool tied = tensor == Tensor::head && model.tie_word_embeddings;
-  const TensorRow& row = tensor_row(tied ? Tensor::embedding : tensor);
+WeightSpec weight_spec(const ModelConfig& model, Weight weight, int layer, int expert) {
+  const bool tied = weight == Weight::head && model.tie_word_embeddings;
+  const TensorRow& row = tensor_row(tied ? Weight::embedding : weight);
   const LayerSpec& spec = layer_of(model, layer);
   return {.name = weight_name(row.name, layer, expert),
           .rows = row.rows(model, spec),
@@ -154,7 +154,7 @@ WeightSpec weight_spec(const ModelConfig& model, Tensor tensor, int layer, int e
           .layer = layer,
           .expert = expert,
           .kind = row.kind,
-          .tensor = tensor};
+          .weight = weight};
 }
 
 std::vector<WeightSpec> all_weights(const ModelConfig& model) {
@@ -167,7 +167,7 @@ std::vector<TensorCount> tensor_counts(const ModelConfig& model) {
   std::vector<TensorCount> counts;
   for (const TensorRow& row : tensor_table()) {
     if (row.scope == TensorScope::first_stage || row.scope == TensorScope::last_stage) {
-      if (row.tensor == Tensor::head && model.tie_word_embeddings) continue;
+      if (row.weight == Weight::head && model.tie_word_embeddings) continue;
       const LayerSpec& none = layer_of(model, -1);
       counts.push_back({.row = &row, .rows = row.rows(model, none), .cols = row.cols(model, none)});
       continue;

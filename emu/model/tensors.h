@@ -17,7 +17,7 @@
 namespace shardproof {
 
 /// A row of the table, in program order.
-enum class Tensor {
+enum class Weight {
   embedding,
   attention_norm,
   attention_q,
@@ -32,7 +32,7 @@ enum class Tensor {
   final_norm,
   head,
 };
-inline constexpr int kTensors = static_cast<int>(Tensor::head) + 1;
+inline constexpr int kWeights = static_cast<int>(Weight::head) + 1;
 
 /// What a dim of a weight is split by. Layout (emu/plan/layout.h) says which part of it a rank holds.
 enum class Split {
@@ -53,7 +53,7 @@ enum class ParameterPart { embedding, attention, norms, router, experts, head };
 enum class TensorScope { first_stage, layer, expert, last_stage };
 
 struct TensorRow {
-  Tensor tensor{};
+  Weight weight{};
   TensorScope scope{};
   /// In a checkpoint: {layer} and {expert} stand for their indices.
   std::string_view name;
@@ -67,8 +67,8 @@ struct TensorRow {
 
 /// The rows in order of Tensor.
 std::span<const TensorRow> tensor_table();
-inline const TensorRow& tensor_row(Tensor tensor) {
-  return tensor_table()[static_cast<std::size_t>(tensor)];
+inline const TensorRow& tensor_row(Weight weight) {
+  return tensor_table()[static_cast<std::size_t>(weight)];
 }
 
 /// One weight of a model.
@@ -81,12 +81,12 @@ struct WeightSpec {
   int layer = -1;   ///< -1: embedding, final norm, head
   int expert = -1;  ///< the expert it belongs to
   WeightKind kind = WeightKind::linear;
-  Tensor tensor{};
+  Weight weight{};
 };
 
 /// The weight at its place: `layer` for what layers have, `expert` for what experts have. With tied embeddings the head
 /// is the embedding: its name, shape and values.
-WeightSpec weight_spec(const ModelConfig& model, Tensor tensor, int layer = -1, int expert = -1);
+WeightSpec weight_spec(const ModelConfig& model, Weight weight, int layer = -1, int expert = -1);
 
 /// visit(const WeightSpec&) for every weight of the model in program order; a tied head is not listed twice. Stops
 /// where visit throws.
@@ -94,7 +94,7 @@ template <class Visit>
 void for_each_weight(const ModelConfig& model, const Visit& visit) {
   const auto scope = [&](TensorScope wanted, int layer, int expert) {
     for (const TensorRow& row : tensor_table()) {
-      if (row.scope == wanted) visit(weight_spec(model, row.tensor, layer, expert));
+      if (row.scope == wanted) visit(weight_spec(model, row.weight, layer, expert));
     }
   };
   scope(TensorScope::first_stage, -1, -1);
@@ -105,8 +105,8 @@ void for_each_weight(const ModelConfig& model, const Visit& visit) {
     }
   }
   for (const TensorRow& row : tensor_table()) {
-    if (row.scope != TensorScope::last_stage || (row.tensor == Tensor::head && model.tie_word_embeddings)) continue;
-    visit(weight_spec(model, row.tensor));
+    if (row.scope != TensorScope::last_stage || (row.weight == Weight::head && model.tie_word_embeddings)) continue;
+    visit(weight_spec(model, row.weight));
   }
 }
 

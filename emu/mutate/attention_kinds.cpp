@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
-#include "emu/run/stage.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -24,16 +23,16 @@ Instances reductions(const MutablePlan& plan, std::size_t limit, bool embedding,
     if (embedding && !result.empty() && result.back().ranks.front() == anchor) continue;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int layer = embedding ? -1 : place.layer;
-    const std::string_view op = embedding ? "embedding" : "attention.output";
+    const Op op = embedding ? Op::embedding_reduce : Op::attention_reduce;
     int member = result.size() % 2 == 0 ? 0 : plan.parallel.tp - 1;
     while (embedding && !sites.embeds(dp, member)) member = (member + 1) % plan.parallel.tp;
-    result.push_back({.layer = layer,
-                      .ranks = group,
-                      .group = "tp",
-                      .tap = tap_name(layer, op),
-                      .causes = causes,
-                      .make = faulty_reduction(sites.tp_reduction(op, layer, group), fault, member, plan.world(),
-                                               plan.workload.microbatches)});
+    result.push_back(
+        {.layer = layer,
+         .ranks = group,
+         .group = "tp",
+         .tap = tap_name(layer, embedding ? TapKind::embedding : TapKind::attention_output),
+         .causes = causes,
+         .make = faulty_reduction({op, layer, group}, fault, member, plan.world(), plan.workload.microbatches)});
   }
   return result;
 }
@@ -63,11 +62,11 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
       if (sites.mesh.degree(axis) != p.tp || sites.group(axis, place.rank) == sites.group(Axis::tp, place.rank))
         continue;
       const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
-      const Site site = sites.tp_reduction("attention.output", place.layer, ranks);
+      const Site site{.op = Op::attention_reduce, .layer = place.layer, .ranks = ranks};
       result.push_back({.layer = place.layer,
                         .ranks = ranks,
                         .group = std::string(to_string(axis)),
-                        .tap = tap_name(place.layer, "attention.output"),
+                        .tap = tap_name(place.layer, TapKind::attention_output),
                         .may_clash = true,
                         .causes = {"wrong_group", "call_arguments"},
                         .make = script([=](Script& made) {
@@ -86,12 +85,12 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
 template <class Add>
 Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, std::string cause) {
   const std::vector<int> group = sites.group(Axis::tp, place.rank);
-  const Site site = sites.tp_reduction("attention.output", place.layer, group);
+  const Site site{.op = Op::attention_reduce, .layer = place.layer, .ranks = group};
   const int world = sites.plan.world();
   return {.layer = place.layer,
           .ranks = group,
           .group = "tp",
-          .tap = tap_name(place.layer, "attention.output"),
+          .tap = tap_name(place.layer, TapKind::attention_output),
           .causes = {std::move(cause)},
           .make = script([=](Script& made) {
             const Buffers buffers = make_buffers(world);
@@ -104,13 +103,11 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
             };
             // The stream that enters the stage: the embedding, or what the stage before has sent.
             made.after = [=](const Rank& rank, internal::Call& call) {
-              const bool embedded = call.operation == Operation::all_reduce && !rank.trace().ops.empty() &&
-                                    rank.trace().ops.back().op == "embedding";
-              if (!embedded && call.operation != Operation::recv) return;
+              if (!is_call_of(call.tag, Op::embedding_reduce) && !is_call_of(call.tag, Op::stage_receive)) return;
               const std::span<double> out = output(call);
               std::vector<double>& stream = (*streams)[static_cast<std::size_t>(to_int(rank.id()))];
               stream.assign(out.begin(), out.end());
-              ops::store<double>(stream, ops::Format::exact);
+              ops::round_to<double>(stream, ops::Format::exact);
             };
           })};
 }
@@ -154,15 +151,13 @@ Instances gathers(const MutablePlan& plan, std::size_t limit, bool final, bool d
         final ? sites.first_rank(plan.parallel.pp - 1, sites.mesh.coordinates(place.rank).dp) : place.rank;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
-    const Site site{.op = final ? "final_norm" : "attention.norm",
+    const Site site{.op = final ? Op::head_gather : Op::attention_gather,
                     .layer = layer,
-                    .operation = Operation::all_gather,
-                    .counts_given = true,
                     .ranks = dropped ? group : std::vector{rank}};
     result.push_back({.layer = layer,
                       .ranks = site.ranks,
                       .group = "tp",
-                      .tap = final ? "logits" : tap_name(layer, "attention.q"),
+                      .tap = tap_name(layer, final ? TapKind::logits : TapKind::attention_q),
                       .causes = {dropped ? "gather_dropped" : "rows_permuted"},
                       .make = script([=](Script& made) {
                         made.before = [=](const Rank& at, internal::Call& call) {
@@ -194,12 +189,12 @@ Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    const Site site = sites.tp_reduction("attention.output", place.layer, group);
+    const Site site{.op = Op::attention_reduce, .layer = place.layer, .ranks = group};
     const int world = plan.world();
     result.push_back({.layer = place.layer,
                       .ranks = group,
                       .group = "tp",
-                      .tap = tap_name(place.layer, "attention.output"),
+                      .tap = tap_name(place.layer, TapKind::attention_output),
                       .causes = {"rows_permuted"},
                       .make = script([=](Script& made) {
                         const Buffers buffers = make_buffers(world);
@@ -226,7 +221,7 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     result.push_back({.layer = layer,
                       .ranks = {rank},
-                      .tap = tap_name(layer, edit == Edit::merge ? "attention.context" : "attention.q"),
+                      .tap = tap_name(layer, edit == Edit::merge ? TapKind::attention_context : TapKind::attention_q),
                       .causes = {edit == Edit::merge ? "sequence_boundaries" : "positions"},
                       .make = script([=](Script& made) {
                         made.microbatch = [=](const Rank& at, std::int64_t, RankTokens& given) {

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
-#include "emu/run/stage.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -10,7 +9,7 @@ namespace {
 using Instances = std::vector<Mutation>;
 
 std::string output_tap(int layer) {
-  return tap_name(layer, "moe.output");
+  return tap_name(layer, TapKind::moe_output);
 }
 
 /// The sum over etp that ends the experts' work.
@@ -23,11 +22,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit, const char* caus
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::etp, place.rank);
-    const Site site{.op = "moe.unsort",
-                    .layer = place.layer,
-                    .operation = Operation::reduce_scatter,
-                    .counts_given = true,
-                    .ranks = group};
+    const Site site{.op = Op::expert_reduce, .layer = place.layer, .ranks = group};
     const int member = result.size() % 2 == 0 ? p.etp - 1 : 0;
     result.push_back({.layer = place.layer,
                       .ranks = group,
@@ -64,11 +59,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
-    const Site site{.op = "moe.unsort",
-                    .layer = place.layer,
-                    .operation = Operation::reduce_scatter,
-                    .counts_given = true,
-                    .ranks = ranks};
+    const Site site{.op = Op::expert_reduce, .layer = place.layer, .ranks = ranks};
     const int world = plan.world();
     result.push_back({.layer = place.layer,
                       .ranks = ranks,
@@ -108,13 +99,8 @@ Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
     const std::vector<int> group = sites.group(Axis::etp, place.rank);
     const int layer = place.layer;
     const int world = plan.world();
-    const Site gather{
-        .op = "moe.permute", .layer = layer, .operation = Operation::all_gather, .counts_given = true, .ranks = group};
-    const Site sum{.op = "moe.unsort",
-                   .layer = layer,
-                   .operation = Operation::reduce_scatter,
-                   .counts_given = true,
-                   .ranks = group};
+    const Site gather{.op = Op::expert_gather, .layer = layer, .ranks = group};
+    const Site sum{.op = Op::expert_reduce, .layer = layer, .ranks = group};
     result.push_back({.layer = layer,
                       .ranks = group,
                       .group = "etp",
@@ -189,7 +175,7 @@ Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
                           if (spec.expert < 0 || spec.layer != layer || !among(group, rank)) return;
-                          spec = weight_spec(model, spec.tensor, other, spec.expert);
+                          spec = weight_spec(model, spec.weight, other, spec.expert);
                         };
                       })});
   }

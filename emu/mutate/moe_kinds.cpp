@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
-#include "emu/run/stage.h"
 #include "ops/router.h"
 
 namespace shardproof::mutations {
@@ -19,7 +18,7 @@ Causes or_weights(const Plan& plan, std::string cause) {
 }
 
 std::string output_tap(int layer) {
-  return tap_name(layer, "moe.output");
+  return tap_name(layer, TapKind::moe_output);
 }
 
 /// Changes what a rank sends or receives in one call.
@@ -43,18 +42,10 @@ Mutation edited_call(const Site& site, int world, std::string cause,
 }
 
 Site dispatch_site(int layer, std::vector<int> ranks) {
-  return {.op = "moe.permute",
-          .layer = layer,
-          .operation = Operation::all_to_all,
-          .counts_given = true,
-          .ranks = std::move(ranks)};
+  return {.op = Op::dispatch, .layer = layer, .ranks = std::move(ranks)};
 }
 Site return_site(int layer, std::vector<int> ranks) {
-  return {.op = "moe.unsort",
-          .layer = layer,
-          .operation = Operation::all_to_all,
-          .counts_given = true,
-          .ranks = std::move(ranks)};
+  return {.op = Op::combine_return, .layer = layer, .ranks = std::move(ranks)};
 }
 
 Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
@@ -156,8 +147,9 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
                       .tap = output_tap(layer),
                       .causes = cause == "expert_map" ? or_weights(plan, cause) : Causes{cause},
                       .make = script([=](Script& made) {
-                        made.routing = [=](const Rank& at, int in, Scores logits, Ids ids, Weights weights) {
-                          if (to_int(at.id()) == rank && in == layer) edit(at, logits, ids, weights);
+                        made.routing = [=](const Rank& at, const FaultSite& in, Scores logits, Ids ids,
+                                           Weights weights) {
+                          if (to_int(at.id()) == rank && in.layer == layer) edit(in, logits, ids, weights);
                         };
                       })});
   }
@@ -167,7 +159,7 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
 Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
   const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
   if (experts < 2) return {};
-  return routing(plan, limit, "expert_map", [=](const Rank&, Scores, Ids ids, Weights) {
+  return routing(plan, limit, "expert_map", [=](const FaultSite&, Scores, Ids ids, Weights) {
     for (std::int64_t t = 0; t < ids.rows; ++t) {
       for (std::int32_t& id : ids.row(t)) id = (id + 1) % experts;
     }
@@ -186,8 +178,8 @@ Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
     busy = 0;
     --last;
   }
-  Instances result = routing(plan, limit, "rank_error", [=](const Rank& rank, Scores, Ids ids, Weights) {
-    if (microbatch_of(rank) == last && ids.rows > 0) ids(ids.rows - 1, 0) = experts;
+  Instances result = routing(plan, limit, "rank_error", [=](const FaultSite& in, Scores, Ids ids, Weights) {
+    if (in.microbatch == last && ids.rows > 0) ids(ids.rows - 1, 0) = experts;
   });
   std::erase_if(result, [&](const Mutation& mutation) {
     return rows_of(last, sites.mesh.coordinates(mutation.ranks.front()).dp) == 0;
@@ -197,27 +189,27 @@ Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
 
 Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.layers[0].feed_forward.top_k < 2) return {};
-  return routing(plan, limit, "router_weights_permuted", [](const Rank&, Scores, Ids, Weights weights) {
+  return routing(plan, limit, "router_weights_permuted", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) std::ranges::reverse(weights.row(t));
   });
 }
 
 Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
   const bool normalise = !plan.model.layers[0].feed_forward.norm_topk_prob;
-  return routing(plan, limit, "router_weights_scaled", [=](const Rank&, Scores logits, Ids ids, Weights weights) {
+  return routing(plan, limit, "router_weights_scaled", [=](const FaultSite&, Scores logits, Ids ids, Weights weights) {
     if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
   });
 }
 
 Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.layers[0].feed_forward.top_k < 2) return {};
-  return routing(plan, limit, "slot_dropped", [](const Rank&, Scores, Ids, Weights weights) {
+  return routing(plan, limit, "slot_dropped", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
   });
 }
 
 Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
-  return routing(plan, limit, "router_weights_squared", [](const Rank&, Scores, Ids, Weights weights) {
+  return routing(plan, limit, "router_weights_squared", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) {
       for (double& weight : weights.row(t)) weight *= weight;
     }
@@ -232,11 +224,7 @@ Instances output_gather(const MutablePlan& plan, std::size_t limit, bool dropped
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int layer = place.layer;
-    const Site site{.op = "moe.combine",
-                    .layer = layer,
-                    .operation = Operation::all_gather,
-                    .counts_given = true,
-                    .ranks = dropped ? group : std::vector{group.back()}};
+    const Site site{.op = Op::moe_gather, .layer = layer, .ranks = dropped ? group : std::vector{group.back()}};
     result.push_back({.layer = layer,
                       .ranks = site.ranks,
                       .group = "tp",

@@ -42,7 +42,7 @@ struct Mutation {
 /// something that can go wrong.
 struct MutablePlan : Plan {
   MutablePlan(const Plan& plan, const ExpectedTaps& expected);
-  std::vector<ops::Matrix<std::int32_t>> choices;
+  RoutingReplay choices;
 };
 
 struct MutationKind {

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
-#include "emu/run/stage.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -10,7 +9,7 @@ namespace {
 using Instances = std::vector<Mutation>;
 
 std::string norm_tap(std::int64_t layer) {
-  return tap_name(static_cast<int>(layer), "attention.norm");
+  return tap_name(static_cast<int>(layer), TapKind::attention_norm);
 }
 
 Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
@@ -63,9 +62,9 @@ Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         const auto sent = std::make_shared<std::vector<double>>();
                         made.before = [=](const Rank& at, internal::Call& call) {
-                          if (to_int(at.id()) != rank || call.operation != Operation::send) return true;
-                          if (microbatch_of(at) == 0) sent->assign(input(call).begin(), input(call).end());
-                          if (microbatch_of(at) == 1 && sent->size() == call.in_count) call.in = sent->data();
+                          if (to_int(at.id()) != rank || !is_call_of(call.tag, Op::stage_send)) return true;
+                          if (call.tag.microbatch == 0) sent->assign(input(call).begin(), input(call).end());
+                          if (call.tag.microbatch == 1 && sent->size() == call.in_count) call.in = sent->data();
                           return true;
                         };
                       })});
@@ -162,12 +161,9 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
         if (sites.tokens.own({.tp = tp, .dp = dp}, m).count() > 0) continue;
         const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
         const int rank = sites.mesh.rank_at(tp, 0, dp, sites.stage_of(layer));
-        result.push_back(skipped({.op = "moe.permute",
-                                  .layer = layer,
-                                  .operation = Operation::all_to_all,
-                                  .ranks = {rank},
-                                  .microbatch = static_cast<int>(m)},
-                                 {"call_sequence"}));
+        result.push_back(
+            skipped({.op = Op::dispatch_counts, .layer = layer, .ranks = {rank}, .microbatch = static_cast<int>(m)},
+                    {"call_sequence"}));
       }
     }
   }
@@ -180,9 +176,7 @@ Instances rank_skips_all_to_all(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const int rank = sites.group(Axis::ep, place.rank).back();
-    result.push_back(
-        skipped({.op = "moe.permute", .layer = place.layer, .operation = Operation::all_to_all, .ranks = {rank}},
-                {"call_sequence"}));
+    result.push_back(skipped({.op = Op::dispatch_counts, .layer = place.layer, .ranks = {rank}}, {"call_sequence"}));
   }
   return result;
 }
@@ -194,7 +188,8 @@ Instances rank_skips_reduction(const MutablePlan& plan, std::size_t limit) {
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.back() : group.front();
-    result.push_back(skipped(sites.tp_reduction("attention.output", place.layer, {rank}), {"call_sequence"}));
+    result.push_back(
+        skipped(Site{.op = Op::attention_reduce, .layer = place.layer, .ranks = {rank}}, {"call_sequence"}));
   }
   return result;
 }
@@ -206,7 +201,7 @@ Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
   for (const int dp : {0, sites.last_busy_dp()}) {
     if (result.size() == limit || (!result.empty() && dp == 0)) continue;
     const std::vector<int> group = sites.group(Axis::tp, sites.first_rank(0, dp));
-    result.push_back(skipped(sites.tp_reduction("embedding", -1, {group.back()}), {"call_sequence"}));
+    result.push_back(skipped(Site{.op = Op::embedding_reduce, .ranks = {group.back()}}, {"call_sequence"}));
   }
   return result;
 }
@@ -222,11 +217,8 @@ Instances messages(const MutablePlan& plan, std::size_t limit, bool receiver) {
     const int rank = sites.first_rank(receiver ? stage + 1 : stage, 0);
     const auto last = plan.workload.microbatches - 1;
     const auto here = [=](const Rank& at, const internal::Call& call) {
-      if (to_int(at.id()) != rank) return false;
-      if (!receiver) return call.operation == Operation::send && microbatch_of(at) == last;
-      // A stage receives before the microbatch's first op.
-      const bool after_the_one_before = last == 0 ? at.trace().ops.empty() : microbatch_of(at) == last - 1;
-      return call.operation == Operation::recv && after_the_one_before && (last == 0 || !at.trace().ops.empty());
+      return to_int(at.id()) == rank && is_call_of(call.tag, receiver ? Op::stage_receive : Op::stage_send) &&
+             call.tag.microbatch == last;
     };
     result.push_back({.ranks = {rank},
                       .group = "pp",
@@ -257,7 +249,7 @@ Instances wrong_peer(const MutablePlan& plan, std::size_t /*limit*/) {
            .causes = {"message_lost", "call_sequence"},
            .make = script([=](Script& made) {
              made.before = [=](const Rank& at, internal::Call& call) {
-               if (to_int(at.id()) == rank && call.operation == Operation::send) call.root = 2;
+               if (to_int(at.id()) == rank && is_call_of(call.tag, Op::stage_send)) call.root = 2;
                return true;
              };
            })}};
@@ -272,8 +264,9 @@ Instances wrong_argument(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    const Site site =
-        sites.tp_reduction("attention.output", place.layer, {result.size() % 2 == 0 ? group.back() : group.front()});
+    const Site site{.op = Op::attention_reduce,
+                    .layer = place.layer,
+                    .ranks = {result.size() % 2 == 0 ? group.back() : group.front()}};
     result.push_back({.layer = place.layer,
                       .ranks = site.ranks,
                       .group = "tp",
@@ -317,8 +310,7 @@ Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
     if (result.size() == limit || (stale && layer == sites.layers_of(sites.stage_of(layer)).begin)) continue;
     const int rank = rank_with_other_splits<stale>(sites, layer);
     if (rank < 0 || std::ranges::any_of(result, [&](const Mutation& m) { return m.layer == layer; })) continue;
-    const Site site{
-        .op = "moe.permute", .layer = layer, .operation = Operation::all_to_all, .counts_given = true, .ranks = {rank}};
+    const Site site{.op = Op::dispatch, .layer = layer, .ranks = {rank}};
     Site before = site;
     before.layer = layer - 1;
     result.push_back({.layer = layer,

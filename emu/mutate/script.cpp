@@ -10,15 +10,9 @@ bool among(const std::vector<int>& ranks, const Rank& rank) {
   return ranks.empty() || std::ranges::find(ranks, to_int(rank.id())) != ranks.end();
 }
 
-int microbatch_of(const Rank& rank) {
-  return rank.trace().ops.empty() ? 0 : rank.trace().ops.back().microbatch;
-}
-
 bool Site::here(const Rank& rank, const internal::Call& call) const {
-  if (call.operation != operation || call.counts_given != counts_given || !among(ranks, rank)) return false;
-  if (rank.trace().ops.empty()) return false;
-  const OpRecord& last = rank.trace().ops.back();
-  return last.op == op && last.layer == layer && (microbatch < 0 || last.microbatch == microbatch);
+  return is_call_of(call.tag, op) && call.tag.layer == layer && among(ranks, rank) &&
+         (microbatch < 0 || call.tag.microbatch == microbatch);
 }
 
 Buffers make_buffers(int world) {
@@ -126,7 +120,7 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
       return;
     case SumFault::halves: {
       const std::span<const double> given = input(call);
-      (*addends)[static_cast<std::size_t>(me)][static_cast<std::size_t>(microbatch_of(rank))].assign(given.begin(),
+      (*addends)[static_cast<std::size_t>(me)][static_cast<std::size_t>(call.tag.microbatch)].assign(given.begin(),
                                                                                                      given.end());
       return;
     }
@@ -151,7 +145,7 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& sit
     made.after = [=](const Rank& rank, internal::Call& call) {
       if (!site.here(rank, call)) return;
       if (fault == SumFault::dropped) keep_own(call);
-      if (fault == SumFault::halves) sum_half(call, *addends, static_cast<std::size_t>(microbatch_of(rank)));
+      if (fault == SumFault::halves) sum_half(call, *addends, static_cast<std::size_t>(call.tag.microbatch));
       if (fault == SumFault::repeated) {
         for (double& value : output(call)) value *= static_cast<double>(site.ranks.size());
       }
@@ -273,15 +267,6 @@ std::vector<Place> Sites::sending_places(std::size_t limit) const {
     }
     return false;
   });
-}
-
-Site Sites::tp_reduction(std::string_view op, int layer, std::vector<int> ranks) const {
-  const bool sp = plan.parallel.sp;
-  return {.op = op,
-          .layer = layer,
-          .operation = sp ? Operation::reduce_scatter : Operation::all_reduce,
-          .counts_given = sp,
-          .ranks = std::move(ranks)};
 }
 
 }  // namespace shardproof::mutations

@@ -2,7 +2,6 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
-#include "emu/run/stage.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -25,15 +24,15 @@ Mutation loads(const Place& place, int rank, std::string tap, Causes causes,
 }
 
 /// One rank of the tp group holds the rows (or columns) of the next.
-template <Tensor tensor, bool columns>
-Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_view tap, const Causes& causes) {
+template <Weight weight, bool columns>
+Instances next_slice(const MutablePlan& plan, std::size_t limit, TapKind tap, const Causes& causes) {
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.back() : group.front();
-    const std::string name = weight_spec(plan.model, tensor, place.layer).name;
+    const std::string name = weight_spec(plan.model, weight, place.layer).name;
     const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
       if (spec.name != name) return;
       Range& part = columns ? cols : rows;
@@ -45,18 +44,18 @@ Instances next_slice(const MutablePlan& plan, std::size_t limit, std::string_vie
 }
 
 Instances q_heads_swapped(const MutablePlan& plan, std::size_t limit) {
-  return next_slice<Tensor::attention_q, false>(plan, limit, "attention.q", {"heads_permuted"});
+  return next_slice<Weight::attention_q, false>(plan, limit, TapKind::attention_q, {"heads_permuted"});
 }
 Instances kv_head_wrong(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.layers[0].attention.kv_heads < 2) return {};
-  return next_slice<Tensor::attention_k, false>(plan, limit, "attention.k", {"heads_permuted"});
+  return next_slice<Weight::attention_k, false>(plan, limit, TapKind::attention_k, {"heads_permuted"});
 }
 Instances v_head_wrong(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.layers[0].attention.kv_heads < 2) return {};
-  return next_slice<Tensor::attention_v, false>(plan, limit, "attention.v", {"heads_permuted"});
+  return next_slice<Weight::attention_v, false>(plan, limit, TapKind::attention_v, {"heads_permuted"});
 }
 Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) {
-  return next_slice<Tensor::attention_output, true>(plan, limit, "attention.output", {"wrong_slice"});
+  return next_slice<Weight::attention_output, true>(plan, limit, TapKind::attention_output, {"wrong_slice"});
 }
 
 /// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
@@ -71,7 +70,7 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     result.push_back({.layer = layer,
                       .ranks = {rank},
-                      .tap = tap_name(layer, "attention.context"),
+                      .tap = tap_name(layer, TapKind::attention_context),
                       .causes = {"wrong_kv_head"},
                       .make = script([=](Script& made) {
                         made.layouts = [=](std::vector<Layout>& layouts) {
@@ -84,8 +83,8 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-template <Tensor tensor>
-Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap) {
+template <Weight weight>
+Instances stale(const MutablePlan& plan, std::size_t limit, TapKind tap) {
   const Sites sites(plan);
   if (plan.model.layers.size() < 2) return {};
   Instances result;
@@ -93,8 +92,8 @@ Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap
     const int other = place.layer == 0 ? 1 : place.layer - 1;
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
-    const std::string name = weight_spec(plan.model, tensor, place.layer).name;
-    const WeightSpec replacement = weight_spec(plan.model, tensor, other);
+    const std::string name = weight_spec(plan.model, weight, place.layer).name;
+    const WeightSpec replacement = weight_spec(plan.model, weight, other);
     const auto edit = [=](WeightSpec& spec, Range&, Range&) {
       if (spec.name == name) spec = replacement;
     };
@@ -104,25 +103,25 @@ Instances stale(const MutablePlan& plan, std::size_t limit, std::string_view tap
 }
 
 Instances q_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::attention_q>(plan, limit, "attention.q");
+  return stale<Weight::attention_q>(plan, limit, TapKind::attention_q);
 }
 Instances k_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::attention_k>(plan, limit, "attention.k");
+  return stale<Weight::attention_k>(plan, limit, TapKind::attention_k);
 }
 Instances v_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::attention_v>(plan, limit, "attention.v");
+  return stale<Weight::attention_v>(plan, limit, TapKind::attention_v);
 }
 Instances output_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::attention_output>(plan, limit, "attention.output");
+  return stale<Weight::attention_output>(plan, limit, TapKind::attention_output);
 }
 Instances attention_norm_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::attention_norm>(plan, limit, "attention.norm");
+  return stale<Weight::attention_norm>(plan, limit, TapKind::attention_norm);
 }
 Instances moe_norm_stale(const MutablePlan& plan, std::size_t limit) {
-  return stale<Tensor::moe_norm>(plan, limit, "moe.norm");
+  return stale<Weight::moe_norm>(plan, limit, TapKind::moe_norm);
 }
 Instances router_stale(const MutablePlan& plan, std::size_t limit) {
-  Instances result = stale<Tensor::router>(plan, limit, "moe.router_logits");
+  Instances result = stale<Weight::router>(plan, limit, TapKind::router_logits);
   // Only the first rank of a tp group has tokens to route for certain.
   return result.empty() ? result : Instances{result.front()};
 }
@@ -133,7 +132,7 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit, bool head
   if (head && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
   const int stage = head ? plan.parallel.pp - 1 : 0;
   const std::string name =
-      head ? weight_spec(plan.model, Tensor::head).name : weight_spec(plan.model, Tensor::embedding).name;
+      head ? weight_spec(plan.model, Weight::head).name : weight_spec(plan.model, Weight::embedding).name;
   Instances result;
   for (const auto& [dp, first] : {std::pair{0, 0}, {sites.last_busy_dp(), plan.parallel.tp - 1}}) {
     if (result.size() == limit) break;
@@ -143,7 +142,8 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit, bool head
     const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
     };
-    result.push_back(loads({-1, rank}, rank, head ? "logits" : "embedding", {"vocabulary_shifted"}, edit));
+    result.push_back(loads({-1, rank}, rank, tap_name(-1, head ? TapKind::logits : TapKind::embedding),
+                           {"vocabulary_shifted"}, edit));
   }
   return result;
 }

@@ -1,39 +1,38 @@
-// What every rank of a plan holds, computes and sends, by formula: nothing is run.
+// What every rank of a plan holds, computes and sends, on paper: folds over the records of a dry run.
 //
-// The same walk over the layers as emu/run's program, with sums in place of tensors. Routing is taken as even: each
-// expert of a layer receives tokens * top_k / num_experts rows. Figures that rest on that are marked routed; their sums
-// over the world do not depend on it. A pass is one forward over the workload: prefill takes every token of every
-// sequence, decode one more token of each sequence after its `length` tokens.
+// Routing is even: each expert of a layer serves as many slots as any other, or one more. A pass is one forward over
+// the workload: prefill takes every token of every sequence, decode one more token of each sequence after its `length`
+// tokens.
 #pragma once
 
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
 #include "emu/model/tensors.h"
 #include "emu/plan/mesh.h"
 #include "emu/plan/partition.h"
 #include "emu/plan/plan.h"
+#include "emu/run/trace.h"
+#include "ops/format.h"
 
 namespace shardproof {
 
 struct OpTotal {
-  std::string_view op;  ///< as in the run's trace: "attention.q", "moe.expert", ...
+  Op op{};
   double flops = 0;
-  bool routed = false;
 };
 
-/// Collectives of one operation and purpose over the rank's group of one axis.
+/// Collectives of one operation and width over the rank's group of one axis.
 struct TrafficTotal {
   Axis axis = Axis::tp;
-  std::string_view operation;  ///< "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send"
+  Operation operation{};
   int group_size = 1;
   double calls = 0;
   double elements = 0;    ///< this rank's input
   int element_bytes = 0;  ///< on the wire
-  double sent_bytes =
-      0;  ///< by the rank: n-1 of n parts of the input, twice for all_reduce; all_gather its input n-1 times
-  bool routed = false;
+  /// By the rank: all but what stays of an all-to-all or reduce-scatter, 2 (n-1)/n of the input of an all_reduce, the
+  /// input of an all_gather n-1 times.
+  double sent_bytes = 0;
 };
 
 struct PassFigures {
@@ -59,8 +58,13 @@ struct RankFigures {
   PassFigures decode;
 };
 
-/// Bytes of one element of the model's dtype.
+/// The format that the model's dtype names.
+ops::Format format_of(const ModelConfig& model);
+/// Bytes of one element of it.
 int dtype_bytes(const ModelConfig& model);
+
+/// What a rank does in a pass, from its records.
+PassFigures pass_figures(const RankTrace& trace);
 
 /// One for each rank. The plan must be valid.
 std::vector<RankFigures> rank_figures(const Plan& plan);

@@ -22,6 +22,10 @@ double tokens_of_microbatch(const Plan& plan) {
          (static_cast<double>(plan.workload.microbatches) * plan.parallel.dp);
 }
 
+bool is_attention(Op op) {
+  return op >= Op::attention_norm && op <= Op::attention_residual;
+}
+
 std::string share_text(double share) {
   return readable(share, Dimension::share);
 }
@@ -36,8 +40,8 @@ void add_flops(std::vector<QuantityDefinition>& table) {
                     double experts = 0;
                     double attention = 0;
                     for (const OpTotal& total : r.prefill.ops) {
-                      if (total.op == "moe.expert") experts += total.flops;
-                      if (total.op.starts_with("attention.")) attention += total.flops;
+                      if (total.op == Op::moe_expert) experts += total.flops;
+                      if (is_attention(total.op)) attention += total.flops;
                     }
                     const double all = r.prefill.flops();
                     return fmt::format("{} tokens of the replica: attention {} + experts {} + rest {} = {}", r.tokens,
@@ -146,11 +150,12 @@ void add_pipeline(std::vector<QuantityDefinition>& table) {
 void add_traffic(std::vector<QuantityDefinition>& table) {
   struct Flow {
     Axis axis;
-    const char* operation;
+    Operation operation;
   };
-  static constexpr Flow kFlows[] = {
-      {Axis::tp, "all_reduce"}, {Axis::tp, "all_gather"},  {Axis::tp, "reduce_scatter"},  {Axis::cp, "all_gather"},
-      {Axis::ep, "all_to_all"}, {Axis::etp, "all_gather"}, {Axis::etp, "reduce_scatter"}, {Axis::pp, "send"}};
+  static constexpr Flow kFlows[] = {{Axis::tp, Operation::all_reduce},      {Axis::tp, Operation::all_gather},
+                                    {Axis::tp, Operation::reduce_scatter},  {Axis::cp, Operation::all_gather},
+                                    {Axis::ep, Operation::all_to_all},      {Axis::etp, Operation::all_gather},
+                                    {Axis::etp, Operation::reduce_scatter}, {Axis::pp, Operation::send}};
   for (const bool prefill : {true, false}) {
     const std::string pass = prefill ? "prefill" : "decode";
     const auto figures = [prefill](const RankFigures& r) -> const PassFigures& {
@@ -162,8 +167,9 @@ void add_traffic(std::vector<QuantityDefinition>& table) {
                             return over_ranks(context, [&](const RankFigures& r) { return figures(r).sent_bytes(); });
                           }));
     for (const Flow& flow : kFlows) {
-      const std::string name = fmt::format("{}_{}_{}_bytes_per_gpu", pass, to_string(flow.axis), flow.operation);
-      const std::string_view operation = flow.operation;
+      const std::string name =
+          fmt::format("{}_{}_{}_bytes_per_gpu", pass, to_string(flow.axis), to_string(flow.operation));
+      const std::string_view operation = to_string(flow.operation);
       const char* factor = operation == "all_reduce"       ? "2 (n-1)/n of its input"
                            : operation == "all_gather"     ? "its input n-1 times"
                            : operation == "reduce_scatter" ? "its input but its own part"

@@ -70,7 +70,7 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
   }
   ParameterCount parameters;
   const auto add = [&](const TensorRow& row, int layer, std::int64_t copies) {
-    const WeightSpec spec = weight_spec(model, row.tensor, layer, row.scope == TensorScope::expert ? 0 : -1);
+    const WeightSpec spec = weight_spec(model, row.weight, layer, row.scope == TensorScope::expert ? 0 : -1);
     const Range rows = part_of(layout, model, spec.row_split, layer, spec.rows);
     const Range cols = part_of(layout, model, spec.col_split, layer, spec.cols);
     parameters[row.part] += rows.count * cols.count * copies;
@@ -81,7 +81,7 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
       continue;
     }
     if (row.scope == TensorScope::last_stage) {
-      const bool tied = row.tensor == Tensor::head && model.tie_word_embeddings && layout.first_stage();
+      const bool tied = row.weight == Weight::head && model.tie_word_embeddings && layout.first_stage();
       if (layout.last_stage() && !tied) add(row, -1, 1);
       continue;
     }

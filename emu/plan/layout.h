@@ -48,8 +48,8 @@ void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit&
   const auto scope = [&](TensorScope wanted, int layer, int expert) {
     for (const TensorRow& row : tensor_table()) {
       if (row.scope != wanted) continue;
-      if (row.tensor == Tensor::head && model.tie_word_embeddings && layout.first_stage()) continue;
-      const WeightSpec spec = weight_spec(model, row.tensor, layer, expert);
+      if (row.weight == Weight::head && model.tie_word_embeddings && layout.first_stage()) continue;
+      const WeightSpec spec = weight_spec(model, row.weight, layer, expert);
       visit(spec, part_of(layout, model, spec.row_split, layer, spec.rows),
             part_of(layout, model, spec.col_split, layer, spec.cols));
     }

@@ -31,6 +31,25 @@ Range TokenMap::microbatch_rows(int dp, std::int64_t microbatch) const {
   return {first, offsets_[static_cast<std::size_t>(part.end())] - first};
 }
 
+std::vector<std::int64_t> TokenMap::lengths(int dp, std::int64_t microbatch) const {
+  const Range part = sequences(dp, microbatch);
+  std::vector<std::int64_t> result;
+  for (auto s = static_cast<std::size_t>(part.begin); s < static_cast<std::size_t>(part.end()); ++s) {
+    result.push_back(offsets_[s + 1] - offsets_[s]);
+  }
+  return result;
+}
+
+double TokenMap::pairs(int dp, std::int64_t microbatch) const {
+  const Range part = sequences(dp, microbatch);
+  double sum = 0;
+  for (auto s = static_cast<std::size_t>(part.begin); s < static_cast<std::size_t>(part.end()); ++s) {
+    const auto length = static_cast<double>(offsets_[s + 1] - offsets_[s]);
+    sum += length * (length + 1) / 2 + (past_.empty() ? 0 : length * static_cast<double>(past_[s]));
+  }
+  return sum;
+}
+
 Range TokenMap::own_places(std::int64_t rows, int tp) const {
   return partition(rows, parallel_.tp, tp);
 }
@@ -53,6 +72,8 @@ TokenRows TokenMap::stream(const Coordinates& at, std::int64_t microbatch) const
 RankTokens TokenMap::rank_tokens(const Coordinates& at, std::int64_t microbatch) const {
   RankTokens result{
       .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {0}, .positions = {}};
+  // Shares of a context-parallel group are balanced.
+  result.pairs = pairs(at.dp, microbatch) / parallel_.cp;
   const std::int64_t count = result.rows.count();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "emu/plan/mesh.h"
@@ -28,6 +29,7 @@ struct RankTokens {
   std::vector<std::int64_t> own_counts;  ///< rows own to each rank of its tp group
   std::vector<std::int64_t> offsets;     ///< where each sequence of the microbatch begins, and their end; sequences + 1
   std::vector<std::int64_t> positions;   ///< of each row within its sequence
+  double pairs = 0;  ///< of a query and a key that it sees, which the rank's attention works on: causal, past included
 };
 
 /// Where a row is routed: the rank that it is own to, in every stage (pp and the expert axes are left 0).
@@ -57,6 +59,11 @@ class TokenMap {
   /// Of these, the rows of the residual stream that the rank holds: its own with sp, else all.
   TokenRows stream(const Coordinates& at, std::int64_t microbatch) const;
   RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
+  /// Tokens of each of the replica's sequences in the microbatch.
+  std::vector<std::int64_t> lengths(int dp, std::int64_t microbatch) const;
+
+  /// How many tokens of each sequence came before these rows, and are attended to.
+  void set_past(std::vector<std::int64_t> tokens) { past_ = std::move(tokens); }
 
   /// The inverse of own().
   RowHome home(std::int64_t row) const;
@@ -67,10 +74,12 @@ class TokenMap {
   Range own_places(std::int64_t rows, int tp) const;
   std::int64_t sequence_of(std::int64_t row) const;
   Range microbatch_rows(int dp, std::int64_t microbatch) const;
+  double pairs(int dp, std::int64_t microbatch) const;
 
   Parallel parallel_;
   std::int64_t microbatches_;
   std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
+  std::vector<std::int64_t> past_;     ///< empty: none
 };
 
 }  // namespace shardproof

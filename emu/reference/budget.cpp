@@ -10,7 +10,7 @@
 namespace shardproof::reference {
 namespace {
 
-void require_on_grid(const std::string& tap, std::span<const double> w) {
+void require_on_grid(const TapName& tap, std::span<const double> w) {
   std::int64_t off = 0;
   for (const double value : w) {
     const double steps = value / kWeightStep;
@@ -18,11 +18,17 @@ void require_on_grid(const std::string& tap, std::span<const double> w) {
     off += steps != std::nearbyint(steps) && steps == steps ? 1 : 0;
   }
   if (off == 0) return;
-  throw std::invalid_argument("reference: " + std::to_string(off) + " weights that go into " + tap +
+  throw std::invalid_argument("reference: " + std::to_string(off) + " weights that go into " + to_string(tap) +
                               " are no multiples of 2^-16");
 }
 
 }  // namespace
+
+std::string to_string(const TapName& tap) {
+  std::string text;
+  if (tap.layer >= 0) text = "layer." + std::to_string(tap.layer) + ".";
+  return text.append(tap.name);
+}
 
 int bits_needed(double bound, double step) {
   const double steps = bound / step;
@@ -53,25 +59,24 @@ double largest_row_sum(std::span<const double> values, std::int64_t cols) {
   return largest_magnitude(sums_of_rows);
 }
 
-void SumRecorder::linear(const std::string& tap, std::string_view sum, const Matrix& x,
-                         std::span<const double> w) const {
+void SumRecorder::linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w) const {
   if (!sink_) return;
   require_on_grid(tap, w);
   tell(tap, sum, largest_magnitude(x.values) * largest_row_sum(w, x.cols), kActivationStep * kWeightStep);
 }
 
-void SumRecorder::squares(const std::string& tap, const Matrix& x) const {
+void SumRecorder::squares(const TapName& tap, const Tensor& x) const {
   if (!sink_) return;
   const double largest = largest_magnitude(x.values);
   tell(tap, "x^2 over the width", static_cast<double>(x.cols) * largest * largest, kActivationStep * kActivationStep);
 }
 
-void SumRecorder::rotation(const std::string& tap, const Matrix& x) const {
+void SumRecorder::rotation(const TapName& tap, const Tensor& x) const {
   if (!sink_) return;
   tell(tap, "x cos - y sin of RoPE", 2 * largest_magnitude(x.values), kActivationStep * kExpStep);
 }
 
-void SumRecorder::attention(const std::string& tap, const Matrix& q, const Matrix& k, const Matrix& v,
+void SumRecorder::attention(const TapName& tap, const Tensor& q, const Tensor& k, const Tensor& v,
                             std::int64_t head_dim, std::span<const std::int64_t> lengths) const {
   if (!sink_) return;
   const auto keys = static_cast<double>(lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end()));
@@ -81,26 +86,26 @@ void SumRecorder::attention(const std::string& tap, const Matrix& q, const Matri
   tell(tap, "p v over the keys", keys * largest_magnitude(v.values), kExpStep * kActivationStep);
 }
 
-void SumRecorder::silu(const std::string& tap, const Matrix& gate) const {
+void SumRecorder::silu(const TapName& tap, const Tensor& gate) const {
   if (!sink_) return;
   double largest = -std::numeric_limits<double>::infinity();
   for (const double g : gate.values) largest = std::max(largest, -g);
   tell(tap, "1 + exp(-gate)", 1 + exponential(std::clamp(largest, -40.0, 20.0), true), kExpStep);
 }
 
-void SumRecorder::routing(const std::string& tap, std::int64_t experts) const {
+void SumRecorder::routing(const TapName& tap, std::int64_t experts) const {
   if (!sink_) return;
   tell(tap, "exp over the experts", static_cast<double>(experts), kExpStep);
 }
 
-void SumRecorder::combination(const std::string& tap, const Matrix& weights, const Matrix& outputs) const {
+void SumRecorder::combination(const TapName& tap, const Tensor& weights, const Tensor& outputs) const {
   if (!sink_) return;
   tell(tap, "weight * output over the experts of a token",
        largest_row_sum(weights.values, weights.cols) * largest_magnitude(outputs.values),
        kActivationStep * kActivationStep);
 }
 
-void SumRecorder::addition(const std::string& tap, const Matrix& x, const Matrix& y) const {
+void SumRecorder::addition(const TapName& tap, const Tensor& x, const Tensor& y) const {
   if (!sink_) return;
   tell(tap, "x + y", largest_magnitude(x.values) + largest_magnitude(y.values), kActivationStep);
 }

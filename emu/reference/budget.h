@@ -46,8 +46,16 @@ double largest_magnitude(std::span<const double> values);
 /// The largest sum of magnitudes of a row of `cols` values; NaN when a value is.
 double largest_row_sum(std::span<const double> values, std::int64_t cols);
 
+/// A tensor of the model: "attention.q" of a layer, or "logits" of none (-1).
+struct TapName {
+  int layer = -1;
+  std::string_view name;
+};
+/// "layer.3.attention.q", "logits".
+std::string to_string(const TapName& tap);
+
 /// Receives a sum: the tap that it goes into, which sum it is, its bits.
-using SumSink = std::function<void(const std::string& tap, std::string_view sum, int bits)>;
+using SumSink = std::function<void(const TapName& tap, std::string_view sum, int bits)>;
 
 /// Tells a sink what the sums of each operation need. Without a sink it does nothing.
 class SumRecorder {
@@ -55,18 +63,18 @@ class SumRecorder {
   explicit SumRecorder(SumSink sink) : sink_(std::move(sink)) {}
 
   /// Throws std::invalid_argument when a weight is finite and no multiple of kWeightStep.
-  void linear(const std::string& tap, std::string_view sum, const Matrix& x, std::span<const double> w) const;
-  void squares(const std::string& tap, const Matrix& x) const;
-  void rotation(const std::string& tap, const Matrix& x) const;
-  void attention(const std::string& tap, const Matrix& q, const Matrix& k, const Matrix& v, std::int64_t head_dim,
+  void linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w) const;
+  void squares(const TapName& tap, const Tensor& x) const;
+  void rotation(const TapName& tap, const Tensor& x) const;
+  void attention(const TapName& tap, const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t head_dim,
                  std::span<const std::int64_t> lengths) const;
-  void silu(const std::string& tap, const Matrix& gate) const;
-  void routing(const std::string& tap, std::int64_t experts) const;
-  void combination(const std::string& tap, const Matrix& weights, const Matrix& outputs) const;
-  void addition(const std::string& tap, const Matrix& x, const Matrix& y) const;
+  void silu(const TapName& tap, const Tensor& gate) const;
+  void routing(const TapName& tap, std::int64_t experts) const;
+  void combination(const TapName& tap, const Tensor& weights, const Tensor& outputs) const;
+  void addition(const TapName& tap, const Tensor& x, const Tensor& y) const;
 
  private:
-  void tell(const std::string& tap, std::string_view sum, double bound, double step) const {
+  void tell(const TapName& tap, std::string_view sum, double bound, double step) const {
     sink_(tap, sum, bits_needed(bound, step));
   }
 

@@ -21,8 +21,8 @@ constexpr std::int64_t kTile = 8;
 /// y[t, begin + o] = sum over i, in order, of x[t, i] * transposed[i, o], for kCount tokens from `first` and `tile`
 /// outputs o; `transposed` has kTile columns.
 template <std::int64_t kCount>
-void multiply_tile(const Matrix& x, std::int64_t first, const Matrix& transposed, std::int64_t begin, std::int64_t tile,
-                   Matrix& y) {
+void multiply_tile(const Tensor& x, std::int64_t first, const Tensor& transposed, std::int64_t begin, std::int64_t tile,
+                   Tensor& y) {
   static_assert(kTile == 8);
   const double* inputs[kTokens];
   for (std::int64_t t = 0; t < kCount; ++t) inputs[t] = x.row(first + t);
@@ -48,7 +48,7 @@ double to_grid(double value, double step) {
   return std::nearbyint(value / step) * step + 0.0;
 }
 
-Matrix stored(Matrix x, bool exact) {
+Tensor stored(Tensor x, bool exact) {
   if (exact) {
     for (double& value : x.values) value = to_grid(value, kActivationStep);
   }
@@ -64,12 +64,12 @@ double silu(double gate, bool exact) {
   return gate / (1.0 + exponential(argument, exact));
 }
 
-Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs) {
+Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs) {
   // Each y is one running sum over i. The sums of a few tokens with kTile outputs advance together, and the weights of
   // a tile are transposed first, so that they are contiguous: that changes the speed and no sum.
   const std::int64_t inputs = x.cols;
-  Matrix y(x.rows, outputs);
-  const auto tiles_from = [&](std::int64_t first, std::int64_t step, Matrix& transposed) {
+  Tensor y(x.rows, outputs);
+  const auto tiles_from = [&](std::int64_t first, std::int64_t step, Tensor& transposed) {
     for (std::int64_t begin = first * kTile; begin < outputs; begin += step * kTile) {
       const std::int64_t tile = std::min(kTile, outputs - begin);
       for (std::int64_t o = 0; o < tile; ++o) {
@@ -86,7 +86,7 @@ Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs) 
   constexpr std::int64_t kProductsPerThread = std::int64_t{1} << 23;
   const std::int64_t threads = std::clamp<std::int64_t>(x.rows * inputs * outputs / kProductsPerThread, 1,
                                                         std::max(1U, std::thread::hardware_concurrency()));
-  std::vector<Matrix> scratch(static_cast<std::size_t>(threads), Matrix(inputs, kTile));
+  std::vector<Tensor> scratch(static_cast<std::size_t>(threads), Tensor(inputs, kTile));
   std::vector<std::jthread> others;
   for (std::int64_t thread = 1; thread < threads; ++thread) {
     others.emplace_back([&, thread] { tiles_from(thread, threads, scratch[static_cast<std::size_t>(thread)]); });
@@ -96,8 +96,8 @@ Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs) 
   return y;
 }
 
-Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps, bool exact) {
-  Matrix y(x.rows, x.cols);
+Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, bool exact) {
+  Tensor y(x.rows, x.cols);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     double sum = 0.0;
     for (std::int64_t i = 0; i < x.cols; ++i) sum += x.row(t)[i] * x.row(t)[i];
@@ -107,9 +107,9 @@ Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps, boo
   return stored(std::move(y), exact);
 }
 
-Matrix rope(const Matrix& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact) {
+Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact) {
   const std::int64_t half = head_dim / 2;
-  Matrix y(x.rows, x.cols);
+  Tensor y(x.rows, x.cols);
   for (std::int64_t i = 0; i < half; ++i) {
     const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     for (std::int64_t t = 0; t < x.rows; ++t) {
@@ -127,12 +127,12 @@ Matrix rope(const Matrix& x, std::span<const std::int64_t> positions, std::int64
   return stored(std::move(y), exact);
 }
 
-Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::span<const std::int64_t> lengths,
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
                  std::int64_t head_dim, bool exact) {
   const std::int64_t heads = q.cols / head_dim;
   const std::int64_t queries_per_kv = heads / (k.cols / head_dim);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  Matrix out(q.rows, q.cols);
+  Tensor out(q.rows, q.cols);
   std::vector<double> p;
   std::int64_t begin = 0;
   for (const std::int64_t length : lengths) {
@@ -166,8 +166,8 @@ Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::span<co
   return stored(std::move(out), exact);
 }
 
-Routing route(const Matrix& logits, std::int64_t top_k, bool normalise, bool exact) {
-  Routing routing{Matrix(logits.rows, top_k), Matrix(logits.rows, top_k)};
+Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, bool exact) {
+  Routing routing{Tensor(logits.rows, top_k), Tensor(logits.rows, top_k)};
   std::vector<std::int64_t> order(static_cast<std::size_t>(logits.cols));
   for (std::int64_t t = 0; t < logits.rows; ++t) {
     const double* logit = logits.row(t);

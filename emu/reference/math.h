@@ -8,9 +8,9 @@
 
 namespace shardproof::reference {
 
-struct Matrix {
-  Matrix() = default;
-  Matrix(std::int64_t rows_, std::int64_t cols_)
+struct Tensor {
+  Tensor() = default;
+  Tensor(std::int64_t rows_, std::int64_t cols_)
       : rows(rows_), cols(cols_), values(static_cast<std::size_t>(rows_ * cols_)) {}
 
   double* row(std::int64_t r) { return values.data() + r * cols; }
@@ -28,7 +28,7 @@ inline constexpr double kExpStep = 0x1p-20;
 double to_grid(double value, double step);
 
 /// Every element as a kernel would store it: on the grid of kActivationStep if `exact`, else unchanged.
-Matrix stored(Matrix x, bool exact);
+Tensor stored(Tensor x, bool exact);
 
 /// E(x) = exp(x), rounded to a multiple of kExpStep if `exact`.
 double exponential(double x, bool exact);
@@ -38,27 +38,27 @@ double silu(double gate, bool exact);
 
 /// y[t, o] = sum over i, in order, of x[t, i] * w[o, i], for w of [outputs, x.cols]. Not rounded. A
 /// large product is shared out over the cores, whole outputs to each.
-Matrix linear(const Matrix& x, std::span<const double> w, std::int64_t outputs);
+Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs);
 
 /// y[t, i] = stored((x[t, i] * inv) * weight[i]), inv = 1 / sqrt(sum over i of x[t, i]^2 / cols + eps).
-Matrix rms_norm(const Matrix& x, std::span<const double> weight, double eps, bool exact);
+Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, bool exact);
 
 /// Rotates each head: pairs (i, i + head_dim / 2) by the angle position * theta^(-2 i / head_dim), and stores the
 /// result. positions has one entry a row.
-Matrix rope(const Matrix& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact);
+Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact);
 
 /// Causal grouped-query attention inside each sequence: query head h reads key-value head h / (heads / kv_heads).
 /// s_j = stored(q . k_j / sqrt(head_dim)), p_j = E(s_j - max s), out = stored((sum_j p_j v_j) / (sum_j p_j)).
-Matrix attention(const Matrix& q, const Matrix& k, const Matrix& v, std::span<const std::int64_t> lengths,
+Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
                  std::int64_t head_dim, bool exact);
 
 struct Routing {
-  Matrix choice;   ///< [tokens, top_k] expert ids by falling logit, of equal ones the lower id first
-  Matrix weights;  ///< [tokens, top_k]
+  Tensor choice;   ///< [tokens, top_k] expert ids by falling logit, of equal ones the lower id first
+  Tensor weights;  ///< [tokens, top_k]
 };
 
 /// weight = stored(e / sum of e), e = E(logit - the row's largest logit), the sum over the chosen experts if
 /// `normalise`, else over all.
-Routing route(const Matrix& logits, std::int64_t top_k, bool normalise, bool exact);
+Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, bool exact);
 
 }  // namespace shardproof::reference

@@ -18,11 +18,14 @@ struct Model {
   const ModelConfig& config;
   std::span<const std::int64_t> lengths;
   std::span<const std::int64_t> positions;
-  const WeightSource& source;
-  const TapSink& sink;
+  const ReadWeight& source;
+  const KeepTap& sink;
   const SumRecorder sums;
   bool exact;
   std::vector<double>& values;  // of the weight that is in use
+  int layer = -1;               // of the tensors that are made
+
+  TapName at(std::string_view name) const { return {layer, name}; }
 
   /// Until the next is asked for.
   std::span<const double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
@@ -35,32 +38,32 @@ struct Model {
   }
 
   /// stored(x W^T) for the weight of that name, [outputs, x.cols]. `into` is the tap that it goes into.
-  Matrix project(const Matrix& x, const std::string& name, std::int64_t outputs, const std::string& into,
+  Tensor project(const Tensor& x, const std::string& name, std::int64_t outputs, std::string_view into,
                  std::string_view sum = "x W^T") const {
     const std::span<const double> w = weight(name, outputs, x.cols);
-    sums.linear(into, sum, x, w);
+    sums.linear(at(into), sum, x, w);
     return stored(linear(x, w, outputs), exact);
   }
 
-  Matrix norm(const Matrix& x, const std::string& name, const std::string& into) const {
-    sums.squares(into, x);
+  Tensor norm(const Tensor& x, const std::string& name, std::string_view into) const {
+    sums.squares(at(into), x);
     return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, exact);
   }
 
-  Matrix rotated(const Matrix& x, const AttentionSpec& spec, const std::string& into) const {
-    sums.rotation(into, x);
+  Tensor rotated(const Tensor& x, const AttentionSpec& spec, std::string_view into) const {
+    sums.rotation(at(into), x);
     return rope(x, positions, spec.head_dim, spec.rope_theta, exact);
   }
 
   /// stored(x + y)
-  Matrix sum(Matrix x, const Matrix& y, const std::string& into) const {
-    sums.addition(into, x, y);
+  Tensor sum(Tensor x, const Tensor& y, std::string_view into) const {
+    sums.addition(at(into), x, y);
     for (std::size_t i = 0; i < x.values.size(); ++i) x.values[i] += y.values[i];
     return stored(std::move(x), exact);
   }
 
-  void tap(const std::string& name, Matrix x) const {
-    if (sink) sink(name, x.rows, x.cols, std::move(x.values));
+  void tap(std::string_view name, Tensor x) const {
+    if (sink) sink(at(name), x.rows, x.cols, std::move(x.values));
   }
 };
 
@@ -99,11 +102,11 @@ std::vector<std::int64_t> positions_of(std::span<const std::int64_t> lengths) {
   return positions;
 }
 
-Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
+Tensor embed(const Model& model, std::span<const std::int32_t> tokens) {
   const ModelConfig& config = model.config;
   const std::span<const double> table =
       model.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
-  Matrix x(static_cast<std::int64_t>(tokens.size()), config.hidden_size);
+  Tensor x(static_cast<std::int64_t>(tokens.size()), config.hidden_size);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const std::int64_t token = tokens[static_cast<std::size_t>(t)];
     for (std::int64_t i = 0; i < x.cols; ++i) {
@@ -114,39 +117,39 @@ Matrix embed(const Model& model, std::span<const std::int32_t> tokens) {
 }
 
 /// x + Wo attention(...)
-Matrix attention_block(const Model& model, const AttentionSpec& spec, const Matrix& x, const std::string& weights,
-                       const std::string& tap) {
+Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tensor& x, const std::string& weights) {
   const std::string projections = weights + "self_attn.";
   const std::int64_t query_width = spec.heads * spec.head_dim;
   const std::int64_t kv_width = spec.kv_heads * spec.head_dim;
 
-  const Matrix n = model.norm(x, weights + "input_layernorm.weight", tap + "norm");
-  model.tap(tap + "norm", n);
-  const Matrix q =
-      model.rotated(model.project(n, projections + "q_proj.weight", query_width, tap + "q"), spec, tap + "q");
-  model.tap(tap + "q", q);
-  const Matrix k = model.rotated(model.project(n, projections + "k_proj.weight", kv_width, tap + "k"), spec, tap + "k");
-  model.tap(tap + "k", k);
-  const Matrix v = model.project(n, projections + "v_proj.weight", kv_width, tap + "v");
-  model.tap(tap + "v", v);
-  model.sums.attention(tap + "context", q, k, v, spec.head_dim, model.lengths);
-  const Matrix context = attention(q, k, v, model.lengths, spec.head_dim, model.exact);
-  model.tap(tap + "context", context);
-  const Matrix output = model.project(context, projections + "o_proj.weight", x.cols, tap + "output");
-  model.tap(tap + "output", output);
-  Matrix residual = model.sum(x, output, tap + "residual");
-  model.tap(tap + "residual", residual);
+  const Tensor n = model.norm(x, weights + "input_layernorm.weight", "attention.norm");
+  model.tap("attention.norm", n);
+  const Tensor q =
+      model.rotated(model.project(n, projections + "q_proj.weight", query_width, "attention.q"), spec, "attention.q");
+  model.tap("attention.q", q);
+  const Tensor k =
+      model.rotated(model.project(n, projections + "k_proj.weight", kv_width, "attention.k"), spec, "attention.k");
+  model.tap("attention.k", k);
+  const Tensor v = model.project(n, projections + "v_proj.weight", kv_width, "attention.v");
+  model.tap("attention.v", v);
+  model.sums.attention(model.at("attention.context"), q, k, v, spec.head_dim, model.lengths);
+  const Tensor context = attention(q, k, v, model.lengths, spec.head_dim, model.exact);
+  model.tap("attention.context", context);
+  const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output");
+  model.tap("attention.output", output);
+  Tensor residual = model.sum(x, output, "attention.residual");
+  model.tap("attention.residual", residual);
   return residual;
 }
 
 /// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x.
-Matrix expert(const Model& model, const FeedForwardSpec& spec, const Matrix& x, const std::string& weights,
-              const std::string& into) {
-  const Matrix gate =
+Tensor expert(const Model& model, const FeedForwardSpec& spec, const Tensor& x, const std::string& weights,
+              std::string_view into) {
+  const Tensor gate =
       model.project(x, weights + "w1.weight", spec.intermediate_size, into, "x W^T of an expert's gate");
-  const Matrix up = model.project(x, weights + "w3.weight", spec.intermediate_size, into, "x W^T of an expert's up");
-  model.sums.silu(into, gate);
-  Matrix h(x.rows, spec.intermediate_size);
+  const Tensor up = model.project(x, weights + "w3.weight", spec.intermediate_size, into, "x W^T of an expert's up");
+  model.sums.silu(model.at(into), gate);
+  Tensor h(x.rows, spec.intermediate_size);
   for (std::size_t i = 0; i < h.values.size(); ++i) {
     h.values[i] = silu(gate.values[i], model.exact) * up.values[i];
   }
@@ -155,40 +158,39 @@ Matrix expert(const Model& model, const FeedForwardSpec& spec, const Matrix& x, 
 }
 
 /// x + sum over the chosen experts, in the order of the choice, of weight * expert(norm(x)).
-Matrix moe_block(const Model& model, const FeedForwardSpec& spec, const Matrix& x, const std::string& weights,
-                 const std::string& tap) {
+Tensor moe_block(const Model& model, const FeedForwardSpec& spec, const Tensor& x, const std::string& weights) {
   const std::string moe = weights + "block_sparse_moe.";
 
-  const Matrix n = model.norm(x, weights + "post_attention_layernorm.weight", tap + "norm");
-  model.tap(tap + "norm", n);
-  const Matrix logits = model.project(n, moe + "gate.weight", spec.num_experts, tap + "router_logits");
-  model.tap(tap + "router_logits", logits);
-  model.sums.routing(tap + "router_weights", spec.num_experts);
+  const Tensor n = model.norm(x, weights + "post_attention_layernorm.weight", "moe.norm");
+  model.tap("moe.norm", n);
+  const Tensor logits = model.project(n, moe + "gate.weight", spec.num_experts, "moe.router_logits");
+  model.tap("moe.router_logits", logits);
+  model.sums.routing(model.at("moe.router_weights"), spec.num_experts);
   const Routing routing = route(logits, spec.top_k, spec.norm_topk_prob, model.exact);
-  model.tap(tap + "router_choice", routing.choice);
-  model.tap(tap + "router_weights", routing.weights);
+  model.tap("moe.router_choice", routing.choice);
+  model.tap("moe.router_weights", routing.weights);
 
   // by_slot.row(t * top_k + slot) is what the expert that token t chose in that slot makes of it.
-  Matrix by_slot(x.rows * spec.top_k, x.cols);
+  Tensor by_slot(x.rows * spec.top_k, x.cols);
   for (std::int64_t e = 0; e < spec.num_experts; ++e) {
     std::vector<std::int64_t> slots;
     for (std::int64_t s = 0; s < by_slot.rows; ++s) {
       if (routing.choice.values[static_cast<std::size_t>(s)] == static_cast<double>(e)) slots.push_back(s);
     }
     if (slots.empty()) continue;
-    Matrix inputs(static_cast<std::int64_t>(slots.size()), x.cols);
+    Tensor inputs(static_cast<std::int64_t>(slots.size()), x.cols);
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       const double* token = n.row(slots[static_cast<std::size_t>(r)] / spec.top_k);
       std::copy_n(token, n.cols, inputs.row(r));
     }
-    const Matrix outputs = expert(model, spec, inputs, moe + "experts." + std::to_string(e) + ".", tap + "output");
+    const Tensor outputs = expert(model, spec, inputs, moe + "experts." + std::to_string(e) + ".", "moe.output");
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       std::copy_n(outputs.row(r), outputs.cols, by_slot.row(slots[static_cast<std::size_t>(r)]));
     }
   }
 
-  model.sums.combination(tap + "output", routing.weights, by_slot);
-  Matrix output(x.rows, x.cols);
+  model.sums.combination(model.at("moe.output"), routing.weights, by_slot);
+  Tensor output(x.rows, x.cols);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
       const double weight = routing.weights.row(t)[slot];
@@ -197,32 +199,32 @@ Matrix moe_block(const Model& model, const FeedForwardSpec& spec, const Matrix& 
     }
   }
   output = stored(std::move(output), model.exact);
-  model.tap(tap + "output", output);
-  Matrix residual = model.sum(x, output, tap + "residual");
-  model.tap(tap + "residual", residual);
+  model.tap("moe.output", output);
+  Tensor residual = model.sum(x, output, "moe.residual");
+  model.tap("moe.residual", residual);
   return residual;
 }
 
 }  // namespace
 
 void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
-             const WeightSource& weights, const Options& options, const TapSink& sink) {
+             const ReadWeight& weights, const Options& options, const KeepTap& sink) {
   check(config, tokens, lengths);
   const std::vector<std::int64_t> positions = positions_of(lengths);
   std::vector<double> values;
-  const Model model{config,        lengths, positions,
-                    weights,       sink,    SumRecorder(options.exact ? options.on_sum : nullptr),
-                    options.exact, values};
+  Model model{config,        lengths, positions, weights, sink, SumRecorder(options.exact ? options.on_sum : nullptr),
+              options.exact, values};
 
-  Matrix x = embed(model, tokens);
+  Tensor x = embed(model, tokens);
   model.tap("embedding", x);
   for (std::int64_t layer = 0; layer < config.layers.size(); ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
-    const std::string tap = "layer." + std::to_string(layer) + ".";
-    x = attention_block(model, config.layers[layer].attention, x, "model." + prefix, tap + "attention.");
-    x = moe_block(model, config.layers[layer].feed_forward, x, "model." + prefix, tap + "moe.");
+    model.layer = static_cast<int>(layer);
+    x = attention_block(model, config.layers[layer].attention, x, "model." + prefix);
+    x = moe_block(model, config.layers[layer].feed_forward, x, "model." + prefix);
   }
-  const Matrix final_norm = model.norm(x, "model.norm.weight", "final_norm");
+  model.layer = -1;
+  const Tensor final_norm = model.norm(x, "model.norm.weight", "final_norm");
   model.tap("final_norm", final_norm);
   const std::string head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   model.tap("logits", model.project(final_norm, head, config.vocab_size, "logits"));

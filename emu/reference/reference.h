@@ -32,11 +32,11 @@ namespace shardproof::reference {
 /// model.layers.N.self_attn.{q,k,v,o}_proj.weight [out, in], model.layers.N.block_sparse_moe.gate.weight
 /// [experts, hidden], model.layers.N.block_sparse_moe.experts.E.{w1,w3,w2}.weight (gate, up: [width, hidden]; down:
 /// [hidden, width]), model.norm.weight [hidden], lm_head.weight [vocab, hidden] (not asked for when tied).
-using WeightSource = std::function<void(const std::string& name, std::vector<double>& values)>;
+using ReadWeight = std::function<void(const std::string& name, std::vector<double>& values)>;
 
 /// Receives each tap: name, rows, cols, values row-major. The router's choice arrives as doubles holding expert ids.
-using TapSink =
-    std::function<void(const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values)>;
+using KeepTap =
+    std::function<void(const TapName& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values)>;
 
 struct Options {
   /// Round every value that a kernel would store to the grid of the `exact` format (multiples of 2^-10), and every
@@ -50,6 +50,6 @@ struct Options {
 /// `sink`. Throws std::invalid_argument when the lengths do not add up, a token is outside the vocabulary, the model's
 /// sizes make no model, or the source returns a tensor of another size or, to `on_sum`, weights off the grid.
 void forward(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
-             const WeightSource& weights, const Options& options, const TapSink& sink);
+             const ReadWeight& weights, const Options& options, const KeepTap& sink);
 
 }  // namespace shardproof::reference

@@ -6,16 +6,11 @@
 
 namespace shardproof {
 
-std::int64_t Rank::collectives_done() const {
-  return std::ssize(world_->records(id_));
-}
-
 Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.world()) {
   for (int rank = 0; rank < size(); ++rank) {
     auto made = std::make_unique<Rank>();
     made->id_ = GlobalRank{rank};
     made->at_ = mesh_.coordinates(rank);
-    made->world_ = &world_;
     made->communicators_.reserve(kAxes.size());
     ranks_.push_back(std::move(made));
   }
@@ -31,7 +26,7 @@ Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.wo
   }
 }
 
-void Cluster::run(Executor& executor, const Program& program, TapSink* sink, FaultInjector* fault) {
+void Cluster::run(Executor& executor, const Program& program, const Observers& observers) {
   /// Shows the injector the rank instead of its number.
   class Hook final : public CallHook {
    public:
@@ -46,11 +41,13 @@ void Cluster::run(Executor& executor, const Program& program, TapSink* sink, Fau
     FaultInjector& fault_;
   };
   std::unique_ptr<Hook> hook;
-  if (fault != nullptr) hook = std::make_unique<Hook>(*this, *fault);
+  if (observers.fault != nullptr) hook = std::make_unique<Hook>(*this, *observers.fault);
   world_.set_hook(hook.get());
-  for (const std::unique_ptr<Rank>& rank : ranks_) {
-    rank->sink_ = sink;
-    rank->trace_ = {};
+  world_.keep_records(observers.keep_calls);
+  if (observers.traces != nullptr) observers.traces->assign(ranks_.size(), {});
+  for (std::size_t i = 0; i < ranks_.size(); ++i) {
+    ranks_[i]->sink_ = observers.taps;
+    ranks_[i]->trace_ = observers.traces != nullptr ? &(*observers.traces)[i] : nullptr;
   }
   world_.run(executor, [&](GlobalRank id) { return program(*ranks_[static_cast<std::size_t>(to_int(id))]); });
 }

@@ -50,14 +50,16 @@ class Rank {
   /// Hands a tensor to whoever holds the run to a reference; costs nothing when nobody does.
   template <class T>
   void tap(std::string_view name, ops::MatrixView<const T> part, const Placement& placement) {
-    if (sink_ != nullptr) sink_->tap(id_, name, placement, part);
+    if (sink_ != nullptr) sink_->tap(id_, {.id = {}, .name = name}, placement, part);
+  }
+  template <class T>
+  void tap(const TapId& id, ops::MatrixView<const T> part, const Placement& placement) {
+    if (sink_ != nullptr) sink_->tap(id_, {.id = id, .name = {}}, placement, part);
   }
   bool tapped() const { return sink_ != nullptr; }
 
-  RankTrace& trace() { return trace_; }
-  const RankTrace& trace() const { return trace_; }
-  /// How many collectives this rank has completed.
-  std::int64_t collectives_done() const;
+  /// Where the rank's program leaves its records; null when nobody asks for them.
+  RankTrace* trace() const { return trace_; }
 
  private:
   friend class Cluster;
@@ -66,8 +68,7 @@ class Rank {
   Coordinates at_;
   std::vector<Communicator> communicators_;  // indexed by Axis
   TapSink* sink_ = nullptr;
-  const World* world_ = nullptr;
-  RankTrace trace_;
+  RankTrace* trace_ = nullptr;
 };
 
 class Cluster {
@@ -82,10 +83,18 @@ class Cluster {
   World& world() { return world_; }
   const World& world() const { return world_; }
 
+  /// Who looks at a run while it goes on; each may be null.
+  struct Observers {
+    TapSink* taps = nullptr;
+    FaultInjector* fault = nullptr;            ///< sees and may change every call
+    std::vector<RankTrace>* traces = nullptr;  ///< becomes the records of every rank, by rank
+    bool keep_calls = false;                   ///< the World's own records (World::records)
+  };
+
   /// Runs the program once on every rank, to the end. Throws DeadlockError, CollectiveMismatch, or a rank's own error
   /// (see World::run); the records made until then remain.
-  /// `fault`, if given, sees and may change every call.
-  void run(Executor& executor, const Program& program, TapSink* sink = nullptr, FaultInjector* fault = nullptr);
+  void run(Executor& executor, const Program& program, const Observers& observers);
+  void run(Executor& executor, const Program& program) { run(executor, program, Observers{}); }
 
   const Rank& rank(GlobalRank id) const { return *ranks_[static_cast<std::size_t>(to_int(id))]; }
 

@@ -12,11 +12,9 @@ std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
 }
 
-}  // namespace
-
-Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners) {
+/// Expert -> its bucket: an owner's buckets are consecutive, in order of the experts that it holds.
+std::vector<std::int64_t> buckets_of(std::span<const int> expert_owner, int owners) {
   const std::int64_t per_owner = std::ssize(expert_owner) / owners;
-  // Expert -> its bucket: the owner's buckets are consecutive, in order of the experts it holds.
   std::vector<std::int64_t> bucket(expert_owner.size());
   std::vector<std::int64_t> held(at(owners), 0);
   for (std::size_t expert = 0; expert < expert_owner.size(); ++expert) {
@@ -27,18 +25,42 @@ Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<
     }
     bucket[expert] = owner * per_owner + held[at(owner)]++;
   }
+  return bucket;
+}
 
-  Permutation result;
-  result.counts.assign(expert_owner.size(), 0);
+std::vector<std::int64_t> count_slots(ops::MatrixView<const std::int32_t> ids, std::span<const std::int64_t> bucket) {
+  std::vector<std::int64_t> counts(bucket.size(), 0);
   for (std::int64_t token = 0; token < ids.rows; ++token) {
     for (const std::int32_t expert : ids.row(token)) {
-      if (expert < 0 || expert >= std::ssize(expert_owner)) {
+      if (expert < 0 || expert >= std::ssize(bucket)) {
         throw std::out_of_range(
-            fmt::format("token {} is routed to expert {}; there are {}", token, expert, expert_owner.size()));
+            fmt::format("token {} is routed to expert {}; there are {}", token, expert, bucket.size()));
       }
-      ++result.counts[at(bucket[at(expert)])];
+      ++counts[at(bucket[at(expert)])];
     }
   }
+  return counts;
+}
+
+}  // namespace
+
+std::int64_t sum_of(std::span<const std::int64_t> counts) {
+  return std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+}
+
+std::int64_t Permutation::slots() const {
+  return sum_of(counts);
+}
+
+std::vector<std::int64_t> slots_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner,
+                                         int owners) {
+  return count_slots(ids, buckets_of(expert_owner, owners));
+}
+
+Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners) {
+  const std::vector<std::int64_t> bucket = buckets_of(expert_owner, owners);
+  Permutation result;
+  result.counts = count_slots(ids, bucket);
   std::vector<std::int64_t> next(result.counts.size());
   std::exclusive_scan(result.counts.begin(), result.counts.end(), next.begin(), std::int64_t{0});
   result.rows.resize(at(ids.size()));
@@ -77,7 +99,7 @@ std::vector<std::size_t> element_counts(std::span<const std::int64_t> counts, st
   std::vector<std::size_t> result;
   for (std::size_t begin = 0; begin < counts.size(); begin += at(run)) {
     const std::span<const std::int64_t> part = counts.subspan(begin, at(run));
-    result.push_back(at(std::accumulate(part.begin(), part.end(), std::int64_t{0}) * width));
+    result.push_back(at(sum_of(part) * width));
   }
   return result;
 }

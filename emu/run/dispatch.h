@@ -12,14 +12,21 @@ namespace shardproof {
 /// How one rank's routed tokens are ordered for the all-to-all: by owner, then by the owner's experts, then by token.
 /// A slot is one (token, choice) pair; there are tokens * top_k.
 struct Permutation {
-  std::vector<std::int64_t> rows;       ///< sorted slot -> token row
-  ops::Matrix<std::int64_t> positions;  ///< [tokens, top_k]: where each slot went
+  std::vector<std::int64_t> rows;       ///< sorted slot -> token row; dry, empty
+  ops::Matrix<std::int64_t> positions;  ///< [tokens, top_k]: where each slot went; dry, empty
   std::vector<std::int64_t> counts;     ///< [owners * experts of an owner] slots
+  std::int64_t slots() const;           ///< their sum
 };
+
+std::int64_t sum_of(std::span<const std::int64_t> counts);
 
 /// expert_owner[e] is the ep index that holds expert e; each owner holds the same number of experts.
 /// Throws std::out_of_range for an expert that does not exist, or an owner that has no room for it.
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners);
+
+/// Its counts alone.
+std::vector<std::int64_t> slots_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner,
+                                         int owners);
 
 /// For chunks laid one after another, chunk c holding counts[c * experts + e] rows of expert e, in order of e: the rows
 /// reordered by expert, then chunk. Returns for each reordered row its place in the chunks.

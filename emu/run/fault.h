@@ -14,6 +14,12 @@
 
 namespace shardproof {
 
+/// Where in the program a rank stands.
+struct FaultSite {
+  int layer = -1;
+  std::int64_t microbatch = 0;
+};
+
 /// Every function may change what it is given; the defaults change nothing. Called for different ranks at once.
 class FaultInjector {
  public:
@@ -29,9 +35,9 @@ class FaultInjector {
   virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*microbatch*/, RankTokens& /*tokens*/) {}
   /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
   /// what is tapped.
-  virtual void edit_routing(const Rank& /*rank*/, int /*layer*/, ops::MatrixView<const double> /*logits*/,
+  virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,
                             ops::MatrixView<std::int32_t> /*ids*/, ops::MatrixView<double> /*weights*/) {}
-  /// The collectives: see CallHook. The rank's trace tells where in the program a call stands.
+  /// The collectives: see CallHook. A call's tag tells its op (op.h), layer and microbatch.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}
 };

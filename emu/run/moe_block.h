@@ -7,13 +7,12 @@
 // and, without sp, an all-gather of the rows over tp. Every rank takes part in every collective, with zero tokens too.
 #pragma once
 
-#include "emu/run/rank_weights.h"
-#include "emu/run/stage.h"
+#include "emu/run/context.h"
 
 namespace shardproof {
 
 /// x += moe(norm(x)). x is [stream rows, hidden] and is replaced.
 template <class T>
-Task<> moe_block(const Stage<T>& stage, const RankWeights<T>& weights, int layer, ops::Matrix<T>& x);
+Task<> moe_block(Context<T>& ctx, int layer, TensorOf<T>& x);
 
 }  // namespace shardproof

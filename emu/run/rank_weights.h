@@ -14,17 +14,17 @@ template <class T>
 class RankWeights {
  public:
   /// Throws std::out_of_range for what the rank does not hold.
-  const WeightSlice<T>& operator()(Tensor tensor, int layer = -1, int expert = -1) const {
-    return slices_.at(key(tensor, layer, expert));
+  const WeightSlice<T>& operator()(Weight weight, int layer = -1, int expert = -1) const {
+    return slices_.at(key(weight, layer, expert));
   }
-  void add(Tensor tensor, int layer, int expert, WeightSlice<T> slice) {
-    slices_.insert_or_assign(key(tensor, layer, expert), std::move(slice));
+  void add(Weight weight, int layer, int expert, WeightSlice<T> slice) {
+    slices_.insert_or_assign(key(weight, layer, expert), std::move(slice));
   }
 
  private:
-  static std::uint64_t key(Tensor tensor, int layer, int expert) {
+  static std::uint64_t key(Weight weight, int layer, int expert) {
     return static_cast<std::uint64_t>(layer + 1) << 40 | static_cast<std::uint64_t>(expert + 1) << 8 |
-           static_cast<std::uint64_t>(tensor);
+           static_cast<std::uint64_t>(weight);
   }
   std::unordered_map<std::uint64_t, WeightSlice<T>> slices_;
 };

@@ -1,25 +1,46 @@
 // How the residual stream enters and leaves a tensor-parallel region.
 //
 //                            without sp                       with sp
-//   gather_rows_over_tp      the rows are there already       all-gather of the rows over tp
-//   reduce_over_tp           all-reduce over tp               reduce-scatter of the rows over tp
+//   gather_stream            the rows are there already       all-gather of the rows over tp
+//   reduce_to_stream         all-reduce over tp               reduce-scatter of the rows over tp
+//   own_rows_to_stream       all-gather of the rows over tp   the rows are there already
 #pragma once
 
-#include "emu/run/stage.h"
+#include <utility>
+
+#include "collectives/options.h"
+#include "emu/run/context.h"
+#include "ops/format.h"
 
 namespace shardproof {
 
 /// [stream rows, n] -> [all rows, n].
 template <class T>
-Task<ops::Matrix<T>> gather_rows_over_tp(const Stage<T>& stage, ops::Matrix<T> x);
+Task<TensorOf<T>> gather_stream(Context<T>& ctx, Op op, int layer, TensorOf<T> x) {
+  if (!ctx.sp()) co_return x;
+  co_return co_await ctx.gather_rows_over_tp(op, layer, std::move(x));
+}
 
-/// Addends [all rows, n], one per tp rank -> their stored sum [stream rows, n]. An addend is rounded as a kernel stores
-/// a partial sum; the sum is taken in the order of the communicator's algorithm.
+/// Partial sums [all rows, n], one per tp rank -> their stored sum [stream rows, n], taken in the order of the
+/// communicator's algorithm.
 template <class T>
-Task<ops::Matrix<T>> reduce_over_tp(const Stage<T>& stage, ops::Matrix<T> addend);
+Task<TensorOf<T>> reduce_to_stream(Context<T>& ctx, Op op, int layer, TensorOf<T> partial) {
+  if (ctx.sp()) co_return co_await ctx.scatter_rows(op, layer, std::move(partial));
+  co_await ctx.all_reduce(op, layer, partial);
+  co_return partial;
+}
 
-/// [own rows, n] -> [all rows, n] without sp (all-gather over tp); unchanged with sp.
+/// [own rows, n] -> [stream rows, n].
 template <class T>
-Task<ops::Matrix<T>> own_rows_to_stream(const Stage<T>& stage, ops::Matrix<T> own);
+Task<TensorOf<T>> own_rows_to_stream(Context<T>& ctx, Op op, int layer, TensorOf<T> own) {
+  if (ctx.sp() || ctx.parallel().tp == 1) co_return own;
+  co_return co_await ctx.gather_rows_over_tp(op, layer, std::move(own));
+}
+
+/// A format as the wire or accumulation format of a collective.
+Rounding rounding_of(ops::Format format);
+
+/// The options of a reduce-scatter beside all-reduces with these options.
+ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce);
 
 }  // namespace shardproof

@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "collectives/rank.h"
+#include "emu/model/taps.h"
 #include "emu/plan/mesh.h"
 #include "emu/plan/partition.h"
 #include "ops/matrix.h"
@@ -20,7 +21,7 @@ struct Placement {
   std::int64_t cols = 0;
   Range row_part;  ///< the block that this rank holds
   Range col_part;
-  /// Set when the parts of the ranks along this axis are addends of the tensor, summed in rank order.
+  /// Set when the parts of the ranks along this axis are partial sums of the tensor, added in rank order.
   std::optional<Axis> partial;
 
   /// Every rank holds the whole.
@@ -31,7 +32,7 @@ struct Placement {
   static constexpr Placement shard(int dim, std::int64_t rows, std::int64_t cols, Range part) {
     return dim == 0 ? Placement{rows, cols, part, {0, cols}, {}} : Placement{rows, cols, {0, rows}, part, {}};
   }
-  /// The rank holds an addend of the whole.
+  /// The rank holds a partial sum of the whole.
   static constexpr Placement partial_sum(std::int64_t rows, std::int64_t cols, Axis axis) {
     return {rows, cols, {0, rows}, {0, cols}, axis};
   }
@@ -41,11 +42,17 @@ struct Placement {
 using TapValues =
     std::variant<ops::MatrixView<const float>, ops::MatrixView<const double>, ops::MatrixView<const std::int32_t>>;
 
+/// What is tapped: a tensor of the model, or one that a scheme of one's own names.
+struct TapKey {
+  TapId id;
+  std::string_view name;  ///< of a scheme's tensor; empty for the model's
+};
+
 /// Receives taps while a run goes on, from several threads at once. `part` is valid during the call only.
 class TapSink {
  public:
   virtual ~TapSink() = default;
-  virtual void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) = 0;
+  virtual void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) = 0;
 };
 
 }  // namespace shardproof

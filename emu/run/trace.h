@@ -1,36 +1,55 @@
-// What a rank did: its operations, and the weights it holds. Collectives are recorded by collectives/.
+// What a rank did: its computations and its calls, in program order, and the weights that it holds.
 //
-// Balance figures, projections and the deployment graph are folds over these records, so they cannot drift from the
-// run.
+// Figures on paper, the deployment graph, traffic, memory and time are folds over these records, whether a run with
+// numbers made them or a dry run (dry_run.h), so that they cannot drift from what is executed. A run that nobody asks
+// for records keeps none.
 #pragma once
 
 #include <cstdint>
 #include <string>
-#include <string_view>
 #include <vector>
+
+#include "collectives/types.h"
+#include "emu/model/tensors.h"
+#include "emu/plan/mesh.h"
+#include "emu/run/op.h"
 
 namespace shardproof {
 
-/// One call of an op on one rank.
+/// One op of one rank: a computation, or a call over the rank's group of one axis.
 struct OpRecord {
-  std::string_view op;      ///< "attention.q", "moe.expert", ...: a literal of the program
+  Op op{};
+  bool call = false;
   std::int32_t layer = -1;  ///< -1 outside the layers
   std::int32_t microbatch = 0;
-  std::int32_t expert = -1;  ///< the expert's index in the model, where the op belongs to one
+  std::int32_t expert = -1;  ///< its place among the rank's experts, where the op belongs to one
   std::int64_t rows = 0;     ///< shape of the result
   std::int64_t cols = 0;
+  // Of a computation.
   double flops = 0;
-  double bytes = 0;              ///< read and written, in the run's format
-  std::int64_t collectives = 0;  ///< how many collectives the rank had completed before
+  double bytes = 0;  ///< read and written, in the run's format
+  // Of a call.
+  Axis axis{};
+  Operation operation{};
+  std::int32_t group_size = 0;
+  std::int32_t peer = -1;     ///< the other rank of send and recv, by its place in the group
+  std::int32_t width = 0;     ///< bytes of an element: of the run's format, or 8 of a count
+  std::int64_t elements = 0;  ///< of this rank's input (of its output for recv)
+  std::int64_t received = 0;  ///< of its output
+  std::int64_t kept = 0;      ///< of its input, what stays on the rank: its own part of an all-to-all or reduce-scatter
+
+  bool operator==(const OpRecord&) const = default;
 };
 
 /// One weight slice that a rank holds.
 struct WeightRecord {
-  std::string name;
+  Weight weight{};
   std::int32_t layer = -1;
+  std::int32_t expert = -1;  ///< in the model
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::int64_t bytes = 0;  ///< in the run's format
+
+  bool operator==(const WeightRecord&) const = default;
 };
 
 struct RankTrace {

@@ -4,45 +4,13 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
-#include <optional>
 #include <unordered_map>
 
-#include "collectives/make_executor.h"
 #include "emu/plan/stages.h"
-#include "emu/run/cluster.h"
-#include "emu/run/transformer.h"
+#include "emu/run/dry_run.h"
 
 namespace shardproof {
 namespace {
-
-/// One step of a rank's program: an op or a collective.
-struct Event {
-  const OpRecord* op = nullptr;
-  const CollectiveRecord* collective = nullptr;
-  int layer = -1;
-};
-
-/// The rank's steps of microbatch 0 in order. A collective belongs to the op before it; a receive to the op after.
-std::vector<Event> events_of(const RankTrace& trace, const std::vector<CollectiveRecord>& collectives) {
-  std::vector<Event> events;
-  std::size_t next = 0;
-  const OpRecord* last = nullptr;
-  const auto add_collectives = [&](std::size_t until, const OpRecord* following) {
-    for (; next < until && next < collectives.size(); ++next) {
-      const CollectiveRecord& record = collectives[next];
-      const OpRecord* owner = record.operation == Operation::recv ? following : last;
-      if (owner != nullptr && owner->microbatch == 0) events.push_back({nullptr, &record, owner->layer});
-    }
-  };
-  for (const OpRecord& op : trace.ops) {
-    add_collectives(static_cast<std::size_t>(op.collectives), &op);
-    if (op.microbatch == 0) events.push_back({&op, nullptr, op.layer});
-    last = &op;
-  }
-  add_collectives(collectives.size(), nullptr);
-  return events;
-}
 
 std::string short_name(Operation operation) {
   switch (operation) {
@@ -61,7 +29,8 @@ std::string short_name(Operation operation) {
 
 class Builder {
  public:
-  Builder(const Plan& plan, const Cluster& cluster) : plan_(plan), cluster_(cluster), mesh_(cluster.mesh()) {}
+  Builder(const Plan& plan, const DryTraces& traces)
+      : plan_(plan), traces_(traces), mesh_(plan.parallel), stages_(plan.model, plan.parallel) {}
 
   DeploymentGraph build() {
     graph_.name = plan_.name;
@@ -103,94 +72,136 @@ class Builder {
     frontier_ = {node};
   }
 
+  /// A block begins at the residual stream, and ends where its output is added to it.
+  void begin_block() { stream_ = frontier_; }
+  void end_block(int node) {
+    frontier_.insert(frontier_.end(), stream_.begin(), stream_.end());
+    step_to(node);
+  }
+
   void walk(int rank) {
     frontier_.clear();
-    repeats_.clear();
-    const std::vector<Event> events =
-        events_of(cluster_.rank(GlobalRank{rank}).trace(), cluster_.world().records(GlobalRank{rank}));
-    const CollectiveRecord* previous = nullptr;
-    int previous_node = -1;
-    for (const Event& event : events) {
-      if (event.collective != nullptr) {
-        // Counts are exchanged just ahead of what they count: one node.
-        const bool merged = previous != nullptr && previous->axis == event.collective->axis &&
-                            previous->operation == event.collective->operation;
-        previous_node = merged ? previous_node : comm_node(rank, event);
-        widen(previous_node, *event.collective);
-        step_to(previous_node);
-        previous = event.collective;
-        continue;
-      }
-      previous = nullptr;
-      op(rank, *event.op);
+    stream_.clear();
+    for (const OpRecord& record : traces_.of(rank).ops) {
+      if (record.microbatch == 0) visit(rank, record);
     }
   }
 
-  int comm_node(int rank, const Event& event) {
-    const CollectiveRecord& record = *event.collective;
-    const Coordinates at = mesh_.coordinates(rank);
-    if (record.operation == Operation::send || record.operation == Operation::recv) {
-      const int stage = record.operation == Operation::send ? at.pp + 1 : at.pp;
-      const int layer = static_cast<int>(Stages(plan_.model, plan_.parallel).layers_of(stage).begin);
-      const int size = mesh_.world() / plan_.parallel.pp;
-      const int receiver = stage * size + rank % size;
-      const int made =
-          node(fmt::format("layer_{}.pp_stage_{}_{}", layer, stage, rank % size), "comm", receiver, layer, {});
-      graph_.nodes[static_cast<std::size_t>(made)].gpus = {receiver - size, receiver};
-      return made;
+  int on_rank(int rank, const OpRecord& record, const char* kind, const char* type) {
+    return node(fmt::format("{}{}_{}", prefix(record.layer), kind, rank), type, rank, record.layer,
+                {record.rows, record.cols});
+  }
+
+  /// Every op has its place: one that is missing here does not compile.
+  void visit(int rank, const OpRecord& record) {
+    switch (record.op) {
+      case Op::embedding:
+        return step_to(on_rank(rank, record, "embedding", "compute"));
+      case Op::embedding_reduce:
+        return step_to(collective(rank, record, "embedding.", ""));
+      case Op::stage_receive:
+      case Op::stage_send:
+        return step_to(message(rank, record));
+      case Op::attention_norm:
+        begin_block();
+        return step_to(on_rank(rank, record, "attention_norm", "compute"));
+      case Op::attention_q:
+      case Op::attention_k:
+      case Op::attention_v:
+      case Op::attention_rope_q:
+      case Op::attention_rope_k:
+      case Op::attention_context:
+      case Op::attention_output:
+        return step_to(on_rank(rank, record, "attention", "compute"));
+      case Op::attention_residual:
+        return end_block(on_rank(rank, record, "attention_residual", "agg"));
+      case Op::moe_norm:
+        begin_block();
+        return step_to(on_rank(rank, record, "router", "compute"));
+      case Op::router_logits:
+      case Op::router_choice:
+      case Op::moe_permute:
+        return step_to(on_rank(rank, record, "router", "compute"));
+      case Op::attention_gather:
+      case Op::attention_gather_k:
+      case Op::attention_gather_v:
+      case Op::attention_reduce:
+      case Op::dispatch_counts:  // one node with the rows that they count
+      case Op::dispatch:
+      case Op::expert_counts:
+      case Op::expert_gather:
+      case Op::expert_reduce:
+      case Op::moe_gather:
+        return step_to(collective(rank, record, "", ""));
+      case Op::combine_return:
+        return step_to(collective(rank, record, "", "_return"));
+      case Op::moe_sort:
+        return experts(rank, record.layer);
+      case Op::moe_expert: {
+        const int expert = expert_node(rank, record.layer, experts_of(rank, record.layer).begin + record.expert);
+        graph_.nodes[static_cast<std::size_t>(expert)].shape = {record.rows, record.cols};
+        return;
+      }
+      case Op::moe_unsort:  // moves rows inside the experts' nodes
+        return;
+      case Op::moe_combine:
+        return step_to(on_rank(rank, record, "ep_agg", "agg"));
+      case Op::moe_residual:
+        return end_block(on_rank(rank, record, "residual", "agg"));
+      case Op::final_norm:
+        return step_to(on_rank(rank, record, "final_norm", "compute"));
+      case Op::head_gather:
+        return step_to(collective(rank, record, "head.", ""));
+      case Op::logits:
+        return step_to(on_rank(rank, record, "head", "compute"));
     }
-    std::string base = fmt::format("{}{}_{}", prefix(event.layer), record.axis, short_name(record.operation));
-    const int repeat = repeats_[base]++;
-    if (repeat > 0)
-      base += record.operation == Operation::all_to_all && repeat == 1 ? "_return" : fmt::format("_{}", repeat);
-    if (event.layer < 0) base = (at.pp == 0 && frontier_is_embedding_ ? "embedding." : "head.") + base;
-    const Group& group = cluster_.world().group(record.group);
-    const int made =
-        node(fmt::format("{}_{}", base, record.group_index), "comm", to_int(group.members[0]), event.layer, {});
-    GraphNode& found = graph_.nodes[static_cast<std::size_t>(made)];
-    if (found.gpus.empty()) {
-      for (const GlobalRank member : group.members) found.gpus.push_back(to_int(member));
-    }
+  }
+
+  /// The activations that arrive at a stage.
+  int message(int rank, const OpRecord& record) {
+    const int stage = mesh_.coordinates(rank).pp + (record.op == Op::stage_send ? 1 : 0);
+    const int layer = static_cast<int>(stages_.layers_of(stage).begin);
+    const int size = mesh_.world() / plan_.parallel.pp;
+    const int receiver = stage * size + rank % size;
+    const int made = node(fmt::format("layer_{}.pp_stage_{}_{}", layer, stage, rank % size), "comm", receiver, layer,
+                          {record.rows, record.cols});
+    graph_.nodes[static_cast<std::size_t>(made)].gpus = {receiver - size, receiver};
     return made;
   }
 
-  /// A collective's shape: rows of the residual stream where it carries these, else elements.
-  void widen(int at, const CollectiveRecord& record) {
-    if (size_of(record.type) == 8 && record.type == ElementType::i64) return;
-    const auto elements = static_cast<std::int64_t>(record.elements);
-    const std::int64_t hidden = plan_.model.hidden_size;
-    std::vector<std::int64_t> shape =
-        elements % hidden == 0 ? std::vector{elements / hidden, hidden} : std::vector{elements};
-    GraphNode& found = graph_.nodes[static_cast<std::size_t>(at)];
+  int collective(int rank, const OpRecord& record, std::string_view before, std::string_view after) {
+    const std::vector<int> members = mesh_.group(record.axis, rank);
+    const std::size_t index = index_of_group(record.axis, members.front());
+    const std::string id = fmt::format("{}{}{}_{}{}_{}", before, prefix(record.layer), to_string(record.axis),
+                                       short_name(record.operation), after, index);
+    const int made = node(id, "comm", members.front(), record.layer, {});
+    GraphNode& found = graph_.nodes[static_cast<std::size_t>(made)];
+    if (found.gpus.empty()) found.gpus = members;
+    widen(found, record);
+    return made;
+  }
+
+  std::size_t index_of_group(Axis axis, int first) {
+    auto& known = index_of_first_[axis];
+    if (known.empty()) {
+      const std::vector<std::vector<int>> groups = mesh_.groups(axis);
+      for (std::size_t i = 0; i < groups.size(); ++i) known.emplace(groups[i].front(), i);
+    }
+    return known.at(first);
+  }
+
+  /// A collective's shape: rows of what it carries, of the member that puts in the most.
+  void widen(GraphNode& found, const OpRecord& record) const {
+    if (record.cols == 0) return;
+    std::vector<std::int64_t> shape{record.elements / record.cols, record.cols};
     if (found.shape.empty() || shape[0] > found.shape[0]) found.shape = std::move(shape);
   }
 
-  void op(int rank, const OpRecord& record) {
-    const std::string_view name = record.op;
-    const auto on_rank = [&](const char* kind, const char* type) {
-      step_to(node(fmt::format("{}{}_{}", prefix(record.layer), kind, rank), type, rank, record.layer,
-                   {record.rows, record.cols}));
-    };
-    frontier_is_embedding_ = name == "embedding";
-    if (name == "embedding") return on_rank("embedding", "compute");
-    if (name == "final_norm") return on_rank("final_norm", "compute");
-    if (name == "logits") return on_rank("head", "compute");
-    if (name == "attention.norm") return on_rank("attention_norm", "compute");
-    if (name == "attention.residual" || name == "moe.norm" || name.starts_with("moe.router") || name == "moe.permute") {
-      return on_rank("router", "compute");
-    }
-    if (name.starts_with("attention.")) return on_rank("attention", "compute");
-    if (name == "moe.combine") return on_rank("ep_agg", "agg");
-    if (name == "moe.residual") return on_rank("residual", "agg");
-    if (name == "moe.sort") return experts(rank, record.layer);
-    if (name == "moe.expert") {
-      GraphNode& found = graph_.nodes[static_cast<std::size_t>(expert_node(rank, record.layer, record.expert))];
-      found.shape = {record.rows, record.cols};
-    }
-    // "moe.unsort" moves rows inside the experts' nodes.
+  Range experts_of(int rank, int layer) const {
+    return partition(plan_.model.layers[layer].feed_forward.num_experts, plan_.parallel.ep, mesh_.coordinates(rank).ep);
   }
 
-  int expert_node(int rank, int layer, int expert) {
+  int expert_node(int rank, int layer, std::int64_t expert) {
     const Coordinates at = mesh_.coordinates(rank);
     const std::string replica = plan_.parallel.edp > 1 ? fmt::format("_r{}", at.edp) : "";
     return node(fmt::format("{}expert_{}_{}{}", prefix(layer), expert, at.etp, replica), "compute", rank, layer,
@@ -199,24 +210,24 @@ class Builder {
 
   /// Every expert that the rank holds works beside the others, those without a token too.
   void experts(int rank, int layer) {
-    const Range held =
-        partition(plan_.model.layers[0].feed_forward.num_experts, plan_.parallel.ep, mesh_.coordinates(rank).ep);
+    const Range held = experts_of(rank, layer);
     std::vector<int> nodes;
     for (std::int64_t expert = held.begin; expert < held.end(); ++expert) {
-      nodes.push_back(expert_node(rank, layer, static_cast<int>(expert)));
+      nodes.push_back(expert_node(rank, layer, expert));
       for (const int from : frontier_) graph_.edges.emplace_back(from, nodes.back());
     }
     frontier_ = std::move(nodes);
   }
 
   const Plan& plan_;
-  const Cluster& cluster_;
-  const Mesh& mesh_;
+  const DryTraces& traces_;
+  Mesh mesh_;
+  Stages stages_;
+  std::map<Axis, std::unordered_map<int, std::size_t>> index_of_first_;
   DeploymentGraph graph_;
   std::unordered_map<std::string, int> index_;
   std::vector<int> frontier_;
-  std::map<std::string, int> repeats_;
-  bool frontier_is_embedding_ = false;
+  std::vector<int> stream_;
 };
 
 bool touches(const GraphNode& node, const GraphSelection& s) {
@@ -244,20 +255,10 @@ std::string kind_of(const GraphNode& node) {
 
 }  // namespace
 
-DeploymentGraph run_deployment_graph(const Plan& plan, int threads) {
-  const ops::Format format = ops::Format::fp32;
-  const Batch batch(plan.workload, plan.model.vocab_size);
-  const GeneratedWeights weights(plan.workload.seed);
-  WeightStore<float> store(weights, format);
-  Cluster cluster(plan.parallel);
-  const TransformerProgram<float> program{.model = plan.model,
-                                          .batch = batch,
-                                          .weights = store,
-                                          .format = format,
-                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
-  const std::unique_ptr<Executor> executor = make_executor(threads);
-  cluster.run(*executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
-  return Builder(plan, cluster).build();
+DeploymentGraph deployment_graph(const Plan& plan) {
+  const StatedRouting routing = StatedRouting::even(plan.model);
+  const DryTraces traces = dry_run(plan, ops::Format::fp32, DryPass::prefill, routing);
+  return Builder(plan, traces).build();
 }
 
 DeploymentGraph selected(const DeploymentGraph& graph, const GraphSelection& selection) {

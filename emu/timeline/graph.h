@@ -1,7 +1,9 @@
 // The deployment graph: which GPU computes, communicates and aggregates what, and what waits for what.
 //
-// Folded from the records of a run, microbatch 0: nothing is drawn that did not happen. Ids name the layer first:
-//   layer_3.attention_norm_5, layer_3.attention_5, layer_3.router_5, layer_3.residual_5   of GPU 5
+// Folded from the records of a dry run under even routing, microbatch 0: nothing is drawn that does not happen, and
+// every op has its place. Ids name the layer first:
+//   layer_3.attention_norm_5, layer_3.attention_5, layer_3.attention_residual_5, layer_3.router_5, layer_3.residual_5
+//                            of GPU 5; both residuals join a block's output with the stream that entered it
 //   layer_3.expert_7_1       the part of expert 7 at etp 1 ("_r2" appended for replica edp 2)
 //   layer_3.ep_agg_5         GPU 5 combines what its tokens' experts gave
 //   layer_3.tp_allreduce_2, layer_3.ep_alltoall_1, layer_3.ep_alltoall_return_1, ...      of group 2, 1 of the axis
@@ -38,9 +40,8 @@ struct DeploymentGraph {
   std::vector<std::pair<int, int>> edges;  ///< indices into nodes, sorted, no duplicates
 };
 
-/// Runs the plan (at the size it has: scale it first) and folds the records. Throws what Cluster::run throws. cp must
-/// be 1.
-DeploymentGraph run_deployment_graph(const Plan& plan, int threads = 0);
+/// The plan must be valid (validate.h).
+DeploymentGraph deployment_graph(const Plan& plan);
 
 struct GraphSelection {
   int first_layer = 0, last_layer = 1 << 30;  ///< both included; a full range keeps embedding and head

@@ -55,7 +55,7 @@ void read_and_store(const WeightSource& source, const WeightSpec& spec, Range ro
   std::vector<double> row(static_cast<std::size_t>(cols.count));
   for (std::int64_t i = 0; i < rows.count; ++i) {
     source.read(spec, {rows.begin + i, 1}, cols, {row.data(), 1, cols.count});
-    store_weight(row, format);
+    round_weight(row, format);
     std::ranges::transform(row, out.row(i).begin(), [](double value) { return static_cast<T>(value); });
   }
 }
@@ -87,13 +87,13 @@ void GeneratedWeights::read_stored(const WeightSpec& spec, Range rows, Range col
   generate(seed_, spec, rows, cols, out);
 }
 
-void store_weight(std::span<double> values, ops::Format format) {
+void round_weight(std::span<double> values, ops::Format format) {
   if (format == ops::Format::exact) {
     for (double& value : values) value = std::nearbyint(value / kWeightStep) * kWeightStep;
   } else if (format == ops::Format::fp32) {
     for (double& value : values) value = static_cast<float>(value);
   } else {
-    ops::store<double>(values, format);
+    ops::round_to<double>(values, format);
   }
 }
 

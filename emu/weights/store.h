@@ -25,7 +25,7 @@ class WeightSource {
   virtual ~WeightSource() = default;
   /// Writes rows x cols of the weight to `out`, which has that shape. The values need not be rounded to a format.
   virtual void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const = 0;
-  /// The same, as a run in `format` holds the weight: read, then store_weight().
+  /// The same, as a run in `format` holds the weight: read, then round_weight().
   virtual void read_stored(const WeightSpec& spec, Range rows, Range cols, ops::Format format,
                            ops::MatrixView<double> out) const;
   virtual void read_stored(const WeightSpec& spec, Range rows, Range cols, ops::Format format,
@@ -54,7 +54,7 @@ class GeneratedWeights final : public WeightSource {
 inline constexpr double kWeightStep = 0x1p-16;
 
 /// Rounds a weight as a run in `format` holds it: to the format, or to kWeightStep in `exact`.
-void store_weight(std::span<double> values, ops::Format format);
+void round_weight(std::span<double> values, ops::Format format);
 
 /// A slice of a weight, [rows, cols], in memory while this or a copy of it lives. The store outlives it.
 template <class T>

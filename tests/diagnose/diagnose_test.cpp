@@ -28,7 +28,10 @@ ExpectedTaps tensor(std::int64_t rows, std::int64_t cols) {
 /// One rank's part, of all rows and the given columns, each value what `change` makes of it.
 template <class Change>
 TapPart part_of(const ExpectedTap& tap, int rank, Range cols, const Change& change) {
-  TapPart part{.tap = tap.name, .rank = rank, .placement = {tap.rows, tap.cols, {0, tap.rows}, cols, {}}, .values = {}};
+  TapPart part{.tap = tap.id.value_or(TapId{}),
+               .rank = rank,
+               .placement = {tap.rows, tap.cols, {0, tap.rows}, cols, {}},
+               .values = {}};
   for (std::int64_t row = 0; row < tap.rows; ++row) {
     for (std::int64_t col = cols.begin; col < cols.end(); ++col) part.values.push_back(change(row, col));
   }

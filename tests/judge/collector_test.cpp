@@ -29,7 +29,7 @@ ops::Matrix<float> rows_of_y(std::int64_t begin, std::int64_t count) {
 }
 
 void tap(TapCollector& collector, int rank, const ops::Matrix<float>& part, const Placement& placement) {
-  collector.tap(GlobalRank{rank}, "y", placement, part.view());
+  collector.tap(GlobalRank{rank}, {.name = "y"}, placement, part.view());
 }
 
 TEST(TapCollector, AcceptsRowsInParts) {
@@ -160,7 +160,7 @@ TEST(TapCollector, ReportsATapThatNothingIsExpectedOf) {
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
   TapCollector collector(expected, mesh);
   const ops::Matrix<float> part = rows_of_y(0, 4);
-  collector.tap(GlobalRank{0}, "z", Placement::replicate(4, 2), part.view());
+  collector.tap(GlobalRank{0}, {.name = "z"}, Placement::replicate(4, 2), part.view());
 
   EXPECT_THAT(collector.unexpected(), ElementsAre("z"));
 }
@@ -174,8 +174,8 @@ TEST(TapCollector, ComparesIdsAsSetsUnlessExact) {
   const Mesh mesh(Parallel{.tp = 1, .edp = 1});
   TapCollector loose(expected, mesh);
   TapCollector strict(expected, mesh, {.ordered_ids = true});
-  loose.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
-  strict.tap(GlobalRank{0}, "choice", Placement::replicate(1, 2), std::as_const(swapped).view());
+  loose.tap(GlobalRank{0}, {.name = "choice"}, Placement::replicate(1, 2), std::as_const(swapped).view());
+  strict.tap(GlobalRank{0}, {.name = "choice"}, Placement::replicate(1, 2), std::as_const(swapped).view());
 
   EXPECT_EQ(loose.finish().front().worst.error, 0);
   EXPECT_GT(strict.finish().front().worst.error, 0);

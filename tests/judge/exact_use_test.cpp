@@ -68,10 +68,10 @@ bool rounds(const ops::Matrix<double>& x, const ops::Matrix<double>& w) {
 
 int bits_of(const ops::Matrix<double>& x, const ops::Matrix<double>& w) {
   int needed = 0;
-  const reference::SumRecorder recorder([&](const std::string&, std::string_view, int bits) { needed = bits; });
-  reference::Matrix row(1, x.cols());
+  const reference::SumRecorder recorder([&](const reference::TapName&, std::string_view, int bits) { needed = bits; });
+  reference::Tensor row(1, x.cols());
   std::ranges::copy(x.span(), row.values.begin());
-  recorder.linear("y", "x W^T", row, w.span());
+  recorder.linear({.name = "y"}, "x W^T", row, w.span());
   return needed;
 }
 
@@ -93,10 +93,10 @@ TEST(BitBudget, HoldsExactlyTheLinearSumsThatNeverRound) {
 }
 
 TEST(BitBudget, RefusesWeightsOffTheGrid) {
-  const reference::SumRecorder recorder([](const std::string&, std::string_view, int) {});
-  const reference::Matrix x(1, 2);
+  const reference::SumRecorder recorder([](const reference::TapName&, std::string_view, int) {});
+  const reference::Tensor x(1, 2);
 
-  EXPECT_THROW(recorder.linear("y", "x W^T", x, std::vector<double>{0.5, 0x1p-17}), std::invalid_argument);
+  EXPECT_THROW(recorder.linear({.name = "y"}, "x W^T", x, std::vector<double>{0.5, 0x1p-17}), std::invalid_argument);
 }
 
 TEST(BitBudget, IsReportedForEverySumOfEveryKindOfTap) {
@@ -143,9 +143,8 @@ TEST(BitBudget, MakesAPassInconclusiveAndNamesTheSum) {
 class DroppedAllReduce final : public FaultInjector {
  public:
   explicit DroppedAllReduce(int layer) : layer_(layer) {}
-  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
-    const OpRecord& last = rank.trace().ops.back();
-    return !(call.operation == Operation::all_reduce && last.op == "attention.output" && last.layer == layer_);
+  bool before_call(const Rank& /*rank*/, internal::Call& call) noexcept override {
+    return !(is_call_of(call.tag, Op::attention_reduce) && call.tag.layer == layer_);
   }
 
  private:
@@ -199,14 +198,14 @@ TEST(Verify, RefusesAReferenceOfAnotherFormat) {
 
 TEST(GridUse, CountsWhatIsThere) {
   ExpectedTaps expected;
-  expected.add("layer.0.y", 2, 4, {0, 0, 0, 0.5, -0.5, 0x1p-10, 0.5, 1});
-  expected.add("layer.1.y", 1, 4, {1, 2, 3, 4});
+  expected.add(TapId{.layer = 0, .kind = TapKind::attention_q}, 2, 4, {0, 0, 0, 0.5, -0.5, 0x1p-10, 0.5, 1});
+  expected.add(TapId{.layer = 1, .kind = TapKind::attention_q}, 1, 4, {1, 2, 3, 4});
   expected.add("far", 1, 3, {0, 0x1p30, 0x1p40});
 
   const ExactUse use = exact_use(expected, {});
 
   ASSERT_THAT(use.grid, SizeIs(2));
-  EXPECT_EQ(use.grid[0].tap, "y");
+  EXPECT_EQ(use.grid[0].tap, "attention.q");
   EXPECT_EQ(use.grid[0].tensors, 2);
   EXPECT_EQ(use.grid[0].least_nonzero, 0.625);
   EXPECT_EQ(use.grid[0].most_nonzero, 1);
@@ -223,15 +222,15 @@ TEST(GridUse, WarnsOfTapsThatSayLittle) {
   std::vector<double> sparse(100);
   sparse[7] = 1;
   expected.add("two_valued", 16, 32, two_valued);
-  expected.add("layer.0.sparse", 10, 10, sparse);
-  expected.add("layer.1.sparse", 10, 10, sparse);
+  expected.add(TapId{.layer = 0, .kind = TapKind::moe_output}, 10, 10, sparse);
+  expected.add(TapId{.layer = 1, .kind = TapKind::moe_output}, 10, 10, sparse);
 
   const ExactUse use = exact_use(expected, {});
 
   ASSERT_THAT(use.weak, SizeIs(2));
   EXPECT_EQ(use.weak[0].field, "two_valued");
   EXPECT_THAT(use.weak[0].message, HasSubstr("512 values take 2 different"));
-  EXPECT_EQ(use.weak[1].field, "layer.0.sparse");
+  EXPECT_EQ(use.weak[1].field, "layer.0.moe.output");
   EXPECT_THAT(use.weak[1].message, HasSubstr("only 1.0 %"));
 }
 
@@ -283,8 +282,8 @@ struct Tie {
   std::vector<double> bounds;
 
   Tie(std::int32_t first, std::int32_t second, ops::Format format) {
-    expected.add("layer.0.moe.router_logits", 1, 4, {2, 1, 1, 0});
-    expected.add("layer.0.moe.router_choice", 1, 2, {0, 1}, {.ids = true});
+    expected.add(TapId{.layer = 0, .kind = TapKind::router_logits}, 1, 4, {2, 1, 1, 0});
+    expected.add(TapId{.layer = 0, .kind = TapKind::router_choice}, 1, 2, {0, 1}, {.ids = true});
     const Mesh mesh(Parallel{});
     TapCollector collector(expected, mesh, {.ordered_ids = format == ops::Format::exact});
     ops::Matrix<double> logits(1, 4);
@@ -292,8 +291,10 @@ struct Tie {
     ops::Matrix<std::int32_t> choice(1, 2);
     choice(0, 0) = first;
     choice(0, 1) = second;
-    collector.tap(GlobalRank{0}, "layer.0.moe.router_logits", Placement::replicate(1, 4), std::as_const(logits).view());
-    collector.tap(GlobalRank{0}, "layer.0.moe.router_choice", Placement::replicate(1, 2), std::as_const(choice).view());
+    collector.tap(GlobalRank{0}, {.id = {.layer = 0, .kind = TapKind::router_logits}}, Placement::replicate(1, 4),
+                  std::as_const(logits).view());
+    collector.tap(GlobalRank{0}, {.id = {.layer = 0, .kind = TapKind::router_choice}}, Placement::replicate(1, 2),
+                  std::as_const(choice).view());
     outcomes = collector.finish();
     bounds = error_bounds(expected, outcomes, format);
   }

@@ -17,17 +17,16 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::small_plan;
 
-/// Drops the all-reduce that follows an op of a layer, on every rank.
-class DroppedAllReduce final : public FaultInjector {
+/// Drops a call of a layer, on every rank.
+class DroppedCall final : public FaultInjector {
  public:
-  DroppedAllReduce(std::string_view op, int layer) : op_(op), layer_(layer) {}
-  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
-    const OpRecord& last = rank.trace().ops.back();
-    return !(call.operation == Operation::all_reduce && last.op == op_ && last.layer == layer_);
+  DroppedCall(Op op, int layer) : op_(op), layer_(layer) {}
+  bool before_call(const Rank& /*rank*/, internal::Call& call) noexcept override {
+    return !(is_call_of(call.tag, op_) && call.tag.layer == layer_);
   }
 
  private:
-  std::string_view op_;
+  Op op_;
   int layer_;
 };
 
@@ -52,7 +51,7 @@ class SwappedQueryHeads final : public FaultInjector {
 class SkippedCollective final : public FaultInjector {
  public:
   bool before_call(const Rank& rank, internal::Call& call) noexcept override {
-    return !(to_int(rank.id()) == 2 && call.operation == Operation::all_to_all && rank.trace().ops.back().layer == 1);
+    return !(to_int(rank.id()) == 2 && call.operation == Operation::all_to_all && call.tag.layer == 1);
   }
 };
 
@@ -69,7 +68,7 @@ struct InFormat {
 class Faults : public ::testing::TestWithParam<InFormat> {};
 
 TEST_P(Faults, NameADroppedAllReduceWhereItIs) {
-  DroppedAllReduce fault("attention.output", 1);
+  DroppedCall fault(Op::attention_reduce, 1);
 
   const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .dp = 2, .ep = 4}), GetParam().format);
 
@@ -176,7 +175,7 @@ TEST(Prove, GivesTheAlgebraThenTheRounding) {
 }
 
 TEST(Prove, StopsAtAWrongAlgebra) {
-  DroppedAllReduce fault("attention.output", 0);
+  DroppedCall fault(Op::attention_reduce, 0);
 
   const Proof proof = prove(small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::bf16, .fault = &fault});
 

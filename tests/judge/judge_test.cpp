@@ -33,7 +33,7 @@ VerifyReport judged(const ExpectedTaps& expected, const std::vector<Values>& mad
     if (count == 0) continue;
     const ops::MatrixView<const double> part{made[i].data(), 1, count};
     const ExpectedTap& tap = expected.all()[i];
-    collector.tap(GlobalRank{0}, tap.name, Placement::shard(1, 1, tap.cols, {0, count}), part);
+    collector.tap(GlobalRank{0}, {.name = tap.name}, Placement::shard(1, 1, tap.cols, {0, count}), part);
   }
   const std::vector<TapOutcome> outcomes = collector.finish();
   const std::vector<double> bounds(outcomes.size());
@@ -136,9 +136,9 @@ TEST(MissingTaps, OfASchemeReadMissingEverywhere) {
 
 class NonexistentExpert final : public FaultInjector {
  public:
-  void edit_routing(const Rank& /*rank*/, int layer, ops::MatrixView<const double> /*logits*/,
+  void edit_routing(const Rank& /*rank*/, const FaultSite& site, ops::MatrixView<const double> /*logits*/,
                     ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> /*weights*/) override {
-    if (layer == 1 && ids.rows > 0) ids(0, 0) = 99;
+    if (site.layer == 1 && ids.rows > 0) ids(0, 0) = 99;
   }
 };
 

@@ -27,13 +27,13 @@ TEST(TensorTable, HasARowForEveryTensorInItsOrder) {
   int index = 0;
 
   for (const TensorRow& row : tensor_table()) {
-    EXPECT_EQ(static_cast<int>(row.tensor), index++);
+    EXPECT_EQ(static_cast<int>(row.weight), index++);
     EXPECT_FALSE(row.name.empty());
     EXPECT_NE(row.rows, nullptr);
     EXPECT_NE(row.cols, nullptr);
   }
 
-  EXPECT_EQ(index, kTensors);
+  EXPECT_EQ(index, kWeights);
 }
 
 TEST(TensorTable, NamesEveryWeightOnce) {
@@ -52,22 +52,22 @@ TEST(TensorTable, NamesEveryWeightOnce) {
 }
 
 TEST(TensorTable, UsesEveryRow) {
-  std::set<Tensor> used;
+  std::set<Weight> used;
 
-  for (const WeightSpec& spec : all_weights(small_model())) used.insert(spec.tensor);
+  for (const WeightSpec& spec : all_weights(small_model())) used.insert(spec.weight);
 
-  EXPECT_EQ(static_cast<int>(used.size()), kTensors);
+  EXPECT_EQ(static_cast<int>(used.size()), kWeights);
 }
 
 TEST(TensorTable, GivesATiedHeadTheEmbeddingsNameAndListsItOnce) {
   ModelConfig model = small_model();
   model.tie_word_embeddings = true;
 
-  const WeightSpec head = weight_spec(model, Tensor::head);
+  const WeightSpec head = weight_spec(model, Weight::head);
   std::map<std::string, int> times;
   for (const WeightSpec& spec : all_weights(model)) ++times[spec.name];
 
-  EXPECT_EQ(head.name, weight_spec(model, Tensor::embedding).name);
+  EXPECT_EQ(head.name, weight_spec(model, Weight::embedding).name);
   EXPECT_EQ(times[head.name], 1);
   EXPECT_EQ(model_parameters(model).head, 0);
 }

@@ -111,8 +111,8 @@ TEST(Expert, EqualsItsStepsOneAfterAnotherBitForBit) {
 
   linear<float>(x, gate, g);
   linear<float>(x, up, u);
-  store(g.span(), Format::bf16);
-  store(u.span(), Format::bf16);
+  round_to(g.span(), Format::bf16);
+  round_to(u.span(), Format::bf16);
   swiglu<float>(g, u, Format::bf16, g);
   linear<float>(g, down, steps);
   EXPECT_TRUE(oracle::same_bits<float>(steps, y));

@@ -90,8 +90,8 @@ TEST(Format, StoreEqualsStoredAtEveryPositionAndLength) {
       std::vector<float> floats(count, 1.2345678F);
       std::vector<double> doubles(count, -1.23456789012345);
 
-      store<float>(floats, format);
-      store<double>(doubles, format);
+      round_to<float>(floats, format);
+      round_to<double>(doubles, format);
 
       for (const float value : floats) ASSERT_EQ(value, stored(1.2345678F, format));
       for (const double value : doubles) ASSERT_EQ(value, stored(-1.23456789012345, format));
@@ -101,11 +101,11 @@ TEST(Format, StoreEqualsStoredAtEveryPositionAndLength) {
 
 TEST(Format, PartialSumsOfExactAreNotRounded) {
   std::vector<double> values{0x1p-30};
-  store_partial<double>(values, Format::exact);
+  round_partial<double>(values, Format::exact);
   EXPECT_EQ(values[0], 0x1p-30);
 
   std::vector<float> floats{1.0F + 0x1p-20F};
-  store_partial<float>(floats, Format::bf16);
+  round_partial<float>(floats, Format::bf16);
   EXPECT_EQ(floats[0], 1.0F);
 }
 

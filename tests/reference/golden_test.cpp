@@ -57,7 +57,8 @@ std::map<std::string, double> errors(const Golden& golden, const ModelConfig& mo
     if (change) values = change(name, std::move(values));
   };
   forward(model, golden.tokens, golden.lengths, weights, {},
-          [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
+          [&](const TapName& tap, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
+            const std::string name = to_string(tap);
             const TensorEntry* const entry = golden.expected.header().find(name);
             if (entry == nullptr) return;
             ASSERT_EQ(entry->rows(), rows) << name;

@@ -53,7 +53,7 @@ std::int64_t elements(const ModelConfig& m, const std::string& name) {
   return m.layers[0].attention.kv_heads * m.layers[0].attention.head_dim * m.hidden_size;
 }
 
-WeightSource weights_of(const ModelConfig& model, std::map<std::string, std::vector<double>> given = {}) {
+ReadWeight weights_of(const ModelConfig& model, std::map<std::string, std::vector<double>> given = {}) {
   return [model, given = std::move(given)](const std::string& name, std::vector<double>& values) {
     const auto found = given.find(name);
     values = found != given.end() ? found->second : dyadic(name, static_cast<std::size_t>(elements(model, name)));
@@ -61,10 +61,11 @@ WeightSource weights_of(const ModelConfig& model, std::map<std::string, std::vec
 }
 
 Taps run(const ModelConfig& model, const std::vector<std::int32_t>& tokens, const std::vector<std::int64_t>& lengths,
-         const WeightSource& weights, const Options& options = {}) {
+         const ReadWeight& weights, const Options& options = {}) {
   Taps result;
   forward(model, tokens, lengths, weights, options,
-          [&](const std::string& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
+          [&](const TapName& tap, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {
+            const std::string name = to_string(tap);
             result.order.push_back(name);
             result.taps[name] = Tap{rows, cols, std::move(values)};
           });
@@ -392,7 +393,7 @@ TEST(Reference, RefusesInputThatFitsNoModel) {
   many_chosen.layers.kind(0).feed_forward.top_k = 5;
   const auto attempt = [](const ModelConfig& m, const std::vector<std::int32_t>& tokens,
                           const std::vector<std::int64_t>& lengths,
-                          const WeightSource& weights) { return [=] { run(m, tokens, lengths, weights); }; };
+                          const ReadWeight& weights) { return [=] { run(m, tokens, lengths, weights); }; };
   const auto refuses = [](const std::string& part) { return ThrowsMessage<std::invalid_argument>(HasSubstr(part)); };
 
   EXPECT_THAT(attempt(model, {0, 1}, {3}, weights_of(model)), refuses("lengths add up to 3"));

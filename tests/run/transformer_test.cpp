@@ -1,9 +1,10 @@
-// What the program communicates and records; that its numbers are right is tests/verify's business.
+// What the program communicates and records; that its numbers are right is tests/judge's business.
 #include "emu/run/transformer.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 
 #include "collectives/errors.h"
@@ -50,16 +51,15 @@ Counted run(const Plan& plan, FaultInjector* fault = nullptr, TapSink* sink = nu
                                     .fault = fault};
   if (fault != nullptr) edit_deployment(*fault, program.deployment);
   SeededExecutor executor(1);
-  cluster.run(
-      executor, [&](Rank& rank) { return run_transformer<float>(rank, program); }, sink, fault);
-
   Counted counted;
+  cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); },
+              {.taps = sink, .fault = fault, .traces = &counted.traces, .keep_calls = true});
+
   for (const CollectiveRecord& record : cluster.world().records(GlobalRank{0})) {
     const std::pair<std::string, std::string> key{record.axis, to_string(record.operation)};
     ++counted.calls[key];
     counted.bytes[key] += record.bytes;
   }
-  for (int rank = 0; rank < cluster.size(); ++rank) counted.traces.push_back(cluster.rank(GlobalRank{rank}).trace());
   return counted;
 }
 
@@ -107,8 +107,8 @@ TEST(Transformer, DoesTheSameArithmeticWhateverThePlan) {
     double flops = 0;
     for (const RankTrace& trace : counted.traces) {
       for (const OpRecord& op : trace.ops) {
-        if (op.op == "attention.q" || op.op == "attention.output" || op.op == "moe.expert" || op.op == "logits" ||
-            op.op == "moe.router_logits") {
+        if (op.op == Op::attention_q || op.op == Op::attention_output || op.op == Op::moe_expert ||
+            op.op == Op::logits || op.op == Op::router_logits) {
           flops += op.flops;
         }
       }
@@ -129,12 +129,13 @@ TEST(Transformer, RecordsTheWeightsThatTheLayoutNames) {
   const Mesh mesh(plan.parallel);
 
   for (int rank = 0; rank < mesh.world(); ++rank) {
-    std::vector<std::string> named;
+    std::vector<WeightRecord> named;
     for_each_slice(make_layout(plan.model, mesh, rank), plan.model,
-                   [&](const WeightSpec& spec, Range, Range) { named.push_back(spec.name); });
-    const std::vector<WeightRecord>& held = counted.traces[static_cast<std::size_t>(rank)].weights;
-    ASSERT_EQ(held.size(), named.size());
-    for (std::size_t i = 0; i < held.size(); ++i) EXPECT_EQ(held[i].name, named[i]);
+                   [&](const WeightSpec& spec, Range rows, Range cols) {
+                     named.push_back({spec.weight, spec.layer, spec.expert, rows.count, cols.count});
+                   });
+
+    EXPECT_EQ(counted.traces[static_cast<std::size_t>(rank)].weights, named);
   }
 }
 
@@ -157,7 +158,7 @@ TEST(Transformer, WalksTheItemsOfItsTimetable) {
 
   std::vector<std::pair<int, int>> order;  // microbatch, layer
   for (const OpRecord& op : counted.traces[0].ops) {
-    if (op.op == "attention.q") order.emplace_back(op.microbatch, op.layer);
+    if (op.op == Op::attention_q) order.emplace_back(op.microbatch, op.layer);
   }
   EXPECT_EQ(order, (std::vector<std::pair<int, int>>{{1, 2}, {1, 3}, {0, 0}}));
 }
@@ -172,13 +173,14 @@ TEST(Transformer, RefusesLayersThatTheRankDoesNotHold) {
 class RowKeeper final : public TapSink {
  public:
   explicit RowKeeper(GlobalRank rank) : rank_(rank) {}
-  void tap(GlobalRank rank, std::string_view name, const Placement& placement, const TapValues& part) override {
+  void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override {
     if (rank != rank_) return;
-    runs[std::string(name)].push_back(placement.row_part);
+    const std::string name = to_string(key.id);
+    runs[name].push_back(placement.row_part);
     std::visit(
         [&](const auto& values) {
           for (ops::Index i = 0; i < values.rows; ++i) {
-            for (const auto value : values.row(i)) elements[std::string(name)].push_back(static_cast<double>(value));
+            for (const auto value : values.row(i)) elements[name].push_back(static_cast<double>(value));
           }
         },
         part);
@@ -213,6 +215,60 @@ TEST(Transformer, TapsSeveralRunsOfRowsOneAtATime) {
   EXPECT_EQ(split.runs.at("embedding"), (std::vector<Range>{{0, 3}, {3, 1}}));
   EXPECT_EQ(split.runs.at("layer.0.attention.q"), (std::vector<Range>{{0, 3}, {3, 5}}));
   EXPECT_EQ(split.elements, whole.elements);
+}
+
+TEST(Transformer, LabelsEveryCallWithItsOp) {
+  const Plan plan = plan_of({.tp = 2, .dp = 2, .ep = 2, .etp = 2});
+  const GeneratedWeights source(plan.workload.seed);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  Cluster cluster(plan.parallel);
+  const TransformerProgram<float> program{.model = plan.model,
+                                          .batch = batch,
+                                          .weights = store,
+                                          .format = ops::Format::fp32,
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  SeededExecutor executor(1);
+  std::vector<RankTrace> traces;
+
+  cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); },
+              {.traces = &traces, .keep_calls = true});
+
+  // What the program recorded and what took place are the same calls.
+  for (int rank = 0; rank < cluster.size(); ++rank) {
+    std::vector<OpRecord> calls;
+    std::ranges::copy_if(traces[static_cast<std::size_t>(rank)].ops, std::back_inserter(calls), &OpRecord::call);
+    const std::vector<CollectiveRecord>& made = cluster.world().records(GlobalRank{rank});
+    ASSERT_EQ(calls.size(), made.size());
+    for (std::size_t i = 0; i < made.size(); ++i) {
+      EXPECT_TRUE(is_call_of(made[i].tag, calls[i].op)) << to_string(calls[i].op);
+      EXPECT_EQ(made[i].tag.layer, calls[i].layer);
+      EXPECT_EQ(made[i].tag.microbatch, calls[i].microbatch);
+      EXPECT_EQ(made[i].operation, calls[i].operation);
+      EXPECT_EQ(made[i].axis, to_string(calls[i].axis));
+      EXPECT_EQ(made[i].group_size, calls[i].group_size);
+      EXPECT_EQ(static_cast<std::int64_t>(made[i].elements), calls[i].elements) << to_string(calls[i].op);
+    }
+  }
+}
+
+TEST(Transformer, KeepsNoRecordsThatNobodyAsksFor) {
+  const Plan plan = plan_of({.tp = 2, .edp = 2});
+  const GeneratedWeights source(plan.workload.seed);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  Cluster cluster(plan.parallel);
+  const TransformerProgram<float> program{.model = plan.model,
+                                          .batch = batch,
+                                          .weights = store,
+                                          .format = ops::Format::fp32,
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  SeededExecutor executor(1);
+
+  cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
+
+  EXPECT_TRUE(cluster.world().records(GlobalRank{0}).empty());
+  EXPECT_EQ(cluster.rank(GlobalRank{0}).trace(), nullptr);
 }
 
 TEST(Transformer, RefusesToReplayChoicesInExact) {

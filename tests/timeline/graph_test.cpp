@@ -37,7 +37,7 @@ std::string findings_of(const DeploymentGraph& graph, const Plan& plan) {
 TEST(DeploymentGraph, NamesNodesInTheDocumentsManner) {
   const Plan plan = testing::shipped_plan("tp4_ep4_pp4");
 
-  const std::set<std::string> names = ids(run_deployment_graph(scaled(plan, {}), 1));
+  const std::set<std::string> names = ids(deployment_graph(scaled(plan, {})));
 
   for (const char* id : {"embedding_0", "layer_0.expert_3_0", "layer_0.ep_alltoall_0", "layer_0.ep_alltoall_return_0",
                          "layer_0.tp_allreduce_0", "layer_2.tp_allreduce_1", "layer_0.ep_agg_3", "layer_4.pp_stage_2_0",
@@ -50,7 +50,7 @@ TEST(DeploymentGraph, NamesNodesInTheDocumentsManner) {
 TEST(DeploymentGraph, OfShippedPlansHasNoFindings) {
   for (const char* name : {"tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep4_tp2_pp2_sp"}) {
     const Plan plan = testing::shipped_plan(name);
-    EXPECT_EQ(findings_of(run_deployment_graph(scaled(plan, {}), 1), plan), "") << name;
+    EXPECT_EQ(findings_of(deployment_graph(scaled(plan, {})), plan), "") << name;
   }
 }
 
@@ -58,13 +58,35 @@ TEST(DeploymentGraph, OfGeneratedPlansHasNoFindings) {
   std::mt19937_64 random(17);
   for (int round = 0; round < 40; ++round) {
     const Plan plan = testing::random_runnable_plan(random, 16);
-    EXPECT_EQ(findings_of(run_deployment_graph(plan, 1), plan), "") << "round " << round;
+    EXPECT_EQ(findings_of(deployment_graph(plan), plan), "") << "round " << round;
   }
+}
+
+/// Whether an edge leads from one id to the other.
+bool has_edge(const DeploymentGraph& graph, const std::string& from, const std::string& to) {
+  return std::ranges::any_of(graph.edges, [&](const std::pair<int, int>& edge) {
+    return graph.nodes[static_cast<std::size_t>(edge.first)].id == from &&
+           graph.nodes[static_cast<std::size_t>(edge.second)].id == to;
+  });
+}
+
+TEST(DeploymentGraph, CarriesTheResidualStreamAroundEveryBlock) {
+  const Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+
+  const DeploymentGraph graph = deployment_graph(scaled(plan, {}));
+
+  EXPECT_TRUE(has_edge(graph, "embedding.tp_allreduce_0", "layer_0.attention_residual_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_0.tp_allreduce_0", "layer_0.attention_residual_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_0.attention_residual_1", "layer_0.router_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_0.attention_residual_1", "layer_0.residual_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_0.tp_allgather_0", "layer_0.residual_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_0.residual_1", "layer_1.attention_residual_1"));
+  EXPECT_TRUE(has_edge(graph, "layer_2.pp_stage_1_0", "layer_2.attention_residual_4"));
 }
 
 TEST(DeploymentGraph, SelectsLayersAndRanks) {
   const Plan plan = testing::shipped_plan("tp4_ep4_pp4");
-  const DeploymentGraph graph = run_deployment_graph(scaled(plan, {}), 1);
+  const DeploymentGraph graph = deployment_graph(scaled(plan, {}));
 
   const DeploymentGraph part = selected(graph, {.first_layer = 2, .last_layer = 2, .first_rank = 5, .last_rank = 5});
 
@@ -78,7 +100,7 @@ TEST(DeploymentGraph, SelectsLayersAndRanks) {
 TEST(DeploymentGraph, FoldsToOneOfEachPattern) {
   const Plan plan = testing::shipped_plan("tp4_ep4_pp4");
 
-  const DeploymentGraph graph = folded(run_deployment_graph(scaled(plan, {}), 1), plan);
+  const DeploymentGraph graph = folded(deployment_graph(scaled(plan, {})), plan);
 
   EXPECT_LE(graph.nodes.size(), 60u);
   EXPECT_THAT(ids(graph), Contains("layers_0-1.expert"));
@@ -90,7 +112,7 @@ TEST(DeploymentGraph, FoldsToOneOfEachPattern) {
 
 TEST(DeploymentGraph, IsWrittenAsJson) {
   const Plan plan = testing::shipped_plan("tp4_ep4_pp4");
-  const DeploymentGraph graph = run_deployment_graph(scaled(plan, {}), 1);
+  const DeploymentGraph graph = deployment_graph(scaled(plan, {}));
 
   const auto json = nlohmann::json::parse(to_json(graph));
 

@@ -33,7 +33,7 @@ ops::Matrix<double> read(const WeightSource& source, const WeightSpec& spec, Ran
 
 TEST(GeneratedWeights, GiveTheSameValueAtAGlobalIndexWhateverTheSlice) {
   const GeneratedWeights source(7);
-  const WeightSpec spec = weight_spec(small_model(), Tensor::attention_q, 1);
+  const WeightSpec spec = weight_spec(small_model(), Weight::attention_q, 1);
   const ops::Matrix<double> whole = read(source, spec, {0, spec.rows}, {0, spec.cols});
 
   const ops::Matrix<double> part = read(source, spec, {3, 5}, {2, 7});
@@ -51,7 +51,7 @@ TEST(GeneratedWeights, AreHeldExactlyByEveryFormat) {
          {ops::Format::fp32, ops::Format::bf16, ops::Format::fp16, ops::Format::exact, ops::Format::fp64}) {
       ops::Matrix<double> rounded = values.copy();
 
-      store_weight(rounded.span(), format);
+      round_weight(rounded.span(), format);
 
       for (std::size_t i = 0; i < values.span().size(); ++i) {
         ASSERT_EQ(rounded.span()[i], values.span()[i]) << spec.name << " in " << ops::to_string(format);
@@ -63,7 +63,7 @@ TEST(GeneratedWeights, AreHeldExactlyByEveryFormat) {
 TEST(GeneratedWeights, AreTheDocumentedFunctionOfTheIndexInBothScalars) {
   const GeneratedWeights source(7);
   WeightSpec linear =
-      weight_spec(testing::uniform_model({.hidden_size = 700, .heads = 1, .head_dim = 3}), Tensor::attention_q, 0);
+      weight_spec(testing::uniform_model({.hidden_size = 700, .heads = 1, .head_dim = 3}), Weight::attention_q, 0);
   WeightSpec norm = linear;
   norm.kind = WeightKind::norm;
   const Range rows{1, 2}, cols{5, 601};  // no multiple of any block
@@ -91,8 +91,8 @@ TEST(GeneratedWeights, AreTheDocumentedFunctionOfTheIndexInBothScalars) {
 
 TEST(GeneratedWeights, DifferByNameAndSeed) {
   const ModelConfig model = small_model();
-  const WeightSpec k = weight_spec(model, Tensor::attention_k, 0);
-  const WeightSpec v = weight_spec(model, Tensor::attention_v, 0);
+  const WeightSpec k = weight_spec(model, Weight::attention_k, 0);
+  const WeightSpec v = weight_spec(model, Weight::attention_v, 0);
   const auto sum = [](const ops::Matrix<double>& m) {
     double total = 0;
     for (const double value : m.span()) total += value;
@@ -109,7 +109,7 @@ TEST(GeneratedWeights, DifferByNameAndSeed) {
 
 TEST(GeneratedWeights, HaveUnitGain) {
   const ModelConfig model = testing::uniform_model({.hidden_size = 1024, .heads = 8, .kv_heads = 8, .head_dim = 64});
-  const WeightSpec spec = weight_spec(model, Tensor::attention_q, 0);
+  const WeightSpec spec = weight_spec(model, Weight::attention_q, 0);
 
   const ops::Matrix<double> values = read(GeneratedWeights(3), spec, {0, 64}, {0, spec.cols});
 
@@ -123,7 +123,7 @@ TEST(GeneratedWeights, HaveUnitGain) {
 TEST(WeightStore, SharesOneCopyOfASlice) {
   const GeneratedWeights source(7);
   WeightStore<float> store(source, ops::Format::fp32);
-  const WeightSpec spec = weight_spec(small_model(), Tensor::router, 0);
+  const WeightSpec spec = weight_spec(small_model(), Weight::router, 0);
 
   const auto first = store.get(spec, {1, 2}, {0, spec.cols});
   const auto second = store.get(spec, {1, 2}, {0, spec.cols});
@@ -136,7 +136,7 @@ TEST(WeightStore, SharesOneCopyOfASlice) {
 
 TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
   const GeneratedWeights source(7);
-  const WeightSpec spec = weight_spec(small_model(), Tensor::attention_output, 1);
+  const WeightSpec spec = weight_spec(small_model(), Weight::attention_output, 1);
   const Range rows{2, 3}, cols{4, 8};
   WeightStore<float> parts(source, ops::Format::fp32);
   const LoadedWeight<float> held_alone = parts.get(spec, rows, cols);
@@ -156,8 +156,8 @@ TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
 
 TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
   const GeneratedWeights source(7);
-  const WeightSpec first = weight_spec(small_model(), Tensor::attention_q, 0),
-                   second = weight_spec(small_model(), Tensor::attention_q, 1);
+  const WeightSpec first = weight_spec(small_model(), Weight::attention_q, 0),
+                   second = weight_spec(small_model(), Weight::attention_q, 1);
   const Range rows{0, first.rows}, cols{0, first.cols};
   WeightStore<float> all(source, ops::Format::fp32);
   WeightStore<float> one(source, ops::Format::fp32, first.rows * first.cols * 4);
@@ -175,8 +175,8 @@ TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
 
 TEST(WeightStore, KeepsWhatFits) {
   const GeneratedWeights source(7);
-  const WeightSpec first = weight_spec(small_model(), Tensor::attention_q, 0),
-                   second = weight_spec(small_model(), Tensor::attention_q, 1);
+  const WeightSpec first = weight_spec(small_model(), Weight::attention_q, 0),
+                   second = weight_spec(small_model(), Weight::attention_q, 1);
   const Range rows{0, first.rows}, cols{0, first.cols};
   WeightStore<float> two(source, ops::Format::fp32, 2 * first.rows * first.cols * 4);
   const LoadedWeight<float> held = two.get(first, rows, cols);

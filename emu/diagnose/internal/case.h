@@ -17,7 +17,7 @@ struct Case {
   Recompute& model;
   const ExpectedTap& expected;
   int layer = -1;
-  std::string_view kind;  ///< "attention.q"
+  TapKind kind{};
   const std::vector<WrongRow>& wrong;
   const std::vector<TapPart>& norm_parts;
   double tolerance = 0;

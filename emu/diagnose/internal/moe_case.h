@@ -21,8 +21,8 @@ struct Slots {
 class MoeCase {
  public:
   explicit MoeCase(const Case& wrong) : wrong_(wrong) {
-    const ExpectedTap& ids = wrong.model.tap(wrong.layer, "moe.router_choice");
-    const ExpectedTap& weights = wrong.model.tap(wrong.layer, "moe.router_weights");
+    const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
+    const ExpectedTap& weights = wrong.model.tap(wrong.layer, TapKind::router_weights);
     for (const WrongRow& row : wrong.wrong) {
       Slots slots;
       for (std::int64_t s = 0; s < ids.cols; ++s) {

@@ -13,6 +13,7 @@
 #include "emu/plan/stages.h"
 #include "emu/plan/token_map.h"
 #include "emu/run/fault.h"
+#include "emu/run/op.h"
 
 namespace shardproof::mutations {
 
@@ -23,7 +24,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, WeightSpec&, Range&, Range&)> slice;
   std::function<void(Timetable&)> timetable;
   std::function<void(const Rank&, std::int64_t, RankTokens&)> microbatch;
-  std::function<void(const Rank&, int, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
+  std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
   std::function<bool(const Rank&, internal::Call&)> before;
@@ -41,9 +42,9 @@ class Script final : public FaultInjector {
   void edit_microbatch(const Rank& rank, std::int64_t index, RankTokens& given) override {
     if (microbatch) microbatch(rank, index, given);
   }
-  void edit_routing(const Rank& rank, int layer, ops::MatrixView<const double> logits,
+  void edit_routing(const Rank& rank, const FaultSite& site, ops::MatrixView<const double> logits,
                     ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
-    if (routing) routing(rank, layer, logits, ids, weights);
+    if (routing) routing(rank, site, logits, ids, weights);
   }
   bool before_call(const Rank& rank, internal::Call& call) noexcept override { return !before || before(rank, call); }
   void after_call(const Rank& rank, internal::Call& call) noexcept override {
@@ -51,21 +52,22 @@ class Script final : public FaultInjector {
   }
 };
 
-/// A call of the program: the op that its rank recorded last, and what the call is.
+/// A call of the program.
 struct Site {
-  std::string_view op;  ///< "attention.output"; empty: any
+  Op op{};
   int layer = -1;
-  Operation operation{};
-  bool counts_given = false;
   std::vector<int> ranks;  ///< empty: all
   int microbatch = -1;     ///< -1: all
 
   bool here(const Rank& rank, const internal::Call& call) const;
 };
 
+/// "layer.3.attention.q".
+inline std::string tap_name(int layer, TapKind kind) {
+  return to_string(TapId{.layer = layer, .kind = kind});
+}
+
 bool among(const std::vector<int>& ranks, const Rank& rank);
-/// Of the rank's last op; 0 before the first.
-int microbatch_of(const Rank& rank);
 
 /// One buffer for each rank: a rank uses its own only.
 using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
@@ -126,8 +128,6 @@ class Sites {
   /// Slots that the rank sends to each ep rank in the microbatch.
   std::vector<std::int64_t> sends(int layer, std::int64_t microbatch, int rank) const;
   std::vector<std::int64_t> receives(int layer, std::int64_t microbatch, int rank) const;
-  /// The reduction over tp after an op: an all-reduce, or with sp a reduce-scatter.
-  Site tp_reduction(std::string_view op, int layer, std::vector<int> ranks) const;
 };
 
 template <class Fill>

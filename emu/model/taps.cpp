@@ -1,0 +1,150 @@
+#include "emu/model/taps.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+namespace shardproof {
+namespace {
+
+using Model = const ModelConfig&;
+using Layer = const LayerSpec&;
+
+std::int64_t hidden(Model model, Layer) {
+  return model.hidden_size;
+}
+std::int64_t q_width(Model, Layer layer) {
+  return layer.attention.heads * layer.attention.head_dim;
+}
+std::int64_t kv_width(Model, Layer layer) {
+  return layer.attention.kv_heads * layer.attention.head_dim;
+}
+std::int64_t experts(Model, Layer layer) {
+  return layer.feed_forward.num_experts;
+}
+std::int64_t top_k(Model, Layer layer) {
+  return layer.feed_forward.top_k;
+}
+std::int64_t vocabulary(Model model, Layer) {
+  return model.vocab_size;
+}
+
+constexpr std::array<TapRow, kTapKinds> kTable{{
+    {.kind = TapKind::embedding, .name = "embedding", .in_layer = false, .width = hidden},
+    {.kind = TapKind::attention_norm, .name = "attention.norm", .width = hidden},
+    {.kind = TapKind::attention_q,
+     .name = "attention.q",
+     .width = q_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
+    {.kind = TapKind::attention_k,
+     .name = "attention.k",
+     .width = kv_width,
+     .rows = TapRows::all,
+     .cols = Split::kv_heads},
+    {.kind = TapKind::attention_v,
+     .name = "attention.v",
+     .width = kv_width,
+     .rows = TapRows::all,
+     .cols = Split::kv_heads},
+    {.kind = TapKind::attention_context,
+     .name = "attention.context",
+     .width = q_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
+    {.kind = TapKind::attention_output, .name = "attention.output", .width = hidden},
+    {.kind = TapKind::attention_residual, .name = "attention.residual", .width = hidden},
+    {.kind = TapKind::moe_norm, .name = "moe.norm", .width = hidden},
+    {.kind = TapKind::router_logits, .name = "moe.router_logits", .width = experts, .rows = TapRows::own},
+    {.kind = TapKind::router_choice, .name = "moe.router_choice", .width = top_k, .rows = TapRows::own, .ids = true},
+    {.kind = TapKind::router_weights, .name = "moe.router_weights", .width = top_k, .rows = TapRows::own},
+    {.kind = TapKind::moe_output, .name = "moe.output", .width = hidden},
+    {.kind = TapKind::moe_residual, .name = "moe.residual", .width = hidden},
+    {.kind = TapKind::final_norm, .name = "final_norm", .in_layer = false, .width = hidden},
+    {.kind = TapKind::logits,
+     .name = "logits",
+     .in_layer = false,
+     .width = vocabulary,
+     .rows = TapRows::all,
+     .cols = Split::vocabulary},
+}};
+
+/// Takes "word.N." off the front of the text.
+std::optional<int> take_index(std::string_view& text, std::string_view word) {
+  if (!text.starts_with(word)) return std::nullopt;
+  const std::string_view rest = text.substr(word.size());
+  int index = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), index);
+  const auto used = static_cast<std::size_t>(end - rest.data());
+  if (error != std::errc() || index < 0 || used >= rest.size() || rest[used] != '.') return std::nullopt;
+  text = rest.substr(used + 1);
+  return index;
+}
+
+}  // namespace
+
+std::span<const TapRow> tap_table() {
+  return kTable;
+}
+
+std::string to_string(const TapId& id) {
+  std::string text;
+  const auto add = [&](std::string_view word, int index) {
+    if (index >= 0) text += fmt::format("{}.{}.", word, index);
+  };
+  add("step", id.step);
+  add("layer", id.layer);
+  text += tap_row(id.kind).name;
+  if (id.expert >= 0) text += fmt::format(".expert.{}", id.expert);
+  if (id.slot >= 0) text += fmt::format(".slot.{}", id.slot);
+  return text;
+}
+
+std::optional<TapId> parse_tap_id(std::string_view text) {
+  TapId id;
+  std::string_view rest = text;
+  id.step = take_index(rest, "step.").value_or(-1);
+  id.layer = take_index(rest, "layer.").value_or(-1);
+  // The longest name that fits: one may begin with another.
+  const TapRow* found = nullptr;
+  for (const TapRow& row : kTable) {
+    const bool fits = rest == row.name || (rest.starts_with(row.name) && rest[row.name.size()] == '.');
+    if (fits && (found == nullptr || row.name.size() > found->name.size())) found = &row;
+  }
+  if (found == nullptr || found->in_layer != (id.layer >= 0)) return std::nullopt;
+  id.kind = found->kind;
+  std::string tail = fmt::format("{}.", rest.substr(found->name.size()));
+  std::string_view after = tail;
+  if (after.starts_with('.')) after.remove_prefix(1);
+  id.expert = take_index(after, "expert.").value_or(-1);
+  id.slot = take_index(after, "slot.").value_or(-1);
+  if (to_string(id) != text) return std::nullopt;
+  return id;
+}
+
+std::optional<TapKind> find_tap_kind(std::string_view name) {
+  const auto found = std::ranges::find(kTable, name, &TapRow::name);
+  if (found == kTable.end()) return std::nullopt;
+  return found->kind;
+}
+
+std::vector<TapId> all_taps(const ModelConfig& model) {
+  std::vector<TapId> taps{{.kind = TapKind::embedding}};
+  for (int layer = 0; layer < model.layers.size(); ++layer) {
+    for (const TapRow& row : kTable) {
+      if (row.in_layer) taps.push_back({.layer = layer, .kind = row.kind});
+    }
+  }
+  taps.push_back({.kind = TapKind::final_norm});
+  taps.push_back({.kind = TapKind::logits});
+  return taps;
+}
+
+std::int64_t tap_width(const ModelConfig& model, const TapId& id) {
+  static const LayerSpec kNone;
+  return tap_row(id.kind).width(model, id.layer < 0 ? kNone : model.layers[id.layer]);
+}
+
+}  // namespace shardproof

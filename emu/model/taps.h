@@ -1,0 +1,89 @@
+// The table of taps: every intermediate tensor that is held to the reference, with its shape and how it lies on the
+// mesh.
+//
+// A tap is a matrix [tokens of the global batch, width]. Its name is printed and, in files, read; nowhere else is it
+// taken apart: code names a tap by its TapId.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/model/tensors.h"
+
+namespace shardproof {
+
+/// A row of the table, in program order.
+enum class TapKind : std::int8_t {
+  embedding,
+  attention_norm,
+  attention_q,  ///< after the rotary embedding, as is k
+  attention_k,
+  attention_v,
+  attention_context,
+  attention_output,  ///< after its reduction
+  attention_residual,
+  moe_norm,
+  router_logits,
+  router_choice,  ///< expert ids, best first
+  router_weights,
+  moe_output,  ///< combined
+  moe_residual,
+  final_norm,
+  logits,
+};
+inline constexpr int kTapKinds = static_cast<int>(TapKind::logits) + 1;
+
+/// Which rows of a microbatch a rank has of it.
+enum class TapRows {
+  stream,  ///< the rank's part of the residual stream: its own rows under sequence parallelism, else all
+  all,
+  own,  ///< the rows that the rank routes
+};
+
+struct TapRow {
+  TapKind kind{};
+  std::string_view name;
+  bool in_layer = true;
+  std::int64_t (*width)(const ModelConfig& model, const LayerSpec& layer) = nullptr;
+  TapRows rows = TapRows::stream;
+  Split cols = Split::none;
+  bool ids = false;  ///< values are ids, compared for equality
+};
+
+/// The rows in order of TapKind.
+std::span<const TapRow> tap_table();
+inline const TapRow& tap_row(TapKind kind) {
+  return tap_table()[static_cast<std::size_t>(kind)];
+}
+
+/// One tap of a run. What is -1 is absent, and is not printed. Ordered as the program makes them.
+struct TapId {
+  int step = -1;
+  int layer = -1;
+  TapKind kind{};
+  int expert = -1;
+  int slot = -1;
+
+  bool operator==(const TapId&) const = default;
+};
+
+/// "layer.3.attention.q", "logits".
+std::string to_string(const TapId& id);
+/// The inverse, for what a file or a command line names; none for any other text.
+std::optional<TapId> parse_tap_id(std::string_view text);
+
+/// The kind whose row has that name.
+std::optional<TapKind> find_tap_kind(std::string_view name);
+
+/// Every tap of a forward over whole sequences, in program order.
+std::vector<TapId> all_taps(const ModelConfig& model);
+
+/// Elements of a row.
+std::int64_t tap_width(const ModelConfig& model, const TapId& id);
+
+}  // namespace shardproof

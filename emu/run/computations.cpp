@@ -1,0 +1,290 @@
+#include "emu/run/computations.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "emu/run/dry_run.h"
+#include "emu/run/fault.h"
+#include "emu/run/transformer.h"
+#include "ops/attention.h"
+#include "ops/elementwise.h"
+#include "ops/embedding.h"
+#include "ops/expert.h"
+#include "ops/linear.h"
+#include "ops/norm.h"
+#include "ops/permute.h"
+#include "ops/router.h"
+#include "ops/threads.h"
+
+namespace shardproof {
+namespace {
+
+std::int64_t rows_of(const ShapeMatrix& x) {
+  return x.rows();
+}
+std::int64_t cols_of(const ShapeMatrix& x) {
+  return x.cols();
+}
+template <class T>
+std::int64_t rows_of(ops::MatrixView<T> x) {
+  return x.rows;
+}
+template <class T>
+std::int64_t cols_of(ops::MatrixView<T> x) {
+  return x.cols;
+}
+
+}  // namespace
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::embed(Op op) {
+  const std::int64_t hidden = model_.hidden_size;
+  Tensor partial(rows(), hidden);
+  if constexpr (!kDry) {
+    const std::vector<std::int32_t> ids = ground_.program.batch.tokens(tokens_.rows);
+    ops::embed<T>(ids, slice(Weight::embedding, -1).load(), layout_.vocabulary.begin, partial);
+  }
+  record(op, -1, rows(), hidden, ops::embed_cost(rows(), hidden, element_bytes()));
+  return partial;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::rms_norm(Op op, int layer, const Tensor& x, Weight weight) {
+  Tensor y(x.rows(), x.cols());
+  if constexpr (!kDry) {
+    ops::rms_norm<T>(x, slice(weight, layer).load().view().span(), model_.rms_norm_eps, format_, y);
+  }
+  record(op, layer, y.rows(), y.cols(), ops::rms_norm_cost(y.rows(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View x, Weight weight) {
+  const ShapeMatrix w = slice_shape(weight, layer);
+  Tensor y(rows_of(x), w.rows());
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    ops::linear<T>(x, slice(weight, layer).load(), y);
+    ops::round_to<T>(y.span(), format_);
+  }
+  record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), cols_of(x), element_bytes()));
+  return y;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int layer, const Tensor& x, Weight weight) {
+  const ShapeMatrix w = slice_shape(weight, layer);
+  Tensor y(x.rows(), w.rows());
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    ops::linear<T>(x, slice(weight, layer).load(), y);
+  }
+  record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+void Computations<T>::rope(Op op, int layer, Tensor& heads) {
+  if constexpr (!kDry) {
+    const auto kind = static_cast<std::size_t>(model_.layers.kind_of(layer));
+    ops::rope<T>(heads, tokens_.positions, ground_.rope[kind]);
+  }
+  record(op, layer, heads.rows(), heads.cols(), ops::rope_cost(heads.rows(), heads.cols(), element_bytes()));
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q,
+                                                            [[maybe_unused]] const Tensor& k,
+                                                            [[maybe_unused]] const Tensor& v) {
+  const std::int64_t dim = model_.layers[layer].attention.head_dim;
+  Tensor context(rows(), q.cols());
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    ops::attention<T>(q, k, v, tokens_.offsets, dim, format_, context);
+  }
+  record(op, layer, rows(), q.cols(),
+         ops::attention_cost(tokens_.pairs, rows(), held(layer).heads.count, held(layer).kv_heads.count, dim,
+                             element_bytes()));
+  return context;
+}
+
+template <class T>
+void Computations<T>::add(Op op, int layer, Tensor& x, [[maybe_unused]] const Tensor& y) {
+  if constexpr (!kDry) ops::add<T>(x, y, format_, x);
+  record(op, layer, x.rows(), x.cols(), ops::add_cost(x.rows(), x.cols(), element_bytes()));
+}
+
+template <class T>
+void Computations<T>::inject_routing_fault([[maybe_unused]] int layer, [[maybe_unused]] const Tensor& logits,
+                                           [[maybe_unused]] Routing& routing) const {
+  if constexpr (!kDry) {
+    ops::Matrix<double> scores(logits.rows(), logits.cols());
+    ops::Matrix<double> weights(routing.weights.rows(), routing.weights.cols());
+    std::ranges::copy(logits.span(), scores.span().begin());
+    std::ranges::copy(routing.weights.span(), weights.span().begin());
+    ground_.program.fault->edit_routing(ground_.rank, {.layer = layer, .microbatch = microbatch_}, scores, routing.ids,
+                                        weights);
+    std::ranges::transform(weights.span(), routing.weights.span().begin(),
+                           [](double weight) { return static_cast<T>(weight); });
+  }
+}
+
+template <class T>
+typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const Tensor& logits) {
+  const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
+  Routing routing{{logits.rows(), spec.top_k}, {logits.rows(), spec.top_k}};
+  if constexpr (!kDry) {
+    ops::route<T>(logits, spec.top_k, spec.norm_topk_prob, format_, routing.ids, routing.weights);
+    tap(TapKind::router_choice, layer, routing.ids);
+    if (ground_.program.replay != nullptr) {
+      const ops::Matrix<std::int32_t>& replayed = (*ground_.program.replay)[static_cast<std::size_t>(layer)];
+      const TokenRows own = tokens_.rows.part(own_rows());
+      for (std::int64_t i = 0; i < routing.ids.rows(); ++i) {
+        std::ranges::copy(replayed.row(own[i]), routing.ids.row(i).begin());
+      }
+      ops::route_weights<T>(logits, routing.ids, spec.norm_topk_prob, format_, routing.weights);
+    }
+    tap(TapKind::router_weights, layer, routing.weights);
+    if (ground_.program.fault != nullptr) inject_routing_fault(layer, logits, routing);
+  }
+  record(op, layer, logits.rows(), spec.top_k,
+         ops::route_cost(logits.rows(), logits.cols(), spec.top_k, element_bytes()));
+  return routing;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::gather_rows(Op op, int layer, View x, const RowOrder& order) {
+  Tensor y(order.count, cols_of(x));
+  if constexpr (!kDry) ops::gather_rows<T>(x, order.rows, y);
+  record(op, layer, y.rows(), y.cols(), ops::gather_rows_cost(y.rows(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] const Tensor& x, Range rows, Tensor& y) {
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    const int index = static_cast<int>(held(layer).experts.begin) + expert;
+    ops::expert<T>(x.view().row_range(rows.begin, rows.count), slice(Weight::expert_gate, layer, index).load(),
+                   slice(Weight::expert_up, layer, index).load(), slice(Weight::expert_down, layer, index).load(),
+                   format_, y.view().row_range(rows.begin, rows.count));
+  }
+  record(op, layer, rows.count, y.cols(),
+         ops::expert_cost(rows.count, y.cols(), held(layer).intermediate_size.count, element_bytes()), expert);
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::combine(Op op, int layer, [[maybe_unused]] const Tensor& outputs,
+                                                          [[maybe_unused]] const Permutation& permutation,
+                                                          const Tensor& weights) {
+  Tensor y(weights.rows(), model_.hidden_size);
+  if constexpr (!kDry) ops::combine<T>(outputs, permutation.positions, weights, format_, y);
+  record(op, layer, y.rows(), y.cols(), ops::combine_cost(y.rows(), weights.cols(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+void Computations<T>::round([[maybe_unused]] Tensor& x) const {
+  if constexpr (!kDry) ops::round_to<T>(x.span(), format_);
+}
+
+template <class T>
+Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& routing) const {
+  if constexpr (kDry) {
+    return {.counts = ground_.run.sent(layer, microbatch_, layout_.at)};
+  } else {
+    return permute_by_owner(routing.ids, held(layer).expert_owner, layout_.parallel.ep);
+  }
+}
+
+template <class T>
+RowOrder Computations<T>::order_by_expert(const Counts& counts, [[maybe_unused]] std::int64_t experts) const {
+  if constexpr (kDry) {
+    return {.count = sum_of(counts), .rows = {}};
+  } else {
+    std::vector<std::int64_t> rows = sort_by_expert(counts, experts);
+    return {.count = std::ssize(rows), .rows = std::move(rows)};
+  }
+}
+
+template <class T>
+RowOrder Computations<T>::inverse_of(const RowOrder& order) const {
+  return {.count = order.count, .rows = kDry ? std::vector<std::int64_t>() : inverse(order.rows)};
+}
+
+template <class T>
+typename Computations<T>::View Computations<T>::own_of(const Tensor& stream) const {
+  if constexpr (kDry) {
+    return {own_rows().count, stream.cols()};
+  } else {
+    return sp() ? stream.view() : stream.view().row_range(own_rows().begin, own_rows().count);
+  }
+}
+
+template <class T>
+template <class M>
+void Computations<T>::tap([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
+                          [[maybe_unused]] const M& tensor) const {
+  if constexpr (!kDry) {
+    if (!ground_.rank.tapped()) return;
+    const TapRow& row = tap_row(kind);
+    const TapId id{.layer = layer, .kind = kind};
+    const std::int64_t width = tap_width(model_, id);
+    const Range cols = part_of(layout_, model_, row.cols, layer, width);
+    const Range places = row.rows == TapRows::all   ? Range{0, rows()}
+                         : row.rows == TapRows::own ? own_rows()
+                                                    : stream_rows();
+    const TokenMap& all = ground_.program.deployment.tokens;
+    std::int64_t first = 0;
+    for (const Range& run : tokens_.rows.part(places).runs) {
+      ground_.rank.tap(id, tensor.view().row_range(first, run.count), Placement{all.tokens(), width, run, cols, {}});
+      first += run.count;
+    }
+  }
+}
+
+template <class T>
+void Computations<T>::record(Op op, int layer, std::int64_t rows, std::int64_t cols, ops::Cost cost, int expert) const {
+  if (trace_ == nullptr) return;
+  trace_->ops.push_back({.op = op,
+                         .layer = layer,
+                         .microbatch = microbatch_,
+                         .expert = expert,
+                         .rows = rows,
+                         .cols = cols,
+                         .flops = cost.flops,
+                         .bytes = cost.bytes});
+}
+
+template <class T>
+ShapeMatrix Computations<T>::slice_shape(Weight weight, int layer) const {
+  if constexpr (kDry) {
+    const WeightSpec spec = weight_spec(model_, weight, layer);
+    return {part_of(layout_, model_, spec.row_split, layer, spec.rows).count,
+            part_of(layout_, model_, spec.col_split, layer, spec.cols).count};
+  } else {
+    const WeightSlice<Scalar>& held_slice = slice(weight, layer);
+    return {held_slice.rows.count, held_slice.cols.count};
+  }
+}
+
+template <class T>
+const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[maybe_unused]] Weight weight,
+                                                                            [[maybe_unused]] int layer,
+                                                                            [[maybe_unused]] int expert) const {
+  if constexpr (kDry) {
+    throw std::logic_error("a dry run has no weights");
+  } else {
+    return ground_.weights(weight, layer, expert);
+  }
+}
+
+template class Computations<float>;
+template class Computations<double>;
+template class Computations<ShapeOnly>;
+
+template void Computations<float>::tap(TapKind, int, const ops::Matrix<float>&) const;
+template void Computations<double>::tap(TapKind, int, const ops::Matrix<double>&) const;
+template void Computations<ShapeOnly>::tap(TapKind, int, const ShapeMatrix&) const;
+
+}  // namespace shardproof

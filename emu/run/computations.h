@@ -1,0 +1,152 @@
+// The named computations of a rank's program: half of what it is written in (context.h has the calls).
+//
+//   Tensor q = ctx.linear(Op::attention_q, layer, x, Weight::attention_q);
+//
+// One statement computes, rounds as a kernel stores, and records. The same program runs on numbers (T float or double)
+// and dry (T ShapeOnly): then tensors are shapes, and what depends on data follows from a stated routing. Row ranges
+// are places among the rows that the rank's attention works on (RankTokens).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "emu/model/taps.h"
+#include "emu/plan/layout.h"
+#include "emu/plan/token_map.h"
+#include "emu/run/dispatch.h"
+#include "emu/run/op.h"
+#include "emu/run/rank_weights.h"
+#include "emu/run/tensor.h"
+#include "emu/run/trace.h"
+#include "ops/cost.h"
+#include "ops/format.h"
+#include "ops/rope.h"
+
+namespace shardproof {
+
+class DryRun;
+class Rank;
+template <class T>
+struct TransformerProgram;
+
+/// What a context of numbers stands on: the rank, the program's shared state, and the weights that the rank holds.
+template <class T>
+struct Ground {
+  Rank& rank;
+  const TransformerProgram<T>& program;
+  const RankWeights<T>& weights;
+  /// By kind of layer, of every position in the microbatch.
+  const std::vector<ops::RopeTable<T>>& rope;
+};
+/// What a dry one stands on.
+template <>
+struct Ground<ShapeOnly> {
+  const DryRun& run;
+};
+
+/// The rows of one dispatch, by place: rows[i] is where row i comes from. Dry, only the count is known.
+struct RowOrder {
+  std::int64_t count = 0;
+  std::vector<std::int64_t> rows;
+};
+
+template <class T>
+class Computations {
+ public:
+  static constexpr bool kDry = kIsDry<T>;
+  using Tensor = TensorOf<T>;
+  using Scalar = std::conditional_t<kDry, float, T>;
+  using View = std::conditional_t<kDry, ShapeMatrix, ops::MatrixView<const Scalar>>;
+  using Ids = std::conditional_t<kDry, ShapeMatrix, ops::Matrix<std::int32_t>>;
+  using Counts = std::vector<std::int64_t>;
+  /// The chosen experts of the rank's own rows and their weights, [own rows, top_k].
+  struct Routing {
+    Ids ids;
+    Tensor weights;
+  };
+
+  Computations(const ModelConfig& model, ops::Format format, const Layout& layout, const RankTokens& tokens,
+               std::int64_t microbatch, RankTrace* trace, Ground<T> ground)
+      : model_(model),
+        format_(format),
+        layout_(layout),
+        tokens_(tokens),
+        microbatch_(static_cast<std::int32_t>(microbatch)),
+        trace_(trace),
+        ground_(ground) {}
+
+  const ModelConfig& model() const { return model_; }
+  const Layout& layout() const { return layout_; }
+  const LayerLayout& held(int layer) const { return layout_.layer(model_, layer); }
+  const Parallel& parallel() const { return layout_.parallel; }
+  bool sp() const { return layout_.parallel.sp && layout_.parallel.tp > 1; }
+  std::int64_t rows() const { return tokens_.rows.count(); }
+  Range own_rows() const { return tokens_.own; }
+  Range stream_rows() const { return tokens_.stream; }
+
+  // Computations. Each result is stored: rounded to the run's format, unless it is said to be a partial sum.
+
+  /// Vocabulary-parallel: each rank looks up the ids that it holds, the others' rows are zero. A partial sum over tp,
+  /// [all rows, hidden].
+  Tensor embed(Op op);
+  Tensor rms_norm(Op op, int layer, const Tensor& x, Weight weight);
+  /// x W^T, [rows of x, rows of W].
+  Tensor linear(Op op, int layer, View x, Weight weight);
+  /// The same, a partial sum: not rounded.
+  Tensor partial_linear(Op op, int layer, const Tensor& x, Weight weight);
+  /// Rotates heads [all rows, heads * head_dim] in place.
+  void rope(Op op, int layer, Tensor& heads);
+  /// Of local heads over all rows.
+  Tensor attention(Op op, int layer, const Tensor& q, const Tensor& k, const Tensor& v);
+  /// x += y.
+  void add(Op op, int layer, Tensor& x, const Tensor& y);
+  /// Chooses and weighs the experts of the rank's own rows. A replayed choice takes the place of the router's own after
+  /// that has been tapped.
+  Routing route(Op op, int layer, const Tensor& logits);
+  Tensor gather_rows(Op op, int layer, View x, const RowOrder& order);
+  /// The rank's slice of its `expert`-th expert on rows begin..begin+count of x; partial sums over etp, into the same
+  /// rows of y.
+  void expert(Op op, int layer, int expert, const Tensor& x, Range rows, Tensor& y);
+  /// Own rows [own rows, hidden] from the experts' outputs, each at its place in the dispatch.
+  Tensor combine(Op op, int layer, const Tensor& outputs, const Permutation& permutation, const Tensor& weights);
+  void round(Tensor& x) const;
+
+  /// Bookkeeping of the dispatch: where the rank's slots go.
+  Permutation permute(int layer, const Routing& routing) const;
+  /// Places in order of the local expert, of chunks that hold counts[c * experts + e] rows of each.
+  RowOrder order_by_expert(const Counts& counts, std::int64_t experts) const;
+  RowOrder inverse_of(const RowOrder& order) const;
+  /// The rank's own rows of a part of the residual stream.
+  View own_of(const Tensor& stream) const;
+
+  /// Hands a tensor to whoever holds the run to the reference, as the table of taps places it.
+  template <class M>
+  void tap(TapKind kind, int layer, const M& tensor) const;
+
+ protected:
+  int element_bytes() const { return ops::bytes_per_element(format_); }
+
+  const ModelConfig& model_;
+  ops::Format format_;
+  const Layout& layout_;
+  const RankTokens& tokens_;
+  std::int32_t microbatch_;
+  RankTrace* trace_;
+  Ground<T> ground_;
+
+ private:
+  void record(Op op, int layer, std::int64_t rows, std::int64_t cols, ops::Cost cost, int expert = -1) const;
+  /// Shape of the rank's slice of a weight.
+  ShapeMatrix slice_shape(Weight weight, int layer) const;
+  const WeightSlice<Scalar>& slice(Weight weight, int layer, int expert = -1) const;
+  void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;
+};
+
+extern template class Computations<float>;
+extern template class Computations<double>;
+extern template class Computations<ShapeOnly>;
+
+}  // namespace shardproof

@@ -1,0 +1,270 @@
+#include "emu/run/context.h"
+
+#include <stdexcept>
+#include <utility>
+
+#include "emu/run/dry_run.h"
+#include "emu/run/reduction.h"
+#include "emu/run/transformer.h"
+
+namespace shardproof {
+template <class T>
+Communicator Context<T>::communicator([[maybe_unused]] Axis axis, [[maybe_unused]] Op op,
+                                      [[maybe_unused]] int layer) const {
+  if constexpr (kDry) {
+    return {};
+  } else {
+    return ground_.rank.on(axis).tagged(
+        {.op = static_cast<std::int32_t>(op), .layer = layer, .microbatch = microbatch_});
+  }
+}
+
+template <class T>
+void Context<T>::record_call(Op op, int layer, const CallShape& shape) const {
+  if (trace_ == nullptr) return;
+  trace_->ops.push_back({.op = op,
+                         .call = true,
+                         .layer = layer,
+                         .microbatch = microbatch_,
+                         .rows = shape.rows,
+                         .cols = shape.cols,
+                         .axis = shape.axis,
+                         .operation = shape.operation,
+                         .group_size = Mesh(layout_.parallel).degree(shape.axis),
+                         .peer = shape.peer,
+                         .width = shape.counts ? 8 : element_bytes(),
+                         .elements = shape.elements,
+                         .received = shape.received,
+                         .kept = shape.kept});
+}
+
+template <class T>
+std::vector<std::size_t> Context<T>::own_elements(std::int64_t width) const {
+  std::vector<std::size_t> counts;
+  for (const std::int64_t count : tokens_.own_counts) counts.push_back(static_cast<std::size_t>(count * width));
+  return counts;
+}
+
+template <class T>
+Task<> Context<T>::all_reduce(Op op, int layer, Tensor& partial, [[maybe_unused]] SourceLocation where) {
+  if (layout_.parallel.tp > 1) {
+    if constexpr (!kDry) {
+      ops::round_partial<T>(partial.span(), format_);
+      co_await communicator(Axis::tp, op, layer).all_reduce(partial.span(), ground_.program.reduction, where);
+    }
+    record_call(op, layer,
+                {.axis = Axis::tp,
+                 .operation = Operation::all_reduce,
+                 .elements = partial.size(),
+                 .received = partial.size(),
+                 .rows = partial.rows(),
+                 .cols = partial.cols()});
+  }
+  this->round(partial);
+  co_return;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::scatter_rows(Op op, int layer, Tensor partial,
+                                                           [[maybe_unused]] SourceLocation where) {
+  Tensor shard(this->own_rows().count, partial.cols());
+  if constexpr (!kDry) {
+    ops::round_partial<T>(partial.span(), format_);
+    const std::vector<std::size_t> counts = own_elements(partial.cols());
+    co_await communicator(Axis::tp, op, layer)
+        .reduce_scatter_v(std::as_const(partial).span(), shard.span(), std::span<const std::size_t>(counts),
+                          reduce_scatter_options(ground_.program.reduction), where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::tp,
+               .operation = Operation::reduce_scatter,
+               .elements = partial.size(),
+               .received = shard.size(),
+               .kept = shard.size(),
+               .rows = shard.rows(),
+               .cols = shard.cols()});
+  this->round(shard);
+  co_return shard;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::gather_rows_over_tp(Op op, int layer, Tensor own,
+                                                                  [[maybe_unused]] SourceLocation where) {
+  Tensor full(this->rows(), own.cols());
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> counts = own_elements(own.cols());
+    co_await communicator(Axis::tp, op, layer)
+        .all_gather_v(std::as_const(own).span(), full.span(), std::span<const std::size_t>(counts), kMoveDirectly,
+                      where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::tp,
+               .operation = Operation::all_gather,
+               .elements = own.size(),
+               .received = full.size(),
+               .rows = full.rows(),
+               .cols = full.cols()});
+  co_return full;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, Tensor own) {
+  const int cp = layout_.parallel.cp;
+  if constexpr (!kDry) throw std::logic_error("no run of numbers has context parallelism: RunnablePlan refuses it");
+  Tensor full(own.rows() * cp, own.cols());
+  record_call(op, layer,
+              {.axis = Axis::cp,
+               .operation = Operation::all_gather,
+               .elements = own.size(),
+               .received = full.size(),
+               .rows = full.rows(),
+               .cols = full.cols()});
+  co_return full;
+}
+
+template <class T>
+Task<typename Context<T>::Counts> Context<T>::exchange_counts(Op op, int layer, const Permutation& permutation,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Counts arriving;
+  if constexpr (kDry) {
+    arriving = ground_.run.arriving(layer, microbatch_, layout_.at);
+  } else {
+    arriving.resize(permutation.counts.size());
+    co_await communicator(Axis::ep, op, layer)
+        .all_to_all(std::span<const std::int64_t>(permutation.counts), std::span<std::int64_t>(arriving), kMoveDirectly,
+                    where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::ep,
+               .operation = Operation::all_to_all,
+               .elements = std::ssize(permutation.counts),
+               .received = std::ssize(arriving),
+               .kept = std::ssize(permutation.counts) / layout_.parallel.ep,
+               .counts = true});
+  co_return arriving;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const Tensor& in, const Counts& sent,
+                                                         Tensor out, const Counts& received,
+                                                         [[maybe_unused]] SourceLocation where) {
+  const std::int64_t experts = this->held(layer).experts.count;
+  const std::vector<std::size_t> send_counts = element_counts(sent, experts, in.cols());
+  const std::vector<std::size_t> receive_counts = element_counts(received, experts, in.cols());
+  if constexpr (!kDry) {
+    co_await communicator(Axis::ep, op, layer)
+        .all_to_all_v(in.span(), std::span<const std::size_t>(send_counts), out.span(),
+                      std::span<const std::size_t>(receive_counts), kMoveDirectly, where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::ep,
+               .operation = Operation::all_to_all,
+               .elements = in.size(),
+               .received = out.size(),
+               .kept = static_cast<std::int64_t>(send_counts[static_cast<std::size_t>(layout_.at.ep)]),
+               .rows = out.rows(),
+               .cols = out.cols()});
+  co_return out;
+}
+
+template <class T>
+Task<typename Context<T>::Counts> Context<T>::gather_counts(Op op, int layer, const Counts& counts,
+                                                            [[maybe_unused]] SourceLocation where) {
+  Counts all;
+  if constexpr (kDry) {
+    all = ground_.run.arriving_over_etp(layer, microbatch_, layout_.at);
+  } else {
+    all.resize(counts.size() * static_cast<std::size_t>(layout_.parallel.etp));
+    co_await communicator(Axis::etp, op, layer)
+        .all_gather(std::span<const std::int64_t>(counts), std::span<std::int64_t>(all), kMoveDirectly, where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::etp,
+               .operation = Operation::all_gather,
+               .elements = std::ssize(counts),
+               .received = std::ssize(all),
+               .counts = true});
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::gather_over_etp(Op op, int layer, const Tensor& own,
+                                                              const Counts& all_counts,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Tensor all(sum_of(all_counts), own.cols());
+  if constexpr (!kDry) {
+    const std::int64_t buckets = std::ssize(all_counts) / layout_.parallel.etp;
+    const std::vector<std::size_t> counts = element_counts(all_counts, buckets, own.cols());
+    co_await communicator(Axis::etp, op, layer)
+        .all_gather_v(own.span(), all.span(), std::span<const std::size_t>(counts), kMoveDirectly, where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::etp,
+               .operation = Operation::all_gather,
+               .elements = own.size(),
+               .received = all.size(),
+               .rows = all.rows(),
+               .cols = all.cols()});
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::reduce_over_etp(Op op, int layer, Tensor partial, std::int64_t own_rows,
+                                                              [[maybe_unused]] const Counts& all_counts,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Tensor own(own_rows, partial.cols());
+  if constexpr (!kDry) {
+    ops::round_partial<T>(partial.span(), format_);
+    const std::int64_t buckets = std::ssize(all_counts) / layout_.parallel.etp;
+    const std::vector<std::size_t> counts = element_counts(all_counts, buckets, partial.cols());
+    co_await communicator(Axis::etp, op, layer)
+        .reduce_scatter_v(std::as_const(partial).span(), own.span(), std::span<const std::size_t>(counts),
+                          reduce_scatter_options(ground_.program.reduction), where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::etp,
+               .operation = Operation::reduce_scatter,
+               .elements = partial.size(),
+               .received = own.size(),
+               .kept = own.size(),
+               .rows = own.rows(),
+               .cols = own.cols()});
+  co_return own;
+}
+
+template <class T>
+Task<> Context<T>::send_to_next_stage(Op op, const Tensor& stream, [[maybe_unused]] SourceLocation where) {
+  const int next = layout_.at.pp + 1;
+  if constexpr (!kDry) co_await communicator(Axis::pp, op, -1).send(stream.span(), GroupRank{next}, where);
+  record_call(op, -1,
+              {.axis = Axis::pp,
+               .operation = Operation::send,
+               .elements = stream.size(),
+               .received = stream.size(),
+               .rows = stream.rows(),
+               .cols = stream.cols(),
+               .peer = next});
+  co_return;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::receive_from_stage_before(Op op, [[maybe_unused]] SourceLocation where) {
+  const int before = layout_.at.pp - 1;
+  Tensor stream(this->stream_rows().count, model_.hidden_size);
+  if constexpr (!kDry) co_await communicator(Axis::pp, op, -1).recv(stream.span(), GroupRank{before}, where);
+  record_call(op, -1,
+              {.axis = Axis::pp,
+               .operation = Operation::recv,
+               .elements = stream.size(),
+               .received = stream.size(),
+               .rows = stream.rows(),
+               .cols = stream.cols(),
+               .peer = before});
+  co_return stream;
+}
+
+template class Context<float>;
+template class Context<double>;
+template class Context<ShapeOnly>;
+
+}  // namespace shardproof

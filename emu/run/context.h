@@ -1,0 +1,83 @@
+// What a rank's program is written in: named ops (computations.h) and named calls.
+//
+//   Tensor q = ctx.linear(Op::attention_q, layer, x, Weight::attention_q);
+//   co_await ctx.all_reduce(Op::attention_reduce, layer, partial);
+//
+// A call carries its op, layer and microbatch (CallTag) and leaves a record of what went where. A partial sum is
+// rounded as a kernel stores one before it is sent; a reduction's result is stored. Dry, a call completes at once.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "collectives/communicator.h"
+#include "collectives/task.h"
+#include "emu/run/computations.h"
+
+namespace shardproof {
+
+template <class T>
+class Context : public Computations<T> {
+ public:
+  using Base = Computations<T>;
+  using Base::Base;
+  using Base::kDry;
+  using typename Base::Counts;
+  using typename Base::Tensor;
+
+  Task<> all_reduce(Op op, int layer, Tensor& partial, SourceLocation where = SourceLocation::current());
+  /// Own rows of the sum, [own rows, width], each tp rank its own.
+  Task<Tensor> scatter_rows(Op op, int layer, Tensor partial, SourceLocation where = SourceLocation::current());
+  /// All rows from every tp rank's own.
+  Task<Tensor> gather_rows_over_tp(Op op, int layer, Tensor own, SourceLocation where = SourceLocation::current());
+  /// Under context parallelism: keys or values of every cp rank, which a run of numbers does not do yet.
+  Task<Tensor> gather_over_cp(Op op, int layer, Tensor own);
+  /// What every ep rank sends this one, given what this one sends each: [ep * local experts] both.
+  Task<Counts> exchange_counts(Op op, int layer, const Permutation& permutation,
+                               SourceLocation where = SourceLocation::current());
+  /// Rows to their experts, or back: sent[i] and received[i] rows are of one local expert; runs of `experts` of them go
+  /// to one rank. `out` has the shape of the result.
+  Task<Tensor> all_to_all(Op op, int layer, const Tensor& in, const Counts& sent, Tensor out, const Counts& received,
+                          SourceLocation where = SourceLocation::current());
+  /// The counts of every etp rank, one after another.
+  Task<Counts> gather_counts(Op op, int layer, const Counts& counts, SourceLocation where = SourceLocation::current());
+  /// Rows of every etp rank, of which each has as many as its counts add up to.
+  Task<Tensor> gather_over_etp(Op op, int layer, const Tensor& own, const Counts& all_counts,
+                               SourceLocation where = SourceLocation::current());
+  /// The rank's `own` rows of the sum over etp.
+  Task<Tensor> reduce_over_etp(Op op, int layer, Tensor partial, std::int64_t own, const Counts& all_counts,
+                               SourceLocation where = SourceLocation::current());
+  Task<> send_to_next_stage(Op op, const Tensor& stream, SourceLocation where = SourceLocation::current());
+  Task<Tensor> receive_from_stage_before(Op op, SourceLocation where = SourceLocation::current());
+
+ private:
+  struct CallShape {
+    Axis axis{};
+    Operation operation{};
+    std::int64_t elements = 0;
+    std::int64_t received = 0;
+    std::int64_t kept = 0;
+    std::int64_t rows = 0;
+    std::int64_t cols = 0;
+    bool counts = false;
+    int peer = -1;
+  };
+  void record_call(Op op, int layer, const CallShape& shape) const;
+  std::vector<std::size_t> own_elements(std::int64_t width) const;
+  Communicator communicator(Axis axis, Op op, int layer) const;
+
+  using Base::element_bytes;
+  using Base::format_;
+  using Base::ground_;
+  using Base::layout_;
+  using Base::microbatch_;
+  using Base::model_;
+  using Base::tokens_;
+  using Base::trace_;
+};
+
+extern template class Context<float>;
+extern template class Context<double>;
+extern template class Context<ShapeOnly>;
+
+}  // namespace shardproof

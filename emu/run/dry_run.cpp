@@ -1,0 +1,140 @@
+#include "emu/run/dry_run.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "emu/run/context.h"
+#include "emu/run/program.h"
+
+namespace shardproof {
+namespace {
+
+/// What the records of a layer's dispatch depend on: not which rank sends how much, but what comes of it.
+void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int64_t microbatch, const Layout& layout,
+                std::vector<std::int64_t>& key) {
+  const std::int64_t experts = layout.layer(model, layer).experts.count;
+  const auto own_part = [&](const std::vector<std::int64_t>& counts) {
+    return sum_of(
+        std::span(counts).subspan(static_cast<std::size_t>(layout.at.ep * experts), static_cast<std::size_t>(experts)));
+  };
+  const std::vector<std::int64_t>& sent = run.sent(layer, microbatch, layout.at);
+  const std::vector<std::int64_t> arriving = run.arriving(layer, microbatch, layout.at);
+  for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), own_part(arriving)}) key.push_back(n);
+  const std::vector<std::int64_t> all = run.arriving_over_etp(layer, microbatch, layout.at);
+  std::vector<std::int64_t> rows_of(static_cast<std::size_t>(experts), 0);
+  for (std::size_t i = 0; i < all.size(); ++i) rows_of[i % rows_of.size()] += all[i];
+  key.insert(key.end(), rows_of.begin(), rows_of.end());
+}
+
+/// Everything of a rank that its records depend on: ranks with equal keys have equal records.
+std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run, int rank) {
+  const Layout& layout = deployment.layouts[static_cast<std::size_t>(rank)];
+  const TokenMap& tokens = deployment.tokens;
+  std::vector<std::int64_t> key{layout.at.pp, layout.vocabulary.count};
+  const auto add = [&](const std::vector<std::int64_t>& values) {
+    key.push_back(std::ssize(values));
+    key.insert(key.end(), values.begin(), values.end());
+  };
+  for (const LayerLayout& kind : layout.kinds) {
+    for (const Range& part : {kind.heads, kind.kv_heads, kind.experts, kind.intermediate_size}) {
+      key.push_back(part.count);
+    }
+  }
+  for (const WorkItem& item : deployment.timetable[static_cast<std::size_t>(rank)]) {
+    const std::int64_t m = item.microbatch;
+    for (const std::int64_t n : {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(),
+                                 tokens.own(layout.at, m).count(), tokens.stream(layout.at, m).count()}) {
+      key.push_back(n);
+    }
+    add(tokens.lengths(layout.at.dp, m));
+    // Layers of one kind are alike where the routing is; else each is asked.
+    std::vector<bool> asked(layout.kinds.size(), false);
+    for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
+      const auto kind = static_cast<std::size_t>(model.layers.kind_of(layer));
+      if (run.same_in_every_layer() && asked[kind]) continue;
+      asked[kind] = true;
+      add_counts(model, run, static_cast<int>(layer), m, layout, key);
+    }
+  }
+  return key;
+}
+
+std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run,
+                                          ops::Format format, int rank) {
+  const auto id = static_cast<std::size_t>(rank);
+  const Layout& layout = deployment.layouts[id];
+  auto trace = std::make_shared<RankTrace>();
+  for (const WorkItem& item : deployment.timetable[id]) {
+    const RankTokens tokens = deployment.tokens.rank_tokens(layout.at, item.microbatch);
+    Context<ShapeOnly> ctx(model, format, layout, tokens, item.microbatch, trace.get(), {run});
+    const Task<> task = run_item(ctx, item);
+    task.handle().resume();
+    if (task.error()) std::rethrow_exception(task.error());
+  }
+  return trace;
+}
+
+}  // namespace
+
+DryRun::DryRun(const ModelConfig& model, const Mesh& mesh, const Deployment& deployment, const StatedRouting& routing)
+    : model_(model), mesh_(mesh), deployment_(deployment), routing_(routing) {}
+
+const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  const int kind = model_.layers.kind_of(layer);
+  const Key key{same_in_every_layer() ? kind : layer, microbatch, at.tp, at.cp, at.dp};
+  const auto known = sent_.find(key);
+  if (known != sent_.end()) return known->second;
+  const TokenRows own = deployment_.tokens.own(at, microbatch);
+  ops::Matrix<std::int32_t> ids(own.count(), model_.layers[layer].feed_forward.top_k);
+  std::int64_t place = 0;
+  for (const Range& run : own.runs) {
+    for (std::int64_t row = run.begin; row < run.end(); ++row) routing_.choose(layer, row, ids.row(place++));
+  }
+  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
+  return sent_.emplace(key, slots_by_owner(ids, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
+}
+
+std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  std::vector<std::int64_t> counts;
+  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  for (const int sender : mesh_.group(Axis::ep, rank)) {
+    const std::vector<std::int64_t>& sent_by = sent(layer, microbatch, mesh_.coordinates(sender));
+    const std::int64_t experts = std::ssize(sent_by) / mesh_.degree(Axis::ep);
+    const auto begin = sent_by.begin() + at.ep * experts;
+    counts.insert(counts.end(), begin, begin + experts);
+  }
+  return counts;
+}
+
+std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  std::vector<std::int64_t> counts;
+  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  for (const int member : mesh_.group(Axis::etp, rank)) {
+    const std::vector<std::int64_t> of_member = arriving(layer, microbatch, mesh_.coordinates(member));
+    counts.insert(counts.end(), of_member.begin(), of_member.end());
+  }
+  return counts;
+}
+
+DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+  Workload workload = plan.workload;
+  if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
+  Deployment deployment = deploy(plan.model, plan.parallel, workload);
+  if (pass == DryPass::decode) deployment.tokens.set_past(plan.workload.lengths);
+  const Mesh mesh(plan.parallel);
+  const DryRun run(plan.model, mesh, deployment, routing);
+
+  DryTraces traces;
+  std::map<std::vector<std::int64_t>, std::shared_ptr<const RankTrace>> known;
+  for (int rank = 0; rank < mesh.world(); ++rank) {
+    auto& trace = known[key_of(plan.model, deployment, run, rank)];
+    if (trace == nullptr) trace = trace_of(plan.model, deployment, run, format, rank);
+    traces.ranks.push_back(trace);
+  }
+  traces.distinct = known.size();
+  return traces;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,65 @@
+// A dry run: the program of a plan on shapes instead of numbers.
+//
+// Every rank's records under a stated routing, as a run with numbers would make them. Ranks whose shapes and counts are
+// equal share one list: a plan of thousands of ranks has a few.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include "emu/plan/deployment.h"
+#include "emu/plan/mesh.h"
+#include "emu/plan/plan.h"
+#include "emu/run/dispatch.h"
+#include "emu/run/routing.h"
+#include "emu/run/trace.h"
+#include "ops/format.h"
+
+namespace shardproof {
+
+/// One engine iteration over the workload.
+enum class DryPass {
+  prefill,  ///< every token of every sequence
+  decode,   ///< one more token of each sequence, after its length tokens
+};
+
+/// By rank.
+struct DryTraces {
+  std::vector<std::shared_ptr<const RankTrace>> ranks;
+  /// How many lists there are.
+  std::size_t distinct = 0;
+
+  const RankTrace& of(int rank) const { return *ranks[static_cast<std::size_t>(rank)]; }
+};
+
+/// What the contexts of a dry run share.
+class DryRun {
+ public:
+  /// The plan must be valid (validate.h). `model` and `routing` outlive this.
+  DryRun(const ModelConfig& model, const Mesh& mesh, const Deployment& deployment, const StatedRouting& routing);
+
+  bool same_in_every_layer() const { return routing_.same_in_every_layer(); }
+  /// How many slots the rank sends to each expert bucket (Permutation::counts), of its own rows of a microbatch.
+  const std::vector<std::int64_t>& sent(int layer, std::int64_t microbatch, const Coordinates& at) const;
+  /// What arrives at the rank from every rank of its ep group: [ep * local experts].
+  std::vector<std::int64_t> arriving(int layer, std::int64_t microbatch, const Coordinates& at) const;
+  /// The same of every rank of its etp group, one after another.
+  std::vector<std::int64_t> arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const;
+
+ private:
+  using Key = std::tuple<int, std::int64_t, int, int, int>;
+
+  const ModelConfig& model_;
+  const Mesh& mesh_;
+  const Deployment& deployment_;
+  const StatedRouting& routing_;
+  mutable std::map<Key, std::vector<std::int64_t>> sent_;
+};
+
+/// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element).
+DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing);
+
+}  // namespace shardproof

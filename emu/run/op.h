@@ -1,0 +1,63 @@
+// What a rank does, by name: every computation and every call of the program.
+//
+// The program names an op where it does it, and that name is in the record, on the collective's call (CallTag) and in
+// the graph: nothing guesses afterwards what a call was for.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "collectives/call_tag.h"
+
+namespace shardproof {
+
+/// In program order. What moves data between ranks says so in its comment; the rest computes.
+enum class Op : std::int16_t {
+  embedding,         ///< a partial sum over tp
+  embedding_reduce,  ///< over tp
+  stage_receive,     ///< of the residual stream, over pp
+  attention_norm,
+  attention_gather,  ///< of the rows over tp, under sequence parallelism
+  attention_q,
+  attention_k,
+  attention_v,
+  attention_rope_q,
+  attention_rope_k,
+  attention_gather_k,  ///< over cp
+  attention_gather_v,  ///< over cp
+  attention_context,
+  attention_output,  ///< a partial sum over tp
+  attention_reduce,  ///< over tp
+  attention_residual,
+  moe_norm,
+  router_logits,
+  router_choice,
+  moe_permute,
+  dispatch_counts,  ///< over ep: how many rows follow
+  dispatch,         ///< over ep: rows to their experts
+  expert_counts,    ///< over etp
+  expert_gather,    ///< over etp: rows of every member
+  moe_sort,
+  moe_expert,  ///< a partial sum over etp
+  moe_unsort,
+  expert_reduce,   ///< over etp
+  combine_return,  ///< over ep: rows back
+  moe_combine,
+  moe_gather,  ///< of the combined rows over tp, without sequence parallelism
+  moe_residual,
+  stage_send,  ///< of the residual stream, over pp
+  final_norm,
+  head_gather,  ///< of the rows over tp, under sequence parallelism
+  logits,
+};
+inline constexpr int kOps = static_cast<int>(Op::logits) + 1;
+
+/// "attention.q", "moe.expert", "attention.reduce".
+std::string_view to_string(Op op);
+
+/// The op of a call that the program made; none for a call without one.
+constexpr bool is_call_of(const CallTag& tag, Op op) {
+  return tag.op == static_cast<std::int32_t>(op);
+}
+
+}  // namespace shardproof

@@ -1,0 +1,54 @@
+#include "emu/run/program.h"
+
+#include <utility>
+
+#include "emu/run/attention_block.h"
+#include "emu/run/moe_block.h"
+#include "emu/run/reduction.h"
+
+namespace shardproof {
+namespace {
+
+template <class T>
+Task<TensorOf<T>> embed_tokens(Context<T>& ctx) {
+  TensorOf<T> x = co_await reduce_to_stream(ctx, Op::embedding_reduce, -1, ctx.embed(Op::embedding));
+  ctx.tap(TapKind::embedding, -1, x);
+  co_return x;
+}
+
+/// The final norm and the vocabulary-parallel head; logits stay sharded.
+template <class T>
+Task<> finish(Context<T>& ctx, const TensorOf<T>& x) {
+  TensorOf<T> norm = ctx.rms_norm(Op::final_norm, -1, x, Weight::final_norm);
+  ctx.tap(TapKind::final_norm, -1, norm);
+  const TensorOf<T> full = co_await gather_stream(ctx, Op::head_gather, -1, std::move(norm));
+  const TensorOf<T> logits = ctx.linear(Op::logits, -1, full, Weight::head);
+  ctx.tap(TapKind::logits, -1, logits);
+}
+
+}  // namespace
+
+template <class T>
+Task<> run_item(Context<T>& ctx, const WorkItem& item) {
+  TensorOf<T> x;
+  if (ctx.layout().first_stage()) {
+    x = co_await embed_tokens(ctx);
+  } else {
+    x = co_await ctx.receive_from_stage_before(Op::stage_receive);
+  }
+  for (auto layer = static_cast<int>(item.layers.begin); layer < item.layers.end(); ++layer) {
+    co_await attention_block(ctx, layer, x);
+    co_await moe_block(ctx, layer, x);
+  }
+  if (ctx.layout().last_stage()) {
+    co_await finish(ctx, x);
+  } else {
+    co_await ctx.send_to_next_stage(Op::stage_send, x);
+  }
+}
+
+template Task<> run_item(Context<float>&, const WorkItem&);
+template Task<> run_item(Context<double>&, const WorkItem&);
+template Task<> run_item(Context<ShapeOnly>&, const WorkItem&);
+
+}  // namespace shardproof

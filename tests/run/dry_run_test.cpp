@@ -1,0 +1,157 @@
+// A dry run's records are those of a run with numbers, field by field.
+#include "emu/run/dry_run.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <ostream>
+
+#include "collectives/thread_executor.h"
+#include "emu/plan/scale.h"
+#include "emu/run/transformer.h"
+#include "tests/support/random_plan.h"
+#include "tests/support/shipped_plans.h"
+
+namespace shardproof {
+
+std::ostream& operator<<(std::ostream& out, const OpRecord& record) {
+  return out << to_string(record.op) << " layer " << record.layer << " microbatch " << record.microbatch << " expert "
+             << record.expert << " " << record.rows << " x " << record.cols << " flops " << record.flops << " elements "
+             << record.elements << " received " << record.received << " kept " << record.kept;
+}
+
+namespace {
+
+/// Keeps every layer's choice of experts.
+class ChoiceKeeper final : public TapSink {
+ public:
+  ChoiceKeeper(const ModelConfig& model, std::int64_t tokens) {
+    for (std::int64_t layer = 0; layer < model.layers.size(); ++layer) {
+      choices.emplace_back(tokens, model.layers[layer].feed_forward.top_k);
+    }
+  }
+  void tap(GlobalRank /*rank*/, const TapKey& key, const Placement& placement, const TapValues& part) override {
+    if (key.id.kind != TapKind::router_choice) return;
+    const auto& ids = std::get<ops::MatrixView<const std::int32_t>>(part);
+    for (std::int64_t i = 0; i < ids.rows; ++i) {
+      std::ranges::copy(ids.row(i),
+                        choices[static_cast<std::size_t>(key.id.layer)].row(placement.row_part.begin + i).begin());
+    }
+  }
+
+  RoutingReplay choices;
+};
+
+struct Recorded {
+  std::vector<RankTrace> traces;
+  RoutingReplay choices;
+};
+
+Recorded record(const Plan& plan) {
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  const GeneratedWeights weights(plan.workload.seed);
+  WeightStore<float> store(weights, ops::Format::bf16);
+  Cluster cluster(plan.parallel);
+  const TransformerProgram<float> program{.model = plan.model,
+                                          .batch = batch,
+                                          .weights = store,
+                                          .format = ops::Format::bf16,
+                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  ThreadExecutor executor(1);
+  ChoiceKeeper keeper(plan.model, plan.workload.tokens());
+  std::vector<RankTrace> traces;
+  cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); },
+              {.taps = &keeper, .traces = &traces});
+  return {std::move(traces), std::move(keeper.choices)};
+}
+
+void expect_equal_records(const Plan& plan) {
+  const Recorded run = record(plan);
+
+  const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(run.choices));
+
+  for (int rank = 0; rank < plan.world(); ++rank) {
+    const std::vector<OpRecord>& wanted = run.traces[static_cast<std::size_t>(rank)].ops;
+    const std::vector<OpRecord>& got = dry.of(rank).ops;
+    ASSERT_EQ(got.size(), wanted.size()) << "rank " << rank;
+    for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], wanted[i]) << "rank " << rank;
+  }
+}
+
+TEST(DryRun, RecordsWhatARunOfTheSameRoutingRecords) {
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    const Plan plan = testing::random_plan(testing::property_seed() + seed, 32);
+    SCOPED_TRACE(testing::describe(plan));
+
+    expect_equal_records(plan);
+
+    if (HasFailure()) return;
+  }
+}
+
+TEST(DryRun, RecordsWhatARunOfAShippedPlanRecords) {
+  for (const char* name : testing::kShippedPlans) {
+    SCOPED_TRACE(name);
+
+    expect_equal_records(scaled(testing::shipped_plan(name), {}));
+  }
+}
+
+TEST(DryRun, SharesTheRecordsOfRanksThatAreAlike) {
+  const Plan plan = testing::shipped_plan("ep64_tp2");
+  const StatedRouting even = StatedRouting::even(plan.model);
+
+  const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, even);
+
+  EXPECT_EQ(dry.ranks.size(), 128U);
+  EXPECT_LE(dry.distinct, 4U);
+  EXPECT_EQ(dry.ranks[0], dry.ranks[2]);
+}
+
+TEST(DryRun, GivesEveryExpertTheSameNumberOfSlotsUnderEvenRouting) {
+  const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
+  const StatedRouting even = StatedRouting::even(plan.model);
+  const DryTraces dry = dry_run(scaled(plan, {}), ops::Format::bf16, DryPass::prefill, even);
+
+  double most = 0, least = 1e9, total = 0;
+  std::map<std::pair<int, int>, double> rows;  // of an ep rank's expert in layer 0, over its edp replicas
+  const Mesh mesh(plan.parallel);
+  for (int rank = 0; rank < plan.world(); ++rank) {
+    const Coordinates at = mesh.coordinates(rank);
+    if (at.etp != 0) continue;
+    for (const OpRecord& record : dry.of(rank).ops) {
+      if (record.op != Op::moe_expert || record.layer != 0) continue;
+      rows[{at.ep, record.expert}] += static_cast<double>(record.rows);
+      total += static_cast<double>(record.rows);
+    }
+  }
+  for (const auto& [expert, count] : rows) {
+    most = std::max(most, count);
+    least = std::min(least, count);
+  }
+
+  EXPECT_EQ(rows.size(), 16U);
+  EXPECT_EQ(total, static_cast<double>(2 * scaled(plan, {}).workload.tokens()));
+  EXPECT_LE(most - least, 1);
+}
+
+TEST(DryRun, CountsThePastThatADecodeStepAttendsTo) {
+  Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+  const StatedRouting even = StatedRouting::even(plan.model);
+
+  const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, even);
+
+  double flops = 0, rows = 0;
+  for (const OpRecord& record : decode.of(0).ops) {
+    if (record.op != Op::attention_context || record.layer != 0) continue;
+    flops += record.flops;
+    rows += static_cast<double>(record.rows);
+  }
+  // 8 sequences, one token each on 257 keys, 16 heads of 128 on this rank: q k and p v, two flops a pair and element.
+  EXPECT_EQ(rows, 8);
+  EXPECT_EQ(flops, 8.0 * 257 * 4 * 16 * 128);
+}
+
+}  // namespace
+}  // namespace shardproof
