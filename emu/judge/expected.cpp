@@ -66,4 +66,14 @@ int ExpectedTaps::find(std::string_view name) const {
   return found == index_.end() ? -1 : found->second;
 }
 
+std::vector<ops::Matrix<std::int32_t>> expected_ids(const ExpectedTaps& expected) {
+  std::vector<ops::Matrix<std::int32_t>> result;
+  for (const ExpectedTap& tap : expected.all()) {
+    if (!tap.traits.ids) continue;
+    ops::Matrix<std::int32_t>& ids = result.emplace_back(tap.rows, tap.cols);
+    std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
+  }
+  return result;
+}
+
 }  // namespace shardproof

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "ops/matrix.h"
+
 namespace shardproof {
 
 /// ExpectedTap::vacuous of a tensor that holds an infinity or no number.
@@ -56,5 +58,8 @@ class ExpectedTaps {
   std::vector<ExpectedTap> taps_;
   std::map<std::string, int, std::less<>> index_;
 };
+
+/// The tensors of ids, in program order.
+std::vector<ops::Matrix<std::int32_t>> expected_ids(const ExpectedTaps& expected);
 
 }  // namespace shardproof

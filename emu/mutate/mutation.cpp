@@ -76,13 +76,8 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
 
 }  // namespace
 
-MutablePlan::MutablePlan(const Plan& plan, const ExpectedTaps& expected) : Plan(plan) {
-  for (const ExpectedTap& tap : expected.all()) {
-    if (!tap.traits.ids) continue;
-    ops::Matrix<std::int32_t>& ids = choices.emplace_back(tap.rows, tap.cols);
-    std::ranges::transform(tap.values, ids.span().begin(), [](double id) { return static_cast<std::int32_t>(id); });
-  }
-}
+MutablePlan::MutablePlan(const Plan& plan, const ExpectedTaps& expected)
+    : Plan(plan), choices(expected_ids(expected)) {}
 
 void MutationCounts::add(const MutationResult& result) {
   using Outcome = MutationResult::Outcome;
