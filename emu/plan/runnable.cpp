@@ -32,9 +32,8 @@ std::vector<Problem> not_executed(const Plan& plan) {
 std::vector<Problem> not_computed(const Plan& plan) {
   const auto has_norms = [](const LayerSpec& layer) { return layer.attention.query_key_norm; };
   if (std::ranges::none_of(plan.model.layers.kinds(), has_norms)) return {};
-  return {{"model.model_type",
-           fmt::format("{}: the norms of queries and keys inside each head are not computed yet",
-                       plan.model.model_type)}};
+  return {{"model.model_type", fmt::format("{}: the norms of queries and keys inside each head are not computed yet",
+                                           plan.model.model_type)}};
 }
 
 Runnable make_runnable(Plan plan) {
