@@ -135,7 +135,7 @@ TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
 
 TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.model_type = "qwen3_moe";
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
 
   const VerifyReport report = verify(plan, {.format = ops::Format::exact});
 

@@ -29,7 +29,7 @@ TEST(RunnablePlan, HoldsThePlanAndItsMesh) {
 
 TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   Plan plan = small_plan({.tp = 3, .cp = 2, .edp = 6});
-  plan.model.model_type = "qwen3_moe";
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
 
   const Runnable made = make_runnable(plan);
 
@@ -49,7 +49,7 @@ TEST(RunnablePlan, HasNoContextParallelism) {
 
 TEST(RunnablePlan, LeavesNothingOfItsModelOut) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.model_type = "qwen3_moe";
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
 
   EXPECT_THAT(validate(plan), IsEmpty());
   EXPECT_THAT(not_executed(plan), IsEmpty());

@@ -17,8 +17,9 @@ Proof proof_with_a_missing_tap() {
   Proof proof;
   proof.algebra.verdict = Verdict::mismatch;
   proof.algebra.format = ops::Format::exact;
-  proof.algebra.taps = {{.name = "layer.0.attention.q", .verdict = TapVerdict::pass},
+  proof.algebra.taps = {{.name = "layer.0.attention.q", .kind = "attention.q", .verdict = TapVerdict::pass},
                         {.name = "layer.1.attention.q",
+                         .kind = "attention.q",
                          .verdict = TapVerdict::missing,
                          .max_error = std::numeric_limits<double>::infinity(),
                          .amplification = std::numeric_limits<double>::infinity()}};
