@@ -4,6 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "emu/run/stage.h"
+
 namespace shardproof::mutations {
 
 bool among(const std::vector<int>& ranks, const Rank& rank) {
@@ -19,6 +21,10 @@ bool Site::here(const Rank& rank, const internal::Call& call) const {
   if (rank.trace().ops.empty()) return false;
   const OpRecord& last = rank.trace().ops.back();
   return last.op == op && last.layer == layer && (microbatch < 0 || last.microbatch == microbatch);
+}
+
+std::string moe_output_tap(int layer) {
+  return tap_name(layer, "moe.output");
 }
 
 Buffers make_buffers(int world) {

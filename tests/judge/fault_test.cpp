@@ -8,28 +8,16 @@
 
 #include "emu/judge/verify.h"
 #include "emu/report/json.h"
+#include "tests/judge/dropped_all_reduce.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
+using testing::DroppedAllReduce;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::small_plan;
-
-/// Drops the all-reduce that follows an op of a layer, on every rank.
-class DroppedAllReduce final : public FaultInjector {
- public:
-  DroppedAllReduce(std::string_view op, int layer) : op_(op), layer_(layer) {}
-  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
-    const OpRecord& last = rank.trace().ops.back();
-    return !(call.operation == Operation::all_reduce && last.op == op_ && last.layer == layer_);
-  }
-
- private:
-  std::string_view op_;
-  int layer_;
-};
 
 class RotatedExpertMap final : public FaultInjector {
  public:

@@ -66,6 +66,8 @@ struct Site {
 bool among(const std::vector<int>& ranks, const Rank& rank);
 /// Of the rank's last op; 0 before the first.
 int microbatch_of(const Rank& rank);
+/// Where what is wrong within an MoE block shows first.
+std::string moe_output_tap(int layer);
 
 /// One buffer for each rank: a rank uses its own only.
 using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
