@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "emu/judge/judge.h"
+#include "emu/paper/rank_table.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
 #include "tools/terminal.h"
@@ -17,11 +18,6 @@ namespace shardproof::tools {
 namespace {
 
 constexpr int kFullRankTable = 32;
-
-std::string range_text(Range range) {
-  if (range.count == 0) return "-";
-  return range.count == 1 ? fmt::format("{}", range.begin) : fmt::format("{}-{}", range.begin, range.end() - 1);
-}
 
 std::string rank_table(const RunnablePlan& run) {
   const Plan& plan = run.plan();

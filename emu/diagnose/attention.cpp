@@ -84,15 +84,6 @@ std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projec
   return row_order_cause(wrong, sources);
 }
 
-std::optional<Cause> gather_cause(const Case& wrong) {
-  if (!all_zero(wrong.wrong)) return std::nullopt;
-  const bool others = std::ranges::none_of(
-      wrong.wrong, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
-  if (!others) return std::nullopt;
-  return Cause{"gather_dropped",
-               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
-}
-
 std::optional<Cause> shifted_cause(const Case& wrong) {
   for (const std::int64_t shift : {1, -1}) {
     const auto shifted = [&](const WrongRow& row) {

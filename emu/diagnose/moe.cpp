@@ -189,15 +189,6 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
   return std::nullopt;
 }
 
-std::optional<Cause> gather_cause(const Case& wrong) {
-  if (!all_zero(wrong.wrong)) return std::nullopt;
-  const bool others = std::ranges::none_of(
-      wrong.wrong, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
-  if (!others) return std::nullopt;
-  return Cause{"gather_dropped",
-               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
-}
-
 }  // namespace
 
 std::optional<Cause> moe_output_cause(const Case& wrong) {

@@ -196,6 +196,15 @@ std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::i
                   rows.front().row, sources.front(), other_microbatch ? ", of another microbatch" : "")};
 }
 
+std::optional<Cause> gather_cause(const Case& wrong) {
+  if (!all_zero(wrong.wrong)) return std::nullopt;
+  const bool others = std::ranges::none_of(
+      wrong.wrong, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
+  if (!others) return std::nullopt;
+  return Cause{"gather_dropped",
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
+}
+
 std::optional<Cause> general_cause(const Case& wrong) {
   const std::vector<WrongRow>& rows = wrong.wrong;
   const auto finite = [](double value) { return std::isfinite(value); };

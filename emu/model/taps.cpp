@@ -6,67 +6,51 @@
 #include <array>
 #include <charconv>
 
+#include "emu/model/internal/sizes.h"
+
 namespace shardproof {
 namespace {
 
-using Model = const ModelConfig&;
-using Layer = const LayerSpec&;
-
-std::int64_t hidden(Model model, Layer) {
-  return model.hidden_size;
-}
-std::int64_t q_width(Model, Layer layer) {
-  return layer.attention.heads * layer.attention.head_dim;
-}
-std::int64_t kv_width(Model, Layer layer) {
-  return layer.attention.kv_heads * layer.attention.head_dim;
-}
-std::int64_t experts(Model, Layer layer) {
-  return layer.feed_forward.num_experts;
-}
-std::int64_t top_k(Model, Layer layer) {
-  return layer.feed_forward.top_k;
-}
-std::int64_t vocabulary(Model model, Layer) {
-  return model.vocab_size;
-}
-
-constexpr std::array<TapRow, kTapKinds> kTable{{
-    {.kind = TapKind::embedding, .name = "embedding", .in_layer = false, .width = hidden},
-    {.kind = TapKind::attention_norm, .name = "attention.norm", .width = hidden},
+constexpr std::array<TapRow, kTapKinds> kTapTable{{
+    {.kind = TapKind::embedding, .name = "embedding", .in_layer = false, .width = sizes::hidden},
+    {.kind = TapKind::attention_norm, .name = "attention.norm", .width = sizes::hidden},
     {.kind = TapKind::attention_q,
      .name = "attention.q",
-     .width = q_width,
+     .width = sizes::q_width,
      .rows = TapRows::all,
      .cols = Split::q_heads},
     {.kind = TapKind::attention_k,
      .name = "attention.k",
-     .width = kv_width,
+     .width = sizes::kv_width,
      .rows = TapRows::all,
      .cols = Split::kv_heads},
     {.kind = TapKind::attention_v,
      .name = "attention.v",
-     .width = kv_width,
+     .width = sizes::kv_width,
      .rows = TapRows::all,
      .cols = Split::kv_heads},
     {.kind = TapKind::attention_context,
      .name = "attention.context",
-     .width = q_width,
+     .width = sizes::q_width,
      .rows = TapRows::all,
      .cols = Split::q_heads},
-    {.kind = TapKind::attention_output, .name = "attention.output", .width = hidden},
-    {.kind = TapKind::attention_residual, .name = "attention.residual", .width = hidden},
-    {.kind = TapKind::moe_norm, .name = "moe.norm", .width = hidden},
-    {.kind = TapKind::router_logits, .name = "moe.router_logits", .width = experts, .rows = TapRows::own},
-    {.kind = TapKind::router_choice, .name = "moe.router_choice", .width = top_k, .rows = TapRows::own, .ids = true},
-    {.kind = TapKind::router_weights, .name = "moe.router_weights", .width = top_k, .rows = TapRows::own},
-    {.kind = TapKind::moe_output, .name = "moe.output", .width = hidden},
-    {.kind = TapKind::moe_residual, .name = "moe.residual", .width = hidden},
-    {.kind = TapKind::final_norm, .name = "final_norm", .in_layer = false, .width = hidden},
+    {.kind = TapKind::attention_output, .name = "attention.output", .width = sizes::hidden},
+    {.kind = TapKind::attention_residual, .name = "attention.residual", .width = sizes::hidden},
+    {.kind = TapKind::moe_norm, .name = "moe.norm", .width = sizes::hidden},
+    {.kind = TapKind::router_logits, .name = "moe.router_logits", .width = sizes::experts, .rows = TapRows::own},
+    {.kind = TapKind::router_choice,
+     .name = "moe.router_choice",
+     .width = sizes::top_k,
+     .rows = TapRows::own,
+     .ids = true},
+    {.kind = TapKind::router_weights, .name = "moe.router_weights", .width = sizes::top_k, .rows = TapRows::own},
+    {.kind = TapKind::moe_output, .name = "moe.output", .width = sizes::hidden},
+    {.kind = TapKind::moe_residual, .name = "moe.residual", .width = sizes::hidden},
+    {.kind = TapKind::final_norm, .name = "final_norm", .in_layer = false, .width = sizes::hidden},
     {.kind = TapKind::logits,
      .name = "logits",
      .in_layer = false,
-     .width = vocabulary,
+     .width = sizes::vocabulary,
      .rows = TapRows::all,
      .cols = Split::vocabulary},
 }};
@@ -86,7 +70,7 @@ std::optional<int> take_index(std::string_view& text, std::string_view word) {
 }  // namespace
 
 std::span<const TapRow> tap_table() {
-  return kTable;
+  return kTapTable;
 }
 
 std::string to_string(const TapId& id) {
@@ -109,7 +93,7 @@ std::optional<TapId> parse_tap_id(std::string_view text) {
   id.layer = take_index(rest, "layer.").value_or(-1);
   // The longest name that fits: one may begin with another.
   const TapRow* found = nullptr;
-  for (const TapRow& row : kTable) {
+  for (const TapRow& row : kTapTable) {
     const bool fits = rest == row.name || (rest.starts_with(row.name) && rest[row.name.size()] == '.');
     if (fits && (found == nullptr || row.name.size() > found->name.size())) found = &row;
   }
@@ -125,15 +109,15 @@ std::optional<TapId> parse_tap_id(std::string_view text) {
 }
 
 std::optional<TapKind> find_tap_kind(std::string_view name) {
-  const auto found = std::ranges::find(kTable, name, &TapRow::name);
-  if (found == kTable.end()) return std::nullopt;
+  const auto found = std::ranges::find(kTapTable, name, &TapRow::name);
+  if (found == kTapTable.end()) return std::nullopt;
   return found->kind;
 }
 
 std::vector<TapId> all_taps(const ModelConfig& model) {
   std::vector<TapId> taps{{.kind = TapKind::embedding}};
   for (int layer = 0; layer < model.layers.size(); ++layer) {
-    for (const TapRow& row : kTable) {
+    for (const TapRow& row : kTapTable) {
       if (row.in_layer) taps.push_back({.layer = layer, .kind = row.kind});
     }
   }

@@ -4,124 +4,101 @@
 
 #include <array>
 
+#include "emu/model/internal/sizes.h"
+
 namespace shardproof {
 namespace {
 
-using Model = const ModelConfig&;
-using Layer = const LayerSpec&;
-
-std::int64_t one(Model, Layer) {
-  return 1;
-}
-std::int64_t hidden(Model model, Layer) {
-  return model.hidden_size;
-}
-std::int64_t vocabulary(Model model, Layer) {
-  return model.vocab_size;
-}
-std::int64_t q_width(Model, Layer layer) {
-  return layer.attention.heads * layer.attention.head_dim;
-}
-std::int64_t kv_width(Model, Layer layer) {
-  return layer.attention.kv_heads * layer.attention.head_dim;
-}
-std::int64_t experts(Model, Layer layer) {
-  return layer.feed_forward.num_experts;
-}
-std::int64_t intermediate(Model, Layer layer) {
-  return layer.feed_forward.intermediate_size;
-}
-
-constexpr std::array<TensorRow, kWeights> kTable{{
+constexpr std::array<TensorRow, kWeights> kTensorTable{{
     {.weight = Weight::embedding,
      .scope = TensorScope::first_stage,
      .name = "model.embed_tokens.weight",
-     .rows = vocabulary,
-     .cols = hidden,
+     .rows = sizes::vocabulary,
+     .cols = sizes::hidden,
      .row_split = Split::vocabulary,
      .kind = WeightKind::embedding,
      .part = ParameterPart::embedding},
     {.weight = Weight::attention_norm,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.input_layernorm.weight",
-     .rows = one,
-     .cols = hidden,
+     .rows = sizes::one,
+     .cols = sizes::hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
     {.weight = Weight::attention_q,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.q_proj.weight",
-     .rows = q_width,
-     .cols = hidden,
+     .rows = sizes::q_width,
+     .cols = sizes::hidden,
      .row_split = Split::q_heads,
      .part = ParameterPart::attention},
     {.weight = Weight::attention_k,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.k_proj.weight",
-     .rows = kv_width,
-     .cols = hidden,
+     .rows = sizes::kv_width,
+     .cols = sizes::hidden,
      .row_split = Split::kv_heads,
      .part = ParameterPart::attention},
     {.weight = Weight::attention_v,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.v_proj.weight",
-     .rows = kv_width,
-     .cols = hidden,
+     .rows = sizes::kv_width,
+     .cols = sizes::hidden,
      .row_split = Split::kv_heads,
      .part = ParameterPart::attention},
     {.weight = Weight::attention_output,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.self_attn.o_proj.weight",
-     .rows = hidden,
-     .cols = q_width,
+     .rows = sizes::hidden,
+     .cols = sizes::q_width,
      .col_split = Split::q_heads,
      .part = ParameterPart::attention},
     {.weight = Weight::moe_norm,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.post_attention_layernorm.weight",
-     .rows = one,
-     .cols = hidden,
+     .rows = sizes::one,
+     .cols = sizes::hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
     {.weight = Weight::router,
      .scope = TensorScope::layer,
      .name = "model.layers.{layer}.block_sparse_moe.gate.weight",
-     .rows = experts,
-     .cols = hidden,
+     .rows = sizes::experts,
+     .cols = sizes::hidden,
      .part = ParameterPart::router},
     {.weight = Weight::expert_gate,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight",
-     .rows = intermediate,
-     .cols = hidden,
+     .rows = sizes::intermediate,
+     .cols = sizes::hidden,
      .row_split = Split::intermediate_size,
      .part = ParameterPart::experts},
     {.weight = Weight::expert_up,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight",
-     .rows = intermediate,
-     .cols = hidden,
+     .rows = sizes::intermediate,
+     .cols = sizes::hidden,
      .row_split = Split::intermediate_size,
      .part = ParameterPart::experts},
     {.weight = Weight::expert_down,
      .scope = TensorScope::expert,
      .name = "model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight",
-     .rows = hidden,
-     .cols = intermediate,
+     .rows = sizes::hidden,
+     .cols = sizes::intermediate,
      .col_split = Split::intermediate_size,
      .part = ParameterPart::experts},
     {.weight = Weight::final_norm,
      .scope = TensorScope::last_stage,
      .name = "model.norm.weight",
-     .rows = one,
-     .cols = hidden,
+     .rows = sizes::one,
+     .cols = sizes::hidden,
      .kind = WeightKind::norm,
      .part = ParameterPart::norms},
     {.weight = Weight::head,
      .scope = TensorScope::last_stage,
      .name = "lm_head.weight",
-     .rows = vocabulary,
-     .cols = hidden,
+     .rows = sizes::vocabulary,
+     .cols = sizes::hidden,
      .row_split = Split::vocabulary,
      .part = ParameterPart::head},
 }};
@@ -139,7 +116,7 @@ const LayerSpec& layer_of(const ModelConfig& model, int layer) {
 }  // namespace
 
 std::span<const TensorRow> tensor_table() {
-  return kTable;
+  return kTensorTable;
 }
 
 WeightSpec weight_spec(const ModelConfig& model, Weight weight, int layer, int expert) {

@@ -238,7 +238,7 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-constexpr MutationKind kKinds[] = {
+constexpr MutationKind kAttentionKinds[] = {
     {"embedding_reduction_dropped", "the embedding's sum over tp is not taken", reduction<true, SumFault::dropped, 0>},
     {"embedding_reduction_doubled", "the embedding is reduced over tp twice", reduction<true, SumFault::repeated, 1>},
     {"embedding_addend_missing", "one rank's part of the embedding is lost", reduction<true, SumFault::missing, 3>},
@@ -265,7 +265,7 @@ constexpr MutationKind kKinds[] = {
 }  // namespace
 
 std::span<const MutationKind> attention_kinds() {
-  return kKinds;
+  return kAttentionKinds;
 }
 
 }  // namespace shardproof::mutations

@@ -8,10 +8,6 @@ namespace {
 
 using Instances = std::vector<Mutation>;
 
-std::string output_tap(int layer) {
-  return tap_name(layer, TapKind::moe_output);
-}
-
 /// The sum over etp that ends the experts' work.
 template <SumFault fault, bool without_ep>
 Instances reduction(const MutablePlan& plan, std::size_t limit, const char* cause) {
@@ -27,7 +23,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit, const char* caus
     result.push_back({.layer = place.layer,
                       .ranks = group,
                       .group = "etp",
-                      .tap = output_tap(place.layer),
+                      .tap = moe_output_tap(place.layer),
                       .causes = {cause},
                       .make = faulty_reduction(site, fault, member, plan.world(), plan.workload.microbatches)});
   }
@@ -64,7 +60,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
     result.push_back({.layer = place.layer,
                       .ranks = ranks,
                       .group = "ep",
-                      .tap = output_tap(place.layer),
+                      .tap = moe_output_tap(place.layer),
                       .may_clash = true,
                       .causes = {"wrong_group", "call_arguments"},
                       .make = script([=](Script& made) {
@@ -104,7 +100,7 @@ Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
     result.push_back({.layer = layer,
                       .ranks = group,
                       .group = "etp",
-                      .tap = output_tap(layer),
+                      .tap = moe_output_tap(layer),
                       .causes = {"term_on_every_rank"},
                       .make = script([=](Script& made) {
                         const Buffers buffers = make_buffers(world);
@@ -143,7 +139,7 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
     result.push_back({.layer = layer,
                       .ranks = ranks,
                       .group = "etp",
-                      .tap = output_tap(layer),
+                      .tap = moe_output_tap(layer),
                       .causes = {"wrong_slice"},
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) {
@@ -170,7 +166,7 @@ Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
     const ModelConfig model = plan.model;
     result.push_back({.layer = layer,
                       .ranks = group,
-                      .tap = output_tap(layer),
+                      .tap = moe_output_tap(layer),
                       .causes = {"weights_of_another_layer"},
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
@@ -182,7 +178,7 @@ Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-constexpr MutationKind kKinds[] = {
+constexpr MutationKind kExpertKinds[] = {
     {"expert_slice_wrong", "an etp rank holds its neighbour's slice of the experts", expert_slice<SliceFault::whole>},
     {"expert_down_slice_wrong", "an etp rank's down projection is its neighbour's", expert_slice<SliceFault::down>},
     {"expert_slice_without_ep", "ep 1: every etp rank holds the first slice", expert_slice<SliceFault::first>},
@@ -201,7 +197,7 @@ constexpr MutationKind kKinds[] = {
 }  // namespace
 
 std::span<const MutationKind> expert_kinds() {
-  return kKinds;
+  return kExpertKinds;
 }
 
 }  // namespace shardproof::mutations

@@ -17,17 +17,13 @@ Causes or_weights(const Plan& plan, std::string cause) {
   return {std::move(cause)};
 }
 
-std::string output_tap(int layer) {
-  return tap_name(layer, TapKind::moe_output);
-}
-
 /// Changes what a rank sends or receives in one call.
 Mutation edited_call(const Site& site, int world, std::string cause,
                      std::function<void(std::span<double>, const internal::Call&)> in,
                      std::function<void(std::span<double>, const internal::Call&)> out = {}) {
   return {.layer = site.layer,
           .ranks = site.ranks,
-          .tap = output_tap(site.layer),
+          .tap = moe_output_tap(site.layer),
           .causes = {std::move(cause)},
           .make = script([=](Script& made) {
             const Buffers buffers = make_buffers(world);
@@ -116,7 +112,7 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   return {{.layer = layer,
            .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},
            .group = "ep",
-           .tap = output_tap(layer),
+           .tap = moe_output_tap(layer),
            .causes = or_weights(plan, "expert_map"),
            .make = script([=](Script& made) {
              made.layouts = [=](std::vector<Layout>& layouts) {
@@ -144,7 +140,7 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
     const int layer = place.layer;
     result.push_back({.layer = layer,
                       .ranks = {rank},
-                      .tap = output_tap(layer),
+                      .tap = moe_output_tap(layer),
                       .causes = cause == "expert_map" ? or_weights(plan, cause) : Causes{cause},
                       .make = script([=](Script& made) {
                         made.routing = [=](const Rank& at, const FaultSite& in, Scores logits, Ids ids,
@@ -228,7 +224,7 @@ Instances output_gather(const MutablePlan& plan, std::size_t limit, bool dropped
     result.push_back({.layer = layer,
                       .ranks = site.ranks,
                       .group = "tp",
-                      .tap = output_tap(layer),
+                      .tap = moe_output_tap(layer),
                       .causes = {dropped ? "gather_dropped" : "rows_permuted"},
                       .make = script([=](Script& made) {
                         made.before = [=](const Rank& rank, internal::Call& call) {
@@ -250,7 +246,7 @@ Instances output_gather_dropped(const MutablePlan& plan, std::size_t limit) {
   return output_gather(plan, limit, true);
 }
 
-constexpr MutationKind kKinds[] = {
+constexpr MutationKind kMoeKinds[] = {
     {"expert_map_rotated", "every rank maps an expert to the next owner", expert_map<MapFault::rotated>},
     {"expert_map_of_one_rank", "one rank maps an expert to the next owner", expert_map<MapFault::rotated_on_one_rank>},
     {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
@@ -270,7 +266,7 @@ constexpr MutationKind kKinds[] = {
 }  // namespace
 
 std::span<const MutationKind> moe_kinds() {
-  return kKinds;
+  return kMoeKinds;
 }
 
 }  // namespace shardproof::mutations

@@ -338,7 +338,7 @@ Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-constexpr MutationKind kKinds[] = {
+constexpr MutationKind kScheduleKinds[] = {
     {"microbatches_swapped", "later stages take two microbatches in the other order", microbatches_swapped},
     {"activation_stale", "a stage sends the activations of the microbatch before", activation_stale},
     {"layer_skipped", "a stage leaves out a layer at its edge", layer_skipped},
@@ -360,7 +360,7 @@ constexpr MutationKind kKinds[] = {
 }  // namespace
 
 std::span<const MutationKind> schedule_kinds() {
-  return kKinds;
+  return kScheduleKinds;
 }
 
 }  // namespace shardproof::mutations

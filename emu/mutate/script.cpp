@@ -15,6 +15,10 @@ bool Site::here(const Rank& rank, const internal::Call& call) const {
          (microbatch < 0 || call.tag.microbatch == microbatch);
 }
 
+std::string moe_output_tap(int layer) {
+  return tap_name(layer, TapKind::moe_output);
+}
+
 Buffers make_buffers(int world) {
   return std::make_shared<std::vector<std::vector<double>>>(static_cast<std::size_t>(world));
 }

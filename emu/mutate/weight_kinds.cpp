@@ -154,7 +154,7 @@ Instances head_slice_off(const MutablePlan& plan, std::size_t limit) {
   return vocabulary_shift(plan, limit, true);
 }
 
-constexpr MutationKind kKinds[] = {
+constexpr MutationKind kWeightKinds[] = {
     {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", embedding_slice_off},
     {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
     {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
@@ -174,7 +174,7 @@ constexpr MutationKind kKinds[] = {
 }  // namespace
 
 std::span<const MutationKind> weight_kinds() {
-  return kKinds;
+  return kWeightKinds;
 }
 
 }  // namespace shardproof::mutations

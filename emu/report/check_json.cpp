@@ -3,18 +3,13 @@
 
 #include "emu/paper/check.h"
 #include "emu/plan/save.h"
+#include "emu/report/internal/problems_json.h"
 #include "emu/report/json.h"
 
 namespace shardproof {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-Json problems_json(const std::vector<Problem>& problems) {
-  Json json = Json::array();
-  for (const Problem& problem : problems) json.push_back({{"field", problem.field}, {"message", problem.message}});
-  return json;
-}
 
 Json parallel_json(const std::optional<Parallel>& parallel) {
   if (!parallel) return nullptr;

@@ -23,7 +23,7 @@ Json node_json(const GraphNode& node) {
   return json;
 }
 
-std::string escaped(std::string_view text) {
+std::string dot_escaped(std::string_view text) {
   std::string out;
   for (const char c : text) {
     if (c == '"' || c == '\\') out += '\\';
@@ -62,7 +62,7 @@ std::string to_json(const DeploymentGraph& graph) {
 
 std::string to_dot(const DeploymentGraph& graph) {
   std::string text = fmt::format("digraph \"{}\" {{\n  rankdir=TB;\n  node [fontname=\"Helvetica\", fontsize=10];\n",
-                                 escaped(graph.name));
+                                 dot_escaped(graph.name));
   struct Layer {
     std::string name;
     std::string nodes;
@@ -79,8 +79,8 @@ std::string to_dot(const DeploymentGraph& graph) {
     const std::string name = dot == std::string::npos ? node.id : node.id.substr(dot + 1);
     const std::string layer = dot == std::string::npos ? std::string() : node.id.substr(0, dot);
     layers[node.layer].name = layer;
-    layers[node.layer].nodes += fmt::format("    n{} [label=\"{}\\n{}\\n{}\", shape={}, style={}];\n", i, escaped(name),
-                                            where, shape_text(node.shape), form, node.style);
+    layers[node.layer].nodes += fmt::format("    n{} [label=\"{}\\n{}\\n{}\", shape={}, style={}];\n", i,
+                                            dot_escaped(name), where, shape_text(node.shape), form, node.style);
   }
   for (const auto& [number, layer] : layers) {
     if (number < 0) {

@@ -29,7 +29,7 @@ std::size_t character_length(std::string_view text) {
   return valid ? length : 0;
 }
 
-std::string escaped(std::string_view text) {
+std::string xml_escaped(std::string_view text) {
   std::string out;
   while (!text.empty()) {
     const std::size_t length = character_length(text);
@@ -60,12 +60,12 @@ std::string_view element_of(JunitCase::Outcome outcome) {
 }
 
 std::string case_xml(const JunitCase& test) {
-  std::string out = fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.6f}\"", escaped(test.classname),
-                                escaped(test.name), test.seconds);
+  std::string out = fmt::format("    <testcase classname=\"{}\" name=\"{}\" time=\"{:.6f}\"",
+                                xml_escaped(test.classname), xml_escaped(test.name), test.seconds);
   if (test.outcome == JunitCase::Outcome::passed) return out + "/>\n";
   const std::string_view element = element_of(test.outcome);
-  out += fmt::format(">\n      <{} type=\"{}\" message=\"{}\">{}</{}>\n    </testcase>\n", element, escaped(test.type),
-                     escaped(test.message), escaped(test.text), element);
+  out += fmt::format(">\n      <{} type=\"{}\" message=\"{}\">{}</{}>\n    </testcase>\n", element,
+                     xml_escaped(test.type), xml_escaped(test.message), xml_escaped(test.text), element);
   return out;
 }
 
@@ -112,12 +112,12 @@ std::string junit_xml(const std::vector<JunitSuite>& suites) {
     for (const JunitCase& test : suite.cases) seconds += test.seconds;
     out += fmt::format(
         "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" skipped=\"0\" time=\"{:.6f}\">\n",
-        escaped(suite.name), suite.cases.size(), count(JunitCase::Outcome::failure), count(JunitCase::Outcome::error),
-        seconds);
+        xml_escaped(suite.name), suite.cases.size(), count(JunitCase::Outcome::failure),
+        count(JunitCase::Outcome::error), seconds);
     if (!suite.properties.empty()) {
       out += "    <properties>\n";
       for (const auto& [name, value] : suite.properties) {
-        out += fmt::format("      <property name=\"{}\" value=\"{}\"/>\n", escaped(name), escaped(value));
+        out += fmt::format("      <property name=\"{}\" value=\"{}\"/>\n", xml_escaped(name), xml_escaped(value));
       }
       out += "    </properties>\n";
     }

@@ -3,6 +3,7 @@
 
 #include "emu/judge/report.h"
 #include "emu/plan/save.h"
+#include "emu/report/internal/problems_json.h"
 #include "emu/report/json.h"
 
 namespace shardproof {
@@ -14,12 +15,6 @@ using Json = nlohmann::ordered_json;
 Json number(double value) {
   if (std::isfinite(value)) return value;
   return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
-}
-
-Json problems_json(const std::vector<Problem>& problems) {
-  Json array = Json::array();
-  for (const Problem& problem : problems) array.push_back({{"field", problem.field}, {"message", problem.message}});
-  return array;
 }
 
 Json taps_json(const std::vector<TapReport>& taps) {

@@ -17,8 +17,8 @@ using testing::make_input;
 using testing::OneGroup;
 using testing::value_at;
 
-constexpr int kRanks[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 24, 32};
-constexpr std::size_t kCounts[] = {0, 1, 3, 64, 100, 1000};
+constexpr int kRankSweep[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 16, 24, 32};
+constexpr std::size_t kCountSweep[] = {0, 1, 3, 64, 100, 1000};
 
 template <class T>
 T reduced(Reduction reduction, int ranks, std::size_t i) {
@@ -44,8 +44,8 @@ TYPED_TEST_SUITE(Grid, Types);
 
 TYPED_TEST(Grid, AllReduceIsExactInEveryAlgorithmAndReduction) {
   using T = TypeParam;
-  for (const int ranks : kRanks) {
-    for (const std::size_t count : kCounts) {
+  for (const int ranks : kRankSweep) {
+    for (const std::size_t count : kCountSweep) {
       OneGroup group(ranks);
       group.run([&](Communicator comm) -> Task<> {
         for (const Algorithm algorithm : kAlgorithms) {
@@ -68,8 +68,8 @@ TYPED_TEST(Grid, AllReduceIsExactInEveryAlgorithmAndReduction) {
 
 TYPED_TEST(Grid, ReduceScatterAndReduceAreExactInEveryAlgorithm) {
   using T = TypeParam;
-  for (const int ranks : kRanks) {
-    for (const std::size_t count : kCounts) {
+  for (const int ranks : kRankSweep) {
+    for (const std::size_t count : kCountSweep) {
       OneGroup group(ranks);
       group.run([&](Communicator comm) -> Task<> {
         const std::size_t total = count * static_cast<std::size_t>(ranks);
@@ -99,8 +99,8 @@ TYPED_TEST(Grid, ReduceScatterAndReduceAreExactInEveryAlgorithm) {
 
 TYPED_TEST(Grid, MovementsDeliverEveryElementInEveryAlgorithm) {
   using T = TypeParam;
-  for (const int ranks : kRanks) {
-    for (const std::size_t count : kCounts) {
+  for (const int ranks : kRankSweep) {
+    for (const std::size_t count : kCountSweep) {
       OneGroup group(ranks);
       group.run([&](Communicator comm) -> Task<> {
         const std::size_t total = count * static_cast<std::size_t>(ranks);

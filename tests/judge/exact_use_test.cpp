@@ -15,14 +15,15 @@
 #include "emu/judge/verify.h"
 #include "emu/reference/budget.h"
 #include "emu/report/json.h"
-#include "emu/run/fault.h"
 #include "ops/linear.h"
+#include "tests/judge/dropped_call.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
 using ::testing::Contains;
+using testing::DroppedCall;
 using ::testing::Each;
 using testing::EditedWeights;
 using ::testing::Field;
@@ -139,23 +140,11 @@ TEST(BitBudget, MakesAPassInconclusiveAndNamesTheSum) {
   EXPECT_THAT(report.problems.front().message, HasSubstr("use smaller weights"));
 }
 
-/// Drops the all-reduce after the attention of one layer.
-class DroppedAllReduce final : public FaultInjector {
- public:
-  explicit DroppedAllReduce(int layer) : layer_(layer) {}
-  bool before_call(const Rank& /*rank*/, internal::Call& call) noexcept override {
-    return !(is_call_of(call.tag, Op::attention_reduce) && call.tag.layer == layer_);
-  }
-
- private:
-  int layer_;
-};
-
 TEST(BitBudget, LetsADifferenceBeforeTheWideSumStand) {
   const Plan plan = small_plan({.tp = 2, .edp = 2});
   const EditedWeights weights = scaled_weight(plan, kWideWeight, 0x1p26);
-  DroppedAllReduce before(0);
-  DroppedAllReduce after(1);
+  DroppedCall before(Op::attention_reduce, 0);
+  DroppedCall after(Op::attention_reduce, 1);
 
   const VerifyReport certain = verify(plan, {.format = ops::Format::exact, .weights = &weights, .fault = &before});
   const VerifyReport uncertain = verify(plan, {.format = ops::Format::exact, .weights = &weights, .fault = &after});

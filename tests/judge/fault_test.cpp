@@ -8,27 +8,16 @@
 
 #include "emu/judge/verify.h"
 #include "emu/report/json.h"
+#include "tests/judge/dropped_call.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
+using testing::DroppedCall;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::small_plan;
-
-/// Drops a call of a layer, on every rank.
-class DroppedCall final : public FaultInjector {
- public:
-  DroppedCall(Op op, int layer) : op_(op), layer_(layer) {}
-  bool before_call(const Rank& /*rank*/, internal::Call& call) noexcept override {
-    return !(is_call_of(call.tag, op_) && call.tag.layer == layer_);
-  }
-
- private:
-  Op op_;
-  int layer_;
-};
 
 class RotatedExpertMap final : public FaultInjector {
  public:

@@ -53,7 +53,7 @@ std::string failure(const VerifyReport& report) {
   return text;
 }
 
-class GoldenCheckpoints : public testing::TestWithParam<std::string> {};
+class GoldenCheckpoints : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenCheckpoints, PassVerifyUnderEveryPlanThatFitsThem) {
   const Checkpoint checkpoint(std::filesystem::path(SHARDPROOF_SOURCE_DIR) / "tests" / "golden" / GetParam());
@@ -73,7 +73,7 @@ TEST_P(GoldenCheckpoints, PassVerifyUnderEveryPlanThatFitsThem) {
   EXPECT_GE(plans, 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(Transformers, GoldenCheckpoints, testing::ValuesIn(kCases),
+INSTANTIATE_TEST_SUITE_P(Transformers, GoldenCheckpoints, ::testing::ValuesIn(kCases),
                          [](const auto& parameter) { return parameter.param; });
 
 }  // namespace

@@ -20,8 +20,6 @@ using ::testing::ElementsAre;
 using ::testing::Field;
 using ::testing::HasSubstr;
 
-constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-
 using Values = std::vector<double>;
 
 /// What a single rank made: of each expected tap (1 x n), its first values.
@@ -99,7 +97,7 @@ TEST(Judge, HoldsAgreementWithAConstantInconclusiveUnlessItIsOneByNature) {
 }
 
 TEST(Judge, DrawsNothingFromADifferenceAfterWhatIsNotFiniteButThatATapIsMissing) {
-  const VerifyReport report = judged(three_taps({1, kNan}), {{1, 2}, {3, 9}, {}});
+  const VerifyReport report = judged(three_taps({1, std::numeric_limits<double>::quiet_NaN()}), {{1, 2}, {3, 9}, {}});
 
   EXPECT_THAT(verdicts(report), ElementsAre(TapVerdict::inconclusive, TapVerdict::inconclusive, TapVerdict::missing));
   EXPECT_EQ(report.verdict, Verdict::inconclusive);

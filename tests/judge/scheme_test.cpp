@@ -13,7 +13,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-ExpectedTaps expected_y() {
+ExpectedTaps expected_sum() {
   ExpectedTaps expected;
   expected.add("y", 1, 2, {3, 30});
   return expected;
@@ -31,13 +31,13 @@ Cluster::Program addends(int odd = -1) {
 }
 
 TEST(VerifyScheme, SumsTheAddendsOfEachGroupApart) {
-  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(), expected_y());
+  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(), expected_sum());
 
   EXPECT_EQ(report.verdict, Verdict::pass) << (report.first_divergence ? report.first_divergence->message : "");
 }
 
 TEST(VerifyScheme, NamesTheGroupWhoseAddendsAreWrong) {
-  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(3), expected_y());
+  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(3), expected_sum());
 
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_THAT(report.first_divergence->ranks, ElementsAre(2, 3));
@@ -64,7 +64,7 @@ TEST(VerifyScheme, DoesNotCallADifferenceFromNoNumberAMismatch) {
 
 TEST(VerifyScheme, RefusesABoundThatIsNone) {
   for (const double bound : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
-    EXPECT_THROW(verify_scheme({.tp = 2}, addends(), expected_y(), {.bound = bound}), std::invalid_argument);
+    EXPECT_THROW(verify_scheme({.tp = 2}, addends(), expected_sum(), {.bound = bound}), std::invalid_argument);
   }
 }
 

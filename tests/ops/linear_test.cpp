@@ -23,8 +23,8 @@ const Shape kShapes[] = {{1, 1, 1},     {1, 7, 3},      {2, 5, 8},      {3, 4, 1
                          {1, 50, 1030}, {6, 129, 1024}, {64, 65, 1025}, {70, 40, 2051}, {33, 1, 300}, {130, 140, 65}};
 
 template <class T>
-class Linear : public testing::Test {};
-using Scalars = testing::Types<float, double>;
+class Linear : public ::testing::Test {};
+using Scalars = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(Linear, Scalars);
 
 TYPED_TEST(Linear, AgreesWithEigenToTheRoundingOfItsSums) {

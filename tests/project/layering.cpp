@@ -59,7 +59,9 @@ const std::vector<Library>& libraries() {
   static const std::vector<Library> kLibraries{
       {"Eigen", {"Eigen/"}, std::regex(R"(ops/([^/]*\.cpp|internal/.*))")},
       {"oneTBB", {"tbb/", "oneapi/"}, std::regex(R"((collectives/tbb_executor|ops/threads)\.cpp)")},
-      {"JSON", {"nlohmann/"}, std::regex(R"((emu|tools)/.*(json|load|save|write|report)[^/]*\.cpp)")},
+      {"JSON",
+       {"nlohmann/"},
+       std::regex(R"((emu|tools)/.*(json|load|save|write|report)[^/]*\.cpp|emu/report/internal/.*)")},
       {"fmt", {"fmt/"}, std::regex(R"((collectives|emu|tools|bench)/.*)")},
       {"CLI11", {"CLI/"}, std::regex(R"(tools/.*)")},
       {"Google Benchmark", {"benchmark/"}, std::regex(R"(bench/.*)")},

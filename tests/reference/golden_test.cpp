@@ -87,7 +87,7 @@ double worst_of(const std::map<std::string, double>& errors) {
   return worst;
 }
 
-class GoldenOutputs : public testing::TestWithParam<std::string> {};
+class GoldenOutputs : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(GoldenOutputs, AgreeWithTheReferenceToFloat32Rounding) {
   const Golden golden(GetParam());
@@ -117,8 +117,8 @@ TEST_P(GoldenOutputs, WouldShowASlightlyWrongModel) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transformers, GoldenOutputs,
-                         testing::Values("grouped", "tied_top1", "sharded_one_kv_head", "bfloat16_all_experts",
-                                         "float16_tied"),
+                         ::testing::Values("grouped", "tied_top1", "sharded_one_kv_head", "bfloat16_all_experts",
+                                           "float16_tied"),
                          [](const auto& parameter) { return parameter.param; });
 
 }  // namespace

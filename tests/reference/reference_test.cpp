@@ -14,8 +14,8 @@
 namespace shardproof::reference {
 namespace {
 
-using testing::HasSubstr;
-using testing::ThrowsMessage;
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 struct Tap {
   std::int64_t rows = 0;

@@ -9,7 +9,7 @@
 namespace shardproof {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 VerifyReport passing_report() {
   VerifyReport report;

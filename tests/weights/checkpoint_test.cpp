@@ -15,7 +15,7 @@ namespace shardproof {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 const fs::path kGolden = fs::path(SHARDPROOF_SOURCE_DIR) / "tests" / "golden";
 

@@ -16,7 +16,7 @@
 namespace shardproof {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 /// A file of that header, with its length before it and `data_bytes` bytes 0, 1, 2, ... after it.
 std::string file_of(const std::string& header, std::size_t data_bytes) {

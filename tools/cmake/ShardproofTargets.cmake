@@ -23,6 +23,10 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(shardproof_options INTERFACE -Wno-maybe-uninitialized -Wno-array-bounds -Wno-stringop-overflow
                                                       -Wno-stringop-overread -Wno-dangling-pointer -Wno-restrict)
 endif()
+if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # GCC takes a source that another one includes for a header, where an unnamed namespace would be a mistake.
+  target_compile_options(shardproof_options INTERFACE -Wno-subobject-linkage)
+endif()
 if(SHARDPROOF_SANITIZE)
   target_compile_options(shardproof_options INTERFACE -fsanitize=${SHARDPROOF_SANITIZE} -fno-omit-frame-pointer
                                                       -fno-sanitize-recover=all)
@@ -57,6 +61,20 @@ function(shardproof_library name)
     $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}/shardproof>)
   target_link_libraries(shardproof_${name} PRIVATE $<BUILD_INTERFACE:shardproof_options>)
   set_property(GLOBAL APPEND PROPERTY SHARDPROOF_LIBRARIES shardproof_${name})
+endfunction()
+
+# shardproof_compile_by_room(<target>): in a unity build, the sources of each folder just below the target's are one
+# translation unit, and those beside its CMakeLists.txt are one. Called when every source is listed.
+function(shardproof_compile_by_room target)
+  get_target_property(sources ${target} SOURCES)
+  foreach(source IN LISTS sources)
+    cmake_path(ABSOLUTE_PATH source NORMALIZE OUTPUT_VARIABLE path)
+    cmake_path(RELATIVE_PATH path BASE_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR})
+    cmake_path(GET path PARENT_PATH folder)
+    string(REGEX REPLACE "/.*" "" room "${folder}")
+    set_source_files_properties(${source} PROPERTIES UNITY_GROUP "room_${room}")
+  endforeach()
+  set_target_properties(${target} PROPERTIES UNITY_BUILD_MODE GROUP)
 endfunction()
 
 # shardproof_test(<name> SOURCES ... LIBRARIES ... [LABELS ...]): a GoogleTest program, one ctest entry per test.

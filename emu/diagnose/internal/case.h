@@ -43,5 +43,7 @@ std::optional<Cause> residual_cause(const Case& wrong);
 std::optional<Cause> general_cause(const Case& wrong);
 /// Rows that hold other rows' values.
 std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::int64_t>& sources);
+/// A gather over tp that did not happen: a rank holds its own rows, and zeros where the others' belong.
+std::optional<Cause> gather_cause(const Case& wrong);
 
 }  // namespace shardproof::diagnosis

@@ -68,6 +68,8 @@ inline std::string tap_name(int layer, TapKind kind) {
 }
 
 bool among(const std::vector<int>& ranks, const Rank& rank);
+/// Where what is wrong within an MoE block shows first.
+std::string moe_output_tap(int layer);
 
 /// One buffer for each rank: a rank uses its own only.
 using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
