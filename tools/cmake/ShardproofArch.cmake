@@ -28,6 +28,12 @@ function(shardproof_arch_flags out)
   if(arch STREQUAL "x86-64-v4")
     list(APPEND flags -mprefer-vector-width=512)
   endif()
+  # With AVX-512, GCC 12 stores the constant {1, 1, 0, 0} of 8-byte elements (or any 32 bytes of two halves, the second
+  # zero) as {1, 1, 1, 1} where it copies it to memory piece by piece: pieces of 16 bytes come out right.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND
+     CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)
+    list(APPEND flags -mmove-max=128 -mstore-max=128)
+  endif()
   set(${out} "${flags}" PARENT_SCOPE)
 endfunction()
 
