@@ -197,7 +197,7 @@ PassFigures pass_figures(const RankTrace& trace) {
 }
 
 std::vector<RankFigures> rank_figures(const Plan& plan) {
-  const StatedRouting routing = StatedRouting::even(plan.model);
+  const StatedRouting routing = StatedRouting::of(plan);
   const DryTraces prefill = dry_run(plan, format_of(plan.model), DryPass::prefill, routing);
   const DryTraces decode = dry_run(plan, format_of(plan.model), DryPass::decode, routing);
   const Mesh mesh(plan.parallel);

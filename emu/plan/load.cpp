@@ -99,6 +99,43 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   return parallel;
 }
 
+constexpr double kMaxZipf = 16;
+
+/// "even", {"zipf": 1.2} or {"counts": [[...], ...]}; what is wrong with the counts is for validate() to say.
+Routing read_routing(const JsonValue& value, const std::string& field, Problems& problems) {
+  Routing routing;
+  if (value.is(Kind::string) && value.text == "even") return routing;
+  if (!value.is(Kind::object) || value.members.size() != 1) {
+    problems.push_back(
+        {field, fmt::format(R"({}; "even", {{"zipf": s}} or {{"counts": [[...], ...]}} is needed)", describe(value))});
+    return routing;
+  }
+  ObjectReader reader(value, field, problems);
+  routing.zipf = reader.number({"zipf"}, 0, kMaxZipf).value_or(0);
+  if (const auto counts = reader.find({"counts"})) {
+    const auto rows = [&](const JsonValue& array, const std::string& at) {
+      const bool good = array.is(Kind::array) && !array.items.empty();
+      if (!good) problems.push_back({at, fmt::format("{} where an array of counts is needed", describe(array))});
+      return good;
+    };
+    if (!rows(*counts->value, counts->field)) return routing;
+    for (std::size_t layer = 0; layer < counts->value->items.size(); ++layer) {
+      const JsonValue& row = counts->value->items[layer];
+      const std::string at = fmt::format("{}[{}]", counts->field, layer);
+      if (!rows(row, at)) return routing;
+      std::vector<std::int64_t>& read = routing.counts.emplace_back();
+      for (std::size_t expert = 0; expert < row.items.size(); ++expert) {
+        const auto count =
+            integer_of(row.items[expert], fmt::format("{}[{}]", at, expert), 0, kMaxRoutedTokens, problems);
+        if (!count) return routing;
+        read.push_back(*count);
+      }
+    }
+  }
+  reader.finish();
+  return routing;
+}
+
 Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
   Workload workload;
   if (value == nullptr) {
@@ -133,6 +170,9 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
   }
   workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
   workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
+  if (const auto routing = reader.find({"routing"})) {
+    workload.routing = read_routing(*routing->value, routing->field, problems);
+  }
   reader.finish();
   return workload;
 }

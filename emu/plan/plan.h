@@ -24,10 +24,27 @@ struct Hardware {
   double link_latency_us = 0;
 };
 
+/// Where tokens are said to go when no router is computed: on paper and in a graph. A run of numbers has its own
+/// router.
+struct Routing {
+  /// Expert e is as popular as (e + 1)^-zipf: 0 is even.
+  double zipf = 0;
+  /// In place of zipf, unless empty: slots that each expert of a layer served, [layers, experts], or one row for all
+  /// layers. A row adds up to top_k slots of some number of tokens, of which no expert served one twice.
+  std::vector<std::vector<std::int64_t>> counts;
+
+  bool is_even() const { return zipf == 0 && counts.empty(); }
+  bool operator==(const Routing&) const = default;
+};
+
+/// Of Routing::counts, the most tokens that a row may speak of.
+constexpr std::int64_t kMaxRoutedTokens = std::int64_t{1} << 31;
+
 struct Workload {
   std::vector<std::int64_t> lengths;  ///< tokens of each sequence of the (global) batch
   std::int64_t microbatches = 1;      ///< per data-parallel replica
   std::uint64_t seed = 1;
+  Routing routing;
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {

@@ -46,6 +46,12 @@ Json workload_json(const Workload& workload) {
   }
   json["microbatches"] = workload.microbatches;
   json["seed"] = workload.seed;
+  // Even is what is meant without a word.
+  if (!workload.routing.counts.empty()) {
+    json["routing"]["counts"] = workload.routing.counts;
+  } else if (!workload.routing.is_even()) {
+    json["routing"]["zipf"] = workload.routing.zipf;
+  }
   return json;
 }
 

@@ -69,29 +69,33 @@ TokenRows TokenMap::stream(const Coordinates& at, std::int64_t microbatch) const
   return parallel_.sp ? own(at, microbatch) : rows(at, microbatch);
 }
 
-RankTokens TokenMap::rank_tokens(const Coordinates& at, std::int64_t microbatch) const {
+RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch) const {
   RankTokens result{
-      .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {0}, .positions = {}};
+      .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
   // Shares of a context-parallel group are balanced.
   result.pairs = pairs(at.dp, microbatch) / parallel_.cp;
   const std::int64_t count = result.rows.count();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};
   for (int tp = 0; tp < parallel_.tp; ++tp) result.own_counts.push_back(own_places(count, tp).count);
-
   const Range held = sequences(at.dp, microbatch);
-  std::int64_t sequence = held.begin;
-  const auto next_sequence = [&] {
-    result.offsets.push_back(std::ssize(result.positions));
-    ++sequence;
-  };
+  for (std::int64_t sequence = held.begin; sequence < held.end(); ++sequence) {
+    result.offsets.push_back(result.rows.places_before(offsets_[static_cast<std::size_t>(sequence)]));
+  }
+  result.offsets.push_back(count);
+  return result;
+}
+
+RankTokens TokenMap::rank_tokens(const Coordinates& at, std::int64_t microbatch) const {
+  RankTokens result = rank_shapes(at, microbatch);
+  result.positions.reserve(static_cast<std::size_t>(result.rows.count()));
   for (const Range& run : result.rows.runs) {
+    std::int64_t sequence = sequence_of(run.begin);
     for (std::int64_t row = run.begin; row < run.end(); ++row) {
-      while (row >= offsets_[static_cast<std::size_t>(sequence) + 1]) next_sequence();
+      while (row >= offsets_[static_cast<std::size_t>(sequence) + 1]) ++sequence;
       result.positions.push_back(row - offsets_[static_cast<std::size_t>(sequence)]);
     }
   }
-  while (sequence < held.end()) next_sequence();
   return result;
 }
 

@@ -59,6 +59,8 @@ class TokenMap {
   /// Of these, the rows of the residual stream that the rank holds: its own with sp, else all.
   TokenRows stream(const Coordinates& at, std::int64_t microbatch) const;
   RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
+  /// The same without `positions`, in no more time than there are sequences.
+  RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
   /// Tokens of each of the replica's sequences in the microbatch.
   std::vector<std::int64_t> lengths(int dp, std::int64_t microbatch) const;
 

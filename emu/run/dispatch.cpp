@@ -52,9 +52,11 @@ std::int64_t Permutation::slots() const {
   return sum_of(counts);
 }
 
-std::vector<std::int64_t> slots_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner,
-                                         int owners) {
-  return count_slots(ids, buckets_of(expert_owner, owners));
+std::vector<std::int64_t> by_owner(std::span<const std::int64_t> slots, std::span<const int> expert_owner, int owners) {
+  const std::vector<std::int64_t> bucket = buckets_of(expert_owner, owners);
+  std::vector<std::int64_t> counts(bucket.size(), 0);
+  for (std::size_t expert = 0; expert < bucket.size(); ++expert) counts[at(bucket[expert])] = slots[expert];
+  return counts;
 }
 
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners) {

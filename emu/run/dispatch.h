@@ -24,9 +24,8 @@ std::int64_t sum_of(std::span<const std::int64_t> counts);
 /// Throws std::out_of_range for an expert that does not exist, or an owner that has no room for it.
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners);
 
-/// Its counts alone.
-std::vector<std::int64_t> slots_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner,
-                                         int owners);
+/// Its counts alone, of the slots of each expert.
+std::vector<std::int64_t> by_owner(std::span<const std::int64_t> slots, std::span<const int> expert_owner, int owners);
 
 /// For chunks laid one after another, chunk c holding counts[c * experts + e] rows of expert e, in order of e: the rows
 /// reordered by expert, then chunk. Returns for each reordered row its place in the chunks.

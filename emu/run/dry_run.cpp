@@ -1,5 +1,7 @@
 #include "emu/run/dry_run.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <map>
 #include <utility>
@@ -60,18 +62,28 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
   return key;
 }
 
+void check_records(std::size_t records, const ModelConfig& model, std::int64_t microbatches) {
+  if (records <= kMostRecords) return;
+  throw TooManyRecords(
+      fmt::format("{} layers of {} microbatches: more than {} ops of ranks that are not alike, which are not kept; "
+                  "fewer workload.microbatches tell as much",
+                  model.layers.size(), microbatches, kMostRecords));
+}
+
 std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run,
-                                          ops::Format format, int rank) {
+                                          ops::Format format, int rank, std::size_t& records) {
   const auto id = static_cast<std::size_t>(rank);
   const Layout& layout = deployment.layouts[id];
   auto trace = std::make_shared<RankTrace>();
   for (const WorkItem& item : deployment.timetable[id]) {
-    const RankTokens tokens = deployment.tokens.rank_tokens(layout.at, item.microbatch);
+    const RankTokens tokens = deployment.tokens.rank_shapes(layout.at, item.microbatch);
     Context<ShapeOnly> ctx(model, format, layout, tokens, item.microbatch, trace.get(), {run});
     const Task<> task = run_item(ctx, item);
     task.handle().resume();
     if (task.error()) std::rethrow_exception(task.error());
+    check_records(records + trace->ops.size(), model, deployment.tokens.microbatches());
   }
+  records += trace->ops.size();
   return trace;
 }
 
@@ -85,15 +97,11 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
   const Key key{same_in_every_layer() ? kind : layer, microbatch, at.tp, at.cp, at.dp};
   const auto known = sent_.find(key);
   if (known != sent_.end()) return known->second;
-  const TokenRows own = deployment_.tokens.own(at, microbatch);
-  ops::Matrix<std::int32_t> ids(own.count(), model_.layers[layer].feed_forward.top_k);
-  std::int64_t place = 0;
-  for (const Range& run : own.runs) {
-    for (std::int64_t row = run.begin; row < run.end(); ++row) routing_.choose(layer, row, ids.row(place++));
-  }
+  const std::vector<std::int64_t> slots =
+      routing_.slots(layer, deployment_.tokens.own(at, microbatch), model_.layers[layer].feed_forward.num_experts);
   const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
   const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
-  return sent_.emplace(key, slots_by_owner(ids, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
+  return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
 }
 
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
@@ -119,6 +127,13 @@ std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t micr
 }
 
 DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+  const std::int64_t items = plan.world() * plan.workload.microbatches;
+  if (items > kMostWorkItems) {
+    throw TooManyRecords(
+        fmt::format("{} ranks of {} microbatches: {} passes through a stage, more than {}; fewer "
+                    "workload.microbatches tell as much",
+                    plan.world(), plan.workload.microbatches, items, kMostWorkItems));
+  }
   Workload workload = plan.workload;
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
   Deployment deployment = deploy(plan.model, plan.parallel, workload);
@@ -128,9 +143,10 @@ DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const Stat
 
   DryTraces traces;
   std::map<std::vector<std::int64_t>, std::shared_ptr<const RankTrace>> known;
+  std::size_t records = 0;
   for (int rank = 0; rank < mesh.world(); ++rank) {
     auto& trace = known[key_of(plan.model, deployment, run, rank)];
-    if (trace == nullptr) trace = trace_of(plan.model, deployment, run, format, rank);
+    if (trace == nullptr) trace = trace_of(plan.model, deployment, run, format, rank, records);
     traces.ranks.push_back(trace);
   }
   traces.distinct = known.size();

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <stdexcept>
 #include <tuple>
 #include <vector>
 
@@ -19,6 +20,12 @@
 #include "ops/format.h"
 
 namespace shardproof {
+
+/// A plan has more records than are kept; what() says of what, and what would do.
+class TooManyRecords : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 /// One engine iteration over the workload.
 enum class DryPass {
@@ -59,7 +66,12 @@ class DryRun {
   mutable std::map<Key, std::vector<std::int64_t>> sent_;
 };
 
-/// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element).
+/// What a dry run keeps at most: ops over all of its lists (2 GB), and passes of a rank's stage that it looks at.
+constexpr std::size_t kMostRecords = std::size_t{1} << 24;
+constexpr std::int64_t kMostWorkItems = std::int64_t{1} << 20;
+
+/// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element). Throws
+/// TooManyRecords.
 DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing);
 
 }  // namespace shardproof

@@ -2,11 +2,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "emu/model/config.h"
+#include "emu/plan/plan.h"
+#include "emu/plan/token_rows.h"
 #include "ops/matrix.h"
 
 namespace shardproof {
@@ -14,25 +15,49 @@ namespace shardproof {
 /// Router choices of a run: per layer, [tokens of the global batch, top_k] expert ids.
 using RoutingReplay = std::vector<ops::Matrix<std::int32_t>>;
 
-/// The experts of a token, best first, as a function of layer and global row.
+/// Deals the slots of tokens to experts by given shares, a token's to as many experts: systematic sampling.
+///
+/// The slots that the experts serve lie one after another on a circle, once around for every choice of a token; token t
+/// takes the slots at one angle, which steps around by a fraction near the golden ratio. So any `period` consecutive
+/// tokens give expert e exactly counts[e] slots, and any run of tokens nearly its share.
+class SlotCycle {
+ public:
+  /// counts add up to top_k * period; none is greater than period, which is at most 2^31.
+  SlotCycle(std::span<const std::int64_t> counts, std::int64_t top_k);
+
+  /// Adds to each expert the slots that it serves of tokens `begin` up to `end`, in time that does not grow with them.
+  void add_slots(std::int64_t begin, std::int64_t end, std::span<std::int64_t> slots) const;
+
+ private:
+  std::int64_t tokens_at(std::int64_t tokens, std::int64_t begin, std::int64_t end) const;
+
+  std::int64_t period_ = 1;
+  std::int64_t step_ = 1;
+  std::vector<std::int64_t> ends_;  ///< where each expert's slots end; the first begin at 0
+};
+
+/// The experts of a token, as a function of layer and global row, and how many slots come of it.
 class StatedRouting {
  public:
-  /// Slot s of row t goes to expert (t * top_k + s) mod experts: every expert of a layer serves as many slots as any
-  /// other, or one more.
-  static StatedRouting even(const ModelConfig& model);
+  /// As the plan's workload says. Even: of consecutive tokens every expert of a layer serves as many slots as any
+  /// other, or nearly.
+  static StatedRouting of(const Plan& plan);
   /// The choices of a run; `choices` outlives this.
   static StatedRouting of(const RoutingReplay& choices);
 
-  void choose(int layer, std::int64_t row, std::span<std::int32_t> experts) const { choose_(layer, row, experts); }
+  /// Slots of these rows that each expert serves: [experts].
+  std::vector<std::int64_t> slots(int layer, const TokenRows& rows, std::int64_t experts) const;
   /// Layers of one kind choose alike, so that what is counted for one holds for all.
-  bool same_in_every_layer() const { return same_in_every_layer_; }
+  bool same_in_every_layer() const { return replay_ == nullptr && by_kind_; }
 
  private:
-  using Choose = std::function<void(int layer, std::int64_t row, std::span<std::int32_t> experts)>;
-  StatedRouting(Choose choose, bool same) : choose_(std::move(choose)), same_in_every_layer_(same) {}
+  StatedRouting() = default;
+  const SlotCycle& cycle(int layer) const;
 
-  Choose choose_;
-  bool same_in_every_layer_;
+  std::vector<SlotCycle> cycles_;
+  std::vector<int> cycle_of_layer_;
+  bool by_kind_ = false;
+  const RoutingReplay* replay_ = nullptr;
 };
 
 }  // namespace shardproof

@@ -256,7 +256,7 @@ std::string kind_of(const GraphNode& node) {
 }  // namespace
 
 DeploymentGraph deployment_graph(const Plan& plan) {
-  const StatedRouting routing = StatedRouting::even(plan.model);
+  const StatedRouting routing = StatedRouting::of(plan);
   const DryTraces traces = dry_run(plan, ops::Format::fp32, DryPass::prefill, routing);
   return Builder(plan, traces).build();
 }

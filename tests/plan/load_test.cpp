@@ -127,6 +127,26 @@ TEST(LoadPlan, ReadsLengthsOrBatchAndSequence) {
   expect_refused(plan_text("", rest + R"({"batch": 0})"), "workload.batch", "0 is out of range");
 }
 
+TEST(LoadPlan, ReadsWhereTokensAreSaidToGo) {
+  const std::string rest = R"("parallel": {}, "workload": {"routing": )";
+  const auto routing = [&](const std::string& value) {
+    return parsed(plan_text("", rest + value + "}")).workload.routing;
+  };
+
+  EXPECT_TRUE(routing(R"("even")").is_even());
+  EXPECT_EQ(routing(R"({"zipf": 1.25})").zipf, 1.25);
+  EXPECT_EQ(routing(R"({"counts": [[1, 2], [3, 4]]})").counts,
+            (std::vector<std::vector<std::int64_t>>{{1, 2}, {3, 4}}));
+  expect_refused(plan_text("", rest + R"("odd"})"), "workload.routing", "\"even\"");
+  expect_refused(plan_text("", rest + R"({}})"), "workload.routing", "is needed");
+  expect_refused(plan_text("", rest + R"({"zipf": -1}})"), "workload.routing.zipf", "out of range");
+  expect_refused(plan_text("", rest + R"({"zipf": 1, "counts": [[1]]}})"), "workload.routing", "is needed");
+  expect_refused(plan_text("", rest + R"({"power": 1}})"), "workload.routing.power", "");
+  expect_refused(plan_text("", rest + R"({"counts": []}})"), "workload.routing.counts", "array of counts");
+  expect_refused(plan_text("", rest + R"({"counts": [[1], 2]}})"), "workload.routing.counts[1]", "array of counts");
+  expect_refused(plan_text("", rest + R"({"counts": [[1, -2]]}})"), "workload.routing.counts[0][1]", "-2");
+}
+
 TEST(LoadPlan, KeepsClaimsAsWritten) {
   const Plan plan = parsed(plan_text("", R"("parallel": {}, "claims": [{"document": "000", "text": "t",
       "quantity": "world", "relation": "<=", "stated": 1.5, "unit": "GPUs"}])"));
@@ -289,8 +309,9 @@ TEST(LoadPlan, ReportsManyProblemsAtOnce) {
 }
 
 TEST(PlanJson, IsReadBackAsTheSamePlan) {
-  const LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/ep4_tp2_pp2_sp.json");
+  LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/ep4_tp2_pp2_sp.json");
   ASSERT_TRUE(loaded.plan);
+  loaded.plan->workload.routing.counts = {{1, 2, 3}};
 
   const std::string text = plan_json(*loaded.plan);
   const LoadedPlan again = parse(text);
@@ -299,6 +320,7 @@ TEST(PlanJson, IsReadBackAsTheSamePlan) {
   EXPECT_EQ(again.plan->model, loaded.plan->model);
   EXPECT_EQ(again.plan->parallel, loaded.plan->parallel);
   EXPECT_EQ(again.plan->workload.lengths, loaded.plan->workload.lengths);
+  EXPECT_EQ(again.plan->workload.routing, loaded.plan->workload.routing);
   EXPECT_EQ(again.plan->notes, loaded.plan->notes);
   EXPECT_EQ(plan_json(*again.plan), text);
 }

@@ -151,6 +151,23 @@ TEST(Validate, NeedsASequenceForEveryMicrobatch) {
   expect_problem(plan, "workload.microbatches", "ceil(batch 8 / dp 4) = 2");
 }
 
+TEST(Validate, AsksForCountsThatARouterCouldHaveGiven) {
+  const auto expect = [](std::vector<std::vector<std::int64_t>> counts, const std::string& field,
+                         const std::string& words) {
+    Plan plan = small_plan();
+    plan.workload.routing.counts = std::move(counts);
+    expect_problem(plan, field, words);
+  };
+  const std::vector<std::int64_t> even(12, 1);
+
+  expect({even, even}, "workload.routing.counts", "2 rows for 8 layers");
+  expect({{1, 1}}, "workload.routing.counts[0]", "2 counts for 12 experts");
+  expect({{1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}, "workload.routing.counts[0]", "adds up to 1 slots; top_k 2 times");
+  expect({std::vector<std::int64_t>(12, 0)}, "workload.routing.counts[0]", "adds up to 0 slots");
+  expect({std::vector<std::int64_t>(12, kMaxRoutedTokens)}, "workload.routing.counts[0]", "adds up to");
+  expect({{3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}, "workload.routing.counts[0]", "an expert served 3 slots");
+}
+
 TEST(Validate, ReportsEverythingAtOnce) {
   Plan plan = small_plan();
   plan.parallel = {.tp = 3, .dp = 8, .pp = 20, .ep = 5, .etp = 7};

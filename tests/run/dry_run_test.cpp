@@ -100,7 +100,7 @@ TEST(DryRun, RecordsWhatARunOfAShippedPlanRecords) {
 
 TEST(DryRun, SharesTheRecordsOfRanksThatAreAlike) {
   const Plan plan = testing::shipped_plan("ep64_tp2");
-  const StatedRouting even = StatedRouting::even(plan.model);
+  const StatedRouting even = StatedRouting::of(plan);
 
   const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, even);
 
@@ -111,7 +111,7 @@ TEST(DryRun, SharesTheRecordsOfRanksThatAreAlike) {
 
 TEST(DryRun, GivesEveryExpertTheSameNumberOfSlotsUnderEvenRouting) {
   const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
-  const StatedRouting even = StatedRouting::even(plan.model);
+  const StatedRouting even = StatedRouting::of(plan);
   const DryTraces dry = dry_run(scaled(plan, {}), ops::Format::bf16, DryPass::prefill, even);
 
   double most = 0, least = 1e9, total = 0;
@@ -138,7 +138,7 @@ TEST(DryRun, GivesEveryExpertTheSameNumberOfSlotsUnderEvenRouting) {
 
 TEST(DryRun, CountsThePastThatADecodeStepAttendsTo) {
   Plan plan = testing::shipped_plan("tp4_ep4_pp4");
-  const StatedRouting even = StatedRouting::even(plan.model);
+  const StatedRouting even = StatedRouting::of(plan);
 
   const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, even);
 
