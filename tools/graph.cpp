@@ -27,7 +27,7 @@
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
 
-extern char** environ;  // NOLINT(readability-redundant-declaration): unistd.h declares it for GNU only
+extern char** environ;  // NOLINT(readability-redundant-declaration): <unistd.h> declares it for GNU only
 
 namespace shardproof::tools {
 namespace {

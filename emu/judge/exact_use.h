@@ -1,6 +1,6 @@
 // What a run in `exact` needed of a double's bits, and how much of the grid its data used.
 //
-// A verdict without a tolerance rests on both: every sum was exact in any order (reference_budget.h says why and from
+// A verdict without a tolerance rests on both: every sum was exact in any order (reference/budget.h says why and from
 // what), and the values that agree are not all alike.
 #pragma once
 

@@ -1,4 +1,4 @@
-// A run that did not end: its ranks wait for each other for ever, or called collectives that do not fit.
+// A run that did not end: its ranks wait for each other for ever, or called collectives that do not match.
 #pragma once
 
 #include <optional>
@@ -14,7 +14,7 @@ namespace shardproof {
 
 enum class StallKind {
   deadlock,             ///< no rank can run again, and some have not finished
-  collective_mismatch,  ///< calls that met do not fit each other, or one is wrong by itself
+  collective_mismatch,  ///< calls of one rendezvous do not match, or one is wrong by itself
 };
 
 /// "deadlock", "collective_mismatch".

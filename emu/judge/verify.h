@@ -14,7 +14,7 @@
 // for bit, and the parts must cover the tensor.
 //
 // A verdict is inconclusive rather than wrong: when an expected tap is zero, constant or not finite; when a sum in
-// `exact` may need more bits than a double has, from the tap that it goes into on (reference_budget.h); when a float
+// `exact` may need more bits than a double has, from the tap that it goes into on (reference/budget.h); when a float
 // format is so far off on one rank that its bound would let anything pass.
 //
 // Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with

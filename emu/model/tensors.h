@@ -65,7 +65,7 @@ struct TensorRow {
   ParameterPart part{};
 };
 
-/// The rows in order of Tensor.
+/// The rows in order of Weight.
 std::span<const TensorRow> tensor_table();
 inline const TensorRow& tensor_row(Weight weight) {
   return tensor_table()[static_cast<std::size_t>(weight)];

@@ -31,7 +31,7 @@ struct Mutation {
   std::vector<int> ranks;  ///< where it is injected; empty: on all
   std::string group;       ///< the axis of the group it is about, if any
   int microbatch = -1;     ///< -1: all
-  /// The first wrong tap; empty when calls do not fit or ranks wait for ever.
+  /// The first wrong tap; empty when calls do not match or ranks wait for ever.
   std::string tap;
   bool may_clash = false;           ///< calls may not fit each other, depending on counts: as right as the tap
   std::vector<std::string> causes;  ///< names that are right (diagnose.h)

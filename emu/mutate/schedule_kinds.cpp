@@ -1,4 +1,4 @@
-// Kinds of order: pipeline, microbatches, layers, and calls that do not fit one another.
+// Kinds of order: pipeline, microbatches, layers, and calls that do not match.
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"

@@ -42,7 +42,7 @@ struct Options {
   /// Round every value that a kernel would store to the grid of the `exact` format (multiples of 2^-10), and every
   /// exponential and every sine and cosine of RoPE to multiples of 2^-20. Otherwise nothing is rounded.
   bool exact = false;
-  /// With `exact`: told of every sum how many bits it needs to be exact in any order (reference_budget.h).
+  /// With `exact`: told of every sum how many bits it needs to be exact in any order (budget.h).
   SumSink on_sum = {};
 };
 

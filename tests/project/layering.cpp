@@ -10,45 +10,6 @@ namespace {
 
 using Paths = std::vector<std::string_view>;
 
-struct Layer {
-  std::string_view prefix;
-  Paths may_include;
-};
-
-// The longest prefix decides.
-const std::vector<Layer>& layers() {
-  static const std::vector<Layer> kLayers{
-      {"ops/", {"ops/"}},
-      {"collectives/", {"collectives/"}},
-      {"emu/input/", {"emu/input/"}},
-      {"emu/model/", {"emu/model/", "emu/input/"}},
-      {"emu/plan/", {"emu/plan/", "emu/model/", "emu/input/"}},
-      {"emu/weights/",
-       {"emu/weights/", "emu/plan/partition.h", "emu/plan/random.h", "emu/model/", "emu/input/", "ops/"}},
-      {"emu/run/", {"emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
-      // The reference shares nothing with what it judges, so a bug cannot hide in both.
-      {"emu/reference/", {"emu/reference/", "emu/model/config.h"}},
-      {"emu/judge/",
-       {"emu/judge/", "emu/reference/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "emu/input/", "ops/",
-        "collectives/"}},
-      // Who judges a run may ask for the cause of what is wrong; whoever names causes knows nothing of planted bugs.
-      {"emu/judge/verify.cpp",
-       {"emu/judge/", "emu/diagnose/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
-      {"emu/diagnose/",
-       {"emu/diagnose/", "emu/judge/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
-      {"emu/mutate/",
-       {"emu/mutate/", "emu/judge/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "ops/", "collectives/"}},
-      // Figures on paper and the timeline are folds over formulas and over what a run records; they judge no run.
-      {"emu/paper/", {"emu/paper/", "emu/run/", "emu/plan/", "emu/model/", "emu/input/", "ops/", "collectives/"}},
-      {"emu/timeline/",
-       {"emu/timeline/", "emu/run/", "emu/weights/", "emu/plan/", "emu/model/", "emu/input/", "ops/", "collectives/"}},
-      {"emu/report/", {"emu/", "ops/", "collectives/"}},
-      {"tools/", {"tools/", "emu/", "ops/", "collectives/"}},
-      {"bench/", {"bench/", "emu/", "ops/", "collectives/"}},
-  };
-  return kLayers;
-}
-
 struct Library {
   std::string_view name;
   Paths includes;     // how its headers begin
@@ -73,16 +34,6 @@ bool starts_with_any(std::string_view text, const Paths& prefixes) {
   return std::ranges::any_of(prefixes, [&](std::string_view prefix) { return text.starts_with(prefix); });
 }
 
-const Layer* layer_of(std::string_view path) {
-  const Layer* found = nullptr;
-  for (const Layer& layer : layers()) {
-    if (path.starts_with(layer.prefix) && (found == nullptr || layer.prefix.size() > found->prefix.size())) {
-      found = &layer;
-    }
-  }
-  return found;
-}
-
 struct Include {
   std::string path;
   bool quoted = false;
@@ -99,10 +50,17 @@ bool is_project_path(std::string_view path) {
   return starts_with_any(path, {"ops/", "collectives/", "emu/", "tools/", "bench/", "tests/"});
 }
 
-std::optional<std::string> wrong_include(std::string_view file, const Layer& layer, const Include& include) {
+std::optional<std::string> wrong_include(std::string_view file, const std::vector<Room>& rooms,
+                                         const Include& include) {
   if (is_project_path(include.path)) {
-    if (starts_with_any(include.path, layer.may_include)) return std::nullopt;
-    return "no arrow is drawn from " + std::string(layer.prefix) + " to " + include.path;
+    const bool drawn = std::ranges::any_of(rooms, [&](const Room& room) {
+      return file.starts_with(room.path) &&
+             (include.path.starts_with(room.path) || std::ranges::any_of(room.may_include, [&](const std::string& to) {
+                return include.path.starts_with(to);
+              }));
+    });
+    if (drawn) return std::nullopt;
+    return "no arrow is drawn to " + include.path;
   }
   for (const Library& library : libraries()) {
     if (!starts_with_any(include.path, library.includes)) continue;
@@ -165,17 +123,17 @@ class CycleSearch {
 
 }  // namespace
 
-std::vector<Violation> check_layering(const SourceFile& file) {
-  const Layer* layer = layer_of(file.path);
-  if (layer == nullptr || !is_cpp(file.path) || file.path.starts_with("tools/cmake/")) return {};
-  const bool may_print = layer->prefix == "tools/" || layer->prefix == "bench/";
+std::vector<Violation> check_layering(const SourceFile& file, const std::vector<Room>& rooms) {
+  const bool in_a_room = std::ranges::any_of(rooms, [&](const Room& room) { return file.path.starts_with(room.path); });
+  if (!in_a_room || !is_cpp(file.path) || file.path.starts_with("tools/cmake/")) return {};
+  const bool may_print = file.path.starts_with("tools/") || file.path.starts_with("bench/");
   const std::vector<std::string> with_literals = lines_of(blanked(file.text, Blank::comments));
   const std::vector<std::string> code = lines_of(blanked(file.text, Blank::comments_and_literals));
   std::vector<Violation> found;
   for (std::size_t i = 0; i < code.size(); ++i) {
     std::optional<std::string> what;
     if (const auto include = include_of(with_literals[i])) {
-      what = wrong_include(file.path, *layer, *include);
+      what = wrong_include(file.path, rooms, *include);
     } else if (!may_print) {
       what = wrong_output(code[i]);
     }

@@ -1,10 +1,11 @@
-// Which folder may include which, and where a library may be named: the drawing of the layers as a table.
+// Which room may include which, as CONTRIBUTING.md draws it (rooms.h), and where a library may be named.
 #pragma once
 
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "tests/project/rooms.h"
 #include "tests/project/source_tree.h"
 
 namespace shardproof::project {
@@ -15,9 +16,9 @@ struct Violation {
   std::string what;
 };
 
-/// What one file of the layers breaks: an arrow between folders that is not drawn, a library out of its place, or
-/// printing and ending the process in a library. Files outside the layers break nothing.
-std::vector<Violation> check_layering(const SourceFile& file);
+/// What one file breaks: an arrow that is not drawn, a library out of its place, or printing and ending the process in
+/// a library. Files outside the rooms break nothing.
+std::vector<Violation> check_layering(const SourceFile& file, const std::vector<Room>& rooms);
 
 /// Circles of files that include one another, each as "a.h -> b.h -> a.h".
 std::vector<std::string> include_cycles(const std::vector<SourceFile>& files);

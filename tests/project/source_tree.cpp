@@ -78,13 +78,17 @@ std::vector<SourceFile> read_tree(const std::string& root) {
     if (entry->is_directory()) {
       if (is_skipped_folder(entry->path())) entry.disable_recursion_pending();
     } else if (entry->is_regular_file() && entry->path().filename() != ".git") {  // a file in a linked work tree
-      std::ifstream in(entry->path(), std::ios::binary);
-      files.push_back({std::filesystem::relative(entry->path(), root).generic_string(),
-                       {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()}});
+      files.push_back(
+          {std::filesystem::relative(entry->path(), root).generic_string(), read_file(entry->path().string())});
     }
   }
   std::ranges::sort(files, {}, &SourceFile::path);
   return files;
+}
+
+std::string read_file(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
 }
 
 std::string blanked(std::string_view text, Blank what) {

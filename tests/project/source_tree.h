@@ -15,6 +15,9 @@ struct SourceFile {
 /// Every file below the root, sorted by path; build folders and hidden folders other than .ci are left out.
 std::vector<SourceFile> read_tree(const std::string& root);
 
+/// The bytes of one file; empty when there is none.
+std::string read_file(const std::string& path);
+
 /// The same text with comments blanked, line by line; string and character literals too if asked for.
 enum class Blank { comments, comments_and_literals };
 std::string blanked(std::string_view text, Blank what);
