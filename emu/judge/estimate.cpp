@@ -1,10 +1,40 @@
 #include <algorithm>
+#include <map>
 
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
+#include "emu/model/taps.h"
 #include "emu/model/tensors.h"
+#include "emu/plan/layout.h"
+#include "emu/run/activations.h"
+#include "emu/run/dry_run.h"
 
 namespace shardproof {
+namespace {
+
+/// What all ranks hold at once at the most: ranks of all stages work at the same time, each on a microbatch of its own.
+double alive_elements(const Plan& plan, ops::Format format) {
+  const DryTraces traces = dry_run(plan, format, DryPass::prefill, StatedRouting::of(plan));
+  const Mesh mesh(plan.parallel);
+  std::map<const RankTrace*, double> alive;
+  double sum = 0;
+  for (int rank = 0; rank < mesh.world(); ++rank) {
+    const auto [at, is_new] = alive.try_emplace(&traces.of(rank));
+    if (is_new) at->second = activations_of(traces.of(rank), plan.model, make_layout(plan.model, mesh, rank)).alive;
+    sum += at->second;
+  }
+  return sum;
+}
+
+/// The reference is a world of one that takes the batch at once; it is gone when the ranks run.
+double working_elements(const Plan& plan, ops::Format format) {
+  Plan unsharded = plan;
+  unsharded.parallel = {};
+  unsharded.workload.microbatches = 1;
+  return std::max(alive_elements(plan, format), alive_elements(unsharded, format));
+}
+
+}  // namespace
 
 double estimated_bytes(const Plan& plan, ops::Format format) {
   const ModelConfig& model = plan.model;
@@ -17,37 +47,17 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     largest_weight = std::max(largest_weight, static_cast<double>(count.rows) * static_cast<double>(count.cols));
   }
 
-  const auto tokens = static_cast<double>(plan.workload.tokens());
-  const auto hidden = static_cast<double>(model.hidden_size);
-  // Of all layers' taps, and the widest of any layer.
-  double tap_width = 0, q_width = 0, kv_width = 0, top_k = 0, intermediate = 0;
-  for (int kind = 0; kind < static_cast<int>(model.layers.kinds().size()); ++kind) {
-    const LayerSpec& layer = model.layers.kinds()[static_cast<std::size_t>(kind)];
-    const auto q = static_cast<double>(layer.attention.heads * layer.attention.head_dim);
-    const auto kv = static_cast<double>(layer.attention.kv_heads * layer.attention.head_dim);
-    const auto k = static_cast<double>(layer.feed_forward.top_k);
-    tap_width += static_cast<double>(model.layers.count_of(kind)) *
-                 (6 * hidden + 2 * q + 2 * kv + static_cast<double>(layer.feed_forward.num_experts) + 2 * k);
-    q_width = std::max(q_width, q);
-    kv_width = std::max(kv_width, kv);
-    top_k = std::max(top_k, k);
-    intermediate = std::max(intermediate, static_cast<double>(layer.feed_forward.intermediate_size));
-  }
-  const auto vocabulary = static_cast<double>(model.vocab_size);
+  double tap_widths = 0;
+  for (const TapId& tap : all_taps(model)) tap_widths += static_cast<double>(tap_width(model, tap));
   // Expected taps in float64 of each verdict, and a byte an element for the parts that have arrived.
   const double verdicts = format == ops::Format::exact ? 1 : 2;
-  const double taps = tokens * (tap_width + 2 * hidden + vocabulary) * (8 * verdicts + 1);
-  // What all ranks hold at once: the stream and a layer's working set on every tp rank, and the logits.
-  const double replicas = plan.parallel.tp;
-  const double working = tokens * kScalar *
-                         (replicas * 6 * hidden + 2 * (q_width + kv_width) * std::max(1.0, replicas / 4) +
-                          4 * top_k * hidden + 3 * top_k * intermediate + vocabulary);
+  const double taps = static_cast<double>(plan.workload.tokens()) * tap_widths * (8 * verdicts + 1);
   // The ranks' weights come and go, but for what is kept and what is in use; each reference holds a whole tensor.
   const double held =
       std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) + largest_weight * 8 * 3 * verdicts;
   // Every rank has some bookkeeping.
   const double bookkeeping = 64e6 + 200e3 * plan.world();
-  return held + taps + working + bookkeeping;
+  return held + taps + working_elements(plan, format) * kScalar + bookkeeping;
 }
 
 }  // namespace shardproof

@@ -6,6 +6,7 @@
 #include "collectives/traffic.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
+#include "emu/run/activations.h"
 #include "emu/run/dry_run.h"
 
 namespace shardproof {
@@ -43,88 +44,13 @@ void add_traffic(const OpRecord& call, PassFigures& pass) {
   total->sent_bytes += sent_elements(call) * call.width;
 }
 
-/// Rows and widths of one layer of a microbatch, by what they are the rows of.
-struct LayerRows {
-  double stream = 0, all = 0, own = 0, slots = 0, expert_rows = 0, busiest = 0;
-  double hidden = 0, q = 0, kv = 0, experts = 0;
-  double intermediate_size = 0;  ///< of an expert's slice
-};
-
-/// What memory depends on, of one microbatch.
-struct MicrobatchRows {
-  std::map<int, LayerRows> layers;
-  double head = 0;  ///< elements of the final norm and the logits
-};
-
-std::map<int, MicrobatchRows> rows_of(const RankTrace& trace, const ModelConfig& model, const Layout& layout) {
-  std::map<int, MicrobatchRows> all;
-  for (const OpRecord& record : trace.ops) {
-    MicrobatchRows& microbatch = all[record.microbatch];
-    const auto rows = static_cast<double>(record.rows), cols = static_cast<double>(record.cols);
-    if (record.op == Op::logits) {
-      microbatch.head = rows * (static_cast<double>(model.hidden_size) + cols);
-    }
-    if (record.layer < 0) continue;
-    LayerRows& layer = microbatch.layers[record.layer];
-    layer.intermediate_size = static_cast<double>(layout.layer(model, record.layer).intermediate_size.count);
-    if (record.op == Op::attention_norm) {
-      layer.stream = rows;
-      layer.hidden = cols;
-    } else if (record.op == Op::attention_q) {
-      layer.all = rows;
-      layer.q = cols;
-    } else if (record.op == Op::attention_k) {
-      layer.kv = cols;
-    } else if (record.op == Op::router_logits) {
-      layer.own = rows;
-      layer.experts = cols;
-    } else if (record.op == Op::moe_permute) {
-      layer.slots = rows;
-    } else if (record.op == Op::moe_sort) {
-      layer.expert_rows = rows;
-    } else if (record.op == Op::moe_expert) {
-      layer.busiest = std::max(layer.busiest, rows);
-    }
-  }
-  return all;
-}
-
-/// Tensors alive at once, at the worst point of a forward of one microbatch, in elements.
-double alive_elements(const MicrobatchRows& microbatch) {
-  double worst = 0;
-  for (const auto& [index, layer] : microbatch.layers) {
-    const double stream = layer.stream * layer.hidden;
-    const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv);
-    // One expert works at a time; the rows of the others wait.
-    const double experts = stream + layer.slots * layer.hidden + layer.expert_rows * 2 * layer.hidden +
-                           layer.busiest * 2 * layer.intermediate_size;
-    worst = std::max(worst, stream + std::max({attention, experts, microbatch.head}));
-  }
-  return worst;
-}
-
-/// Tensors that the backward pass reads: of each layer the inputs of both norms and of both regions, q, k, v, context,
-/// router logits, permuted rows, gate, up and activation, expert outputs. Attention scores are recomputed.
-double kept_elements(const MicrobatchRows& microbatch) {
-  double kept = 0;
-  for (const auto& [index, layer] : microbatch.layers) {
-    kept += 4 * layer.stream * layer.hidden + layer.all * (2 * layer.q + 2 * layer.kv) + layer.own * layer.experts +
-            layer.expert_rows * (2 * layer.hidden + 3 * layer.intermediate_size);
-  }
-  return kept;
-}
-
 void add_memory(const Plan& plan, const Layout& layout, const RankTrace& trace, RankFigures& figures) {
   const int bytes = dtype_bytes(plan.model);
-  double kept = 0;
-  const std::map<int, MicrobatchRows> microbatches = rows_of(trace, plan.model, layout);
-  for (const auto& [index, microbatch] : microbatches) {
-    figures.activation_bytes = std::max(figures.activation_bytes, alive_elements(microbatch) * bytes);
-    kept = std::max(kept, kept_elements(microbatch) * bytes);
-  }
+  const Activations activations = activations_of(trace, plan.model, layout);
+  figures.activation_bytes = activations.alive * bytes;
   // Under 1F1B.
-  const auto in_flight = std::min<double>(static_cast<double>(microbatches.size()), plan.parallel.pp - figures.at.pp);
-  figures.training_activation_bytes = kept * in_flight;
+  const auto in_flight = std::min<double>(activations.microbatches, plan.parallel.pp - figures.at.pp);
+  figures.training_activation_bytes = activations.kept * bytes * in_flight;
   for (const OpRecord& record : trace.ops) {
     if (!record.call) continue;
     figures.communication_buffer_bytes = std::max(

@@ -1,0 +1,89 @@
+#include "emu/run/activations.h"
+
+#include <algorithm>
+#include <map>
+
+namespace shardproof {
+namespace {
+
+/// Rows and widths of one layer of a microbatch, by what they are the rows of.
+struct LayerRows {
+  double stream = 0, all = 0, own = 0, slots = 0, expert_rows = 0, busiest = 0;
+  double hidden = 0, q = 0, kv = 0, experts = 0;
+  double intermediate_size = 0;  ///< of an expert's slice
+};
+
+/// What memory depends on, of one microbatch.
+struct MicrobatchRows {
+  std::map<int, LayerRows> layers;
+  double head = 0;  ///< elements of the final norm and the logits
+};
+
+std::map<int, MicrobatchRows> rows_of(const RankTrace& trace, const ModelConfig& model, const Layout& layout) {
+  std::map<int, MicrobatchRows> all;
+  for (const OpRecord& record : trace.ops) {
+    MicrobatchRows& microbatch = all[record.microbatch];
+    const auto rows = static_cast<double>(record.rows), cols = static_cast<double>(record.cols);
+    if (record.op == Op::logits) {
+      microbatch.head = rows * (static_cast<double>(model.hidden_size) + cols);
+    }
+    if (record.layer < 0) continue;
+    LayerRows& layer = microbatch.layers[record.layer];
+    layer.intermediate_size = static_cast<double>(layout.layer(model, record.layer).intermediate_size.count);
+    if (record.op == Op::attention_norm) {
+      layer.stream = rows;
+      layer.hidden = cols;
+    } else if (record.op == Op::attention_q) {
+      layer.all = rows;
+      layer.q = cols;
+    } else if (record.op == Op::attention_k) {
+      layer.kv = cols;
+    } else if (record.op == Op::router_logits) {
+      layer.own = rows;
+      layer.experts = cols;
+    } else if (record.op == Op::moe_permute) {
+      layer.slots = rows;
+    } else if (record.op == Op::moe_sort) {
+      layer.expert_rows = rows;
+    } else if (record.op == Op::moe_expert) {
+      layer.busiest = std::max(layer.busiest, rows);
+    }
+  }
+  return all;
+}
+
+double alive_elements(const MicrobatchRows& microbatch) {
+  double worst = 0;
+  for (const auto& [index, layer] : microbatch.layers) {
+    const double stream = layer.stream * layer.hidden;
+    const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv);
+    // One expert works at a time; the rows of the others wait.
+    const double experts = stream + layer.slots * layer.hidden + layer.expert_rows * 2 * layer.hidden +
+                           layer.busiest * 2 * layer.intermediate_size;
+    worst = std::max(worst, stream + std::max({attention, experts, microbatch.head}));
+  }
+  return worst;
+}
+
+double kept_elements(const MicrobatchRows& microbatch) {
+  double kept = 0;
+  for (const auto& [index, layer] : microbatch.layers) {
+    kept += 4 * layer.stream * layer.hidden + layer.all * (2 * layer.q + 2 * layer.kv) + layer.own * layer.experts +
+            layer.expert_rows * (2 * layer.hidden + 3 * layer.intermediate_size);
+  }
+  return kept;
+}
+
+}  // namespace
+
+Activations activations_of(const RankTrace& trace, const ModelConfig& model, const Layout& layout) {
+  Activations result;
+  for (const auto& [index, microbatch] : rows_of(trace, model, layout)) {
+    result.alive = std::max(result.alive, alive_elements(microbatch));
+    result.kept = std::max(result.kept, kept_elements(microbatch));
+    ++result.microbatches;
+  }
+  return result;
+}
+
+}  // namespace shardproof
