@@ -11,6 +11,9 @@
 #include <utility>
 #include <vector>
 
+#include "emu/model/taps.h"
+#include "emu/model/tensors.h"
+
 namespace shardproof::reference {
 namespace {
 
@@ -131,6 +134,26 @@ void expect_near(const std::vector<double>& actual, const std::vector<double>& e
 
 bool on_grid(double value, double step) {
   return value / step == std::nearbyint(value / step);
+}
+
+/// The reference knows neither table; what it asks for and hands over is held to both.
+TEST(Reference, UsesEveryWeightAndMakesEveryTapOfTheTablesOnce) {
+  ModelConfig model = small_model();
+  model.layers.kind(0).feed_forward.top_k = 4;
+  const ReadWeight source = weights_of(model);
+  std::map<std::string, int> uses;
+
+  const Taps made = run(model, {0, 1, 2}, {3}, [&](const std::string& name, std::vector<double>& values) {
+    ++uses[name];
+    source(name, values);
+  });
+
+  std::map<std::string, int> weights;
+  for_each_weight(model, [&](const WeightSpec& spec) { weights[spec.name] = 1; });
+  std::vector<std::string> taps;
+  for (const TapId& id : all_taps(model)) taps.push_back(to_string(id));
+  EXPECT_EQ(uses, weights);
+  EXPECT_EQ(made.order, taps);
 }
 
 TEST(Reference, MatchesHandComputedValuesForOneToken) {

@@ -63,6 +63,55 @@ Counted run(const Plan& plan, FaultInjector* fault = nullptr, TapSink* sink = nu
   return counted;
 }
 
+/// Counts the elements that are asked of it, by name. A store that keeps nothing asks at every use.
+class CountingWeights final : public WeightSource {
+ public:
+  void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override {
+    elements[spec.name] += out.size();
+    weights_.read(spec, rows, cols, out);
+  }
+
+  mutable std::map<std::string, std::int64_t> elements;
+
+ private:
+  GeneratedWeights weights_{5};
+};
+
+class CountingSink final : public TapSink {
+ public:
+  void tap(GlobalRank /*rank*/, const TapKey& key, const Placement& /*placement*/, const TapValues& /*part*/) override {
+    ++taps[to_string(key.id)];
+  }
+
+  std::map<std::string, int> taps;
+};
+
+/// A program that forgets an entry of a table, or takes one twice, is wrong however its numbers come out.
+TEST(Transformer, UsesEveryWeightAndMakesEveryTapOfTheTablesOnce) {
+  Plan plan = plan_of({});
+  plan.model.layers.edit([](LayerSpec& layer) { layer.feed_forward.top_k = layer.feed_forward.num_experts; });
+  const CountingWeights source;
+  WeightStore<double> store(source, ops::Format::fp64, 0);
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  Cluster cluster(plan.parallel);
+  const TransformerProgram<double> program{.model = plan.model,
+                                           .batch = batch,
+                                           .weights = store,
+                                           .format = ops::Format::fp64,
+                                           .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  SeededExecutor executor(1);
+  CountingSink sink;
+
+  cluster.run(executor, [&](Rank& rank) { return run_transformer<double>(rank, program); }, {.taps = &sink});
+
+  std::map<std::string, std::int64_t> weights;
+  std::map<std::string, int> taps;
+  for_each_weight(plan.model, [&](const WeightSpec& spec) { weights[spec.name] = spec.rows * spec.cols; });
+  for (const TapId& id : all_taps(plan.model)) taps[to_string(id)] = 1;
+  EXPECT_EQ(source.elements, weights);
+  EXPECT_EQ(sink.taps, taps);
+}
+
 TEST(Transformer, AllReducesOncePerLayerAndForTheEmbeddingUnderTensorParallelism) {
   const Counted counted = run(plan_of({.tp = 2, .edp = 2}));
 
