@@ -12,8 +12,8 @@ struct GemmShape {
   std::int64_t n, k;
 };
 
-/// Weights [n, k] of one rank: attention and expert projections of hidden 512 (expert width 1024), hidden 1024 (2048
-/// and 4096) and hidden 8192 (18432, a tensor-parallel quarter), whole and halved.
+/// Weights [n, k] of one rank: attention and expert projections of hidden 512 (intermediate size 1024), hidden 1024
+/// (2048 and 4096) and hidden 8192 (18432, a tensor-parallel quarter), whole and halved.
 inline const std::vector<GemmShape> kGemmShapes{{512, 512},   {512, 1024},  {1024, 512},  {1024, 1024}, {2048, 1024},
                                                 {1024, 2048}, {4096, 1024}, {1024, 4096}, {2048, 8192}, {4608, 8192}};
 

@@ -208,7 +208,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }
   text += fmt::format(
-      "  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, expert width {}, vocabulary {}\n",
+      "  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, intermediate size {}, vocabulary {}\n",
       m.layers.size(), attention.heads, attention.kv_heads, attention.head_dim, experts.num_experts, experts.top_k,
       m.hidden_size, experts.intermediate_size, m.vocab_size);
   const auto [shortest, longest] = std::ranges::minmax(plan.workload.lengths);
@@ -217,7 +217,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
                   shortest == longest ? fmt::format("{}", longest) : fmt::format("{} to {}", shortest, longest),
                   plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
   if (m != original.model || plan.workload.lengths != original.workload.lengths) {
-    text += fmt::format("  scale {}: from hidden {}, head {}, expert width {}, vocabulary {}, {} tokens\n", scale,
+    text += fmt::format("  scale {}: from hidden {}, head {}, intermediate size {}, vocabulary {}, {} tokens\n", scale,
                         original.model.hidden_size, original.model.layers[0].attention.head_dim,
                         original.model.layers[0].feed_forward.intermediate_size, original.model.vocab_size,
                         with_thousands(original.workload.tokens()));

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <set>
 
-#include "emu/diagnose/internal/case.h"
+#include "emu/diagnose/internal/wrong_tap.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -16,7 +16,7 @@ struct Projection {
   std::int64_t block = 0;  ///< width of a head, where it has heads
 };
 
-Projection projection_of(const Case& wrong) {
+Projection projection_of(const WrongTap& wrong) {
   const ModelConfig& config = wrong.model.plan().model;
   if (wrong.kind == TapKind::logits) return {.input = &wrong.model.tap(-1, TapKind::final_norm)};
   if (wrong.kind == TapKind::router_logits) return {.input = &wrong.model.tap(wrong.layer, TapKind::moe_norm)};
@@ -34,7 +34,7 @@ WeightSpec weight_of(const ModelConfig& model, TapKind kind, int layer) {
 }
 
 /// The projected columns of a wrong row, from another input row, layer or position.
-std::vector<double> projected(const Case& wrong, const Projection& projection, const WrongRow& row,
+std::vector<double> projected(const WrongTap& wrong, const Projection& projection, const WrongRow& row,
                               std::int64_t input_row, int layer, std::int64_t position) {
   Recompute& model = wrong.model;
   std::vector<double> y =
@@ -44,12 +44,12 @@ std::vector<double> projected(const Case& wrong, const Projection& projection, c
   return y;
 }
 
-std::optional<Cause> position_cause(const Case& wrong, const Projection& projection) {
+std::optional<Cause> position_cause(const WrongTap& wrong, const Projection& projection) {
   Recompute& model = wrong.model;
   const std::int64_t longest = *std::ranges::max_element(model.batch().lengths());
   const std::int64_t last = 2 * longest + 8;
   std::optional<std::int64_t> shown;
-  for (const WrongRow& row : wrong.wrong) {
+  for (const WrongRow& row : wrong.rows) {
     std::int64_t position = 0;
     while (position <= last &&
            !close(projected(wrong, projection, row, row.row, wrong.layer, position), row.got, wrong.tolerance)) {
@@ -58,18 +58,18 @@ std::optional<Cause> position_cause(const Case& wrong, const Projection& project
     if (position > last) return std::nullopt;
     if (!shown) shown = position;
   }
-  const WrongRow& first = wrong.wrong.front();
+  const WrongRow& first = wrong.rows.front();
   return Cause{
       "positions",
-      fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.wrong.size(),
-                  ranks_of(wrong.wrong), first.row, *shown, model.tokens().position(first.row))};
+      fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.rows.size(),
+                  ranks_of(wrong.rows), first.row, *shown, model.tokens().position(first.row))};
 }
 
 /// Rows made of other rows' norms.
-std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projection) {
+std::optional<Cause> input_row_cause(const WrongTap& wrong, const Projection& projection) {
   Recompute& model = wrong.model;
   std::vector<std::int64_t> sources;
-  for (const WrongRow& row : wrong.wrong) {
+  for (const WrongRow& row : wrong.rows) {
     const std::int64_t position = model.tokens().position(row.row);
     const TokenRows near = model.rows_beside(row.row);
     const std::int64_t count = near.count();
@@ -84,7 +84,7 @@ std::optional<Cause> input_row_cause(const Case& wrong, const Projection& projec
   return row_order_cause(wrong, sources);
 }
 
-std::optional<Cause> shifted_cause(const Case& wrong) {
+std::optional<Cause> shifted_cause(const WrongTap& wrong) {
   for (const std::int64_t shift : {1, -1}) {
     const auto shifted = [&](const WrongRow& row) {
       const std::span<const double> whole = wrong.model.row(wrong.expected, row.row);
@@ -95,9 +95,9 @@ std::optional<Cause> shifted_cause(const Case& wrong) {
       }
       return values;
     };
-    if (explains(wrong.wrong, shifted, wrong.tolerance)) {
+    if (explains(wrong.rows, shifted, wrong.tolerance)) {
       return Cause{"vocabulary_shifted", fmt::format("column c holds the value of column c {} 1 on {}",
-                                                     shift > 0 ? "+" : "-", ranks_of(wrong.wrong))};
+                                                     shift > 0 ? "+" : "-", ranks_of(wrong.rows))};
     }
   }
   return std::nullopt;
@@ -105,15 +105,15 @@ std::optional<Cause> shifted_cause(const Case& wrong) {
 
 }  // namespace
 
-std::optional<Cause> projection_cause(const Case& wrong) {
+std::optional<Cause> projection_cause(const WrongTap& wrong) {
   const Projection projection = projection_of(wrong);
   if (auto cause = gather_cause(wrong)) return cause;
   if (projection.block > 0) {
-    if (const auto blocks = block_sources(wrong.wrong, wrong.expected, projection.block, wrong.tolerance)) {
+    if (const auto blocks = block_sources(wrong.rows, wrong.expected, projection.block, wrong.tolerance)) {
       for (std::size_t head = 0; head < blocks->size(); ++head) {
         if ((*blocks)[head] == static_cast<std::int64_t>(head)) continue;
         return Cause{"heads_permuted", fmt::format("head {} holds the values of head {} on {}", head, (*blocks)[head],
-                                                   ranks_of(wrong.wrong))};
+                                                   ranks_of(wrong.rows))};
       }
     }
   }
@@ -125,9 +125,9 @@ std::optional<Cause> projection_cause(const Case& wrong) {
       const auto with_weights = [&](const WrongRow& row) {
         return projected(wrong, projection, row, row.row, layer, wrong.model.tokens().position(row.row));
       };
-      if (layer != wrong.layer && explains(wrong.wrong, with_weights, wrong.tolerance)) {
+      if (layer != wrong.layer && explains(wrong.rows, with_weights, wrong.tolerance)) {
         return Cause{"weights_of_another_layer",
-                     fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.wrong), layer)};
+                     fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
       }
     }
   }
@@ -138,7 +138,7 @@ std::optional<Cause> projection_cause(const Case& wrong) {
   return std::nullopt;
 }
 
-std::optional<Cause> context_cause(const Case& wrong) {
+std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
   const std::int64_t dim = spec.head_dim;
@@ -153,20 +153,20 @@ std::optional<Cause> context_cause(const Case& wrong) {
   };
   const auto proper = [&](const WrongRow&, std::int64_t head) { return head / share; };
   const auto merged = [&](const WrongRow& row) { return rebuilt(row, model.rows_beside(row.row)[0], proper); };
-  if (explains(wrong.wrong, merged, wrong.tolerance)) {
+  if (explains(wrong.rows, merged, wrong.tolerance)) {
     return Cause{"sequence_boundaries", fmt::format("tokens on {} attend to the sequences before their own in the "
                                                     "microbatch, token {} among them",
-                                                    ranks_of(wrong.wrong), wrong.wrong.front().row)};
+                                                    ranks_of(wrong.rows), wrong.rows.front().row)};
   }
   for (std::int64_t shift = 1; shift < spec.kv_heads; ++shift) {
     const auto other = [&](const WrongRow&, std::int64_t head) { return (head / share + shift) % spec.kv_heads; };
     const auto predicted = [&](const WrongRow& row) {
       return rebuilt(row, row.row - model.tokens().position(row.row), other);
     };
-    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
-      const std::int64_t head = wrong.wrong.front().col / dim;
+    if (explains(wrong.rows, predicted, wrong.tolerance)) {
+      const std::int64_t head = wrong.rows.front().col / dim;
       return Cause{"wrong_kv_head", fmt::format("query head {} attends with key/value head {}, not {}, on {}", head,
-                                                other(wrong.wrong.front(), head), head / share, ranks_of(wrong.wrong))};
+                                                other(wrong.rows.front(), head), head / share, ranks_of(wrong.rows))};
     }
   }
   return std::nullopt;
@@ -174,10 +174,10 @@ std::optional<Cause> context_cause(const Case& wrong) {
 
 namespace {
 
-using Addend = std::function<std::vector<double>(std::int64_t row, int tp)>;
+using PartialSumOf = std::function<std::vector<double>(std::int64_t row, int tp)>;
 
 /// The reduction that should run over tp ran over the ranks of another axis.
-std::optional<Cause> wrong_group_cause(const Case& wrong, const Addend& addend) {
+std::optional<Cause> wrong_group_cause(const WrongTap& wrong, const PartialSumOf& partial) {
   Recompute& model = wrong.model;
   const Parallel& parallel = model.plan().parallel;
   for (const Axis axis : {Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
@@ -195,38 +195,39 @@ std::optional<Cause> wrong_group_cause(const Case& wrong, const Addend& addend) 
         // A reduce-scatter gives the rank the rows that its place in this group would have in a tp group.
         const TokenRows rows = model.tokens().stream({.tp = place, .cp = at.cp, .dp = at.dp}, home.microbatch);
         if (local >= rows.count()) return {};
-        const std::vector<double> part = addend(rows[local], at.tp);
+        const std::vector<double> part = partial(rows[local], at.tp);
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
       }
       model.finish(sum);
       return sum;
     };
-    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
-      return Cause{"wrong_group", fmt::format("{} hold the sum over their {} group, not over tp", ranks_of(wrong.wrong),
+    if (explains(wrong.rows, predicted, wrong.tolerance)) {
+      return Cause{"wrong_group", fmt::format("{} hold the sum over their {} group, not over tp", ranks_of(wrong.rows),
                                               to_string(axis))};
     }
   }
   return std::nullopt;
 }
 
-/// All addends summed, those that `weights` says made with other weights: (tp) -> (layer, tp) whose weights it uses.
+/// The sum of the partial sums, those that `weights` says made with other weights: (tp) -> (layer, tp) whose weights it
+/// uses.
 template <class Weights>
-bool explained_by_weights(const Case& wrong, const Weights& weights) {
+bool explained_by_weights(const WrongTap& wrong, const Weights& weights) {
   Recompute& model = wrong.model;
   const auto predicted = [&](const WrongRow& row) {
     std::vector<double> sum(row.got.size(), 0.0);
     for (int m = 0; m < model.plan().parallel.tp; ++m) {
       const auto [layer, from] = weights(m);
-      const std::vector<double> part = model.attention_addend(wrong.layer, row.row, m, layer, from);
+      const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, layer, from);
       for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
     }
     model.finish(sum);
     return sum;
   };
-  return explains(wrong.wrong, predicted, wrong.tolerance);
+  return explains(wrong.rows, predicted, wrong.tolerance);
 }
 
-std::optional<Cause> output_weights_cause(const Case& wrong) {
+std::optional<Cause> output_weights_cause(const WrongTap& wrong) {
   const int tp = wrong.model.plan().parallel.tp;
   const int layers = static_cast<int>(wrong.model.plan().model.layers.size());
   for (int layer = 0; layer < layers; ++layer) {
@@ -252,7 +253,7 @@ std::optional<Cause> output_weights_cause(const Case& wrong) {
 }
 
 /// A replicated term that every rank adds before the reduction.
-std::optional<Cause> output_term_cause(const Case& wrong) {
+std::optional<Cause> output_term_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
   const ExpectedTap& stream = model.norm_input(wrong.layer, TapKind::attention_norm);
@@ -260,7 +261,7 @@ std::optional<Cause> output_term_cause(const Case& wrong) {
     const auto predicted = [&](const WrongRow& row) {
       std::vector<double> sum(row.got.size(), 0.0);
       for (int m = 0; m < tp; ++m) {
-        const std::vector<double> part = model.attention_addend(wrong.layer, row.row, m, wrong.layer, m);
+        const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, wrong.layer, m);
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
       }
       const std::span<const double> term = model.row(stream, row.row);
@@ -268,7 +269,7 @@ std::optional<Cause> output_term_cause(const Case& wrong) {
       model.finish(sum);
       return sum;
     };
-    if (explains(wrong.wrong, predicted, wrong.tolerance)) {
+    if (explains(wrong.rows, predicted, wrong.tolerance)) {
       return Cause{"term_on_every_rank",
                    fmt::format("the output holds {} times the residual stream too much, tp = {}", times, tp)};
     }
@@ -278,20 +279,20 @@ std::optional<Cause> output_term_cause(const Case& wrong) {
 
 }  // namespace
 
-std::optional<Cause> attention_output_cause(const Case& wrong) {
+std::optional<Cause> attention_output_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
-  const Addend addend = [&](std::int64_t row, int m) {
-    return model.attention_addend(wrong.layer, row, m, wrong.layer, m);
+  const PartialSumOf partial = [&](std::int64_t row, int m) {
+    return model.attention_partial_sum(wrong.layer, row, m, wrong.layer, m);
   };
-  const AddendSum sum{.members = tp,
-                      .addend = [&](const WrongRow& row, int m) { return addend(row.row, m); },
-                      .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
-                      .finish = [&](std::vector<double>& values) { model.finish(values); }};
-  if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  const PartialSums sum{.members = tp,
+                        .partial = [&](const WrongRow& row, int m) { return partial(row.row, m); },
+                        .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
+                        .finish = [&](std::vector<double>& values) { model.finish(values); }};
+  if (const auto fault = partial_sum_fault(wrong.rows, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
   if (auto cause = output_weights_cause(wrong)) return cause;
   if (auto cause = output_term_cause(wrong)) return cause;
-  if (tp > 1) return wrong_group_cause(wrong, addend);
+  if (tp > 1) return wrong_group_cause(wrong, partial);
   return std::nullopt;
 }
 

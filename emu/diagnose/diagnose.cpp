@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "emu/diagnose/internal/case.h"
+#include "emu/diagnose/internal/wrong_tap.h"
 #include "emu/judge/judge.h"
 
 namespace shardproof {
@@ -27,7 +27,7 @@ double expert_flops(const Plan& plan, int layer) {
          static_cast<double>(plan.workload.tokens());
 }
 
-std::optional<Cause> cause_by_kind(const diagnosis::Case& wrong) {
+std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
   switch (wrong.kind) {
     case TapKind::embedding:
       return embedding_cause(wrong);
@@ -83,19 +83,19 @@ Cause diagnose(const DiagnosisInput& input) {
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};
   }
   Recompute model(input.plan, input.reference);
-  const diagnosis::Case wrong_case{.model = model,
-                                   .expected = expected,
-                                   .layer = layer,
-                                   .kind = kind,
-                                   .wrong = wrong,
-                                   .norm_parts = input.norm_parts,
-                                   .tolerance = relative * scale,
-                                   .step = exact ? kStep : 0};
+  const diagnosis::WrongTap wrong_tap{.model = model,
+                                      .expected = expected,
+                                      .layer = layer,
+                                      .kind = kind,
+                                      .rows = wrong,
+                                      .norm_parts = input.norm_parts,
+                                      .tolerance = relative * scale,
+                                      .step = exact ? kStep : 0};
   const bool small_enough = kind != TapKind::moe_output || expert_flops(input.plan, layer) <= kRecomputedFlops;
   if (small_enough) {
-    if (auto cause = cause_by_kind(wrong_case)) return *cause;
+    if (auto cause = cause_by_kind(wrong_tap)) return *cause;
   }
-  if (auto cause = diagnosis::general_cause(wrong_case)) return *cause;
+  if (auto cause = diagnosis::general_cause(wrong_tap)) return *cause;
   return {
       "unknown",
       fmt::format("{} rows are wrong, on {}; {}", wrong.size(), diagnosis::ranks_of(wrong),

@@ -3,7 +3,8 @@
 // Every cause is a hypothesis of what the ranks did: under it, the values that they should then have got are computed
 // from the reference's own taps and weights, and it is named only when all wrong rows of the first wrong tap hold just
 // those values. Nothing is taken from who injected what. Names:
-//   reduction_dropped    a rank holds its own addend        addend_missing, addend_doubled, averaged, wrong_reduction
+//   reduction_dropped    a rank holds its own partial sum
+//   partial_sum_missing, partial_sum_doubled, averaged, wrong_reduction
 //   partial_group        the sum over part of the group     wrong_group      reduced over the ranks of another axis
 //   reduced_twice        the sum times the group's size     counted_n_times  a replica or a term counted n times
 //   term_on_every_rank   a replicated term added n times    constant_offset  a constant added to every element

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <set>
 
-#include "emu/diagnose/internal/moe_case.h"
+#include "emu/diagnose/internal/moe_slots.h"
 #include "ops/router.h"
 
 namespace shardproof::diagnosis {
@@ -20,7 +20,7 @@ Row scaled(const Row& row, double factor) {
   return result;
 }
 
-std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
   const auto k = moe.slots(0).weights.size();
   for (std::size_t shift = 1; shift < k; ++shift) {
     const auto rotated = [&](std::size_t i) {
@@ -36,7 +36,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
     if (moe.explained_by_weights(rotated) || moe.explained_by_weights(reversed)) {
       return Cause{"router_weights_permuted", fmt::format("the router's weights stand with other experts than they "
                                                           "were computed for on {}",
-                                                          ranks_of(wrong.wrong))};
+                                                          ranks_of(wrong.rows))};
     }
   }
   for (std::size_t dropped = 0; dropped < k && k > 1; ++dropped) {
@@ -47,7 +47,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
     };
     if (moe.explained_by_weights(without)) {
       return Cause{"slot_dropped",
-                   fmt::format("choice {} of {} is not in the sum on {}", dropped, k, ranks_of(wrong.wrong))};
+                   fmt::format("choice {} of {} is not in the sum on {}", dropped, k, ranks_of(wrong.rows))};
     }
   }
   const auto squared = [&](std::size_t i) {
@@ -57,7 +57,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
   };
   if (moe.explained_by_weights(squared)) {
     return Cause{"router_weights_squared",
-                 fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.wrong))};
+                 fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.rows))};
   }
   // Without (or with) the division by the sum of the chosen experts' shares.
   const ExpectedTap& logits = wrong.model.tap(wrong.layer, TapKind::router_logits);
@@ -65,7 +65,7 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
   const bool normalised = wrong.model.plan().model.layers[wrong.layer].feed_forward.norm_topk_prob;
   double shown = 0;
   const auto other = [&](std::size_t i) {
-    const WrongRow& row = wrong.wrong[i];
+    const WrongRow& row = wrong.rows[i];
     std::vector<std::int32_t> chosen;
     for (std::int64_t s = 0; s < ids.cols; ++s) chosen.push_back(static_cast<std::int32_t>(ids.at(row.row, s)));
     Row weights(chosen.size());
@@ -79,37 +79,37 @@ std::optional<Cause> weights_cause(const Case& wrong, const MoeCase& moe) {
   if (moe.explained_by_weights(other)) {
     return Cause{"router_weights_scaled",
                  fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
-                             normalised ? "not " : "", ranks_of(wrong.wrong), shown)};
+                             normalised ? "not " : "", ranks_of(wrong.rows), shown)};
   }
   return std::nullopt;
 }
 
 /// The sum over etp, for the slots that some rank computed.
-std::optional<Cause> reduction_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
   const int etp = model.plan().parallel.etp;
-  const auto addends = [&](std::size_t i, std::size_t s, int shift) {
+  const auto partials = [&](std::size_t i, std::size_t s, int shift) {
     std::vector<Row> result;
     for (int t = 0; t < etp; ++t) {
-      const auto addend = model.expert_addend(wrong.layer, wrong.layer, moe.slots(i).experts[s], t, (t + shift) % etp,
-                                              wrong.wrong[i].row);
-      result.emplace_back(addend.begin(), addend.end());
+      const auto partial = model.expert_partial_sum(wrong.layer, wrong.layer, moe.slots(i).experts[s], t,
+                                                    (t + shift) % etp, wrong.rows[i].row);
+      result.emplace_back(partial.begin(), partial.end());
     }
     return result;
   };
-  for (const AddendFault& fault : addend_faults(etp)) {
+  for (const PartialSumFault& fault : partial_sum_faults(etp)) {
     const auto output = [&](std::size_t i, std::size_t s) {
-      const int rank = model.routing_rank(wrong.wrong[i].row, wrong.layer);
-      Row sum = faulty_sum(fault, addends(i, s, 0), model.mesh().coordinates(rank).etp);
+      const int rank = model.routing_rank(wrong.rows[i].row, wrong.layer);
+      Row sum = faulty_sum(fault, partials(i, s, 0), model.mesh().coordinates(rank).etp);
       model.finish(sum);
       return sum;
     };
     if (moe.explained_by_outputs(output)) return cause_of(fault, "etp", etp);
   }
-  // One slice's addends everywhere, or down projections of another slice.
+  // One slice's partial sums everywhere, or down projections of another slice.
   for (int member = 0; member < etp && etp > 1; ++member) {
     const auto output = [&](std::size_t i, std::size_t s) {
-      Row sum = scaled(addends(i, s, 0)[static_cast<std::size_t>(member)], etp);
+      Row sum = scaled(partials(i, s, 0)[static_cast<std::size_t>(member)], etp);
       model.finish(sum);
       return sum;
     };
@@ -120,8 +120,8 @@ std::optional<Cause> reduction_cause(const Case& wrong, const MoeCase& moe) {
   for (int shift = 1; shift < etp; ++shift) {
     for (int member = -1; member < etp; ++member) {
       const auto output = [&](std::size_t i, std::size_t s) {
-        const std::vector<Row> right = addends(i, s, 0);
-        const std::vector<Row> shifted = addends(i, s, shift);
+        const std::vector<Row> right = partials(i, s, 0);
+        const std::vector<Row> shifted = partials(i, s, shift);
         Row sum(right.front().size(), 0.0);
         for (int t = 0; t < etp; ++t) {
           const Row& part = (member < 0 || member == t ? shifted : right)[static_cast<std::size_t>(t)];
@@ -139,22 +139,22 @@ std::optional<Cause> reduction_cause(const Case& wrong, const MoeCase& moe) {
 }
 
 /// What the slots' experts are, or how often they count.
-std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
   const ModelConfig& config = model.plan().model;
   const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
-  const auto missing = [&](std::size_t i, std::size_t) { return Row(wrong.wrong[i].got.size(), 0.0); };
+  const auto missing = [&](std::size_t i, std::size_t) { return Row(wrong.rows[i].got.size(), 0.0); };
   if (moe.explained_by_outputs(missing)) {
-    return Cause{"expert_missing", fmt::format("outputs of chosen experts are zero, on {}", ranks_of(wrong.wrong))};
+    return Cause{"expert_missing", fmt::format("outputs of chosen experts are zero, on {}", ranks_of(wrong.rows))};
   }
   for (std::int64_t shift = 1; shift < experts; ++shift) {
     const auto output = [&](std::size_t i, std::size_t s) {
       const std::int64_t expert = (moe.slots(i).experts[s] + shift) % experts;
-      return model.expert_output(wrong.layer, wrong.layer, expert, wrong.wrong[i].row);
+      return model.expert_output(wrong.layer, wrong.layer, expert, wrong.rows[i].row);
     };
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
-                                           experts, ranks_of(wrong.wrong))};
+                                           experts, ranks_of(wrong.rows))};
   }
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     for (const double factor : {static_cast<double>(degree), 1.0 / degree}) {
@@ -167,7 +167,7 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
   for (int layer = 0; layer < config.layers.size(); ++layer) {
     if (layer == wrong.layer) continue;
     const auto output = [&](std::size_t i, std::size_t s) {
-      return model.expert_output(wrong.layer, layer, moe.slots(i).experts[s], wrong.wrong[i].row);
+      return model.expert_output(wrong.layer, layer, moe.slots(i).experts[s], wrong.rows[i].row);
     };
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"weights_of_another_layer", fmt::format("experts have the weights of layer {}", layer)};
@@ -177,7 +177,7 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
     // Named again: clang 14 captures no structured binding.
     const auto output = [&, degree = degree](std::size_t i, std::size_t s) {
       Row sum = moe.slots(i).outputs[s];
-      const std::span<const double> term = model.row(x, wrong.wrong[i].row);
+      const std::span<const double> term = model.row(x, wrong.rows[i].row);
       for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += degree * term[c];
       model.finish(sum);
       return sum;
@@ -191,12 +191,12 @@ std::optional<Cause> expert_cause(const Case& wrong, const MoeCase& moe) {
 
 }  // namespace
 
-std::optional<Cause> moe_output_cause(const Case& wrong) {
+std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
   if (auto cause = gather_cause(wrong)) return cause;
-  if (const auto sources = row_sources(wrong.wrong, wrong.expected, wrong.tolerance)) {
+  if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
-  const MoeCase moe(wrong);
+  const MoeSlots moe(wrong);
   if (auto cause = weights_cause(wrong, moe)) return cause;
   if (auto cause = reduction_cause(wrong, moe)) return cause;
   if (auto cause = expert_cause(wrong, moe)) return cause;

@@ -99,8 +99,8 @@ Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row
   return {last.begin(), last.end()};
 }
 
-Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, int tp, int weights_layer,
-                                           int weights_tp) {
+Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, int weights_layer,
+                                                int weights_tp) {
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).heads;
   const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].layer(plan_.model, layer).heads;
@@ -114,7 +114,7 @@ Recompute::Row Recompute::attention_addend(int layer, std::int64_t row_index, in
   return y;
 }
 
-Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
+Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) {
   const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
   const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
   if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
@@ -123,8 +123,8 @@ Recompute::Row Recompute::embedding_addend(std::int64_t row_index, int tp) {
   return {values.begin(), values.end()};
 }
 
-std::span<const double> Recompute::expert_addend(int layer, int weights_layer, std::int64_t expert, int slice_index,
-                                                 int down_slice, std::int64_t row_index) {
+std::span<const double> Recompute::expert_partial_sum(int layer, int weights_layer, std::int64_t expert,
+                                                      int slice_index, int down_slice, std::int64_t row_index) {
   ops::Matrix<double>& y = experts_[{layer, weights_layer, expert, slice_index, down_slice}];
   if (y.rows() == 0) {
     const ModelConfig& model = plan_.model;
@@ -145,8 +145,8 @@ std::span<const double> Recompute::expert_addend(int layer, int weights_layer, s
 Recompute::Row Recompute::expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row_index) {
   Row sum(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
   for (int t = 0; t < plan_.parallel.etp; ++t) {
-    const std::span<const double> addend = expert_addend(layer, weights_layer, expert, t, t, row_index);
-    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += addend[i];
+    const std::span<const double> partial = expert_partial_sum(layer, weights_layer, expert, t, t, row_index);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += partial[i];
   }
   finish(sum);
   return sum;

@@ -48,14 +48,14 @@ class Recompute {
   void rotate(Row& heads, int layer, std::int64_t position) const;
   /// One head of attention for the last of the rows `first`..`row`, over key/value head `kv_head`.
   Row attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head, std::int64_t kv_head);
-  /// The addend of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
+  /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
-  Row attention_addend(int layer, std::int64_t row, int tp, int weights_layer, int weights_tp);
-  Row embedding_addend(std::int64_t row, int tp);
-  /// Expert `expert` on the layer's normed row: the addend of etp slice `slice`, its down projection from `down_slice`,
-  /// its weights from `weights_layer`; not rounded.
-  std::span<const double> expert_addend(int layer, int weights_layer, std::int64_t expert, int slice, int down_slice,
-                                        std::int64_t row);
+  Row attention_partial_sum(int layer, std::int64_t row, int tp, int weights_layer, int weights_tp);
+  Row embedding_partial_sum(std::int64_t row, int tp);
+  /// Expert `expert` on the layer's normed row: the partial sum of etp slice `slice`, its down projection from
+  /// `down_slice`, its weights from `weights_layer`; not rounded.
+  std::span<const double> expert_partial_sum(int layer, int weights_layer, std::int64_t expert, int slice,
+                                             int down_slice, std::int64_t row);
   /// The stored sum over the slices.
   Row expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row);
   void finish(Row& values) const;

@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-#include "emu/diagnose/internal/case.h"
+#include "emu/diagnose/internal/wrong_tap.h"
 
 namespace shardproof::diagnosis {
 
@@ -29,18 +29,18 @@ std::vector<std::pair<std::string, int>> degrees(const Parallel& p) {
   return result;
 }
 
-Cause cause_of(const AddendFault& fault, std::string_view axis, int members) {
-  using Kind = AddendFault::Kind;
+Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members) {
+  using Kind = PartialSumFault::Kind;
   switch (fault.kind) {
     case Kind::own_only:
       return {"reduction_dropped",
-              fmt::format("each rank holds its own addend of the {} over {}: it was not reduced", members, axis)};
+              fmt::format("each rank holds its own partial sum of the {} over {}: it was not reduced", members, axis)};
     case Kind::missing:
-      return {"addend_missing",
-              fmt::format("the addend of {} {} of {} is not in the sum", axis, fault.member, members)};
+      return {"partial_sum_missing",
+              fmt::format("the partial sum of {} {} of {} is not in the sum", axis, fault.member, members)};
     case Kind::doubled:
-      return {"addend_doubled",
-              fmt::format("the addend of {} {} of {} is in the sum twice", axis, fault.member, members)};
+      return {"partial_sum_doubled",
+              fmt::format("the partial sum of {} {} of {} is in the sum twice", axis, fault.member, members)};
     case Kind::subgroup:
       return {"partial_group", fmt::format("each rank holds the sum over its {} neighbours of the {} along {}",
                                            fault.size, members, axis)};
@@ -49,24 +49,24 @@ Cause cause_of(const AddendFault& fault, std::string_view axis, int members) {
     case Kind::repeated:
       return {"reduced_twice", fmt::format("ratio {} = {}: the sum was reduced once more", members, axis)};
     case Kind::replaced:
-      return {"wrong_slice", fmt::format("the addend of {} {} is not in the sum, that of {} {} is in it twice", axis,
-                                         fault.member, axis, fault.other)};
+      return {"wrong_slice", fmt::format("the partial sum of {} {} is not in the sum, that of {} {} is in it twice",
+                                         axis, fault.member, axis, fault.other)};
     case Kind::maximum:
       return {"wrong_reduction",
-              fmt::format("the greatest of the {} addends over {} instead of their sum", members, axis)};
+              fmt::format("the greatest of the {} partial sums over {} instead of their sum", members, axis)};
   }
   return {"unknown", ""};
 }
 
-std::optional<Cause> embedding_cause(const Case& wrong) {
+std::optional<Cause> embedding_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
   const auto finish = [&](std::vector<double>& values) { model.finish(values); };
-  const AddendSum sum{.members = tp,
-                      .addend = [&](const WrongRow& row, int m) { return model.embedding_addend(row.row, m); },
-                      .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
-                      .finish = finish};
-  if (const auto fault = addend_fault(wrong.wrong, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  const PartialSums sum{.members = tp,
+                        .partial = [&](const WrongRow& row, int m) { return model.embedding_partial_sum(row.row, m); },
+                        .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
+                        .finish = finish};
+  if (const auto fault = partial_sum_fault(wrong.rows, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
   const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Weight::embedding));
   const ops::MatrixView<const double> table = loaded.view();
   for (const std::int64_t shift : {1, -1}) {
@@ -77,9 +77,9 @@ std::optional<Cause> embedding_cause(const Case& wrong) {
       model.finish(values);
       return values;
     };
-    if (explains(wrong.wrong, neighbour, wrong.tolerance)) {
+    if (explains(wrong.rows, neighbour, wrong.tolerance)) {
       return Cause{"vocabulary_shifted", fmt::format("token id t has the embedding of id t {} 1 on {}",
-                                                     shift > 0 ? "+" : "-", ranks_of(wrong.wrong))};
+                                                     shift > 0 ? "+" : "-", ranks_of(wrong.rows))};
     }
   }
   return std::nullopt;
@@ -103,15 +103,15 @@ std::vector<std::pair<const ExpectedTap*, int>> streams(Recompute& model) {
 }
 
 /// A layer that ran on the input of another: its own norm weight, the other's stream.
-std::optional<Cause> layer_order_cause(const Case& wrong) {
+std::optional<Cause> layer_order_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   for (const auto& [stream, layer] : streams(model)) {
     const auto on_stream = [&, stream = stream](const WrongRow& row) {
       return model.norm(model.row(*stream, row.row), norm_weight(model.plan().model, wrong.kind, wrong.layer));
     };
-    if (!explains(wrong.wrong, on_stream, wrong.tolerance)) continue;
+    if (!explains(wrong.rows, on_stream, wrong.tolerance)) continue;
     const std::string text = fmt::format("the layer's input on {} is {}, not the output of the layer before",
-                                         ranks_of(wrong.wrong), stream->name);
+                                         ranks_of(wrong.rows), stream->name);
     return Cause{layer > wrong.layer ? "layer_repeated" : "layer_skipped", text};
   }
   // The stream that should enter this layer entered another.
@@ -133,7 +133,7 @@ std::optional<Cause> layer_order_cause(const Case& wrong) {
 
 }  // namespace
 
-std::optional<Cause> norm_cause(const Case& wrong) {
+std::optional<Cause> norm_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const ModelConfig& config = model.plan().model;
   const ExpectedTap& input = model.norm_input(wrong.layer, wrong.kind);
@@ -143,20 +143,20 @@ std::optional<Cause> norm_cause(const Case& wrong) {
       const auto with_weight = [&](const WrongRow& row) {
         return model.norm(model.row(input, row.row), norm_weight(config, kind, layer));
       };
-      if (explains(wrong.wrong, with_weight, wrong.tolerance)) {
+      if (explains(wrong.rows, with_weight, wrong.tolerance)) {
         return Cause{"weights_of_another_layer", fmt::format("{} uses the weight of layer {}'s {}",
-                                                             ranks_of(wrong.wrong), layer, tap_row(kind).name)};
+                                                             ranks_of(wrong.rows), layer, tap_row(kind).name)};
       }
     }
   }
-  if (const auto sources = row_sources(wrong.wrong, wrong.expected, wrong.tolerance)) {
+  if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
   if (wrong.kind == TapKind::attention_norm) return layer_order_cause(wrong);
   return std::nullopt;
 }
 
-std::optional<Cause> residual_cause(const Case& wrong) {
+std::optional<Cause> residual_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const bool moe = wrong.kind == TapKind::moe_residual;
   const ExpectedTap& stream = model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm);
@@ -173,17 +173,17 @@ std::optional<Cause> residual_cause(const Case& wrong) {
         model.finish(values);
         return values;
       };
-      if (explains(wrong.wrong, combined, wrong.tolerance)) {
+      if (explains(wrong.rows, combined, wrong.tolerance)) {
         return Cause{"term_on_every_rank",
-                     fmt::format("the sum is {} * residual + {} * output on {}", a, b, ranks_of(wrong.wrong))};
+                     fmt::format("the sum is {} * residual + {} * output on {}", a, b, ranks_of(wrong.rows))};
       }
     }
   }
   return std::nullopt;
 }
 
-std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::int64_t>& sources) {
-  const std::vector<WrongRow>& rows = wrong.wrong;
+std::optional<Cause> row_order_cause(const WrongTap& wrong, const std::vector<std::int64_t>& sources) {
+  const std::vector<WrongRow>& rows = wrong.rows;
   bool other_microbatch = true;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const RowHome to = wrong.model.tokens().home(rows[i].row);
@@ -196,17 +196,17 @@ std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::i
                   rows.front().row, sources.front(), other_microbatch ? ", of another microbatch" : "")};
 }
 
-std::optional<Cause> gather_cause(const Case& wrong) {
-  if (!all_zero(wrong.wrong)) return std::nullopt;
+std::optional<Cause> gather_cause(const WrongTap& wrong) {
+  if (!all_zero(wrong.rows)) return std::nullopt;
   const bool others = std::ranges::none_of(
-      wrong.wrong, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
+      wrong.rows, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
   if (!others) return std::nullopt;
   return Cause{"gather_dropped",
-               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.wrong))};
+               fmt::format("{} hold zeros in the rows of the other ranks of their tp group", ranks_of(wrong.rows))};
 }
 
-std::optional<Cause> general_cause(const Case& wrong) {
-  const std::vector<WrongRow>& rows = wrong.wrong;
+std::optional<Cause> general_cause(const WrongTap& wrong) {
+  const std::vector<WrongRow>& rows = wrong.rows;
   const auto finite = [](double value) { return std::isfinite(value); };
   if (std::ranges::any_of(rows, [&](const WrongRow& row) { return !std::ranges::all_of(row.got, finite); })) {
     return Cause{"not_finite", fmt::format("values on {} are not finite", ranks_of(rows))};

@@ -131,9 +131,9 @@ std::optional<std::vector<std::int64_t>> block_sources(std::span<const WrongRow>
   return map;
 }
 
-std::vector<AddendFault> addend_faults(int members) {
-  using Kind = AddendFault::Kind;
-  std::vector<AddendFault> faults{{.kind = Kind::own_only}};
+std::vector<PartialSumFault> partial_sum_faults(int members) {
+  using Kind = PartialSumFault::Kind;
+  std::vector<PartialSumFault> faults{{.kind = Kind::own_only}};
   if (members < 2) return {};
   for (int m = 0; m < members; ++m) faults.push_back({.kind = Kind::missing, .member = m});
   for (int m = 0; m < members; ++m) faults.push_back({.kind = Kind::doubled, .member = m});
@@ -151,9 +151,9 @@ std::vector<AddendFault> addend_faults(int members) {
   return faults;
 }
 
-std::vector<double> faulty_sum(const AddendFault& fault, std::span<const std::vector<double>> addends, int own) {
-  using Kind = AddendFault::Kind;
-  const int members = static_cast<int>(addends.size());
+std::vector<double> faulty_sum(const PartialSumFault& fault, std::span<const std::vector<double>> partials, int own) {
+  using Kind = PartialSumFault::Kind;
+  const int members = static_cast<int>(partials.size());
   const auto factor = [&](int m) -> double {
     switch (fault.kind) {
       case Kind::own_only:
@@ -170,11 +170,11 @@ std::vector<double> faulty_sum(const AddendFault& fault, std::span<const std::ve
         return 1;
     }
   };
-  std::vector<double> sum(addends.front().size(), fault.kind == Kind::maximum ? -INFINITY : 0.0);
+  std::vector<double> sum(partials.front().size(), fault.kind == Kind::maximum ? -INFINITY : 0.0);
   for (int m = 0; m < members; ++m) {
-    const std::vector<double>& addend = addends[static_cast<std::size_t>(m)];
+    const std::vector<double>& partial = partials[static_cast<std::size_t>(m)];
     for (std::size_t i = 0; i < sum.size(); ++i) {
-      sum[i] = fault.kind == Kind::maximum ? std::max(sum[i], addend[i]) : sum[i] + factor(m) * addend[i];
+      sum[i] = fault.kind == Kind::maximum ? std::max(sum[i], partial[i]) : sum[i] + factor(m) * partial[i];
     }
   }
   for (double& value : sum) {
@@ -184,16 +184,17 @@ std::vector<double> faulty_sum(const AddendFault& fault, std::span<const std::ve
   return sum;
 }
 
-std::optional<AddendFault> addend_fault(std::span<const WrongRow> rows, const AddendSum& sum, double tolerance) {
+std::optional<PartialSumFault> partial_sum_fault(std::span<const WrongRow> rows, const PartialSums& sum,
+                                                 double tolerance) {
   if (rows.empty()) return std::nullopt;
-  std::vector<std::vector<std::vector<double>>> addends(rows.size());
-  for (const AddendFault& fault : addend_faults(sum.members)) {
+  std::vector<std::vector<std::vector<double>>> partials(rows.size());
+  for (const PartialSumFault& fault : partial_sum_faults(sum.members)) {
     bool fits = true;
     for (std::size_t i = 0; fits && i < rows.size(); ++i) {
-      if (addends[i].empty()) {
-        for (int m = 0; m < sum.members; ++m) addends[i].push_back(sum.addend(rows[i], m));
+      if (partials[i].empty()) {
+        for (int m = 0; m < sum.members; ++m) partials[i].push_back(sum.partial(rows[i], m));
       }
-      std::vector<double> predicted = faulty_sum(fault, addends[i], sum.own(rows[i]));
+      std::vector<double> predicted = faulty_sum(fault, partials[i], sum.own(rows[i]));
       sum.finish(predicted);
       fits = close(predicted, rows[i].got, tolerance);
     }

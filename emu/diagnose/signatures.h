@@ -47,17 +47,17 @@ std::optional<std::vector<std::int64_t>> row_sources(std::span<const WrongRow> r
 std::optional<std::vector<std::int64_t>> block_sources(std::span<const WrongRow> rows, const ExpectedTap& expected,
                                                        std::int64_t width, double tolerance);
 
-/// How the addends of a sum were taken wrongly.
-struct AddendFault {
+/// How the partial sums of a reduction were taken wrongly.
+struct PartialSumFault {
   enum class Kind {
-    own_only,  ///< each rank holds its own addend: nothing was reduced
-    missing,   ///< one addend is not in the sum
-    doubled,   ///< one addend is in it twice
+    own_only,  ///< each rank holds its own: nothing was reduced
+    missing,   ///< one is not in the sum
+    doubled,   ///< one is in it twice
     subgroup,  ///< each rank holds the sum over its part of the group, of `size` neighbours
-    average,   ///< the sum over the number of addends
-    repeated,  ///< the sum times the number of addends: reduced twice
-    replaced,  ///< addend `member` is not in the sum, `other` is in it twice
-    maximum,   ///< the greatest addend in place of the sum
+    average,   ///< the sum over the number of members
+    repeated,  ///< the sum times the number of members: reduced twice
+    replaced,  ///< that of `member` is not in the sum, that of `other` is in it twice
+    maximum,   ///< the greatest in place of the sum
   };
   Kind kind{};
   int member = -1;
@@ -65,21 +65,22 @@ struct AddendFault {
   int size = 0;
 };
 
-struct AddendSum {
+struct PartialSums {
   int members = 0;
-  /// A wrong row's addend of one member, without rounding.
-  std::function<std::vector<double>(const WrongRow&, int member)> addend;
+  /// A wrong row's partial sum of one member, without rounding.
+  std::function<std::vector<double>(const WrongRow&, int member)> partial;
   /// The member that the row's rank is.
   std::function<int(const WrongRow&)> own;
   /// What is done with a sum: rounding.
   std::function<void(std::vector<double>&)> finish;
 };
 
-std::optional<AddendFault> addend_fault(std::span<const WrongRow> rows, const AddendSum& sum, double tolerance);
+std::optional<PartialSumFault> partial_sum_fault(std::span<const WrongRow> rows, const PartialSums& sum,
+                                                 double tolerance);
 
-/// The combinations of a row's addends that AddendFault knows, in the order in which they are tried.
-std::vector<AddendFault> addend_faults(int members);
-/// The sum of `addends` under the fault, for the member `own`.
-std::vector<double> faulty_sum(const AddendFault& fault, std::span<const std::vector<double>> addends, int own);
+/// The combinations of a row's partial sums that PartialSumFault knows, in the order in which they are tried.
+std::vector<PartialSumFault> partial_sum_faults(int members);
+/// The sum of `partials` under the fault, for the member `own`.
+std::vector<double> faulty_sum(const PartialSumFault& fault, std::span<const std::vector<double>> partials, int own);
 
 }  // namespace shardproof

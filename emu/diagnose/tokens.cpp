@@ -6,7 +6,7 @@
 #include <numeric>
 #include <set>
 
-#include "emu/diagnose/internal/moe_case.h"
+#include "emu/diagnose/internal/moe_slots.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -27,7 +27,7 @@ struct Shipment {
   std::map<std::pair<std::int64_t, std::int64_t>, std::size_t> position;  ///< of (token, expert)
 };
 
-Shipment shipment_of(const Case& wrong, const TokenRows& own) {
+Shipment shipment_of(const WrongTap& wrong, const TokenRows& own) {
   const ModelConfig& config = wrong.model.plan().model;
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
   const std::int64_t held = config.layers[wrong.layer].feed_forward.num_experts / wrong.model.plan().parallel.ep;
@@ -105,10 +105,10 @@ constexpr Misplacement kMisplacements[] = {
 };
 
 /// All rows of a rank misplaced alike, on the way to the experts or back.
-std::optional<Cause> misplacement_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> misplacement_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
   std::vector<Shipment> shipments;
-  for (const WrongRow& row : wrong.wrong) {
+  for (const WrongRow& row : wrong.rows) {
     const RowHome home = model.tokens().home(row.row);
     shipments.push_back(shipment_of(wrong, model.tokens().own(home.at, home.microbatch)));
   }
@@ -119,19 +119,19 @@ std::optional<Cause> misplacement_cause(const Case& wrong, const MoeCase& moe) {
       const auto output = [&](std::size_t i, std::size_t s) {
         const std::int64_t expert = moe.slots(i).experts[s];
         const Shipment& shipment = shipments[i];
-        const Sent& source = shipment.sent[sources[i][shipment.position.at({wrong.wrong[i].row, expert})]];
+        const Sent& source = shipment.sent[sources[i][shipment.position.at({wrong.rows[i].row, expert})]];
         return model.expert_output(wrong.layer, wrong.layer, back ? source.expert : expert, source.row);
       };
       if (!moe.explained_by_outputs(output)) continue;
       return Cause{"tokens_permuted", fmt::format("rows {} the experts lie {}, on {}", back ? "back from" : "sent to",
-                                                  misplaced.text, ranks_of(wrong.wrong))};
+                                                  misplaced.text, ranks_of(wrong.rows))};
     }
   }
   return std::nullopt;
 }
 
 /// One or two of a row's slots hold outputs for any other token.
-std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> any_tokens_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
   const ExpectedTap& ids = model.tap(wrong.layer, TapKind::router_choice);
   // What slots may hold: every slot's proper output, and the experts' outputs for other tokens.
@@ -151,7 +151,7 @@ std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
     const Slots& slots = moe.slots(i);
     std::vector<Row> candidates = outputs_near(i);
     std::ranges::sort(candidates, {}, [](const Row& row) { return row.front(); });
-    const double got = wrong.wrong[i].got.front();
+    const double got = wrong.rows[i].got.front();
     const auto with = [&](std::size_t a, std::size_t b, const Row& in_a) {
       double rest = got;
       for (std::size_t s = 0; s < slots.outputs.size(); ++s) {
@@ -165,7 +165,7 @@ std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
         std::vector<Row> outputs = slots.outputs;
         outputs[a] = in_a;
         outputs[b] = *it;
-        if (close(moe.combine(slots.weights, outputs, i), wrong.wrong[i].got, wrong.tolerance)) return true;
+        if (close(moe.combine(slots.weights, outputs, i), wrong.rows[i].got, wrong.tolerance)) return true;
       }
       return false;
     };
@@ -181,19 +181,19 @@ std::optional<Cause> any_tokens_cause(const Case& wrong, const MoeCase& moe) {
     }
     return false;
   };
-  for (std::size_t i = 0; i < wrong.wrong.size(); ++i) {
+  for (std::size_t i = 0; i < wrong.rows.size(); ++i) {
     if (!fits(i)) return std::nullopt;
   }
-  return Cause{"tokens_permuted", fmt::format("{} rows on {} hold experts' outputs for other tokens",
-                                              wrong.wrong.size(), ranks_of(wrong.wrong))};
+  return Cause{"tokens_permuted", fmt::format("{} rows on {} hold experts' outputs for other tokens", wrong.rows.size(),
+                                              ranks_of(wrong.rows))};
 }
 
 }  // namespace
 
-std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe) {
+std::optional<Cause> token_cause(const WrongTap& wrong, const MoeSlots& moe) {
   if (auto cause = misplacement_cause(wrong, moe)) return cause;
   const ModelConfig& config = wrong.model.plan().model;
-  const double outputs = static_cast<double>(wrong.wrong.size()) * static_cast<double>(wrong.expected.rows) *
+  const double outputs = static_cast<double>(wrong.rows.size()) * static_cast<double>(wrong.expected.rows) *
                          static_cast<double>(2 * config.layers[wrong.layer].feed_forward.top_k);
   if (outputs * static_cast<double>(config.hidden_size) > kSearchedValues) return std::nullopt;
   return any_tokens_cause(wrong, moe);

@@ -135,7 +135,7 @@ std::string shape_problem(const ExpectedTap& expected, const Placement& placemen
 }  // namespace
 
 struct TapCollector::State {
-  struct Addend {
+  struct PartialSum {
     Placement placement;
     ops::Matrix<double> values;
   };
@@ -146,7 +146,7 @@ struct TapCollector::State {
   std::map<Block, double> squares;
   std::vector<std::uint8_t> covered;  // per element
   std::int64_t covered_count = 0;
-  std::map<int, std::vector<Addend>> addends;  // by rank
+  std::map<int, std::vector<PartialSum>> partials;  // by rank
 
   void note_problem(const std::string& problem, int rank) {
     if (outcome.problem.empty()) outcome.problem = problem;
@@ -192,21 +192,21 @@ struct TapCollector::State {
     }
   }
 
-  /// The addends of one block from one group are one part, summed in rank order; its ranks share its error.
-  void sum_addends(const ExpectedTap& expected, const Mesh& mesh) {
+  /// The partial sums of one block from one group are one part, summed in rank order; its ranks share its error.
+  void add_partial_sums(const ExpectedTap& expected, const Mesh& mesh) {
     struct Sum {
       ops::Matrix<double> values;
       std::vector<int> ranks;
     };
     std::map<Block, std::map<int, Sum>> sums;  // by block and first rank of the group
-    for (auto& [rank, parts] : addends) {
-      for (Addend& addend : parts) {
-        const int group = mesh.group(*addend.placement.partial, rank).front();
-        Sum& sum = sums[block_of(addend.placement)][group];
+    for (auto& [rank, parts] : partials) {
+      for (PartialSum& partial : parts) {
+        const int group = mesh.group(*partial.placement.partial, rank).front();
+        Sum& sum = sums[block_of(partial.placement)][group];
         if (sum.ranks.empty()) {
-          sum.values = std::move(addend.values);
+          sum.values = std::move(partial.values);
         } else {
-          std::ranges::transform(sum.values.span(), addend.values.span(), sum.values.span().begin(), std::plus{});
+          std::ranges::transform(sum.values.span(), partial.values.span(), sum.values.span().begin(), std::plus{});
         }
         sum.ranks.push_back(rank);
       }
@@ -218,7 +218,8 @@ struct TapCollector::State {
         const WorstElement worst = compare<double>(expected, whole, sum.values.view());
         for (const int rank : sum.ranks) note_worst(worst, rank);
       }
-      if (!cover(expected, whole)) note_problem("addends overlap another block", groups.begin()->second.ranks.front());
+      if (!cover(expected, whole))
+        note_problem("partial sums overlap another block", groups.begin()->second.ranks.front());
     }
   }
 };
@@ -258,7 +259,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
     for (ops::Index i = 0; i < part.rows; ++i) std::ranges::copy(part.row(i), copy.row(i).begin());
     const std::lock_guard lock(state.mutex);
     state.outcome.seen = true;
-    state.addends[rank].push_back({placement, std::move(copy)});
+    state.partials[rank].push_back({placement, std::move(copy)});
     return;
   }
 
@@ -308,7 +309,7 @@ std::vector<TapOutcome> TapCollector::finish() {
   for (std::size_t i = 0; i < states_.size(); ++i) {
     State& state = *states_[i];
     const ExpectedTap& expected = expected_.all()[i];
-    state.sum_addends(expected, mesh_);
+    state.add_partial_sums(expected, mesh_);
     for (const auto& [block, holders] : state.blocks) {
       const auto [row, rows, col, cols] = block;
       for (const std::int64_t place : {row, rows, col, cols}) {

@@ -1,6 +1,7 @@
 // Holds the taps of a run to what is expected, while the run goes on.
 //
-// Every part is compared where it arrives, so that no tensor of the run is kept (but addends, until they are summed).
+// Every part is compared where it arrives, so that no tensor of the run is kept (but partial sums, until they
+// are added).
 // An error is |got - expected| over the scale of its row (ExpectedTap::scale); a tap is judged by its worst row.
 #pragma once
 
@@ -59,7 +60,7 @@ class TapCollector final : public TapSink {
 
   void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override;
 
-  /// After the run: sums the addends, looks for what never came; one outcome for each expected tap.
+  /// After the run: adds the partial sums, looks for what never came; one outcome for each expected tap.
   std::vector<TapOutcome> finish();
   /// Names that a rank tapped and nothing is expected of.
   std::vector<std::string> unexpected() const;

@@ -61,8 +61,8 @@ struct VerifyOptions {
   int threads = 0;                               ///< of a run's ranks; 0: as many as the process may use
   std::optional<std::uint64_t> schedule;         ///< run on one thread in the order this seed gives
   const WeightSource* weights = nullptr;         ///< default: GeneratedWeights of the workload's seed
-  Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which addends are summed
-  /// What addends are rounded to on the way and after each addition, in float formats; default: the run's scalar.
+  Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which partial sums are added
+  /// What partial sums are rounded to on the way and after each addition, in float formats; default: the run's scalar.
   std::optional<ops::Format> wire;
   std::optional<ops::Format> accumulate;
   FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)

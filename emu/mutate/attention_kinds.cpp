@@ -39,9 +39,9 @@ Instances reductions(const MutablePlan& plan, std::size_t limit, bool embedding,
 
 template <bool embedding, SumFault fault, int cause>
 Instances reduction(const MutablePlan& plan, std::size_t limit) {
-  static const std::vector<Causes> kCauses{{"reduction_dropped"}, {"reduced_twice", "counted_n_times"},
-                                           {"partial_group"},     {"addend_missing"},
-                                           {"addend_doubled"},    {"averaged"},
+  static const std::vector<Causes> kCauses{{"reduction_dropped"},   {"reduced_twice", "counted_n_times"},
+                                           {"partial_group"},       {"partial_sum_missing"},
+                                           {"partial_sum_doubled"}, {"averaged"},
                                            {"wrong_reduction"}};
   return reductions(plan, limit, embedding, fault, kCauses[cause]);
 }
@@ -81,7 +81,7 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// Adds to every rank's addend of the attention's output.
+/// Adds to every rank's partial sum of the attention's output.
 template <class Add>
 Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, std::string cause) {
   const std::vector<int> group = sites.group(Axis::tp, place.rank);
@@ -119,8 +119,8 @@ Instances residual_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
     const Place place{static_cast<int>(sites.layers_of(stage).begin), sites.first_rank(stage, 0)};
-    const auto add = [](std::span<double> addend, const std::vector<double>& stream) {
-      for (std::size_t i = 0; i < addend.size() && i < stream.size(); ++i) addend[i] += stream[i];
+    const auto add = [](std::span<double> partial, const std::vector<double>& stream) {
+      for (std::size_t i = 0; i < partial.size() && i < stream.size(); ++i) partial[i] += stream[i];
     };
     result.push_back(on_every_rank(sites, place, add, "term_on_every_rank"));
   }
@@ -132,8 +132,8 @@ Instances bias_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   if (plan.parallel.tp < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
-    const auto add = [](std::span<double> addend, const std::vector<double>&) {
-      for (double& value : addend) value += 0.5;
+    const auto add = [](std::span<double> partial, const std::vector<double>&) {
+      for (double& value : partial) value += 0.5;
     };
     result.push_back(on_every_rank(sites, place, add, "constant_offset"));
   }
@@ -241,7 +241,8 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
 constexpr MutationKind kAttentionKinds[] = {
     {"embedding_reduction_dropped", "the embedding's sum over tp is not taken", reduction<true, SumFault::dropped, 0>},
     {"embedding_reduction_doubled", "the embedding is reduced over tp twice", reduction<true, SumFault::repeated, 1>},
-    {"embedding_addend_missing", "one rank's part of the embedding is lost", reduction<true, SumFault::missing, 3>},
+    {"embedding_partial_sum_missing", "one rank's part of the embedding is lost",
+     reduction<true, SumFault::missing, 3>},
     {"sp_gather_order", "sequence-parallel chunks are gathered in the wrong order", gather_order},
     {"sp_gather_dropped", "sequence-parallel rows are not gathered", gather_dropped},
     {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>},
@@ -250,10 +251,10 @@ constexpr MutationKind kAttentionKinds[] = {
     {"attention_reduction_dropped", "the attention's sum over tp is not taken", reduction<false, SumFault::dropped, 0>},
     {"attention_reduction_doubled", "the attention's output is reduced twice", reduction<false, SumFault::repeated, 1>},
     {"attention_partial_group", "the sum is over half of the tp group", reduction<false, SumFault::halves, 2>},
-    {"attention_addend_missing", "one rank's addend is lost", reduction<false, SumFault::missing, 3>},
-    {"attention_addend_doubled", "one rank's addend counts twice", reduction<false, SumFault::doubled, 4>},
+    {"attention_partial_sum_missing", "one rank's partial sum is lost", reduction<false, SumFault::missing, 3>},
+    {"attention_partial_sum_doubled", "one rank's partial sum counts twice", reduction<false, SumFault::doubled, 4>},
     {"attention_averaged", "averaged over tp instead of summed", reduction<false, SumFault::averaged, 5>},
-    {"attention_maximum", "the greatest addend instead of the sum", reduction<false, SumFault::maximum, 6>},
+    {"attention_maximum", "the greatest partial sum instead of the sum", reduction<false, SumFault::maximum, 6>},
     {"attention_wrong_axis", "reduced over a group of another axis, whose ranks have other tokens",
      attention_wrong_axis},
     {"residual_on_every_rank", "the residual is added before the reduction: R + tp * S", residual_on_every_rank},

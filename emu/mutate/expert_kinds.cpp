@@ -37,10 +37,10 @@ Instances etp_dropped_without_ep(const MutablePlan& plan, std::size_t limit) {
   return reduction<SumFault::dropped, true>(plan, limit, "reduction_dropped");
 }
 Instances etp_missing(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::missing, false>(plan, limit, "addend_missing");
+  return reduction<SumFault::missing, false>(plan, limit, "partial_sum_missing");
 }
 Instances etp_doubled(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::doubled, false>(plan, limit, "addend_doubled");
+  return reduction<SumFault::doubled, false>(plan, limit, "partial_sum_doubled");
 }
 Instances etp_averaged(const MutablePlan& plan, std::size_t limit) {
   return reduction<SumFault::averaged, false>(plan, limit, "averaged");
@@ -86,7 +86,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// A term that every etp rank adds to its addend: the experts' own input.
+/// A term that every etp rank adds to its partial sum: the experts' own input.
 Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.etp < 2) return {};
@@ -113,8 +113,8 @@ Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
                         made.before = [=](const Rank& rank, internal::Call& call) {
                           if (!sum.here(rank, call)) return true;
                           const std::vector<double>& rows = (*inputs)[static_cast<std::size_t>(to_int(rank.id()))];
-                          const std::span<double> addend = own_input(rank, call, buffers);
-                          for (std::size_t i = 0; i < addend.size() && i < rows.size(); ++i) addend[i] += rows[i];
+                          const std::span<double> partial = own_input(rank, call, buffers);
+                          for (std::size_t i = 0; i < partial.size() && i < rows.size(); ++i) partial[i] += rows[i];
                           return true;
                         };
                       })});
@@ -186,8 +186,8 @@ constexpr MutationKind kExpertKinds[] = {
     {"expert_reduction_dropped", "experts' outputs are not summed over etp (reduced over one group of two)",
      etp_dropped},
     {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp", etp_dropped_without_ep},
-    {"expert_addend_missing", "one etp rank's addend is lost", etp_missing},
-    {"expert_addend_doubled", "one etp rank's addend counts twice", etp_doubled},
+    {"expert_partial_sum_missing", "one etp rank's partial sum is lost", etp_missing},
+    {"expert_partial_sum_doubled", "one etp rank's partial sum counts twice", etp_doubled},
     {"expert_averaged", "averaged over etp instead of summed", etp_averaged},
     {"expert_partial_group", "the sum is over half of the etp group", etp_halves},
     {"expert_reduced_over_ep", "experts' outputs are summed over ep instead of etp", reduced_over_ep},

@@ -85,13 +85,13 @@ void reverse_chunks(std::span<double> values, std::span<const std::size_t> count
 
 namespace {
 
-/// Every member's addends, by group index and microbatch: a member may be ahead of another by a microbatch.
-using Addends = std::shared_ptr<std::vector<std::vector<std::vector<double>>>>;
+/// Every member's partial sums, by group index and microbatch: a member may be ahead of another by a microbatch.
+using PartialSums = std::shared_ptr<std::vector<std::vector<std::vector<double>>>>;
 
 /// What each rank gets when only its half of the group is summed.
-void sum_half(internal::Call& call, const std::vector<std::vector<std::vector<double>>>& addends,
+void sum_half(internal::Call& call, const std::vector<std::vector<std::vector<double>>>& partials,
               std::size_t microbatch) {
-  const std::size_t half = addends.size() / 2;
+  const std::size_t half = partials.size() / 2;
   const auto me = static_cast<std::size_t>(to_int(call.rank));
   const std::size_t first = me / half * half;
   const std::span<double> out = output(call);
@@ -101,13 +101,13 @@ void sum_half(internal::Call& call, const std::vector<std::vector<std::vector<do
           : 0;
   for (std::size_t i = 0; i < out.size(); ++i) {
     double sum = 0;
-    for (std::size_t m = first; m < first + half; ++m) sum += addends[m][microbatch][before + i];
+    for (std::size_t m = first; m < first + half; ++m) sum += partials[m][microbatch][before + i];
     out[i] = sum;
   }
 }
 
 void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, int member, const Buffers& buffers,
-                      const Addends& addends) {
+                      const PartialSums& partials) {
   const int me = to_int(call.rank);
   switch (fault) {
     case SumFault::missing:
@@ -124,8 +124,8 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
       return;
     case SumFault::halves: {
       const std::span<const double> given = input(call);
-      (*addends)[static_cast<std::size_t>(me)][static_cast<std::size_t>(call.tag.microbatch)].assign(given.begin(),
-                                                                                                     given.end());
+      (*partials)[static_cast<std::size_t>(me)][static_cast<std::size_t>(call.tag.microbatch)].assign(given.begin(),
+                                                                                                      given.end());
       return;
     }
     default:
@@ -139,17 +139,17 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& sit
                                                                  int world, std::int64_t microbatches) {
   return script([=](Script& made) {
     const Buffers buffers = make_buffers(world);
-    const auto addends = std::make_shared<std::vector<std::vector<std::vector<double>>>>(
+    const auto partials = std::make_shared<std::vector<std::vector<std::vector<double>>>>(
         site.ranks.size(), std::vector<std::vector<double>>(static_cast<std::size_t>(microbatches)));
     made.before = [=](const Rank& rank, internal::Call& call) {
       if (!site.here(rank, call)) return true;
-      before_reduction(rank, call, fault, member, buffers, addends);
+      before_reduction(rank, call, fault, member, buffers, partials);
       return fault != SumFault::dropped;
     };
     made.after = [=](const Rank& rank, internal::Call& call) {
       if (!site.here(rank, call)) return;
       if (fault == SumFault::dropped) keep_own(call);
-      if (fault == SumFault::halves) sum_half(call, *addends, static_cast<std::size_t>(call.tag.microbatch));
+      if (fault == SumFault::halves) sum_half(call, *partials, static_cast<std::size_t>(call.tag.microbatch));
       if (fault == SumFault::repeated) {
         for (double& value : output(call)) value *= static_cast<double>(site.ranks.size());
       }

@@ -57,7 +57,7 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
   table.push_back(entry(
       "parameters", "parameters", Dimension::parameters,
       "layers * (2 * (heads + kv_heads) * head_dim * hidden + 2 * hidden + experts * hidden + 3 * experts "
-      "* expert_width * hidden) + hidden + 2 * vocabulary * hidden (once when tied)",
+      "* intermediate_size * hidden) + hidden + 2 * vocabulary * hidden (once when tied)",
       [](const Context& context) {
         const ParameterCount count = model_parameters(context.plan.model);
         const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
@@ -72,14 +72,14 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
     }));
   };
   part("parameters_attention", &ParameterCount::attention, "layers * 2 * (heads + kv_heads) * head_dim * hidden");
-  part("parameters_experts", &ParameterCount::experts, "layers * experts * 3 * expert_width * hidden");
+  part("parameters_experts", &ParameterCount::experts, "layers * experts * 3 * intermediate_size * hidden");
   part("parameters_router", &ParameterCount::router, "layers * experts * hidden");
   part("parameters_norms", &ParameterCount::norms, "(2 * layers + 1) * hidden");
   part("parameters_embedding", &ParameterCount::embedding, "vocabulary * hidden");
   part("parameters_head", &ParameterCount::head, "vocabulary * hidden; 0 when tied");
   table.push_back(
       entry("parameters_active", "parameters", Dimension::parameters,
-            "parameters - layers * (experts - top_k) * 3 * expert_width * hidden: those that serve one token",
+            "parameters - layers * (experts - top_k) * 3 * intermediate_size * hidden: those that serve one token",
             [](const Context& context) {
               const ModelConfig& m = context.plan.model;
               double idle = 0;

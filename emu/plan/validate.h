@@ -15,7 +15,7 @@ inline constexpr int kMaxWorld = 65536;
 ///
 /// Rules: world = tp*cp*dp*pp <= kMaxWorld and <= hardware.gpus; etp*ep divides tp*cp*dp (edp is the quotient);
 /// num_heads % tp, num_kv_heads and tp divide one another; num_heads % num_kv_heads; num_experts % ep;
-/// expert_width % etp; pp <= num_layers; head_dim even; 1 <= top_k <= num_experts; vocab_size >= tp; sequence
+/// intermediate_size % etp; pp <= num_layers; head_dim even; 1 <= top_k <= num_experts; vocab_size >= tp; sequence
 /// parallelism needs tp > 1. Layers, batch and vocabulary may divide unevenly.
 std::vector<Problem> validate(const Plan& plan);
 

@@ -16,8 +16,8 @@
 //   x + y, the residual                            2^-10         max |x| + max |y|
 //
 // Checked on the unsharded sums, this holds for the run under test as well. A sharded sum adds the same products in
-// another order or part of them (a rank's addend over tp or etp), and what goes in is what the reference has, bit for
-// bit, up to the first tap that diverges.
+// another order or part of them (a rank's partial sum over tp or etp), and what goes in is what the reference has, bit
+// for bit, up to the first tap that diverges.
 #pragma once
 
 #include <cstdint>

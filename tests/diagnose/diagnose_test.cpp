@@ -110,29 +110,29 @@ TEST(Signatures, FindTheHeadsThatOthersHold) {
   EXPECT_EQ(row_sources(wrong, tap, 0), std::nullopt);
 }
 
-/// Four addends of one row each, and what a rank gets under a fault.
-struct Addends {
+/// Four partial sums of one row each, and what a rank gets under a fault.
+struct FourPartialSums {
   std::vector<std::vector<double>> values{{1, 7, -3}, {10, -20, 5}, {100, 3, 44}, {-1000, 12, 9}};
 
-  std::optional<AddendFault> diagnose(const AddendFault& fault, const std::vector<int>& ranks) const {
+  std::optional<PartialSumFault> diagnose(const PartialSumFault& fault, const std::vector<int>& ranks) const {
     std::vector<WrongRow> rows;
     for (const int rank : ranks) {
       rows.push_back({.rank = rank, .row = 0, .col = 0, .got = faulty_sum(fault, values, rank), .want = {}});
     }
-    return addend_fault(rows,
-                        {.members = 4,
-                         .addend = [&](const WrongRow&, int m) { return values[static_cast<std::size_t>(m)]; },
-                         .own = [](const WrongRow& row) { return row.rank; },
-                         .finish = [](std::vector<double>&) {}},
-                        0);
+    return partial_sum_fault(rows,
+                             {.members = 4,
+                              .partial = [&](const WrongRow&, int m) { return values[static_cast<std::size_t>(m)]; },
+                              .own = [](const WrongRow& row) { return row.rank; },
+                              .finish = [](std::vector<double>&) {}},
+                             0);
   }
 };
 
 TEST(Signatures, TellApartWhatHappenedToASum) {
-  const Addends addends;
+  const FourPartialSums partials;
 
-  for (const AddendFault& fault : addend_faults(4)) {
-    const std::optional<AddendFault> found = addends.diagnose(fault, {0, 1, 2, 3});
+  for (const PartialSumFault& fault : partial_sum_faults(4)) {
+    const std::optional<PartialSumFault> found = partials.diagnose(fault, {0, 1, 2, 3});
 
     ASSERT_TRUE(found.has_value());
     EXPECT_EQ(found->kind, fault.kind);
@@ -143,16 +143,16 @@ TEST(Signatures, TellApartWhatHappenedToASum) {
 }
 
 TEST(Signatures, DoNotTakeRandomValuesForASum) {
-  const Addends addends;
+  const FourPartialSums partials;
   const std::vector<WrongRow> rows{{.rank = 0, .row = 0, .col = 0, .got = {17, 4, 2}, .want = {}}};
 
-  const auto fault =
-      addend_fault(rows,
-                   {.members = 4,
-                    .addend = [&](const WrongRow&, int m) { return addends.values[static_cast<std::size_t>(m)]; },
-                    .own = [](const WrongRow&) { return 0; },
-                    .finish = [](std::vector<double>&) {}},
-                   0);
+  const auto fault = partial_sum_fault(
+      rows,
+      {.members = 4,
+       .partial = [&](const WrongRow&, int m) { return partials.values[static_cast<std::size_t>(m)]; },
+       .own = [](const WrongRow&) { return 0; },
+       .finish = [](std::vector<double>&) {}},
+      0);
 
   EXPECT_EQ(fault, std::nullopt);
 }

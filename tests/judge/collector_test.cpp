@@ -129,7 +129,7 @@ TEST(TapCollector, RefusesAnotherShape) {
   EXPECT_FALSE(outcome.missing());
 }
 
-TEST(TapCollector, SumsAddends) {
+TEST(TapCollector, AddsPartialSums) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});
   TapCollector collector(expected, mesh);

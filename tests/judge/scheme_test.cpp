@@ -19,25 +19,25 @@ ExpectedTaps expected_sum() {
   return expected;
 }
 
-/// Every tp rank has an addend of y: 1 and 2 of 3, 10 and 20 of 30; `odd` has another.
-Cluster::Program addends(int odd = -1) {
+/// Every tp rank has a partial sum of y: 1 and 2 of 3, 10 and 20 of 30; `odd` has another.
+Cluster::Program partials(int odd = -1) {
   return [odd](Rank& rank) -> Task<> {
-    ops::Matrix<double> addend(1, 2);
-    addend(0, 0) = rank.at().tp + 1;
-    addend(0, 1) = to_int(rank.id()) == odd ? 0 : 10 * (rank.at().tp + 1);
-    rank.tap<double>("y", addend.view(), Placement::partial_sum(1, 2, Axis::tp));
+    ops::Matrix<double> partial(1, 2);
+    partial(0, 0) = rank.at().tp + 1;
+    partial(0, 1) = to_int(rank.id()) == odd ? 0 : 10 * (rank.at().tp + 1);
+    rank.tap<double>("y", partial.view(), Placement::partial_sum(1, 2, Axis::tp));
     co_return;
   };
 }
 
-TEST(VerifyScheme, SumsTheAddendsOfEachGroupApart) {
-  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(), expected_sum());
+TEST(VerifyScheme, SumsThePartialSumsOfEachGroupApart) {
+  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, partials(), expected_sum());
 
   EXPECT_EQ(report.verdict, Verdict::pass) << (report.first_divergence ? report.first_divergence->message : "");
 }
 
-TEST(VerifyScheme, NamesTheGroupWhoseAddendsAreWrong) {
-  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, addends(3), expected_sum());
+TEST(VerifyScheme, NamesTheGroupWhosePartialSumsAreWrong) {
+  const VerifyReport report = verify_scheme({.tp = 2, .dp = 3}, partials(3), expected_sum());
 
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_THAT(report.first_divergence->ranks, ElementsAre(2, 3));
@@ -57,14 +57,14 @@ TEST(VerifyScheme, DoesNotCallADifferenceFromNoNumberAMismatch) {
   ExpectedTaps expected;
   expected.add("y", 1, 2, {3, std::numeric_limits<double>::quiet_NaN()});
 
-  const VerifyReport report = verify_scheme({.tp = 2, .dp = 1}, addends(), expected);
+  const VerifyReport report = verify_scheme({.tp = 2, .dp = 1}, partials(), expected);
 
   EXPECT_EQ(report.verdict, Verdict::inconclusive);
 }
 
 TEST(VerifyScheme, RefusesABoundThatIsNone) {
   for (const double bound : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
-    EXPECT_THROW(verify_scheme({.tp = 2}, addends(), expected_sum(), {.bound = bound}), std::invalid_argument);
+    EXPECT_THROW(verify_scheme({.tp = 2}, partials(), expected_sum(), {.bound = bound}), std::invalid_argument);
   }
 }
 

@@ -13,7 +13,7 @@ double w_at(std::int64_t i, std::int64_t j) {
   return static_cast<double>((i + 2 * j) % 7) - 3;
 }
 
-// y = x w^T, the columns of x and w split over tp: every rank computes an addend of y.
+// y = x w^T, the columns of x and w split over tp: every rank computes a partial sum of y.
 Task<> row_parallel_linear(Rank& rank) {
   const Range part = partition(kIn, rank.tp().size(), rank.at().tp);
   ops::Matrix<double> x(kTokens, part.count), w(kOut, part.count), y(kTokens, kOut);

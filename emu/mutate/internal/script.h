@@ -79,8 +79,8 @@ std::span<const double> input(const internal::Call& call);
 std::span<double> output(const internal::Call& call);
 /// Makes the call read from the rank's buffer, a copy of its input that may be changed.
 std::span<double> own_input(const Rank& rank, internal::Call& call, const Buffers& buffers);
-/// The output of a call that did not take place: its own part where it has one (the addend, the gathered chunk), else
-/// zeros.
+/// The output of a call that did not take place: its own part where it has one (the partial sum, the gathered chunk),
+/// else zeros.
 void keep_own(internal::Call& call);
 void zero_output(internal::Call& call);
 /// Row order over `counts` elements a chunk: the chunks in reverse.
@@ -88,7 +88,7 @@ void reverse_chunks(std::span<double> values, std::span<const std::size_t> count
 
 /// What goes wrong in a sum over a group.
 enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, maximum };
-/// At the site, whose ranks are one group; `member` is the group index whose addend is missing or doubled.
+/// At the site, whose ranks are one group; `member` is the group index whose partial sum is missing or doubled.
 std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
                                                                  int world, std::int64_t microbatches);
 

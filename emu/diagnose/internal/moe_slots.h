@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "emu/diagnose/internal/case.h"
+#include "emu/diagnose/internal/wrong_tap.h"
 
 namespace shardproof::diagnosis {
 
@@ -18,12 +18,12 @@ struct Slots {
   std::vector<Row> outputs;
 };
 
-class MoeCase {
+class MoeSlots {
  public:
-  explicit MoeCase(const Case& wrong) : wrong_(wrong) {
+  explicit MoeSlots(const WrongTap& wrong) : wrong_(wrong) {
     const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
     const ExpectedTap& weights = wrong.model.tap(wrong.layer, TapKind::router_weights);
-    for (const WrongRow& row : wrong.wrong) {
+    for (const WrongRow& row : wrong.rows) {
       Slots slots;
       for (std::int64_t s = 0; s < ids.cols; ++s) {
         slots.experts.push_back(static_cast<std::int64_t>(ids.at(row.row, s)));
@@ -40,7 +40,7 @@ class MoeCase {
   template <class Weights>
   bool explained_by_weights(const Weights& weights) const {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (!close(combine(weights(i), slots_[i].outputs, i), wrong_.wrong[i].got, wrong_.tolerance)) return false;
+      if (!close(combine(weights(i), slots_[i].outputs, i), wrong_.rows[i].got, wrong_.tolerance)) return false;
     }
     return true;
   }
@@ -61,7 +61,7 @@ class MoeCase {
   }
 
   Row combine(const Row& weights, const std::vector<Row>& outputs, std::size_t i) const {
-    Row sum(wrong_.wrong[i].got.size(), 0.0);
+    Row sum(wrong_.rows[i].got.size(), 0.0);
     for (std::size_t s = 0; s < outputs.size(); ++s) {
       for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += weights[s] * outputs[s][c];
     }
@@ -73,7 +73,7 @@ class MoeCase {
   bool subset_fits(std::size_t i, const std::vector<Row>& others, const std::vector<bool>& taken) const {
     std::vector<Row> outputs;
     for (std::size_t s = 0; s < others.size(); ++s) outputs.push_back(taken[s] ? others[s] : slots_[i].outputs[s]);
-    return close(combine(slots_[i].weights, outputs, i), wrong_.wrong[i].got, wrong_.tolerance);
+    return close(combine(slots_[i].weights, outputs, i), wrong_.rows[i].got, wrong_.tolerance);
   }
 
   bool some_subset_fits(std::size_t i, const std::vector<Row>& others) const {
@@ -103,11 +103,11 @@ class MoeCase {
     return false;
   }
 
-  const Case& wrong_;
+  const WrongTap& wrong_;
   std::vector<Slots> slots_;
 };
 
 /// A slot's output is that of another token, or of another slot.
-std::optional<Cause> token_cause(const Case& wrong, const MoeCase& moe);
+std::optional<Cause> token_cause(const WrongTap& wrong, const MoeSlots& moe);
 
 }  // namespace shardproof::diagnosis

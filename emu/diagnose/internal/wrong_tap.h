@@ -13,12 +13,12 @@
 namespace shardproof::diagnosis {
 
 /// The wrong rows of a tap, and what they may be held to.
-struct Case {
+struct WrongTap {
   Recompute& model;
   const ExpectedTap& expected;
   int layer = -1;
   TapKind kind{};
-  const std::vector<WrongRow>& wrong;
+  const std::vector<WrongRow>& rows;
   const std::vector<TapPart>& norm_parts;
   double tolerance = 0;
   double step = 0;  ///< what a stored value rounds by
@@ -30,20 +30,20 @@ struct Case {
 std::string ranks_of(const std::vector<WrongRow>& wrong);
 /// Every degree of the plan above 1, by name.
 std::vector<std::pair<std::string, int>> degrees(const Parallel& parallel);
-Cause cause_of(const AddendFault& fault, std::string_view axis, int members);
+Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members);
 
-std::optional<Cause> embedding_cause(const Case& wrong);
-std::optional<Cause> norm_cause(const Case& wrong);
-std::optional<Cause> projection_cause(const Case& wrong);
-std::optional<Cause> context_cause(const Case& wrong);
-std::optional<Cause> attention_output_cause(const Case& wrong);
-std::optional<Cause> moe_output_cause(const Case& wrong);
-std::optional<Cause> residual_cause(const Case& wrong);
+std::optional<Cause> embedding_cause(const WrongTap& wrong);
+std::optional<Cause> norm_cause(const WrongTap& wrong);
+std::optional<Cause> projection_cause(const WrongTap& wrong);
+std::optional<Cause> context_cause(const WrongTap& wrong);
+std::optional<Cause> attention_output_cause(const WrongTap& wrong);
+std::optional<Cause> moe_output_cause(const WrongTap& wrong);
+std::optional<Cause> residual_cause(const WrongTap& wrong);
 /// What needs no knowledge of the tap.
-std::optional<Cause> general_cause(const Case& wrong);
+std::optional<Cause> general_cause(const WrongTap& wrong);
 /// Rows that hold other rows' values.
-std::optional<Cause> row_order_cause(const Case& wrong, const std::vector<std::int64_t>& sources);
+std::optional<Cause> row_order_cause(const WrongTap& wrong, const std::vector<std::int64_t>& sources);
 /// A gather over tp that did not happen: a rank holds its own rows, and zeros where the others' belong.
-std::optional<Cause> gather_cause(const Case& wrong);
+std::optional<Cause> gather_cause(const WrongTap& wrong);
 
 }  // namespace shardproof::diagnosis
