@@ -33,14 +33,21 @@ WeightSpec weight_of(const ModelConfig& model, TapKind kind, int layer) {
                                       : weight_spec(model, Weight::attention_v, layer);
 }
 
-/// The projected columns of a wrong row, from another input row, layer or position.
+/// What a projected row is supposed to be made from.
+struct Origin {
+  std::int64_t row = 0;       ///< of the input
+  int layer = 0;              ///< of the weights
+  std::int64_t position = 0;  ///< that it is rotated for
+};
+
+/// The columns of a wrong row, projected from there.
 std::vector<double> projected(const WrongTap& wrong, const Projection& projection, const WrongRow& row,
-                              std::int64_t input_row, int layer, std::int64_t position) {
+                              const Origin& from) {
   Recompute& model = wrong.model;
   std::vector<double> y =
-      model.project(model.row(*projection.input, input_row), weight_of(model.plan().model, wrong.kind, layer),
+      model.project(model.row(*projection.input, from.row), weight_of(model.plan().model, wrong.kind, from.layer),
                     {row.col, std::ssize(row.got)});
-  if (projection.rotated) model.rotate(y, wrong.layer, position);
+  if (projection.rotated) model.rotate(y, wrong.layer, from.position);
   return y;
 }
 
@@ -52,7 +59,7 @@ std::optional<Cause> position_cause(const WrongTap& wrong, const Projection& pro
   for (const WrongRow& row : wrong.rows) {
     std::int64_t position = 0;
     while (position <= last &&
-           !close(projected(wrong, projection, row, row.row, wrong.layer, position), row.got, wrong.tolerance)) {
+           !close(projected(wrong, projection, row, {row.row, wrong.layer, position}), row.got, wrong.tolerance)) {
       ++position;
     }
     if (position > last) return std::nullopt;
@@ -75,7 +82,7 @@ std::optional<Cause> input_row_cause(const WrongTap& wrong, const Projection& pr
     const std::int64_t count = near.count();
     std::int64_t place = 0;
     while (place < count &&
-           !close(projected(wrong, projection, row, near[place], wrong.layer, position), row.got, wrong.tolerance)) {
+           !close(projected(wrong, projection, row, {near[place], wrong.layer, position}), row.got, wrong.tolerance)) {
       ++place;
     }
     if (place == count) return std::nullopt;
@@ -123,7 +130,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
   if (wrong.layer >= 0) {
     for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
       const auto with_weights = [&](const WrongRow& row) {
-        return projected(wrong, projection, row, row.row, layer, wrong.model.tokens().position(row.row));
+        return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row)});
       };
       if (layer != wrong.layer && explains(wrong.rows, with_weights, wrong.tolerance)) {
         return Cause{"weights_of_another_layer",
@@ -146,7 +153,8 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
   const auto rebuilt = [&](const WrongRow& row, std::int64_t first, auto kv_head_of) {
     std::vector<double> values;
     for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
-      const std::vector<double> one = model.attend(wrong.layer, first, row.row, head, kv_head_of(row, head));
+      const std::vector<double> one =
+          model.attend(wrong.layer, {first, row.row - first + 1}, {head, kv_head_of(row, head)});
       values.insert(values.end(), one.begin(), one.end());
     }
     return values;
@@ -209,16 +217,14 @@ std::optional<Cause> wrong_group_cause(const WrongTap& wrong, const PartialSumOf
   return std::nullopt;
 }
 
-/// The sum of the partial sums, those that `weights` says made with other weights: (tp) -> (layer, tp) whose weights it
-/// uses.
+/// The sum of the partial sums, each made with the weights that `weights(tp)` names.
 template <class Weights>
 bool explained_by_weights(const WrongTap& wrong, const Weights& weights) {
   Recompute& model = wrong.model;
   const auto predicted = [&](const WrongRow& row) {
     std::vector<double> sum(row.got.size(), 0.0);
     for (int m = 0; m < model.plan().parallel.tp; ++m) {
-      const auto [layer, from] = weights(m);
-      const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, layer, from);
+      const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, weights(m));
       for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
     }
     model.finish(sum);
@@ -233,7 +239,7 @@ std::optional<Cause> output_weights_cause(const WrongTap& wrong) {
   for (int layer = 0; layer < layers; ++layer) {
     if (layer == wrong.layer) continue;
     for (int member = -1; member < tp; ++member) {
-      const auto weights = [&](int m) { return std::pair(member < 0 || m == member ? layer : wrong.layer, m); };
+      const auto weights = [&](int m) { return WeightsFrom{member < 0 || m == member ? layer : wrong.layer, m}; };
       if (!explained_by_weights(wrong, weights)) continue;
       return Cause{"weights_of_another_layer", fmt::format("the output projection{} uses the weights of layer {}",
                                                            member < 0 ? "" : fmt::format(" of tp {}", member), layer)};
@@ -242,7 +248,7 @@ std::optional<Cause> output_weights_cause(const WrongTap& wrong) {
   for (int shift = 1; shift < tp; ++shift) {
     for (int member = -1; member < tp; ++member) {
       const auto weights = [&](int m) {
-        return std::pair(wrong.layer, member < 0 || m == member ? (m + shift) % tp : m);
+        return WeightsFrom{wrong.layer, member < 0 || m == member ? (m + shift) % tp : m};
       };
       if (!explained_by_weights(wrong, weights)) continue;
       return Cause{"wrong_slice", fmt::format("tp {} multiplies with the output projection's slice of tp {}",
@@ -261,7 +267,7 @@ std::optional<Cause> output_term_cause(const WrongTap& wrong) {
     const auto predicted = [&](const WrongRow& row) {
       std::vector<double> sum(row.got.size(), 0.0);
       for (int m = 0; m < tp; ++m) {
-        const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, wrong.layer, m);
+        const std::vector<double> part = model.attention_partial_sum(wrong.layer, row.row, m, {wrong.layer, m});
         for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += part[i];
       }
       const std::span<const double> term = model.row(stream, row.row);
@@ -283,7 +289,7 @@ std::optional<Cause> attention_output_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
   const PartialSumOf partial = [&](std::int64_t row, int m) {
-    return model.attention_partial_sum(wrong.layer, row, m, wrong.layer, m);
+    return model.attention_partial_sum(wrong.layer, row, m, {wrong.layer, m});
   };
   const PartialSums sum{.members = tp,
                         .partial = [&](const WrongRow& row, int m) { return partial(row.row, m); },

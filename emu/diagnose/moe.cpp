@@ -91,15 +91,16 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
   const auto partials = [&](std::size_t i, std::size_t s, int shift) {
     std::vector<Row> result;
     for (int t = 0; t < etp; ++t) {
-      const auto partial = model.expert_partial_sum(wrong.layer, wrong.layer, moe.slots(i).experts[s], t,
-                                                    (t + shift) % etp, wrong.rows[i].row);
+      const ExpertFrom from{wrong.layer, moe.slots(i).experts[s]};
+      const auto partial =
+          model.expert_partial_sum(wrong.layer, wrong.rows[i].row, from, {.gate_up = t, .down = (t + shift) % etp});
       result.emplace_back(partial.begin(), partial.end());
     }
     return result;
   };
   for (const PartialSumFault& fault : partial_sum_faults(etp)) {
     const auto output = [&](std::size_t i, std::size_t s) {
-      const int rank = model.routing_rank(wrong.rows[i].row, wrong.layer);
+      const int rank = model.routing_rank(wrong.layer, wrong.rows[i].row);
       Row sum = faulty_sum(fault, partials(i, s, 0), model.mesh().coordinates(rank).etp);
       model.finish(sum);
       return sum;
@@ -150,7 +151,7 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   for (std::int64_t shift = 1; shift < experts; ++shift) {
     const auto output = [&](std::size_t i, std::size_t s) {
       const std::int64_t expert = (moe.slots(i).experts[s] + shift) % experts;
-      return model.expert_output(wrong.layer, wrong.layer, expert, wrong.rows[i].row);
+      return model.expert_output(wrong.layer, wrong.rows[i].row, {wrong.layer, expert});
     };
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
@@ -167,7 +168,7 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   for (int layer = 0; layer < config.layers.size(); ++layer) {
     if (layer == wrong.layer) continue;
     const auto output = [&](std::size_t i, std::size_t s) {
-      return model.expert_output(wrong.layer, layer, moe.slots(i).experts[s], wrong.rows[i].row);
+      return model.expert_output(wrong.layer, wrong.rows[i].row, {layer, moe.slots(i).experts[s]});
     };
     if (!moe.explained_by_outputs(output)) continue;
     return Cause{"weights_of_another_layer", fmt::format("experts have the weights of layer {}", layer)};

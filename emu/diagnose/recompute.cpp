@@ -34,7 +34,7 @@ Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
   }
 }
 
-int Recompute::routing_rank(std::int64_t row, int layer) const {
+int Recompute::routing_rank(int layer, std::int64_t row) const {
   const Coordinates at = tokens_.home(row).at;
   return mesh_.rank_at(at.tp, at.cp, at.dp, stages_.stage_of(layer));
 }
@@ -82,29 +82,26 @@ void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
                     format());
 }
 
-Recompute::Row Recompute::attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head,
-                                 std::int64_t kv_head) {
+Recompute::Row Recompute::attend(int layer, Range rows, const HeadPair& heads) {
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
-  const std::int64_t count = row - first + 1;
   const auto block = [&](TapKind kind, std::int64_t index) {
     const ExpectedTap& source = tap(layer, kind);
-    return ConstView{source.values.data() + first * source.cols, count, source.cols, source.cols}.col_range(index * dim,
-                                                                                                            dim);
+    const double* first = source.values.data() + rows.begin * source.cols;
+    return ConstView{first, rows.count, source.cols, source.cols}.col_range(index * dim, dim);
   };
-  const std::vector<std::int64_t> offsets{0, count};
-  ops::Matrix<double> out(count, dim);
-  ops::attention<double>(block(TapKind::attention_q, head), block(TapKind::attention_k, kv_head),
-                         block(TapKind::attention_v, kv_head), offsets, dim, format(), out);
-  const std::span<const double> last = std::as_const(out).row(count - 1);
+  const std::vector<std::int64_t> offsets{0, rows.count};
+  ops::Matrix<double> out(rows.count, dim);
+  ops::attention<double>(block(TapKind::attention_q, heads.query), block(TapKind::attention_k, heads.key_value),
+                         block(TapKind::attention_v, heads.key_value), offsets, dim, format(), out);
+  const std::span<const double> last = std::as_const(out).row(rows.count - 1);
   return {last.begin(), last.end()};
 }
 
-Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, int weights_layer,
-                                                int weights_tp) {
+Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, const WeightsFrom& from) {
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).heads;
-  const Range held = layouts_by_tp_[static_cast<std::size_t>(weights_tp)].layer(plan_.model, layer).heads;
-  const WeightSpec spec = weight_spec(plan_.model, Weight::attention_output, weights_layer);
+  const Range held = layouts_by_tp_[static_cast<std::size_t>(from.tp)].layer(plan_.model, layer).heads;
+  const WeightSpec spec = weight_spec(plan_.model, Weight::attention_output, from.layer);
   const LoadedWeight<double> w = slice(spec, {0, spec.rows}, {held.begin * dim, held.count * dim});
   const std::span<const double> context = row(tap(layer, TapKind::attention_context), row_index);
   Row y(static_cast<std::size_t>(plan_.model.hidden_size));
@@ -123,29 +120,31 @@ Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) 
   return {values.begin(), values.end()};
 }
 
-std::span<const double> Recompute::expert_partial_sum(int layer, int weights_layer, std::int64_t expert,
-                                                      int slice_index, int down_slice, std::int64_t row_index) {
-  ops::Matrix<double>& y = experts_[{layer, weights_layer, expert, slice_index, down_slice}];
+std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t row_index, const ExpertFrom& from,
+                                                      const EtpSlices& slices) {
+  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down}];
   if (y.rows() == 0) {
     const ModelConfig& model = plan_.model;
-    const Range part = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, slice_index);
-    const Range down = partition(model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, down_slice);
-    const int e = static_cast<int>(expert);
+    const std::int64_t intermediate_size = model.layers[layer].feed_forward.intermediate_size;
+    const Range part = partition(intermediate_size, plan_.parallel.etp, slices.gate_up);
+    const Range down = partition(intermediate_size, plan_.parallel.etp, slices.down);
+    const auto spec = [&](Weight weight) {
+      return weight_spec(model, weight, from.layer, static_cast<int>(from.expert));
+    };
     const ExpectedTap& x = tap(layer, TapKind::moe_norm);
     y = ops::Matrix<double>(x.rows, x.cols);
     ops::expert<double>({x.values.data(), x.rows, x.cols},
-                        slice(weight_spec(model, Weight::expert_gate, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(weight_spec(model, Weight::expert_up, weights_layer, e), part, {0, model.hidden_size}),
-                        slice(weight_spec(model, Weight::expert_down, weights_layer, e), {0, model.hidden_size}, down),
-                        format(), y);
+                        slice(spec(Weight::expert_gate), part, {0, model.hidden_size}),
+                        slice(spec(Weight::expert_up), part, {0, model.hidden_size}),
+                        slice(spec(Weight::expert_down), {0, model.hidden_size}, down), format(), y);
   }
   return std::as_const(y).row(row_index);
 }
 
-Recompute::Row Recompute::expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row_index) {
+Recompute::Row Recompute::expert_output(int layer, std::int64_t row_index, const ExpertFrom& from) {
   Row sum(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
   for (int t = 0; t < plan_.parallel.etp; ++t) {
-    const std::span<const double> partial = expert_partial_sum(layer, weights_layer, expert, t, t, row_index);
+    const std::span<const double> partial = expert_partial_sum(layer, row_index, from, {.gate_up = t, .down = t});
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += partial[i];
   }
   finish(sum);

@@ -16,6 +16,30 @@
 
 namespace shardproof {
 
+/// Whose slice of a weight is used: that of a layer, or of a layer and a rank of tp.
+struct WeightsFrom {
+  int layer = 0;
+  int tp = 0;
+};
+
+/// A routed expert with the weights that it has in a layer.
+struct ExpertFrom {
+  int layer = 0;
+  std::int64_t expert = 0;
+};
+
+/// Whose slices of an expert are used, ranks of etp: the same of all three weights, unless a rank holds them wrongly.
+struct EtpSlices {
+  int gate_up = 0;
+  int down = 0;
+};
+
+/// A query head and the key/value head that it attends with.
+struct HeadPair {
+  std::int64_t query = 0;
+  std::int64_t key_value = 0;
+};
+
 class Recompute {
  public:
   using Row = std::vector<double>;
@@ -30,7 +54,7 @@ class Recompute {
   /// The rows that a row's microbatch has beside it, itself too.
   TokenRows rows_beside(std::int64_t row) const;
   /// The rank that routes the row in the layer.
-  int routing_rank(std::int64_t row, int layer) const;
+  int routing_rank(int layer, std::int64_t row) const;
 
   /// The layer's tap of that name; without a layer (-1) the name alone. It must exist.
   const ExpectedTap& tap(int layer, TapKind kind) const;
@@ -46,18 +70,17 @@ class Recompute {
   /// stored(x W^T), the given rows of W.
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
   void rotate(Row& heads, int layer, std::int64_t position) const;
-  /// One head of attention for the last of the rows `first`..`row`, over key/value head `kv_head`.
-  Row attend(int layer, std::int64_t first, std::int64_t row, std::int64_t head, std::int64_t kv_head);
+  /// One head of attention for the last of the rows, which attends to all of them.
+  Row attend(int layer, Range rows, const HeadPair& heads);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
-  Row attention_partial_sum(int layer, std::int64_t row, int tp, int weights_layer, int weights_tp);
+  Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);
   Row embedding_partial_sum(std::int64_t row, int tp);
-  /// Expert `expert` on the layer's normed row: the partial sum of etp slice `slice`, its down projection from
-  /// `down_slice`, its weights from `weights_layer`; not rounded.
-  std::span<const double> expert_partial_sum(int layer, int weights_layer, std::int64_t expert, int slice,
-                                             int down_slice, std::int64_t row);
+  /// What an expert makes of the layer's normed row, of one slice over etp; not rounded.
+  std::span<const double> expert_partial_sum(int layer, std::int64_t row, const ExpertFrom& from,
+                                             const EtpSlices& slices);
   /// The stored sum over the slices.
-  Row expert_output(int layer, int weights_layer, std::int64_t expert, std::int64_t row);
+  Row expert_output(int layer, std::int64_t row, const ExpertFrom& from);
   void finish(Row& values) const;
 
  private:

@@ -120,7 +120,7 @@ std::optional<Cause> misplacement_cause(const WrongTap& wrong, const MoeSlots& m
         const std::int64_t expert = moe.slots(i).experts[s];
         const Shipment& shipment = shipments[i];
         const Sent& source = shipment.sent[sources[i][shipment.position.at({wrong.rows[i].row, expert})]];
-        return model.expert_output(wrong.layer, wrong.layer, back ? source.expert : expert, source.row);
+        return model.expert_output(wrong.layer, source.row, {wrong.layer, back ? source.expert : expert});
       };
       if (!moe.explained_by_outputs(output)) continue;
       return Cause{"tokens_permuted", fmt::format("rows {} the experts lie {}, on {}", back ? "back from" : "sent to",
@@ -141,7 +141,7 @@ std::optional<Cause> any_tokens_cause(const WrongTap& wrong, const MoeSlots& moe
       std::set<std::int64_t> experts(moe.slots(i).experts.begin(), moe.slots(i).experts.end());
       for (std::int64_t s = 0; s < ids.cols; ++s) experts.insert(static_cast<std::int64_t>(ids.at(row, s)));
       for (const std::int64_t expert : experts) {
-        result.push_back(model.expert_output(wrong.layer, wrong.layer, expert, row));
+        result.push_back(model.expert_output(wrong.layer, row, {wrong.layer, expert}));
       }
     }
     return result;

@@ -52,8 +52,10 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   const auto count_bits = [&](const reference::TapName& name, std::string_view sum, int bits) {
     add_sum(prepared.sums, id_of(name), sum, bits);
   };
+  using reference::Arithmetic;
+  const Arithmetic arithmetic = format == ops::Format::exact ? Arithmetic::exact : Arithmetic::float64;
   reference::forward(plan.model, prepared.batch.tokens(), prepared.batch.lengths(), read,
-                     {.exact = format == ops::Format::exact, .on_sum = count_bits}, keep);
+                     {.arithmetic = arithmetic, .on_sum = count_bits}, keep);
   prepared.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return prepared;
 }

@@ -90,7 +90,7 @@ void SumRecorder::silu(const TapName& tap, const Tensor& gate) const {
   if (!sink_) return;
   double largest = -std::numeric_limits<double>::infinity();
   for (const double g : gate.values) largest = std::max(largest, -g);
-  tell(tap, "1 + exp(-gate)", 1 + exponential(std::clamp(largest, -40.0, 20.0), true), kExpStep);
+  tell(tap, "1 + exp(-gate)", 1 + exponential(std::clamp(largest, -40.0, 20.0), Arithmetic::exact), kExpStep);
 }
 
 void SumRecorder::routing(const TapName& tap, std::int64_t experts) const {

@@ -48,20 +48,22 @@ double to_grid(double value, double step) {
   return std::nearbyint(value / step) * step + 0.0;
 }
 
-Tensor stored(Tensor x, bool exact) {
-  if (exact) {
-    for (double& value : x.values) value = to_grid(value, kActivationStep);
-  }
+double rounded(double value, double step, Arithmetic arithmetic) {
+  return arithmetic == Arithmetic::exact ? to_grid(value, step) : value;
+}
+
+Tensor stored(Tensor x, Arithmetic arithmetic) {
+  for (double& value : x.values) value = rounded(value, kActivationStep, arithmetic);
   return x;
 }
 
-double exponential(double x, bool exact) {
-  return exact ? to_grid(std::exp(x), kExpStep) : std::exp(x);
+double exponential(double x, Arithmetic arithmetic) {
+  return rounded(std::exp(x), kExpStep, arithmetic);
 }
 
-double silu(double gate, bool exact) {
-  const double argument = exact ? std::clamp(-gate, -40.0, 20.0) : -gate;
-  return gate / (1.0 + exponential(argument, exact));
+double silu(double gate, Arithmetic arithmetic) {
+  const double argument = arithmetic == Arithmetic::exact ? std::clamp(-gate, -40.0, 20.0) : -gate;
+  return gate / (1.0 + exponential(argument, arithmetic));
 }
 
 Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs) {
@@ -96,7 +98,7 @@ Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs) 
   return y;
 }
 
-Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, bool exact) {
+Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, Arithmetic arithmetic) {
   Tensor y(x.rows, x.cols);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     double sum = 0.0;
@@ -104,18 +106,19 @@ Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, boo
     const double inverse = 1.0 / std::sqrt(sum / static_cast<double>(x.cols) + eps);
     for (std::int64_t i = 0; i < x.cols; ++i) y.row(t)[i] = x.row(t)[i] * inverse * weight[static_cast<std::size_t>(i)];
   }
-  return stored(std::move(y), exact);
+  return stored(std::move(y), arithmetic);
 }
 
-Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta, bool exact) {
+Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta,
+            Arithmetic arithmetic) {
   const std::int64_t half = head_dim / 2;
   Tensor y(x.rows, x.cols);
   for (std::int64_t i = 0; i < half; ++i) {
     const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     for (std::int64_t t = 0; t < x.rows; ++t) {
       const double angle = static_cast<double>(positions[static_cast<std::size_t>(t)]) * frequency;
-      const double cosine = exact ? to_grid(std::cos(angle), kExpStep) : std::cos(angle);
-      const double sine = exact ? to_grid(std::sin(angle), kExpStep) : std::sin(angle);
+      const double cosine = rounded(std::cos(angle), kExpStep, arithmetic);
+      const double sine = rounded(std::sin(angle), kExpStep, arithmetic);
       for (std::int64_t head = 0; head < x.cols; head += head_dim) {
         const double x0 = x.row(t)[head + i];
         const double x1 = x.row(t)[head + i + half];
@@ -124,11 +127,11 @@ Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64
       }
     }
   }
-  return stored(std::move(y), exact);
+  return stored(std::move(y), arithmetic);
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
-                 std::int64_t head_dim, bool exact) {
+                 std::int64_t head_dim, Arithmetic arithmetic) {
   const std::int64_t heads = q.cols / head_dim;
   const std::int64_t queries_per_kv = heads / (k.cols / head_dim);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
@@ -147,13 +150,13 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<co
           const double* key = k.row(begin + j) + kv_column;
           double dot = 0.0;
           for (std::int64_t d = 0; d < head_dim; ++d) dot += query[d] * key[d];
-          p[static_cast<std::size_t>(j)] = exact ? to_grid(dot * scale, kActivationStep) : dot * scale;
+          p[static_cast<std::size_t>(j)] = rounded(dot * scale, kActivationStep, arithmetic);
         }
         const double largest = *std::max_element(p.begin(), p.end());
         double* context = out.row(t) + column;
         double sum = 0.0;
         for (std::int64_t j = 0; j < keys; ++j) {
-          const double weight = exponential(p[static_cast<std::size_t>(j)] - largest, exact);
+          const double weight = exponential(p[static_cast<std::size_t>(j)] - largest, arithmetic);
           const double* value = v.row(begin + j) + kv_column;
           sum += weight;
           for (std::int64_t d = 0; d < head_dim; ++d) context[d] += weight * value[d];
@@ -163,10 +166,10 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<co
     }
     begin += length;
   }
-  return stored(std::move(out), exact);
+  return stored(std::move(out), arithmetic);
 }
 
-Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, bool exact) {
+Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, Arithmetic arithmetic) {
   Routing routing{Tensor(logits.rows, top_k), Tensor(logits.rows, top_k)};
   std::vector<std::int64_t> order(static_cast<std::size_t>(logits.cols));
   for (std::int64_t t = 0; t < logits.rows; ++t) {
@@ -176,15 +179,15 @@ Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, bool exa
     const double largest = logit[order[0]];
     double sum = 0.0;
     for (std::int64_t slot = 0; slot < (normalise ? top_k : logits.cols); ++slot) {
-      sum += exponential(logit[order[static_cast<std::size_t>(slot)]] - largest, exact);
+      sum += exponential(logit[order[static_cast<std::size_t>(slot)]] - largest, arithmetic);
     }
     for (std::int64_t slot = 0; slot < top_k; ++slot) {
       const std::int64_t expert = order[static_cast<std::size_t>(slot)];
       routing.choice.row(t)[slot] = static_cast<double>(expert);
-      routing.weights.row(t)[slot] = exponential(logit[expert] - largest, exact) / sum;
+      routing.weights.row(t)[slot] = exponential(logit[expert] - largest, arithmetic) / sum;
     }
   }
-  routing.weights = stored(std::move(routing.weights), exact);
+  routing.weights = stored(std::move(routing.weights), arithmetic);
   return routing;
 }
 

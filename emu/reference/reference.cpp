@@ -21,7 +21,7 @@ struct Model {
   const ReadWeight& source;
   const KeepTap& sink;
   const SumRecorder sums;
-  bool exact;
+  Arithmetic arithmetic;
   std::vector<double>& values;  // of the weight that is in use
   int layer = -1;               // of the tensors that are made
 
@@ -42,24 +42,24 @@ struct Model {
                  std::string_view sum = "x W^T") const {
     const std::span<const double> w = weight(name, outputs, x.cols);
     sums.linear(at(into), sum, x, w);
-    return stored(linear(x, w, outputs), exact);
+    return stored(linear(x, w, outputs), arithmetic);
   }
 
   Tensor norm(const Tensor& x, const std::string& name, std::string_view into) const {
     sums.squares(at(into), x);
-    return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, exact);
+    return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, arithmetic);
   }
 
   Tensor rotated(const Tensor& x, const AttentionSpec& spec, std::string_view into) const {
     sums.rotation(at(into), x);
-    return rope(x, positions, spec.head_dim, spec.rope_theta, exact);
+    return rope(x, positions, spec.head_dim, spec.rope_theta, arithmetic);
   }
 
   /// stored(x + y)
   Tensor sum(Tensor x, const Tensor& y, std::string_view into) const {
     sums.addition(at(into), x, y);
     for (std::size_t i = 0; i < x.values.size(); ++i) x.values[i] += y.values[i];
-    return stored(std::move(x), exact);
+    return stored(std::move(x), arithmetic);
   }
 
   void tap(std::string_view name, Tensor x) const {
@@ -113,7 +113,7 @@ Tensor embed(const Model& model, std::span<const std::int32_t> tokens) {
       x.row(t)[i] = table[static_cast<std::size_t>(token * x.cols + i)];
     }
   }
-  return stored(std::move(x), model.exact);
+  return stored(std::move(x), model.arithmetic);
 }
 
 /// x + Wo attention(...)
@@ -133,7 +133,7 @@ Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tens
   const Tensor v = model.project(n, projections + "v_proj.weight", kv_width, "attention.v");
   model.tap("attention.v", v);
   model.sums.attention(model.at("attention.context"), q, k, v, spec.head_dim, model.lengths);
-  const Tensor context = attention(q, k, v, model.lengths, spec.head_dim, model.exact);
+  const Tensor context = attention(q, k, v, model.lengths, spec.head_dim, model.arithmetic);
   model.tap("attention.context", context);
   const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output");
   model.tap("attention.output", output);
@@ -151,9 +151,9 @@ Tensor expert(const Model& model, const FeedForwardSpec& spec, const Tensor& x, 
   model.sums.silu(model.at(into), gate);
   Tensor h(x.rows, spec.intermediate_size);
   for (std::size_t i = 0; i < h.values.size(); ++i) {
-    h.values[i] = silu(gate.values[i], model.exact) * up.values[i];
+    h.values[i] = silu(gate.values[i], model.arithmetic) * up.values[i];
   }
-  return model.project(stored(std::move(h), model.exact), weights + "w2.weight", x.cols, into,
+  return model.project(stored(std::move(h), model.arithmetic), weights + "w2.weight", x.cols, into,
                        "h W^T of an expert's down");
 }
 
@@ -166,7 +166,7 @@ Tensor moe_block(const Model& model, const FeedForwardSpec& spec, const Tensor& 
   const Tensor logits = model.project(n, moe + "gate.weight", spec.num_experts, "moe.router_logits");
   model.tap("moe.router_logits", logits);
   model.sums.routing(model.at("moe.router_weights"), spec.num_experts);
-  const Routing routing = route(logits, spec.top_k, spec.norm_topk_prob, model.exact);
+  const Routing routing = route(logits, spec.top_k, spec.norm_topk_prob, model.arithmetic);
   model.tap("moe.router_choice", routing.choice);
   model.tap("moe.router_weights", routing.weights);
 
@@ -198,7 +198,7 @@ Tensor moe_block(const Model& model, const FeedForwardSpec& spec, const Tensor& 
       for (std::int64_t i = 0; i < x.cols; ++i) output.row(t)[i] += weight * y[i];
     }
   }
-  output = stored(std::move(output), model.exact);
+  output = stored(std::move(output), model.arithmetic);
   model.tap("moe.output", output);
   Tensor residual = model.sum(x, output, "moe.residual");
   model.tap("moe.residual", residual);
@@ -212,8 +212,8 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
   check(config, tokens, lengths);
   const std::vector<std::int64_t> positions = positions_of(lengths);
   std::vector<double> values;
-  Model model{config,        lengths, positions, weights, sink, SumRecorder(options.exact ? options.on_sum : nullptr),
-              options.exact, values};
+  const SumSink on_sum = options.arithmetic == Arithmetic::exact ? options.on_sum : nullptr;
+  Model model{config, lengths, positions, weights, sink, SumRecorder(on_sum), options.arithmetic, values};
 
   Tensor x = embed(model, tokens);
   model.tap("embedding", x);

@@ -39,10 +39,10 @@ using KeepTap =
     std::function<void(const TapName& name, std::int64_t rows, std::int64_t cols, std::vector<double>&& values)>;
 
 struct Options {
-  /// Round every value that a kernel would store to the grid of the `exact` format (multiples of 2^-10), and every
+  /// exact: every value that a kernel would store is rounded to the grid of that format (multiples of 2^-10), every
   /// exponential and every sine and cosine of RoPE to multiples of 2^-20. Otherwise nothing is rounded.
-  bool exact = false;
-  /// With `exact`: told of every sum how many bits it needs to be exact in any order (budget.h).
+  Arithmetic arithmetic = Arithmetic::float64;
+  /// In `exact`: told of every sum how many bits it needs to be exact in any order (budget.h).
   SumSink on_sum = {};
 };
 

@@ -367,7 +367,7 @@ TEST(Reference, TiedHeadIsTheEmbedding) {
 TEST(ReferenceExact, EveryStoredValueIsOnTheGridAndNearTheUnroundedOne) {
   const ModelConfig model = small_model();
 
-  const Taps exact = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.exact = true});
+  const Taps exact = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.arithmetic = Arithmetic::exact});
   const Taps unrounded = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model));
 
   for (const std::string& name : exact.order) {
@@ -385,7 +385,7 @@ TEST(ReferenceExact, EveryStoredValueIsOnTheGridAndNearTheUnroundedOne) {
 TEST(ReferenceExact, RoundsEachStoreOfOneToken) {
   const ModelConfig model = hand_model();
 
-  const Taps result = run(model, {0}, {1}, weights_of(model, hand_weights()), {.exact = true});
+  const Taps result = run(model, {0}, {1}, weights_of(model, hand_weights()), {.arithmetic = Arithmetic::exact});
 
   const auto grid = [](double x) { return std::nearbyint(x * 1024) / 1024; };
   const double inverse = 1.0 / std::sqrt(12.5);
@@ -402,8 +402,8 @@ TEST(ReferenceExact, RoundsEachStoreOfOneToken) {
 TEST(ReferenceExact, GivesTheSameBitsTwice) {
   const ModelConfig model = small_model();
 
-  const Taps first = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.exact = true});
-  const Taps second = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.exact = true});
+  const Taps first = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.arithmetic = Arithmetic::exact});
+  const Taps second = run(model, {0, 1, 2, 3, 4}, {3, 2}, weights_of(model), {.arithmetic = Arithmetic::exact});
 
   for (const std::string& name : first.order) EXPECT_EQ(first[name], second[name]) << name;
 }

@@ -28,7 +28,7 @@ class MoeSlots {
       for (std::int64_t s = 0; s < ids.cols; ++s) {
         slots.experts.push_back(static_cast<std::int64_t>(ids.at(row.row, s)));
         slots.weights.push_back(weights.at(row.row, s));
-        slots.outputs.push_back(wrong.model.expert_output(wrong.layer, wrong.layer, slots.experts.back(), row.row));
+        slots.outputs.push_back(wrong.model.expert_output(wrong.layer, row.row, {wrong.layer, slots.experts.back()}));
       }
       slots_.push_back(std::move(slots));
     }
