@@ -2,15 +2,18 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
 
 namespace shardproof::mutations {
 namespace {
 
 using Instances = std::vector<Mutation>;
-using Causes = std::vector<std::string>;
 
 /// A sum over tp after an op: one instance for each place, its member alternating between first and last.
-Instances reductions(const MutablePlan& plan, std::size_t limit, bool embedding, SumFault fault, const Causes& causes) {
+template <Op op, SumFault fault>
+Instances reduction(const MutablePlan& plan, std::size_t limit) {
+  static_assert(op == Op::embedding_reduce || op == Op::attention_reduce);
+  constexpr bool kEmbedding = op == Op::embedding_reduce;
   if (plan.parallel.tp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && plan.parallel.tp % 2)) {
     return {};
   }
@@ -18,32 +21,22 @@ Instances reductions(const MutablePlan& plan, std::size_t limit, bool embedding,
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const int dp = sites.mesh.coordinates(place.rank).dp;
-    const int anchor = embedding ? sites.first_rank(0, dp) : place.rank;
-    if (embedding && fault == SumFault::dropped && !sites.embeds_across(dp)) continue;
-    if (embedding && !result.empty() && result.back().ranks.front() == anchor) continue;
+    const int anchor = kEmbedding ? sites.first_rank(0, dp) : place.rank;
+    if (kEmbedding && fault == SumFault::dropped && !sites.embeds_across(dp)) continue;
+    if (kEmbedding && !result.empty() && result.back().ranks.front() == anchor) continue;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
-    const int layer = embedding ? -1 : place.layer;
-    const Op op = embedding ? Op::embedding_reduce : Op::attention_reduce;
+    const int layer = kEmbedding ? -1 : place.layer;
     int member = result.size() % 2 == 0 ? 0 : plan.parallel.tp - 1;
-    while (embedding && !sites.embeds(dp, member)) member = (member + 1) % plan.parallel.tp;
+    while (kEmbedding && !sites.embeds(dp, member)) member = (member + 1) % plan.parallel.tp;
     result.push_back(
         {.layer = layer,
          .ranks = group,
          .group = "tp",
-         .tap = tap_name(layer, embedding ? TapKind::embedding : TapKind::attention_output),
-         .causes = causes,
+         .tap = tap_name(layer, kEmbedding ? TapKind::embedding : TapKind::attention_output),
+         .causes = causes_of(fault),
          .make = faulty_reduction({op, layer, group}, fault, member, plan.world(), plan.workload.microbatches)});
   }
   return result;
-}
-
-template <bool embedding, SumFault fault, int cause>
-Instances reduction(const MutablePlan& plan, std::size_t limit) {
-  static const std::vector<Causes> kCauses{{"reduction_dropped"},   {"reduced_twice", "counted_n_times"},
-                                           {"partial_group"},       {"partial_sum_missing"},
-                                           {"partial_sum_doubled"}, {"averaged"},
-                                           {"wrong_reduction"}};
-  return reductions(plan, limit, embedding, fault, kCauses[cause]);
 }
 
 Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
@@ -140,47 +133,30 @@ Instances bias_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// The gather of the rows over tp, under sequence parallelism, on one rank.
-Instances gathers(const MutablePlan& plan, std::size_t limit, bool final, bool dropped) {
+/// The gather of the rows over tp, under sequence parallelism.
+template <Op op, GatherFault fault>
+Instances gather(const MutablePlan& plan, std::size_t limit) {
+  static_assert(op == Op::head_gather || op == Op::attention_gather);
+  constexpr bool kHead = op == Op::head_gather;
   const Sites sites(plan);
   if (!plan.parallel.sp) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
-    const int layer = final ? -1 : place.layer;
+    const int layer = kHead ? -1 : place.layer;
     const int anchor =
-        final ? sites.first_rank(plan.parallel.pp - 1, sites.mesh.coordinates(place.rank).dp) : place.rank;
+        kHead ? sites.first_rank(plan.parallel.pp - 1, sites.mesh.coordinates(place.rank).dp) : place.rank;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
-    const Site site{.op = final ? Op::head_gather : Op::attention_gather,
-                    .layer = layer,
-                    .ranks = dropped ? group : std::vector{rank}};
+    const Site site{.op = op, .layer = layer, .ranks = fault == GatherFault::dropped ? group : std::vector{rank}};
     result.push_back({.layer = layer,
                       .ranks = site.ranks,
                       .group = "tp",
-                      .tap = tap_name(layer, final ? TapKind::logits : TapKind::attention_q),
-                      .causes = {dropped ? "gather_dropped" : "rows_permuted"},
-                      .make = script([=](Script& made) {
-                        made.before = [=](const Rank& at, internal::Call& call) {
-                          return !(dropped && site.here(at, call));
-                        };
-                        made.after = [=](const Rank& at, internal::Call& call) {
-                          if (!site.here(at, call)) return;
-                          if (dropped) return keep_own(call);
-                          reverse_chunks(output(call), call.counts);
-                        };
-                      })});
-    if (final) break;
+                      .tap = tap_name(layer, kHead ? TapKind::logits : TapKind::attention_q),
+                      .causes = causes_of(fault),
+                      .make = faulty_gather(site, fault)});
+    if (kHead) break;
   }
   return result;
-}
-Instances gather_order(const MutablePlan& plan, std::size_t limit) {
-  return gathers(plan, limit, false, false);
-}
-Instances gather_dropped(const MutablePlan& plan, std::size_t limit) {
-  return gathers(plan, limit, false, true);
-}
-Instances head_gather_order(const MutablePlan& plan, std::size_t limit) {
-  return gathers(plan, limit, true, false);
 }
 
 Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
@@ -239,28 +215,39 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
 }
 
 constexpr MutationKind kAttentionKinds[] = {
-    {"embedding_reduction_dropped", "the embedding's sum over tp is not taken", reduction<true, SumFault::dropped, 0>},
-    {"embedding_reduction_doubled", "the embedding is reduced over tp twice", reduction<true, SumFault::repeated, 1>},
+    {"embedding_reduction_dropped", "the embedding's sum over tp is not taken",
+     reduction<Op::embedding_reduce, SumFault::dropped>},
+    {"embedding_reduction_doubled", "the embedding is reduced over tp twice",
+     reduction<Op::embedding_reduce, SumFault::repeated>},
     {"embedding_partial_sum_missing", "one rank's part of the embedding is lost",
-     reduction<true, SumFault::missing, 3>},
-    {"sp_gather_order", "sequence-parallel chunks are gathered in the wrong order", gather_order},
-    {"sp_gather_dropped", "sequence-parallel rows are not gathered", gather_dropped},
+     reduction<Op::embedding_reduce, SumFault::missing>},
+    {"sp_gather_order", "sequence-parallel chunks are gathered in the wrong order",
+     gather<Op::attention_gather, GatherFault::reversed>},
+    {"sp_gather_dropped", "sequence-parallel rows are not gathered",
+     gather<Op::attention_gather, GatherFault::dropped>},
     {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>},
     {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>},
     {"sequence_boundaries_ignored", "tokens attend across sequences", microbatch_edit<Edit::merge>},
-    {"attention_reduction_dropped", "the attention's sum over tp is not taken", reduction<false, SumFault::dropped, 0>},
-    {"attention_reduction_doubled", "the attention's output is reduced twice", reduction<false, SumFault::repeated, 1>},
-    {"attention_partial_group", "the sum is over half of the tp group", reduction<false, SumFault::halves, 2>},
-    {"attention_partial_sum_missing", "one rank's partial sum is lost", reduction<false, SumFault::missing, 3>},
-    {"attention_partial_sum_doubled", "one rank's partial sum counts twice", reduction<false, SumFault::doubled, 4>},
-    {"attention_averaged", "averaged over tp instead of summed", reduction<false, SumFault::averaged, 5>},
-    {"attention_maximum", "the greatest partial sum instead of the sum", reduction<false, SumFault::maximum, 6>},
+    {"attention_reduction_dropped", "the attention's sum over tp is not taken",
+     reduction<Op::attention_reduce, SumFault::dropped>},
+    {"attention_reduction_doubled", "the attention's output is reduced twice",
+     reduction<Op::attention_reduce, SumFault::repeated>},
+    {"attention_partial_group", "the sum is over half of the tp group",
+     reduction<Op::attention_reduce, SumFault::halves>},
+    {"attention_partial_sum_missing", "one rank's partial sum is lost",
+     reduction<Op::attention_reduce, SumFault::missing>},
+    {"attention_partial_sum_doubled", "one rank's partial sum counts twice",
+     reduction<Op::attention_reduce, SumFault::doubled>},
+    {"attention_averaged", "averaged over tp instead of summed", reduction<Op::attention_reduce, SumFault::averaged>},
+    {"attention_maximum", "the greatest partial sum instead of the sum",
+     reduction<Op::attention_reduce, SumFault::maximum>},
     {"attention_wrong_axis", "reduced over a group of another axis, whose ranks have other tokens",
      attention_wrong_axis},
     {"residual_on_every_rank", "the residual is added before the reduction: R + tp * S", residual_on_every_rank},
     {"bias_on_every_rank", "a row-parallel bias is added on every rank", bias_on_every_rank},
     {"sp_scatter_order", "sequence-parallel chunks are scattered in the wrong order", scatter_order},
-    {"head_gather_order", "rows for the head are gathered in the wrong order", head_gather_order},
+    {"head_gather_order", "rows for the head are gathered in the wrong order",
+     gather<Op::head_gather, GatherFault::reversed>},
 };
 
 }  // namespace

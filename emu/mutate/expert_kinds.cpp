@@ -2,18 +2,21 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
 
 namespace shardproof::mutations {
 namespace {
 
 using Instances = std::vector<Mutation>;
 
+enum class Experts { spread_over_ep, on_every_rank };
+
 /// The sum over etp that ends the experts' work.
-template <SumFault fault, bool without_ep>
-Instances reduction(const MutablePlan& plan, std::size_t limit, const char* cause) {
+template <SumFault fault, Experts experts = Experts::spread_over_ep>
+Instances reduction(const MutablePlan& plan, std::size_t limit) {
   const Parallel& p = plan.parallel;
   if (p.etp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && p.etp % 2)) return {};
-  if (without_ep != (p.ep == 1)) return {};
+  if ((experts == Experts::on_every_rank) != (p.ep == 1)) return {};
   const Sites sites(plan);
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
@@ -24,29 +27,10 @@ Instances reduction(const MutablePlan& plan, std::size_t limit, const char* caus
                       .ranks = group,
                       .group = "etp",
                       .tap = moe_output_tap(place.layer),
-                      .causes = {cause},
+                      .causes = causes_of(fault),
                       .make = faulty_reduction(site, fault, member, plan.world(), plan.workload.microbatches)});
   }
   return result;
-}
-
-Instances etp_dropped(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::dropped, false>(plan, limit, "reduction_dropped");
-}
-Instances etp_dropped_without_ep(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::dropped, true>(plan, limit, "reduction_dropped");
-}
-Instances etp_missing(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::missing, false>(plan, limit, "partial_sum_missing");
-}
-Instances etp_doubled(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::doubled, false>(plan, limit, "partial_sum_doubled");
-}
-Instances etp_averaged(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::averaged, false>(plan, limit, "averaged");
-}
-Instances etp_halves(const MutablePlan& plan, std::size_t limit) {
-  return reduction<SumFault::halves, false>(plan, limit, "partial_group");
 }
 
 Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
@@ -184,12 +168,13 @@ constexpr MutationKind kExpertKinds[] = {
     {"expert_slice_without_ep", "ep 1: every etp rank holds the first slice", expert_slice<SliceFault::first>},
     {"expert_weights_stale", "experts of another layer", experts_stale},
     {"expert_reduction_dropped", "experts' outputs are not summed over etp (reduced over one group of two)",
-     etp_dropped},
-    {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp", etp_dropped_without_ep},
-    {"expert_partial_sum_missing", "one etp rank's partial sum is lost", etp_missing},
-    {"expert_partial_sum_doubled", "one etp rank's partial sum counts twice", etp_doubled},
-    {"expert_averaged", "averaged over etp instead of summed", etp_averaged},
-    {"expert_partial_group", "the sum is over half of the etp group", etp_halves},
+     reduction<SumFault::dropped>},
+    {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp",
+     reduction<SumFault::dropped, Experts::on_every_rank>},
+    {"expert_partial_sum_missing", "one etp rank's partial sum is lost", reduction<SumFault::missing>},
+    {"expert_partial_sum_doubled", "one etp rank's partial sum counts twice", reduction<SumFault::doubled>},
+    {"expert_averaged", "averaged over etp instead of summed", reduction<SumFault::averaged>},
+    {"expert_partial_group", "the sum is over half of the etp group", reduction<SumFault::halves>},
     {"expert_reduced_over_ep", "experts' outputs are summed over ep instead of etp", reduced_over_ep},
     {"term_on_every_expert_rank", "a shared term is added on every etp rank: R + etp * S", term_on_every_rank},
 };

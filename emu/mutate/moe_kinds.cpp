@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
 #include "ops/router.h"
 
 namespace shardproof::mutations {
@@ -213,37 +214,24 @@ Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
 }
 
 /// The gather of the combined rows over tp, without sequence parallelism.
-Instances output_gather(const MutablePlan& plan, std::size_t limit, bool dropped) {
+template <GatherFault fault>
+Instances output_gather(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.sp || plan.parallel.tp < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    const int layer = place.layer;
-    const Site site{.op = Op::moe_gather, .layer = layer, .ranks = dropped ? group : std::vector{group.back()}};
-    result.push_back({.layer = layer,
+    const Site site{.op = Op::moe_gather,
+                    .layer = place.layer,
+                    .ranks = fault == GatherFault::dropped ? group : std::vector{group.back()}};
+    result.push_back({.layer = place.layer,
                       .ranks = site.ranks,
                       .group = "tp",
-                      .tap = moe_output_tap(layer),
-                      .causes = {dropped ? "gather_dropped" : "rows_permuted"},
-                      .make = script([=](Script& made) {
-                        made.before = [=](const Rank& rank, internal::Call& call) {
-                          return !(dropped && site.here(rank, call));
-                        };
-                        made.after = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return;
-                          if (dropped) return keep_own(call);
-                          reverse_chunks(output(call), call.counts);
-                        };
-                      })});
+                      .tap = moe_output_tap(place.layer),
+                      .causes = causes_of(fault),
+                      .make = faulty_gather(site, fault)});
   }
   return result;
-}
-Instances output_gather_order(const MutablePlan& plan, std::size_t limit) {
-  return output_gather(plan, limit, false);
-}
-Instances output_gather_dropped(const MutablePlan& plan, std::size_t limit) {
-  return output_gather(plan, limit, true);
 }
 
 constexpr MutationKind kMoeKinds[] = {
@@ -259,8 +247,9 @@ constexpr MutationKind kMoeKinds[] = {
     {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
     {"return_order", "rows come back from the experts in the wrong order", return_order},
     {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
-    {"output_gather_order", "combined rows are gathered over tp in the wrong order", output_gather_order},
-    {"output_gather_dropped", "combined rows are not gathered over tp", output_gather_dropped},
+    {"output_gather_order", "combined rows are gathered over tp in the wrong order",
+     output_gather<GatherFault::reversed>},
+    {"output_gather_dropped", "combined rows are not gathered over tp", output_gather<GatherFault::dropped>},
 };
 
 }  // namespace

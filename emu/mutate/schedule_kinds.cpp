@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -206,19 +207,20 @@ Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// A message of the last microbatch that one side does not take part in.
-Instances messages(const MutablePlan& plan, std::size_t limit, bool receiver) {
+/// A message of the last microbatch of which one side's call does not take place.
+template <Op call_left_out>
+Instances one_sided_message(const MutablePlan& plan, std::size_t limit) {
+  static_assert(call_left_out == Op::stage_receive || call_left_out == Op::stage_send);
   const Sites sites(plan);
   const Parallel& p = plan.parallel;
   if (p.pp < 2) return {};
   Instances result;
   for (const int stage : {0, p.pp - 2}) {
     if (result.size() == limit || (stage == 0 && !result.empty())) continue;
-    const int rank = sites.first_rank(receiver ? stage + 1 : stage, 0);
+    const int rank = sites.first_rank(call_left_out == Op::stage_receive ? stage + 1 : stage, 0);
     const auto last = plan.workload.microbatches - 1;
     const auto here = [=](const Rank& at, const internal::Call& call) {
-      return to_int(at.id()) == rank && is_call_of(call.tag, receiver ? Op::stage_receive : Op::stage_send) &&
-             call.tag.microbatch == last;
+      return to_int(at.id()) == rank && is_call_of(call.tag, call_left_out) && call.tag.microbatch == last;
     };
     result.push_back({.ranks = {rank},
                       .group = "pp",
@@ -233,13 +235,6 @@ Instances messages(const MutablePlan& plan, std::size_t limit, bool receiver) {
   }
   return result;
 }
-Instances send_without_recv(const MutablePlan& plan, std::size_t limit) {
-  return messages(plan, limit, true);
-}
-Instances recv_without_send(const MutablePlan& plan, std::size_t limit) {
-  return messages(plan, limit, false);
-}
-
 Instances wrong_peer(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   if (plan.parallel.pp < 3) return {};
@@ -350,8 +345,8 @@ constexpr MutationKind kScheduleKinds[] = {
     {"rank_skips_all_to_all", "a rank skips an all-to-all", rank_skips_all_to_all},
     {"rank_skips_reduction", "a rank skips a reduction over tp", rank_skips_reduction},
     {"rank_one_behind", "a rank is one collective behind", rank_one_behind},
-    {"send_without_recv", "a stage does not receive what it is sent", send_without_recv},
-    {"recv_without_send", "a stage does not send what is awaited", recv_without_send},
+    {"send_without_recv", "a stage does not receive what it is sent", one_sided_message<Op::stage_receive>},
+    {"recv_without_send", "a stage does not send what is awaited", one_sided_message<Op::stage_send>},
     {"wrong_peer", "a stage sends to the stage after the next", wrong_peer},
     {"wrong_count", "one rank reduces an element less", wrong_argument<Argument::count>},
     {"wrong_reduction", "one rank asks for another reduction", wrong_argument<Argument::reduction>},

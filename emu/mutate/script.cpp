@@ -157,119 +157,40 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& sit
   });
 }
 
-Sites::Sites(const MutablePlan& given)
-    : plan(given),
-      mesh(given.parallel),
-      stages(given.model, given.parallel),
-      batch(given.workload, given.model.vocab_size),
-      tokens(given.parallel, given.workload) {}
-
-int Sites::last_busy_dp() const {
-  int dp = plan.parallel.dp - 1;
-  while (dp > 0 && tokens.sequences(dp).count == 0) --dp;
-  return dp;
-}
-
-std::vector<int> Sites::stage_ranks(int stage) const {
-  std::vector<int> ranks(static_cast<std::size_t>(mesh.world() / plan.parallel.pp));
-  std::iota(ranks.begin(), ranks.end(), mesh.rank_at(0, 0, 0, stage));
-  return ranks;
-}
-
-std::vector<Place> Sites::places(std::size_t limit) const {
-  const int last = static_cast<int>(plan.model.layers.size()) - 1;
-  const int dp = last_busy_dp();
-  std::vector<Place> result;
-  for (const auto& [layer, replica] : {std::pair{0, 0}, {last, dp}, {last / 2, 0}, {0, dp}, {last, 0}}) {
-    const Place place{layer, first_rank(stage_of(layer), replica)};
-    const bool known = std::ranges::any_of(
-        result, [&](const Place& other) { return other.layer == place.layer && other.rank == place.rank; });
-    if (!known && result.size() < limit) result.push_back(place);
+std::vector<std::string> causes_of(SumFault fault) {
+  switch (fault) {
+    case SumFault::dropped:
+      return {"reduction_dropped"};
+    case SumFault::repeated:
+      return {"reduced_twice", "counted_n_times"};
+    case SumFault::halves:
+      return {"partial_group"};
+    case SumFault::missing:
+      return {"partial_sum_missing"};
+    case SumFault::doubled:
+      return {"partial_sum_doubled"};
+    case SumFault::averaged:
+      return {"averaged"};
+    case SumFault::maximum:
+      return {"wrong_reduction"};
   }
-  return result;
+  return {};
 }
 
-bool Sites::embeds(int dp, int tp) const {
-  const Range held = partition(plan.model.vocab_size, plan.parallel.tp, tp);
-  for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-    for (const std::int32_t id : batch.tokens(tokens.rows({.dp = dp}, m))) {
-      if (id >= held.begin && id < held.end()) return true;
-    }
-  }
-  return false;
+std::vector<std::string> causes_of(GatherFault fault) {
+  return {fault == GatherFault::dropped ? "gather_dropped" : "rows_permuted"};
 }
 
-bool Sites::embeds_across(int dp) const {
-  const Parallel& p = plan.parallel;
-  for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-    for (int tp = 0; tp < p.tp; ++tp) {
-      const Range held = partition(plan.model.vocab_size, p.tp, tp);
-      for (const std::int32_t id : batch.tokens(tokens.stream({.tp = tp, .dp = dp}, m))) {
-        if (id < held.begin || id >= held.end()) return true;
-      }
-    }
-  }
-  return false;
-}
-
-std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int rank) const {
-  const TokenRows own = tokens.own(mesh.coordinates(rank), microbatch);
-  const std::int64_t held = plan.model.layers[layer].feed_forward.num_experts / plan.parallel.ep;
-  std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
-  for (std::int64_t place = 0; place < own.count(); ++place) {
-    for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(own[place])) {
-      ++counts[static_cast<std::size_t>(expert / held)];
-    }
-  }
-  return counts;
-}
-
-std::vector<std::int64_t> Sites::receives(int layer, std::int64_t microbatch, int rank) const {
-  const auto me = static_cast<std::size_t>(mesh.coordinates(rank).ep);
-  std::vector<std::int64_t> counts;
-  for (const int sender : group(Axis::ep, rank)) counts.push_back(sends(layer, microbatch, sender)[me]);
-  return counts;
-}
-
-template <class Wanted>
-std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) const {
-  std::vector<Place> result;
-  for (const Place& place : places(5)) {
-    const std::vector<int> ranks = stage_ranks(stage_of(place.layer));
-    const auto begin = std::ranges::find(ranks, place.rank) - ranks.begin();
-    for (std::size_t i = 0; i < ranks.size() && result.size() < limit; ++i) {
-      const Place near{place.layer, ranks[(static_cast<std::size_t>(begin) + i) % ranks.size()]};
-      if (!wanted(near)) continue;
-      const bool known = std::ranges::any_of(
-          result, [&](const Place& other) { return other.layer == near.layer && other.rank == near.rank; });
-      if (!known) result.push_back(near);
-      break;
-    }
-  }
-  return result;
-}
-
-std::vector<Place> Sites::expert_places(std::size_t limit) const {
-  return places_with(limit, [&](const Place& place) {
-    for (const int member : group(Axis::etp, place.rank)) {
-      for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-        const std::vector<std::int64_t> counts = receives(place.layer, m, member);
-        if (std::ranges::any_of(counts, [](std::int64_t count) { return count > 0; })) return true;
-      }
-    }
-    return false;
-  });
-}
-
-std::vector<Place> Sites::sending_places(std::size_t limit) const {
-  return places_with(limit, [&](const Place& place) {
-    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-      const std::vector<std::int64_t> counts = sends(place.layer, m, place.rank);
-      const std::int64_t slots = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
-      const auto used = std::ranges::count_if(counts, [](std::int64_t count) { return count > 0; });
-      if (used > 1 && slots > plan.model.layers[place.layer].feed_forward.top_k) return true;
-    }
-    return false;
+std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, GatherFault fault) {
+  return script([=](Script& made) {
+    made.before = [=](const Rank& rank, internal::Call& call) {
+      return fault != GatherFault::dropped || !site.here(rank, call);
+    };
+    made.after = [=](const Rank& rank, internal::Call& call) {
+      if (!site.here(rank, call)) return;
+      if (fault == GatherFault::dropped) return keep_own(call);
+      reverse_chunks(output(call), call.counts);
+    };
   });
 }
 

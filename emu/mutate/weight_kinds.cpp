@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -126,36 +127,32 @@ Instances router_stale(const MutablePlan& plan, std::size_t limit) {
   return result.empty() ? result : Instances{result.front()};
 }
 
-Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit, bool head) {
+/// A vocabulary slice that lies one row off.
+template <Weight weight>
+Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
+  static_assert(weight == Weight::embedding || weight == Weight::head);
+  constexpr bool kHead = weight == Weight::head;
   const Sites sites(plan);
   if (plan.parallel.tp < 2) return {};
-  if (head && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
-  const int stage = head ? plan.parallel.pp - 1 : 0;
-  const std::string name =
-      head ? weight_spec(plan.model, Weight::head).name : weight_spec(plan.model, Weight::embedding).name;
+  if (kHead && plan.model.tie_word_embeddings && plan.parallel.pp == 1) return {};
+  const int stage = kHead ? plan.parallel.pp - 1 : 0;
+  const std::string name = weight_spec(plan.model, weight).name;
   Instances result;
   for (const auto& [dp, first] : {std::pair{0, 0}, {sites.last_busy_dp(), plan.parallel.tp - 1}}) {
     if (result.size() == limit) break;
     int tp = first;
-    while (!head && !sites.embeds(dp, tp)) tp = (tp + 1) % plan.parallel.tp;
+    while (!kHead && !sites.embeds(dp, tp)) tp = (tp + 1) % plan.parallel.tp;
     const int rank = sites.mesh.rank_at(tp, 0, dp, stage);
     const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
     };
-    result.push_back(loads({-1, rank}, rank, tap_name(-1, head ? TapKind::logits : TapKind::embedding),
+    result.push_back(loads({-1, rank}, rank, tap_name(-1, kHead ? TapKind::logits : TapKind::embedding),
                            {"vocabulary_shifted"}, edit));
   }
   return result;
 }
-Instances embedding_slice_off(const MutablePlan& plan, std::size_t limit) {
-  return vocabulary_shift(plan, limit, false);
-}
-Instances head_slice_off(const MutablePlan& plan, std::size_t limit) {
-  return vocabulary_shift(plan, limit, true);
-}
-
 constexpr MutationKind kWeightKinds[] = {
-    {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", embedding_slice_off},
+    {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", vocabulary_shift<Weight::embedding>},
     {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
     {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
     {"kv_head_wrong", "a rank holds the wrong key head", kv_head_wrong},
@@ -168,7 +165,7 @@ constexpr MutationKind kWeightKinds[] = {
     {"output_weights_stale", "output projection of another layer", output_stale},
     {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale},
     {"router_weights_stale", "a rank's router is another layer's", router_stale},
-    {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", head_slice_off},
+    {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", vocabulary_shift<Weight::head>},
 };
 
 }  // namespace

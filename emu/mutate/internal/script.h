@@ -1,4 +1,4 @@
-// How faults are written: a script over the seams, and the places in the program where a call stands.
+// How faults are written: a script over the seams, and what may go wrong in a call of the program.
 #pragma once
 
 #include <cstring>
@@ -9,9 +9,6 @@
 #include <vector>
 
 #include "emu/mutate/mutation.h"
-#include "emu/plan/batch.h"
-#include "emu/plan/stages.h"
-#include "emu/plan/token_map.h"
 #include "emu/run/fault.h"
 #include "emu/run/op.h"
 
@@ -88,49 +85,16 @@ void reverse_chunks(std::span<double> values, std::span<const std::size_t> count
 
 /// What goes wrong in a sum over a group.
 enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, maximum };
+/// The causes that name it.
+std::vector<std::string> causes_of(SumFault fault);
 /// At the site, whose ranks are one group; `member` is the group index whose partial sum is missing or doubled.
 std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
                                                                  int world, std::int64_t microbatches);
 
-/// A place for an instance: a layer, and a rank of its stage that has tokens (the first of its tp group).
-struct Place {
-  int layer = 0;
-  int rank = 0;
-};
-
-/// What kinds ask of a plan.
-class Sites {
-  template <class Wanted>
-  std::vector<Place> places_with(std::size_t limit, const Wanted& wanted) const;
-
- public:
-  explicit Sites(const MutablePlan& plan);
-  const MutablePlan& plan;
-  Mesh mesh;
-  Stages stages;
-  Batch batch;
-  TokenMap tokens;
-
-  /// First layer on the first ranks, last layer on the last, then others; no two alike.
-  std::vector<Place> places(std::size_t limit) const;
-  int stage_of(int layer) const { return stages.stage_of(layer); }
-  Range layers_of(int stage) const { return stages.layers_of(stage); }
-  int first_rank(int stage, int dp) const { return mesh.rank_at(0, 0, dp, stage); }
-  int last_busy_dp() const;
-  std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
-  std::vector<int> stage_ranks(int stage) const;
-  /// Whether some rank of the replica's first stage holds a row whose token is in another's vocabulary slice.
-  bool embeds_across(int dp) const;
-  /// Whether a token of the replica is in the vocabulary slice of the tp rank.
-  bool embeds(int dp, int tp) const;
-  /// places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more; a
-  /// place that has none is left out.
-  std::vector<Place> expert_places(std::size_t limit) const;
-  std::vector<Place> sending_places(std::size_t limit) const;
-  /// Slots that the rank sends to each ep rank in the microbatch.
-  std::vector<std::int64_t> sends(int layer, std::int64_t microbatch, int rank) const;
-  std::vector<std::int64_t> receives(int layer, std::int64_t microbatch, int rank) const;
-};
+/// What goes wrong in a gather, on the site's ranks: it does not take place, or its chunks lie in reverse.
+enum class GatherFault { dropped, reversed };
+std::vector<std::string> causes_of(GatherFault fault);
+std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, GatherFault fault);
 
 template <class Fill>
 std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
