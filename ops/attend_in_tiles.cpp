@@ -98,7 +98,7 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
       for (Index i = 0; i < rows; i += panel::kRows) {
         const Index count = std::min(panel::kRows, rows - i);
         if (begin + j >= first + i + count) continue;  // keys that none of these rows may see
-        panel::multiply<T>(tile.queries.row(i).data(), depth, count, b, kWidth, depth, false,
+        panel::multiply<T>(tile.queries.row(i).data(), depth, count, b, kWidth, depth, panel::Start::zero,
                            tile.scores.row(i).data() + j, kKeys);
       }
     }
@@ -113,12 +113,13 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
         // What all rows see, together; the rest of each row alone, so that no row touches a later token's values.
         const Index common = keys_of(i);
         T* const context = tile.context.row(i).data() + d;
-        panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, kWidth, common, true, context,
-                           tile.context.cols());
+        panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, kWidth, common, panel::Start::sum_so_far,
+                           context, tile.context.cols());
         for (Index r = 1; r < count; ++r) {
           if (keys_of(i + r) == common) continue;
           panel::multiply<T>(tile.scores.row(i + r).data() + common, kKeys, 1, b + common * kWidth, kWidth,
-                             keys_of(i + r) - common, true, context + r * tile.context.cols(), tile.context.cols());
+                             keys_of(i + r) - common, panel::Start::sum_so_far, context + r * tile.context.cols(),
+                             tile.context.cols());
         }
       }
     }

@@ -27,9 +27,9 @@ std::size_t total(std::span<const std::size_t> counts) {
   return sum;
 }
 
-Interval interval(const void* data, std::size_t count, ElementType type, std::size_t owner, bool is_output) {
+Interval interval(const void* data, std::size_t count, ElementType type, std::size_t owner, Access access) {
   const auto begin = reinterpret_cast<std::uintptr_t>(data);
-  return {begin, begin + count * size_of(type), owner, is_output};
+  return {begin, begin + count * size_of(type), owner, access};
 }
 
 void check_sizes(const Call& call) {
@@ -94,8 +94,8 @@ bool in_place(const Call& call) {
 
 void check_own_buffers(const Call& call) {
   if (call.in == nullptr || call.out == nullptr || in_place(call)) return;
-  const Interval in = interval(call.in, call.in_count, call.type, 0, false);
-  const Interval out = interval(call.out, call.out_count, call.type, 0, true);
+  const Interval in = interval(call.in, call.in_count, call.type, 0, Access::read);
+  const Interval out = interval(call.out, call.out_count, call.type, 0, Access::written);
   if (in.begin == in.end || out.begin == out.end || in.end <= out.begin || out.end <= in.begin) return;
   if (call.operation == Operation::reduce && to_int(call.rank) != call.root) return;
   refuse(call, "the output overlaps the input where this operation forbids it");
@@ -117,8 +117,8 @@ void check_parts(const Call& call) {
       if (to_int(part.peer) < 0 || to_int(part.peer) >= call.group->size()) {
         refuse(call, fmt::format("rank {} of the group does not exist", to_int(part.peer)));
       }
-      intervals.push_back(
-          interval(part.is_send ? part.source : part.target, part.count, part.type, intervals.size(), !part.is_send));
+      intervals.push_back(interval(part.is_send ? part.source : part.target, part.count, part.type, intervals.size(),
+                                   part.is_send ? Access::read : Access::written));
     }
   }
   if (find_overlap(intervals).first >= 0) refuse(call, "two messages of the exchange overlap in memory");
@@ -237,9 +237,10 @@ void check_overlap(GroupState& state) {
                         : call.operation == Operation::reduce  ? is_root
                                                                : true;
     if (reads && call.in_count != 0 && !(writes && call.in == call.out)) {
-      intervals.push_back(interval(call.in, call.in_count, call.type, i, false));
+      intervals.push_back(interval(call.in, call.in_count, call.type, i, Access::read));
     }
-    if (writes && call.out_count != 0) intervals.push_back(interval(call.out, call.out_count, call.type, i, true));
+    if (writes && call.out_count != 0)
+      intervals.push_back(interval(call.out, call.out_count, call.type, i, Access::written));
   }
   // A loop calls with the same buffers again and again: what was right stays right.
   std::vector<Interval>& right = state.movement.checked_intervals;
@@ -313,8 +314,8 @@ void check_complete(GroupState& state) {
 
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv) {
   const bool fit = send.count == recv.count && send.type == recv.type;
-  const Interval from = interval(send.source, send.count, send.type, 0, false);
-  const Interval to = interval(recv.target, recv.count, recv.type, 1, true);
+  const Interval from = interval(send.source, send.count, send.type, 0, Access::read);
+  const Interval to = interval(recv.target, recv.count, recv.type, 1, Access::written);
   const bool overlap = fit && send.count != 0 && from.begin < to.end && to.begin < from.end;
   if (fit && !overlap) return;
   const CallInfo first = describe(send_call, send);

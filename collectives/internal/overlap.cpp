@@ -40,9 +40,9 @@ Overlap find_overlap(std::vector<Interval>& intervals) {
   for (const Interval& interval : intervals) {
     if (interval.begin == interval.end) continue;
     std::ptrdiff_t other = outputs.over(interval);
-    if (other < 0 && interval.is_output) other = inputs.over(interval);
+    if (other < 0 && interval.access == Access::written) other = inputs.over(interval);
     if (other >= 0) return {other, static_cast<std::ptrdiff_t>(interval.owner)};
-    (interval.is_output ? outputs : inputs).add(interval);
+    (interval.access == Access::written ? outputs : inputs).add(interval);
   }
   return {};
 }

@@ -47,15 +47,18 @@ struct alignas(64) Mailbox {
   std::vector<Waiting> recvs;
 };
 
+/// What a call does with a buffer.
+enum class Access : unsigned char { read, written };
+
 /// A buffer of a call, for the search for overlaps.
 struct Interval {
   std::uintptr_t begin;
   std::uintptr_t end;
   std::size_t owner;
-  bool is_output;
+  Access access;
   bool operator==(const Interval&) const = default;
 };
-/// Two overlapping buffers of different owners, one of them an output; the first owner is -1 if there are none.
+/// Two overlapping buffers of different owners, one of them written; the first owner is -1 if there are none.
 /// Sorts the intervals.
 struct Overlap {
   std::ptrdiff_t first = -1;

@@ -21,9 +21,11 @@ constexpr Index padded(Index cols) {
   return (cols + kWidth<T> - 1) / kWidth<T> * kWidth<T>;
 }
 
-/// c[rows, kWidth] = (accumulate ? c : 0) + a[rows, depth] * b[depth, kWidth], for rows <= kRows.
+enum class Start { zero, sum_so_far };
+
+/// c[rows, kWidth] = (start == zero ? 0 : c) + a[rows, depth] * b[depth, kWidth], for rows <= kRows.
 template <class T>
-void multiply(const T* a, Index a_stride, Index rows, const T* b, Index b_stride, Index depth, bool accumulate, T* c,
+void multiply(const T* a, Index a_stride, Index rows, const T* b, Index b_stride, Index depth, Start start, T* c,
               Index c_stride);
 
 }  // namespace shardproof::ops::panel
