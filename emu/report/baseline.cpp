@@ -40,13 +40,6 @@ std::optional<BaselineChange> compare_tap(const BaselineTap& recorded, const Bas
 
 }  // namespace
 
-BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
-                          ops::Format format) {
-  BaselineTap tap{.name = std::move(name), .rows = rows, .cols = cols, .norm = norm_of(values), .hash = {}};
-  if (format == ops::Format::exact) tap.hash = hash_bits(values);
-  return tap;
-}
-
 Baseline baseline_of(const VerifyReport& report) {
   Baseline baseline{.plan = report.plan.name, .format = report.format};
   baseline.inputs = hash_inputs(report.plan, report.format);

@@ -8,12 +8,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "emu/judge/hash.h"
 #include "emu/judge/report.h"
 #include "emu/plan/plan.h"
 #include "ops/format.h"
@@ -41,10 +39,6 @@ struct Baseline {
 
   bool operator==(const Baseline&) const = default;
 };
-
-/// Shape, norm and (in `exact`) hash of a tap, values row-major.
-BaselineTap summarize_tap(std::string name, std::int64_t rows, std::int64_t cols, std::span<const double> values,
-                          ops::Format format);
 
 /// The baseline of a run: its taps' shapes, norms and, in `exact`, hashes.
 Baseline baseline_of(const VerifyReport& report);

@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "emu/diagnose/signatures.h"
-#include "tests/support/model.h"
+#include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
@@ -157,24 +157,14 @@ TEST(Signatures, DoNotTakeRandomValuesForASum) {
   EXPECT_EQ(fault, std::nullopt);
 }
 
-Plan tiny_plan() {
-  Plan plan;
-  plan.model = testing::uniform_model({.hidden_size = 8,
-                                       .layers = 2,
-                                       .heads = 2,
-                                       .kv_heads = 2,
-                                       .head_dim = 4,
-                                       .intermediate_size = 8,
-                                       .experts = 2,
-                                       .top_k = 1,
-                                       .vocab_size = 16});
-  plan.parallel = {.tp = 2, .edp = 2};
+Plan short_plan() {
+  Plan plan = testing::small_plan({.tp = 2, .edp = 2});
   plan.workload = {.lengths = {5}, .microbatches = 1, .seed = 4};
   return plan;
 }
 
 TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
-  const Plan plan = tiny_plan();
+  const Plan plan = short_plan();
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
   const ExpectedTaps& taps = reference.expected;
 
@@ -194,7 +184,7 @@ TEST(Diagnose, SaysUnknownWhenNoSignatureFits) {
 }
 
 TEST(Diagnose, TakesAnAbsentNormForAMissingLayerByItsVerdictAlone) {
-  const Plan plan = tiny_plan();
+  const Plan plan = short_plan();
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
   const ExpectedTap& tap =
       reference.expected.all().at(static_cast<std::size_t>(reference.expected.find("layer.1.attention.norm")));
@@ -211,7 +201,7 @@ TEST(Diagnose, TakesAnAbsentNormForAMissingLayerByItsVerdictAlone) {
 }
 
 TEST(Diagnose, DoesNotRecomputeExpertsThatAreTooLargeForIt) {
-  Plan plan = tiny_plan();
+  Plan plan = short_plan();
   const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
   const ExpectedTap& tap =
       reference.expected.all().at(static_cast<std::size_t>(reference.expected.find("layer.1.moe.output")));

@@ -11,33 +11,26 @@
 #include <string>
 #include <vector>
 
-#include "tests/support/model.h"
+#include "emu/judge/hash.h"
+#include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
 using ::testing::HasSubstr;
 
-Plan small_plan() {
-  Plan plan;
-  plan.name = "small";
-  plan.model = testing::uniform_model({.hidden_size = 8,
-                                       .layers = 1,
-                                       .heads = 2,
-                                       .kv_heads = 1,
-                                       .head_dim = 4,
-                                       .intermediate_size = 6,
-                                       .experts = 2,
-                                       .top_k = 1,
-                                       .vocab_size = 5});
-  plan.workload.lengths = {3, 2};
-  return plan;
+BaselineTap tap_of(std::string name, std::int64_t rows, std::int64_t cols, const std::vector<double>& values,
+                   ops::Format format) {
+  BaselineTap tap{.name = std::move(name), .rows = rows, .cols = cols, .norm = norm_of(values), .hash = {}};
+  if (format == ops::Format::exact) tap.hash = hash_bits(values);
+  return tap;
 }
 
 Baseline recorded(ops::Format format) {
-  Baseline baseline{.plan = "small", .format = format, .inputs = hash_inputs(small_plan(), format), .taps = {}};
-  baseline.taps.push_back(summarize_tap("embedding", 2, 2, std::vector<double>{1.0, -2.0, 0.5, 0.25}, format));
-  baseline.taps.push_back(summarize_tap("logits", 1, 3, std::vector<double>{0.1, 0.2, 0.3}, format));
+  Baseline baseline{
+      .plan = "small", .format = format, .inputs = hash_inputs(testing::small_plan({}), format), .taps = {}};
+  baseline.taps.push_back(tap_of("embedding", 2, 2, {1.0, -2.0, 0.5, 0.25}, format));
+  baseline.taps.push_back(tap_of("logits", 1, 3, {0.1, 0.2, 0.3}, format));
   return baseline;
 }
 
@@ -69,7 +62,7 @@ TEST(HashBits, IsTheSameEverywhere) {
 }
 
 TEST(HashInputs, LeavesOutTheDegreesOnlyInExact) {
-  const Plan plan = small_plan();
+  const Plan plan = testing::small_plan({});
   Plan sharded = plan, other_lengths = plan, other_model = plan;
   sharded.parallel.tp = 2;
   sharded.parallel.ep = 2;
@@ -83,15 +76,15 @@ TEST(HashInputs, LeavesOutTheDegreesOnlyInExact) {
   EXPECT_NE(hash_inputs(plan, ops::Format::exact), hash_inputs(other_model, ops::Format::exact));
 }
 
-TEST(SummarizeTap, HasTheNormAndInExactTheHash) {
-  const std::vector<double> values = {3.0, 4.0};
+TEST(BaselineOf, KeepsShapesAndNormsAndInExactTheHash) {
+  VerifyReport report{.format = ops::Format::exact};
+  report.taps = {{.name = "t", .rows = 1, .cols = 2, .norm = 5, .exact_hash = 7}, {.name = "u", .norm = 1}};
 
-  const BaselineTap exact = summarize_tap("t", 1, 2, values, ops::Format::exact);
-  const BaselineTap rounded = summarize_tap("t", 1, 2, values, ops::Format::bf16);
+  const Baseline baseline = baseline_of(report);
 
-  EXPECT_EQ(exact.norm, 5.0);
-  EXPECT_EQ(exact.hash, hash_bits(values));
-  EXPECT_EQ(rounded.hash, std::nullopt);
+  ASSERT_EQ(baseline.taps.size(), 2U);
+  EXPECT_EQ(baseline.taps[0], (BaselineTap{.name = "t", .rows = 1, .cols = 2, .norm = 5, .hash = 7}));
+  EXPECT_EQ(baseline.taps[1].hash, std::nullopt);
 }
 
 TEST(BaselineJson, ReadsBackWhatItWrote) {
@@ -143,7 +136,7 @@ TEST(FirstChange, FindsNoneInTheSameRun) {
 TEST(FirstChange, NamesTheFirstTapWhoseBitsChanged) {
   const Baseline before = recorded(ops::Format::exact);
   Baseline now = before;
-  now.taps[1] = summarize_tap("logits", 1, 3, std::vector<double>{0.1, 0.3, 0.2}, ops::Format::exact);
+  now.taps[1] = tap_of("logits", 1, 3, {0.1, 0.3, 0.2}, ops::Format::exact);
 
   const std::optional<BaselineChange> change = first_change(before, now);
 

@@ -10,8 +10,8 @@
 #include "collectives/errors.h"
 #include "collectives/seeded_executor.h"
 #include "emu/run/fault.h"
-#include "tests/support/model.h"
 #include "tests/support/random_plan.h"
+#include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
@@ -23,17 +23,7 @@ struct Counted {
 };
 
 Plan plan_of(const Parallel& parallel) {
-  Plan plan;
-  plan.model = testing::uniform_model({.hidden_size = 8,
-                                       .layers = 4,
-                                       .heads = 4,
-                                       .kv_heads = 2,
-                                       .head_dim = 2,
-                                       .intermediate_size = 4,
-                                       .experts = 4,
-                                       .top_k = 2,
-                                       .vocab_size = 16});
-  plan.parallel = parallel;
+  Plan plan = testing::small_plan(parallel);
   plan.workload = {.lengths = {4, 4}, .microbatches = 1, .seed = 5};
   return plan;
 }
@@ -143,7 +133,7 @@ TEST(Transformer, PassesActivationsOncePerMicrobatchBetweenStages) {
   const Counted counted = run(plan);
 
   EXPECT_EQ(counted.calls.at({"pp", "send"}), 2);
-  EXPECT_EQ(counted.bytes.at({"pp", "send"}), 8U * 8 * sizeof(float));  // all tokens, hidden wide
+  EXPECT_EQ(counted.bytes.at({"pp", "send"}), 8U * 16 * sizeof(float));  // all tokens, hidden wide
 }
 
 TEST(Transformer, RunsNoCollectiveOnOneRank) {

@@ -27,4 +27,17 @@ inline ModelConfig uniform_model(const ModelSizes& sizes) {
   return {.hidden_size = sizes.hidden_size, .layers = {sizes.layers, layer}, .vocab_size = sizes.vocab_size};
 }
 
+/// No two of its weights have the same number of elements by chance, and 3 experts do not divide by 2.
+inline ModelConfig small_model() {
+  return uniform_model({.hidden_size = 12,
+                        .layers = 2,
+                        .heads = 4,
+                        .kv_heads = 2,
+                        .head_dim = 4,
+                        .intermediate_size = 6,
+                        .experts = 3,
+                        .top_k = 2,
+                        .vocab_size = 20});
+}
+
 }  // namespace shardproof::testing

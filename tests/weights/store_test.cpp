@@ -13,17 +13,7 @@
 namespace shardproof {
 namespace {
 
-ModelConfig small_model() {
-  return testing::uniform_model({.hidden_size = 12,
-                                 .layers = 2,
-                                 .heads = 4,
-                                 .kv_heads = 2,
-                                 .head_dim = 4,
-                                 .intermediate_size = 6,
-                                 .experts = 3,
-                                 .top_k = 2,
-                                 .vocab_size = 20});
-}
+using testing::small_model;
 
 ops::Matrix<double> read(const WeightSource& source, const WeightSpec& spec, Range rows, Range cols) {
   ops::Matrix<double> values(rows.count, cols.count);
