@@ -91,7 +91,7 @@ std::string check_text(const CheckReport& report, const CheckTextOptions& option
   }
   const TextRows axes = axis_rows(plan);
   if (axes.size() > 1) text += "\n" + table(axes, 5);
-  text += "\n" + table(rank_rows(plan, report.ranks), 1) + "\n";
+  text += "\n" + table(rank_rows(plan), 1) + "\n";
 
   TextRows rows{{"quantity", "value"}};
   for (const auto& quantity : report.quantities) {

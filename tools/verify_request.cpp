@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "emu/paper/figures.h"
 #include "tools/memory.h"
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
@@ -12,18 +13,11 @@
 namespace shardproof::tools {
 namespace {
 
-/// The float format whose rounding is judged when none is asked for: the one that the model's weights are kept in.
-ops::Format default_format(const ModelConfig& model) {
-  if (model.dtype == "float16") return ops::Format::fp16;
-  if (model.dtype == "float32") return ops::Format::fp32;
-  if (model.dtype == "float64") return ops::Format::fp64;
-  return ops::Format::bf16;
-}
-
+/// The format that is judged: when none is asked for, the one that the model's weights are kept in.
 ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
   // A baseline is of bits unless a float format is asked for: only those hold on every machine.
   if (!flags.format && flags.uses_baseline()) return ops::Format::exact;
-  return flags.format ? ops::parse_format(*flags.format).value() : default_format(model);
+  return flags.format ? ops::parse_format(*flags.format).value() : format_of(model);
 }
 
 std::optional<ops::Format> parsed(const std::optional<std::string>& format) {

@@ -10,8 +10,6 @@
 
 #include "emu/judge/judge.h"
 #include "emu/paper/rank_table.h"
-#include "emu/plan/layout.h"
-#include "emu/plan/token_map.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {
@@ -19,19 +17,16 @@ namespace {
 
 constexpr int kFullRankTable = 32;
 
-std::string rank_table(const RunnablePlan& run) {
-  const Plan& plan = run.plan();
+std::string rank_table(const Plan& plan) {
   std::vector<std::vector<std::string>> rows{{"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads",
                                               "kv", "experts", "width", "sequences"}};
   const auto add = [&](int rank) {
-    const Layout layout = make_layout(plan.model, run.mesh(), rank);
-    const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
-    const Coordinates& at = layout.at;
+    const RankCells cells = rank_cells(plan, rank);
+    const Coordinates& at = cells.at;
     rows.push_back({fmt::format("{}", rank), fmt::format("{}", at.tp), fmt::format("{}", at.dp),
                     fmt::format("{}", at.pp), "|", fmt::format("{}", at.etp), fmt::format("{}", at.ep),
-                    fmt::format("{}", at.edp), "|", range_text(layout.layers), range_text(layer.heads),
-                    range_text(layer.kv_heads), range_text(layer.experts), range_text(layer.intermediate_size),
-                    range_text(sequences_of_replica(plan.parallel, plan.workload.batch(), at.dp))});
+                    fmt::format("{}", at.edp), "|", cells.layers, cells.heads, cells.kv_heads, cells.experts,
+                    cells.intermediate_size, cells.sequences});
   };
   const int world = plan.world();
   const int shown = world <= kFullRankTable ? world : 4;
@@ -222,7 +217,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
                         original.model.layers[0].feed_forward.intermediate_size, original.model.vocab_size,
                         with_thousands(original.workload.tokens()));
   }
-  return text + "\n" + rank_table(run) + "\n";
+  return text + "\n" + rank_table(plan) + "\n";
 }
 
 std::string proof_text(const Proof& proof, TapLines lines) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
 
 namespace shardproof {
@@ -46,49 +47,41 @@ std::string split_by(const Plan& plan, Axis axis) {
   return "";
 }
 
-std::vector<std::string> rank_row(const Plan& plan, const RankFigures& r) {
-  const Coordinates& at = r.at;
+std::vector<std::string> rank_row(const Plan& plan, int rank) {
+  const RankCells cells = rank_cells(plan, rank);
+  const Coordinates& at = cells.at;
   const auto number = [](int n) { return fmt::format("{}", n); };
-  std::vector<std::string> row{number(r.rank), number(at.tp)};
+  std::vector<std::string> row{number(rank), number(at.tp)};
   if (plan.parallel.cp > 1) row.push_back(number(at.cp));
   for (const int n : {at.dp, at.pp, at.etp, at.ep, at.edp}) row.push_back(number(n));
-  const Range batch = sequences_of_replica(plan.parallel, plan.workload.batch(), at.dp);
   const std::string part = plan.parallel.etp > 1 ? fmt::format("/{}", plan.parallel.etp) : "";
-  for (const std::string& text : {range_text(r.layers), range_text(r.heads), range_text(r.kv_heads),
-                                  range_text(r.experts) + part, range_text(batch)}) {
-    row.push_back(text);
-  }
+  row.insert(row.end(), {cells.layers, cells.heads, cells.kv_heads, cells.experts + part, cells.sequences});
   return row;
 }
 
-/// What moves on when the pattern of `block` GPUs repeats.
-std::string next_text(const RankFigures& from, const RankFigures& to) {
+/// What moves on when the pattern of GPUs repeats.
+std::string next_text(const Coordinates& from, const Coordinates& to) {
   std::string text;
-  const auto add = [&](const char* name, int a, int b) {
-    if (a != b) text += fmt::format("{}{} {:+}", text.empty() ? "" : ", ", name, b - a);
-  };
-  add("tp", from.at.tp, to.at.tp);
-  add("cp", from.at.cp, to.at.cp);
-  add("dp", from.at.dp, to.at.dp);
-  add("etp", from.at.etp, to.at.etp);
-  add("ep", from.at.ep, to.at.ep);
-  add("edp", from.at.edp, to.at.edp);
+  for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::etp, Axis::ep, Axis::edp}) {
+    if (from[axis] == to[axis]) continue;
+    text += fmt::format("{}{} {:+}", text.empty() ? "" : ", ", to_string(axis), to[axis] - from[axis]);
+  }
   return text;
 }
 
-void add_stage(const Plan& plan, const std::vector<RankFigures>& ranks, int stage, TextRows& rows) {
+void add_stage(const Plan& plan, int stage, TextRows& rows) {
+  const Mesh mesh(plan.parallel);
   const Parallel& p = plan.parallel;
   const int size = p.tp * p.cp * p.dp;
   const int first = stage * size;
   const int block = std::min({size, std::max(p.tp, p.etp), 8});
-  const auto at = [&](int rank) -> const RankFigures& { return ranks[static_cast<std::size_t>(rank)]; };
-  for (int rank = first; rank < first + block; ++rank) rows.push_back(rank_row(plan, at(rank)));
+  for (int rank = first; rank < first + block; ++rank) rows.push_back(rank_row(plan, rank));
   if (block == size) return;
   std::vector<std::string> next(rows[0].size());
   next.front() = "...";
-  next.back() = fmt::format("next {}: {}", block, next_text(at(first), at(first + block)));
+  next.back() = fmt::format("next {}: {}", block, next_text(mesh.coordinates(first), mesh.coordinates(first + block)));
   rows.push_back(next);
-  rows.push_back(rank_row(plan, at(first + size - 1)));
+  rows.push_back(rank_row(plan, first + size - 1));
 }
 
 }  // namespace
@@ -122,15 +115,27 @@ TextRows axis_rows(const Plan& plan) {
   return rows;
 }
 
-TextRows rank_rows(const Plan& plan, const std::vector<RankFigures>& ranks, int most) {
+RankCells rank_cells(const Plan& plan, int rank) {
+  const Layout layout = make_layout(plan.model, Mesh(plan.parallel), rank);
+  const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
+  return {.at = layout.at,
+          .layers = range_text(layout.layers),
+          .heads = range_text(layer.heads),
+          .kv_heads = range_text(layer.kv_heads),
+          .experts = range_text(layer.experts),
+          .intermediate_size = range_text(layer.intermediate_size),
+          .sequences = range_text(sequences_of_replica(plan.parallel, plan.workload.batch(), layout.at.dp))};
+}
+
+TextRows rank_rows(const Plan& plan, int most) {
   std::vector<std::string> head{"GPU", "tp"};
   if (plan.parallel.cp > 1) head.emplace_back("cp");
   for (const char* name : {"dp", "pp", "etp", "ep", "edp", "layers", "heads", "kv", "experts", "sequences"}) {
     head.emplace_back(name);
   }
   TextRows rows{head};
-  if (static_cast<int>(ranks.size()) <= most) {
-    for (const RankFigures& rank : ranks) rows.push_back(rank_row(plan, rank));
+  if (plan.world() <= most) {
+    for (int rank = 0; rank < plan.world(); ++rank) rows.push_back(rank_row(plan, rank));
     return rows;
   }
   const int stages = plan.parallel.pp;
@@ -139,7 +144,7 @@ TextRows rank_rows(const Plan& plan, const std::vector<RankFigures>& ranks, int 
       if (stage == 2) rows.push_back({fmt::format("... stages 2-{}", stages - 2)});
       continue;
     }
-    add_stage(plan, ranks, stage, rows);
+    add_stage(plan, stage, rows);
   }
   return rows;
 }

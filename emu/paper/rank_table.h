@@ -4,7 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "emu/paper/figures.h"
+#include "emu/plan/mesh.h"
+#include "emu/plan/partition.h"
 #include "emu/plan/plan.h"
 
 namespace shardproof {
@@ -16,10 +17,17 @@ using TextRows = std::vector<std::vector<std::string>>;
 /// what the axis splits. Says all of the mesh at any world size.
 TextRows axis_rows(const Plan& plan);
 
+/// What a rank holds, as cells of a table.
+struct RankCells {
+  Coordinates at;
+  std::string layers, heads, kv_heads, experts, intermediate_size, sequences;
+};
+RankCells rank_cells(const Plan& plan, int rank);
+
 /// One row a GPU: coordinates on both meshes, layers, heads, experts, sequences. More than `most` ranks are folded: the
 /// first GPUs of a stage up to where the pattern repeats, "..." with what the next ones change, and the last GPU; so
 /// for each stage, or the first two and the last where there are many.
-TextRows rank_rows(const Plan& plan, const std::vector<RankFigures>& ranks, int most = 32);
+TextRows rank_rows(const Plan& plan, int most = 32);
 
 /// "4-7"; "4" for one; "-" for none.
 std::string range_text(Range range);

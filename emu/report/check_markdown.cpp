@@ -71,7 +71,7 @@ std::string to_markdown(const CheckReport& report) {
   }
   if (report.ranks.empty()) return text;
   if (!report.claims.empty()) text += "### Claims\n\n" + claims_table(report);
-  text += "### Mesh\n\n" + table(axis_rows(plan)) + "### GPUs\n\n" + table(rank_rows(plan, report.ranks));
+  text += "### Mesh\n\n" + table(axis_rows(plan)) + "### GPUs\n\n" + table(rank_rows(plan));
   text += "### Quantities\n\n" + quantities_table(report);
   if (!plan.notes.empty()) {
     text += "### Notes\n\n";

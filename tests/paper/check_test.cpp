@@ -79,8 +79,8 @@ TEST(RankTable, ListsSixteenGpusAndFoldsMore) {
   const Plan small = testing::shipped_plan("tp4_ep4_pp4");
   const Plan large = testing::shipped_plan("ep16_tp2_pp4");
 
-  const TextRows all = rank_rows(small, rank_figures(small));
-  const TextRows folded = rank_rows(large, rank_figures(large));
+  const TextRows all = rank_rows(small);
+  const TextRows folded = rank_rows(large);
 
   EXPECT_EQ(all.size(), 17u);
   EXPECT_EQ(all[6][0], "5");
@@ -93,7 +93,7 @@ TEST(RankTable, StaysShortAtAThousandRanks) {
   plan.hardware.reset();
   plan.parallel = {.tp = 2, .dp = 64, .pp = 8, .ep = 64, .etp = 2, .edp = 1};
 
-  const TextRows rows = rank_rows(plan, rank_figures(plan));
+  const TextRows rows = rank_rows(plan);
 
   EXPECT_LE(rows.size(), 16u);
   EXPECT_EQ(rows.back()[0], "1023");
