@@ -20,9 +20,8 @@ Row scaled(const Row& row, double factor) {
   return result;
 }
 
-std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
-  const auto k = moe.slots(0).weights.size();
-  for (std::size_t shift = 1; shift < k; ++shift) {
+std::optional<Cause> permuted_weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  for (std::size_t shift = 1; shift < moe.slots(0).weights.size(); ++shift) {
     const auto rotated = [&](std::size_t i) {
       Row weights = moe.slots(i).weights;
       std::rotate(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(shift), weights.end());
@@ -39,6 +38,11 @@ std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
                                                           ranks_of(wrong.rows))};
     }
   }
+  return std::nullopt;
+}
+
+std::optional<Cause> dropped_slot_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  const auto k = moe.slots(0).weights.size();
   for (std::size_t dropped = 0; dropped < k && k > 1; ++dropped) {
     const auto without = [&](std::size_t i) {
       Row weights = moe.slots(i).weights;
@@ -50,16 +54,22 @@ std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
                    fmt::format("choice {} of {} is not in the sum on {}", dropped, k, ranks_of(wrong.rows))};
     }
   }
+  return std::nullopt;
+}
+
+std::optional<Cause> squared_weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
   const auto squared = [&](std::size_t i) {
     Row weights = moe.slots(i).weights;
     for (double& weight : weights) weight *= weight;
     return weights;
   };
-  if (moe.explained_by_weights(squared)) {
-    return Cause{"router_weights_squared",
-                 fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.rows))};
-  }
-  // Without (or with) the division by the sum of the chosen experts' shares.
+  if (!moe.explained_by_weights(squared)) return std::nullopt;
+  return Cause{"router_weights_squared",
+               fmt::format("the router's weights are applied twice on {}", ranks_of(wrong.rows))};
+}
+
+/// Without (or with) the division by the sum of the chosen experts' shares.
+std::optional<Cause> scaled_weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
   const ExpectedTap& logits = wrong.model.tap(wrong.layer, TapKind::router_logits);
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
   const bool normalised = wrong.model.plan().model.layers[wrong.layer].feed_forward.norm_topk_prob;
@@ -76,12 +86,16 @@ std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
     for (const double weight : weights) shown += weight;
     return weights;
   };
-  if (moe.explained_by_weights(other)) {
-    return Cause{"router_weights_scaled",
-                 fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
-                             normalised ? "not " : "", ranks_of(wrong.rows), shown)};
-  }
-  return std::nullopt;
+  if (!moe.explained_by_weights(other)) return std::nullopt;
+  return Cause{"router_weights_scaled", fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
+                                                    normalised ? "not " : "", ranks_of(wrong.rows), shown)};
+}
+
+std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  if (auto cause = permuted_weights_cause(wrong, moe)) return cause;
+  if (auto cause = dropped_slot_cause(wrong, moe)) return cause;
+  if (auto cause = squared_weights_cause(wrong, moe)) return cause;
+  return scaled_weights_cause(wrong, moe);
 }
 
 /// The sum over etp, for the slots that some rank computed.

@@ -180,6 +180,46 @@ struct TapCollector::State {
     return fresh;
   }
 
+  template <class T>
+  void keep_partial_sum(const Placement& placement, ops::MatrixView<const T> part, int rank) {
+    ops::Matrix<double> copy(part.rows, part.cols);
+    for (ops::Index i = 0; i < part.rows; ++i) std::ranges::copy(part.row(i), copy.row(i).begin());
+    const std::lock_guard lock(mutex);
+    outcome.seen = true;
+    partials[rank].push_back({placement, std::move(copy)});
+  }
+
+  void keep_ids(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const std::int32_t> part) {
+    if (outcome.ids.empty()) outcome.ids.assign(expected.values.size(), -1);
+    for (ops::Index i = 0; i < part.rows; ++i) {
+      const std::int64_t begin = (placement.row_part.begin + i) * expected.cols + placement.col_part.begin;
+      std::ranges::copy(part.row(i), outcome.ids.begin() + begin);
+    }
+  }
+
+  /// Notes a part that was compared; true when nothing of the tap is missing any more.
+  template <class T>
+  bool add_part(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part, int rank,
+                const WorstElement& worst) {
+    const auto [hash, sum_of_squares] = digest(part);
+    const std::lock_guard lock(mutex);
+    outcome.seen = true;
+    note_worst(worst, rank);
+    std::map<int, std::uint64_t>& holders = blocks[block_of(placement)];
+    holders.emplace(rank, hash);
+    if (holders.size() > 1) return false;
+    squares[block_of(placement)] = sum_of_squares;
+    const std::int64_t before = covered_count;
+    if (!cover(expected, placement)) {
+      note_problem(
+          fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block", placement.row_part.begin,
+                      placement.row_part.end(), placement.col_part.begin, placement.col_part.end()),
+          rank);
+    }
+    if constexpr (std::is_same_v<T, std::int32_t>) keep_ids(expected, placement, part);
+    return covered_count == std::ssize(expected.values) && covered_count > before;
+  }
+
   void note_absence(const ExpectedTap& expected) {
     outcome.absent = std::ssize(expected.values) - covered_count;
     if (!outcome.seen) {
@@ -190,6 +230,27 @@ struct TapCollector::State {
           fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}", outcome.absent,
                       expected.values.size(), first / expected.cols, first % expected.cols);
     }
+  }
+
+  /// Hash, norm and replicas of all blocks.
+  void fold_blocks() {
+    std::vector<int>& odd = outcome.odd_replicas;
+    for (const auto& [block, holders] : blocks) {
+      const auto [row, rows, col, cols] = block;
+      for (const std::int64_t place : {row, rows, col, cols}) {
+        outcome.bits = mix64(outcome.bits ^ static_cast<std::uint64_t>(place));
+      }
+      outcome.bits = mix64(outcome.bits ^ holders.begin()->second);
+      for (const auto& [rank, hash] : holders) {
+        if (hash != holders.begin()->second) odd.push_back(rank);
+      }
+    }
+    outcome.replicas_equal = odd.empty();
+    std::ranges::sort(odd);
+    odd.erase(std::unique(odd.begin(), odd.end()), odd.end());
+    double sum = 0;
+    for (const auto& [block, part] : squares) sum += part;
+    outcome.norm = std::sqrt(sum);
   }
 
   /// The partial sums of one block from one group are one part, summed in rank order; its ranks share its error.
@@ -234,16 +295,17 @@ TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, Colle
 
 TapCollector::~TapCollector() = default;
 
+void TapCollector::note_unexpected(const TapKey& key) {
+  const std::lock_guard lock(mutex_);
+  const std::string name = key.name.empty() ? to_string(key.id) : std::string(key.name);
+  if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.push_back(name);
+}
+
 template <class T>
 void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placement& placement,
                            ops::MatrixView<const T> part) {
   const int index = expected_.find(key);
-  if (index < 0) {
-    const std::lock_guard lock(mutex_);
-    const std::string name = key.name.empty() ? to_string(key.id) : std::string(key.name);
-    if (std::ranges::find(unexpected_, name) == unexpected_.end()) unexpected_.push_back(name);
-    return;
-  }
+  if (index < 0) return note_unexpected(key);
   const ExpectedTap& expected = expected_.all()[static_cast<std::size_t>(index)];
   State& state = *states_[static_cast<std::size_t>(index)];
   const int rank = to_int(rank_id);
@@ -254,14 +316,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
     state.note_problem(problem, rank);
     return;
   }
-  if (placement.partial) {
-    ops::Matrix<double> copy(part.rows, part.cols);
-    for (ops::Index i = 0; i < part.rows; ++i) std::ranges::copy(part.row(i), copy.row(i).begin());
-    const std::lock_guard lock(state.mutex);
-    state.outcome.seen = true;
-    state.partials[rank].push_back({placement, std::move(copy)});
-    return;
-  }
+  if (placement.partial) return state.keep_partial_sum(placement, part, rank);
 
   WorstElement worst;
   if constexpr (std::is_same_v<T, std::int32_t>) {
@@ -269,34 +324,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   } else {
     worst = compare(expected, placement, part);
   }
-  const auto [hash, squares] = digest(part);
-  bool complete = false;
-  {
-    const std::lock_guard lock(state.mutex);
-    state.outcome.seen = true;
-    state.note_worst(worst, rank);
-    std::map<int, std::uint64_t>& holders = state.blocks[block_of(placement)];
-    holders.emplace(rank, hash);
-    if (holders.size() == 1) {
-      state.squares[block_of(placement)] = squares;
-      const std::int64_t before = state.covered_count;
-      if (!state.cover(expected, placement)) {
-        state.note_problem(
-            fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block", placement.row_part.begin,
-                        placement.row_part.end(), placement.col_part.begin, placement.col_part.end()),
-            rank);
-      }
-      complete = state.covered_count == std::ssize(expected.values) && state.covered_count > before;
-      if constexpr (std::is_same_v<T, std::int32_t>) {
-        std::vector<std::int32_t>& ids = state.outcome.ids;
-        if (ids.empty()) ids.assign(expected.values.size(), -1);
-        for (ops::Index i = 0; i < part.rows; ++i) {
-          const std::int64_t begin = (placement.row_part.begin + i) * expected.cols + placement.col_part.begin;
-          std::ranges::copy(part.row(i), ids.begin() + begin);
-        }
-      }
-    }
-  }
+  const bool complete = state.add_part(expected, placement, part, rank, worst);
   if (complete && options_.completed) options_.completed(expected);
 }
 
@@ -310,24 +338,8 @@ std::vector<TapOutcome> TapCollector::finish() {
     State& state = *states_[i];
     const ExpectedTap& expected = expected_.all()[i];
     state.add_partial_sums(expected, mesh_);
-    for (const auto& [block, holders] : state.blocks) {
-      const auto [row, rows, col, cols] = block;
-      for (const std::int64_t place : {row, rows, col, cols}) {
-        state.outcome.bits = mix64(state.outcome.bits ^ static_cast<std::uint64_t>(place));
-      }
-      state.outcome.bits = mix64(state.outcome.bits ^ holders.begin()->second);
-      for (const auto& [rank, hash] : holders) {
-        if (hash != holders.begin()->second) state.outcome.odd_replicas.push_back(rank);
-      }
-    }
-    state.outcome.replicas_equal = state.outcome.odd_replicas.empty();
-    double squares = 0;
-    for (const auto& [block, sum] : state.squares) squares += sum;
-    state.outcome.norm = std::sqrt(squares);
+    state.fold_blocks();
     if (state.outcome.problem.empty()) state.note_absence(expected);
-    std::vector<int>& odd = state.outcome.odd_replicas;
-    std::ranges::sort(odd);
-    odd.erase(std::unique(odd.begin(), odd.end()), odd.end());
     std::ranges::sort(state.outcome.problem_ranks);
     outcomes.push_back(std::move(state.outcome));
   }

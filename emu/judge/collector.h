@@ -68,6 +68,7 @@ class TapCollector final : public TapSink {
  private:
   struct State;
 
+  void note_unexpected(const TapKey& key);
   template <class T>
   void collect(GlobalRank rank, const TapKey& key, const Placement& placement, ops::MatrixView<const T> part);
 

@@ -176,6 +176,9 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                         plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
                   });
             }));
+}
+
+void add_modules(std::vector<QuantityDefinition>& table) {
   table.push_back(entry("expert_equivalents_per_gpu", "experts", Dimension::count,
                         "layers of the stage * experts / ep / etp: whole experts that the GPU's parts add up to",
                         [](const Context& context) {
@@ -223,6 +226,7 @@ void add_mesh_quantities(std::vector<QuantityDefinition>& table) {
   add_degrees(table);
   add_model(table);
   add_placement(table);
+  add_modules(table);
 }
 
 }  // namespace shardproof::deploy_internal

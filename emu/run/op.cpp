@@ -1,83 +1,66 @@
 #include "emu/run/op.h"
 
+#include <cstddef>
+
 namespace shardproof {
+namespace {
+
+struct OpName {
+  Op op;
+  std::string_view name;
+};
+
+constexpr OpName kOpNames[] = {
+    {Op::embedding, "embedding"},
+    {Op::embedding_reduce, "embedding.reduce"},
+    {Op::stage_receive, "stage.receive"},
+    {Op::attention_norm, "attention.norm"},
+    {Op::attention_gather, "attention.gather"},
+    {Op::attention_q, "attention.q"},
+    {Op::attention_k, "attention.k"},
+    {Op::attention_v, "attention.v"},
+    {Op::attention_rope_q, "attention.rope_q"},
+    {Op::attention_rope_k, "attention.rope_k"},
+    {Op::attention_gather_k, "attention.gather_k"},
+    {Op::attention_gather_v, "attention.gather_v"},
+    {Op::attention_context, "attention.context"},
+    {Op::attention_output, "attention.output"},
+    {Op::attention_reduce, "attention.reduce"},
+    {Op::attention_residual, "attention.residual"},
+    {Op::moe_norm, "moe.norm"},
+    {Op::router_logits, "moe.router_logits"},
+    {Op::router_choice, "moe.router_choice"},
+    {Op::moe_permute, "moe.permute"},
+    {Op::dispatch_counts, "moe.dispatch_counts"},
+    {Op::dispatch, "moe.dispatch"},
+    {Op::expert_counts, "moe.expert_counts"},
+    {Op::expert_gather, "moe.expert_gather"},
+    {Op::moe_sort, "moe.sort"},
+    {Op::moe_expert, "moe.expert"},
+    {Op::moe_unsort, "moe.unsort"},
+    {Op::expert_reduce, "moe.expert_reduce"},
+    {Op::combine_return, "moe.return"},
+    {Op::moe_combine, "moe.combine"},
+    {Op::moe_gather, "moe.gather"},
+    {Op::moe_residual, "moe.residual"},
+    {Op::stage_send, "stage.send"},
+    {Op::final_norm, "final_norm"},
+    {Op::head_gather, "head.gather"},
+    {Op::logits, "logits"},
+};
+
+constexpr bool names_every_op() {
+  for (int i = 0; i < kOps; ++i) {
+    if (kOpNames[i].op != static_cast<Op>(i)) return false;
+  }
+  return true;
+}
+static_assert(sizeof(kOpNames) / sizeof(OpName) == kOps && names_every_op());
+
+}  // namespace
 
 std::string_view to_string(Op op) {
-  switch (op) {
-    case Op::embedding:
-      return "embedding";
-    case Op::embedding_reduce:
-      return "embedding.reduce";
-    case Op::stage_receive:
-      return "stage.receive";
-    case Op::attention_norm:
-      return "attention.norm";
-    case Op::attention_gather:
-      return "attention.gather";
-    case Op::attention_q:
-      return "attention.q";
-    case Op::attention_k:
-      return "attention.k";
-    case Op::attention_v:
-      return "attention.v";
-    case Op::attention_rope_q:
-      return "attention.rope_q";
-    case Op::attention_rope_k:
-      return "attention.rope_k";
-    case Op::attention_gather_k:
-      return "attention.gather_k";
-    case Op::attention_gather_v:
-      return "attention.gather_v";
-    case Op::attention_context:
-      return "attention.context";
-    case Op::attention_output:
-      return "attention.output";
-    case Op::attention_reduce:
-      return "attention.reduce";
-    case Op::attention_residual:
-      return "attention.residual";
-    case Op::moe_norm:
-      return "moe.norm";
-    case Op::router_logits:
-      return "moe.router_logits";
-    case Op::router_choice:
-      return "moe.router_choice";
-    case Op::moe_permute:
-      return "moe.permute";
-    case Op::dispatch_counts:
-      return "moe.dispatch_counts";
-    case Op::dispatch:
-      return "moe.dispatch";
-    case Op::expert_counts:
-      return "moe.expert_counts";
-    case Op::expert_gather:
-      return "moe.expert_gather";
-    case Op::moe_sort:
-      return "moe.sort";
-    case Op::moe_expert:
-      return "moe.expert";
-    case Op::moe_unsort:
-      return "moe.unsort";
-    case Op::expert_reduce:
-      return "moe.expert_reduce";
-    case Op::combine_return:
-      return "moe.return";
-    case Op::moe_combine:
-      return "moe.combine";
-    case Op::moe_gather:
-      return "moe.gather";
-    case Op::moe_residual:
-      return "moe.residual";
-    case Op::stage_send:
-      return "stage.send";
-    case Op::final_norm:
-      return "final_norm";
-    case Op::head_gather:
-      return "head.gather";
-    case Op::logits:
-      return "logits";
-  }
-  return "?";
+  return kOpNames[static_cast<std::size_t>(op)].name;
 }
 
 }  // namespace shardproof
