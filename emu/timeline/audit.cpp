@@ -4,70 +4,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
-#include <string_view>
-#include <unordered_map>
 
 #include "emu/input/json_value.h"
 #include "emu/plan/mesh.h"
+#include "emu/timeline/internal/edges.h"
+#include "emu/timeline/internal/node_role.h"
 
 namespace shardproof {
 namespace {
 
-enum class Role { other, expert, tp_reduction, alltoall, aggregation };
-
-bool holds(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
-
-/// The words between '_', '.' and other marks, lower case, and the whole without them.
-struct Name {
-  std::vector<std::string> words;
-  std::string joined;
-
-  explicit Name(std::string_view id) {
-    std::string word;
-    for (const char c : id) {
-      const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-      const bool digit = c >= '0' && c <= '9';
-      if (letter || digit) {
-        word += letter && c <= 'Z' ? static_cast<char>(c + 32) : c;
-      } else if (!word.empty()) {
-        words.push_back(std::move(word));
-        word.clear();
-      }
-    }
-    if (!word.empty()) words.push_back(std::move(word));
-    for (const std::string& w : words) joined += w;
-  }
-  bool has(std::string_view word) const { return std::find(words.begin(), words.end(), word) != words.end(); }
-};
-
-/// The number after "expert" in the id, or -1.
-std::int64_t expert_number(const Name& name) {
-  for (std::size_t i = 0; i + 1 < name.words.size(); ++i) {
-    const std::string& next = name.words[i + 1];
-    if (name.words[i] == "expert" && next.size() < 9 && next.find_first_not_of("0123456789") == std::string::npos) {
-      return std::stoll(next);
-    }
-  }
-  return -1;
-}
-
-Role role_of(const AuditedNode& node, const Name& name) {
-  if (node.type == "agg" || node.comp == "data_aggregation") return Role::aggregation;
-  if (node.type != "comm" && node.comp != "communication") {
-    return expert_number(name) >= 0 ? Role::expert : Role::other;
-  }
-  const bool over_experts = name.has("ep") || name.has("etp") || name.has("edp");
-  const bool reduction = holds(name.joined, "allreduce") || holds(name.joined, "reducescatter");
-  if (reduction) return over_experts ? Role::other : Role::tp_reduction;
-  if (holds(name.joined, "allgather") || name.has("pp") || holds(name.joined, "p2p") || holds(name.joined, "send") ||
-      holds(name.joined, "recv") || holds(name.joined, "pipeline") || holds(name.joined, "broadcast")) {
-    return Role::other;
-  }
-  return Role::alltoall;
-}
+using graph_audit::NodeIndex;
+using graph_audit::NodeName;
+using graph_audit::Role;
 
 /// "3-7, 9 and 12 more": numbers as ranges, the first few.
 std::string ranges(const std::vector<std::int64_t>& sorted) {
@@ -102,7 +52,7 @@ class Auditor {
     check_dispatch();
     check_aggregation();
     check_stages();
-    check_edges();
+    std::ranges::move(graph_audit::edge_findings(graph_, index_), std::back_inserter(findings_));
     check_shapes();
     return std::move(findings_);
   }
@@ -294,73 +244,6 @@ class Auditor {
     }
   }
 
-  void check_edges() {
-    std::vector<std::vector<std::uint32_t>> next(graph_.nodes.size());
-    std::vector<std::uint32_t> waiting(graph_.nodes.size(), 0);
-    std::size_t dangling = 0;
-    std::string first;
-    for (const auto& [from, to] : graph_.edges) {
-      const auto a = index_.find(from);
-      const auto b = index_.find(to);
-      if (a == index_.end() || b == index_.end()) {
-        if (dangling++ == 0) {
-          first = fmt::format("{} -> {}, where {} does not exist", in_quotes(from), in_quotes(to),
-                              in_quotes(a == index_.end() ? from : to));
-        }
-        continue;
-      }
-      next[a->second].push_back(static_cast<std::uint32_t>(b->second));
-      ++waiting[b->second];
-    }
-    if (dangling > 0) {
-      find("dangling_edge", fmt::format("{} edge{} to or from nodes that do not exist, the first {}", dangling,
-                                        dangling == 1 ? " leads" : "s lead", first));
-    }
-    // What can be ordered is taken away; a cycle is in what remains.
-    std::vector<std::uint32_t> ready;
-    for (std::uint32_t i = 0; i < waiting.size(); ++i) {
-      if (waiting[i] == 0) ready.push_back(i);
-    }
-    std::size_t ordered = 0;
-    while (!ready.empty()) {
-      const std::uint32_t at = ready.back();
-      ready.pop_back();
-      ++ordered;
-      for (const std::uint32_t to : next[at]) {
-        if (--waiting[to] == 0) ready.push_back(to);
-      }
-    }
-    if (ordered < graph_.nodes.size()) find("cycle", cycle_text(next, waiting, graph_.nodes.size() - ordered));
-  }
-
-  /// Follows predecessors that are never ready until one repeats.
-  std::string cycle_text(const std::vector<std::vector<std::uint32_t>>& next, const std::vector<std::uint32_t>& waiting,
-                         std::size_t stuck) const {
-    std::vector<std::uint32_t> before(waiting.size(), UINT32_MAX);
-    std::uint32_t at = 0;
-    for (std::uint32_t i = 0; i < waiting.size(); ++i) {
-      if (waiting[i] == 0) continue;
-      for (const std::uint32_t to : next[i]) {
-        if (waiting[to] > 0) before[to] = i;
-      }
-      at = i;
-    }
-    std::vector<std::uint32_t> path;
-    std::vector<bool> visited(waiting.size(), false);
-    while (!visited[at]) {
-      visited[at] = true;
-      path.push_back(at);
-      at = before[at];
-    }
-    path.erase(path.begin(), std::find(path.begin(), path.end(), at));
-    std::reverse(path.begin(), path.end());
-    std::string text;
-    const std::size_t shown = std::min<std::size_t>(path.size(), 6);
-    for (std::size_t i = 0; i < shown; ++i) text += id_of(path[i]) + " -> ";
-    if (shown < path.size()) text += fmt::format("... ({} nodes) -> ", path.size());
-    return fmt::format("{} nodes can never start; one cycle: {}{}", stuck, text, id_of(path[0]));
-  }
-
   void check_shapes() {
     std::size_t impossible = 0;
     std::size_t whole = 0;
@@ -404,9 +287,9 @@ class Auditor {
   const AuditedGraph& graph_;
   const Plan& plan_;
   Mesh mesh_;
-  std::vector<Name> names_;
+  std::vector<NodeName> names_;
   std::vector<Role> roles_;
-  std::unordered_map<std::string_view, std::size_t> index_;
+  NodeIndex index_;
   std::vector<Finding> findings_;
 };
 
