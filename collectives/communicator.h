@@ -15,48 +15,13 @@
 // (all_gather), or the output the rank's own part of the input (reduce_scatter).
 #pragma once
 
-#include <ranges>
 #include <span>
 #include <type_traits>
 
 #include "collectives/call.h"
+#include "collectives/message.h"
 
 namespace shardproof {
-
-/// A contiguous range of elements that may be read.
-template <class R>
-concept ReadBuffer = std::ranges::contiguous_range<R> && std::ranges::sized_range<R> &&
-    Element<std::remove_cv_t<std::ranges::range_value_t<R>>>;
-/// A contiguous range of elements that may be written.
-template <class R>
-concept WriteBuffer = ReadBuffer<R> && !std::is_const_v<std::remove_reference_t<std::ranges::range_reference_t<R>>>;
-
-template <ReadBuffer R>
-using ElementOf = std::remove_cv_t<std::ranges::range_value_t<R>>;
-
-/// One message to, or from, another rank of the group; for Communicator::exchange.
-class Send {
- public:
-  template <ReadBuffer R>
-  Send(const R& data, GroupRank to)
-      : part{true, element_type<ElementOf<R>>(), std::ranges::size(data), std::ranges::data(data), nullptr, to} {}
-  internal::Part part;
-};
-class Recv {
- public:
-  template <WriteBuffer R>
-  Recv(R&& data, GroupRank from)
-      : part{false, element_type<ElementOf<R>>(), std::ranges::size(data), nullptr, std::ranges::data(data), from} {}
-  internal::Part part;
-};
-static_assert(sizeof(Send) == sizeof(internal::Part) && sizeof(Recv) == sizeof(internal::Part));
-
-/// Messages that are under way together: none waits for another of the same exchange. Two messages between the same
-/// pair of ranks in the same direction match in order.
-struct Exchange {
-  std::span<const Send> sends;
-  std::span<const Recv> recvs;
-};
 
 /// A small handle, cheap to copy; valid as long as its World.
 class Communicator {
@@ -86,7 +51,7 @@ class Communicator {
   template <WriteBuffer InOut>
   PendingCall all_reduce(InOut&& in_out, const ReduceOptions& options = kSumInRankOrder,
                          SourceLocation where = SourceLocation::current()) const {
-    return make(Operation::all_reduce, constant(in_out), std::span(in_out), options, where);
+    return make(Operation::all_reduce, read_only(in_out), std::span(in_out), options, where);
   }
 
   /// out = in of rank 0, in of rank 1, ...; out has n times as many elements as in.
@@ -137,7 +102,7 @@ class Communicator {
   /// The root's elements to every rank.
   template <WriteBuffer InOut>
   PendingCall broadcast(InOut&& in_out, GroupRank root, SourceLocation where = SourceLocation::current()) const {
-    return make(Operation::broadcast, constant(in_out), std::span(in_out), kSumInRankOrder, where,
+    return make(Operation::broadcast, read_only(in_out), std::span(in_out), kSumInRankOrder, where,
                 {.root = to_int(root)});
   }
 
@@ -167,20 +132,9 @@ class Communicator {
     return make(Operation::recv, std::span<const T>(), std::span(data), kSumInRankOrder, where, {.root = to_int(from)});
   }
   /// All messages together; returns once all of them have arrived.
-  PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const {
-    const std::span<const Send> sends = messages.sends;
-    const std::span<const Recv> recvs = messages.recvs;
-    internal::CallDetails details;
-    if (!sends.empty()) details.sends = std::span(&sends.front().part, sends.size());
-    if (!recvs.empty()) details.recvs = std::span(&recvs.front().part, recvs.size());
-    return make(Operation::exchange, std::span<const float>(), std::span<float>(), kSumInRankOrder, where, details);
-  }
+  PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const;
 
  private:
-  template <WriteBuffer R>
-  static std::span<const ElementOf<R>> constant(R& range) {
-    return std::span<const ElementOf<R>>(range);
-  }
   template <class T, class Options>
   PendingCall make(Operation operation, std::span<const T> in, std::span<T> out, const Options& options,
                    SourceLocation where, const internal::CallDetails& details = internal::kNoDetails) const {

@@ -146,10 +146,6 @@ Communicator World::communicator(GroupId id, GlobalRank rank) const {
   return Communicator(group, GroupRank{static_cast<int>(found - members.begin())});
 }
 
-const Group& Communicator::group() const {
-  return state_->group;
-}
-
 void World::set_hook(CallHook* hook) {
   state_->hook = hook;
 }

@@ -1,11 +1,11 @@
-// Moving the data of a complete collective: once, by ranges that any thread may do.
+#include "collectives/internal/movement.h"
+
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <numeric>
 
 #include "collectives/algorithms/hierarchical.h"
-#include "collectives/internal/copy.h"
 #include "collectives/internal/reduce.h"
 #include "collectives/internal/state.h"
 

@@ -1,6 +1,6 @@
-#include <algorithm>
+#include "collectives/internal/overlap.h"
 
-#include "collectives/internal/state.h"
+#include <algorithm>
 
 namespace shardproof::internal {
 

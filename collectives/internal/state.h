@@ -16,11 +16,10 @@
 #include <string>
 #include <vector>
 
-#include "collectives/algorithms/order.h"
 #include "collectives/call.h"
 #include "collectives/call_hook.h"
 #include "collectives/executor.h"
-#include "collectives/internal/copy.h"
+#include "collectives/internal/movement.h"
 #include "collectives/record.h"
 #include "collectives/task.h"
 #include "collectives/world.h"
@@ -45,50 +44,6 @@ struct alignas(64) Mailbox {
   std::mutex mutex;
   std::vector<Waiting> sends;
   std::vector<Waiting> recvs;
-};
-
-/// What a call does with a buffer.
-enum class Access : unsigned char { read, written };
-
-/// A buffer of a call, for the search for overlaps.
-struct Interval {
-  std::uintptr_t begin;
-  std::uintptr_t end;
-  std::size_t owner;
-  Access access;
-  bool operator==(const Interval&) const = default;
-};
-/// Two overlapping buffers of different owners, one of them written; the first owner is -1 if there are none.
-/// Sorts the intervals.
-struct Overlap {
-  std::ptrdiff_t first = -1;
-  std::ptrdiff_t second = -1;
-};
-Overlap find_overlap(std::vector<Interval>& intervals);
-
-/// The orders of an algorithm's chunks, kept from call to call.
-struct KnownOrders {
-  Algorithm algorithm{};
-  int gpus_per_node = 0;
-  std::vector<Order> orders;  // empty where there are none, or more than are worth keeping
-};
-
-/// What the last arriver prepares for the pieces of one movement.
-struct Movement {
-  std::vector<const void*> inputs;   // [n] by rank
-  std::vector<void*> outputs;        // of the ranks that receive
-  std::vector<std::size_t> offsets;  // [n + 1] of the parts, in elements
-  std::vector<NodeMembers> nodes;    // hierarchical, for the gpus_per_node below
-  int gpus_per_node = 0;
-  KnownOrders known;
-  std::vector<std::size_t> sent;  // [n] elements sent, hierarchical all_to_all
-  std::vector<Interval> intervals;
-  std::vector<Interval> checked_intervals;  // of the last calls whose buffers were found not to overlap
-  std::size_t elements = 0;                 // what is split into pieces
-  std::size_t pieces = 1;
-  CopyMode mode{};
-  std::atomic<std::size_t> pieces_left{0};
-  std::atomic<bool> failed{false};  // a piece could not be done; nobody is resumed
 };
 
 struct GroupState {
@@ -153,11 +108,6 @@ void check_match(const GroupState& state);
 void check_complete(GroupState& state);
 /// Throws CollectiveMismatch if a message is not what its receiver expects.
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv);
-
-/// Prepares state.movement for the arrived calls; returns the bytes that will be read and written, all together.
-std::size_t prepare_movement(GroupState& state);
-/// Does one of movement.pieces.
-void move_piece(GroupState& state, std::size_t piece);
 
 bool arrive_point_to_point(Call& call);
 

@@ -17,35 +17,14 @@
 #include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
 #include "emu/run/dispatch.h"
+#include "emu/run/ground.h"
 #include "emu/run/op.h"
-#include "emu/run/rank_weights.h"
 #include "emu/run/tensor.h"
 #include "emu/run/trace.h"
 #include "ops/cost.h"
 #include "ops/format.h"
-#include "ops/rope.h"
 
 namespace shardproof {
-
-class DryRun;
-class Rank;
-template <class T>
-struct TransformerProgram;
-
-/// What a context of numbers stands on: the rank, the program's shared state, and the weights that the rank holds.
-template <class T>
-struct Ground {
-  Rank& rank;
-  const TransformerProgram<T>& program;
-  const RankWeights<T>& weights;
-  /// By kind of layer, of every position in the microbatch.
-  const std::vector<ops::RopeTable<T>>& rope;
-};
-/// What a dry one stands on.
-template <>
-struct Ground<ShapeOnly> {
-  const DryRun& run;
-};
 
 /// The rows of one dispatch, by place: rows[i] is where row i comes from. Dry, only the count is known.
 struct RowOrder {

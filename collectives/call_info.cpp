@@ -1,4 +1,4 @@
-#include "collectives/call.h"
+#include "collectives/call_info.h"
 
 #include <fmt/format.h>
 

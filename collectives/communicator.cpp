@@ -1,0 +1,20 @@
+#include "collectives/communicator.h"
+
+#include "collectives/internal/state.h"
+
+namespace shardproof {
+
+const Group& Communicator::group() const {
+  return state_->group;
+}
+
+PendingCall Communicator::exchange(Exchange messages, SourceLocation where) const {
+  const std::span<const Send> sends = messages.sends;
+  const std::span<const Recv> recvs = messages.recvs;
+  internal::CallDetails details;
+  if (!sends.empty()) details.sends = std::span(&sends.front().part, sends.size());
+  if (!recvs.empty()) details.recvs = std::span(&recvs.front().part, recvs.size());
+  return make(Operation::exchange, std::span<const float>(), std::span<float>(), kSumInRankOrder, where, details);
+}
+
+}  // namespace shardproof
