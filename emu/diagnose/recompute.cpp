@@ -30,13 +30,14 @@ Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
       reference_(reference),
       tokens_(plan.parallel, plan.workload) {
   for (int tp = 0; tp < plan.parallel.tp; ++tp) {
-    layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at(tp, 0, 0, 0)));
+    layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at({.tp = tp})));
   }
 }
 
 int Recompute::routing_rank(int layer, std::int64_t row) const {
-  const Coordinates at = tokens_.home(row).at;
-  return mesh_.rank_at(at.tp, at.cp, at.dp, stages_.stage_of(layer));
+  Coordinates at = tokens_.home(row).at;
+  at.pp = stages_.stage_of(layer);
+  return mesh_.rank_at(at);
 }
 
 TokenRows Recompute::rows_beside(std::int64_t row) const {

@@ -161,7 +161,7 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
       for (int tp = p.tp - 1; tp >= 0 && result.size() < limit; --tp) {
         if (sites.tokens.own({.tp = tp, .dp = dp}, m).count() > 0) continue;
         const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
-        const int rank = sites.mesh.rank_at(tp, 0, dp, sites.stage_of(layer));
+        const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = sites.stage_of(layer)});
         result.push_back(
             skipped({.op = Op::dispatch_counts, .layer = layer, .ranks = {rank}, .microbatch = static_cast<int>(m)},
                     {"call_sequence"}));

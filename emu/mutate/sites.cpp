@@ -21,7 +21,7 @@ int Sites::last_busy_dp() const {
 
 std::vector<int> Sites::stage_ranks(int stage) const {
   std::vector<int> ranks(static_cast<std::size_t>(mesh.world() / plan.parallel.pp));
-  std::iota(ranks.begin(), ranks.end(), mesh.rank_at(0, 0, 0, stage));
+  std::iota(ranks.begin(), ranks.end(), mesh.rank_at({.pp = stage}));
   return ranks;
 }
 

@@ -142,7 +142,7 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
     if (result.size() == limit) break;
     int tp = first;
     while (!kHead && !sites.embeds(dp, tp)) tp = (tp + 1) % plan.parallel.tp;
-    const int rank = sites.mesh.rank_at(tp, 0, dp, stage);
+    const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = stage});
     const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
     };

@@ -81,12 +81,8 @@ Coordinates Mesh::coordinates(int rank) const {
   return at;
 }
 
-int Mesh::rank_at(int tp, int cp, int dp, int pp) const {
-  return tp + parallel_.tp * (cp + parallel_.cp * (dp + parallel_.dp * pp));
-}
-
-int Mesh::expert_rank_at(int etp, int ep, int edp, int pp) const {
-  return etp + parallel_.etp * (ep + parallel_.ep * (edp + parallel_.edp * pp));
+int Mesh::rank_at(const Coordinates& at) const {
+  return at.tp + parallel_.tp * (at.cp + parallel_.cp * (at.dp + parallel_.dp * at.pp));
 }
 
 namespace {

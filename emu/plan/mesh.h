@@ -37,8 +37,8 @@ class Mesh {
   int degree(Axis axis) const;
 
   Coordinates coordinates(int rank) const;
-  int rank_at(int tp, int cp, int dp, int pp) const;
-  int expert_rank_at(int etp, int ep, int edp, int pp) const;
+  /// The inverse; of the coordinates, those on the attention axes count.
+  int rank_at(const Coordinates& at) const;
 
   /// The ranks that differ from `rank` only along `axis` (on that axis' own mesh), in order of their index.
   std::vector<int> group(Axis axis, int rank) const;

@@ -99,14 +99,14 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
   if (known != sent_.end()) return known->second;
   const std::vector<std::int64_t> slots =
       routing_.slots(layer, deployment_.tokens.own(at, microbatch), model_.layers[layer].feed_forward.num_experts);
-  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  const int rank = mesh_.rank_at(at);
   const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
   return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
 }
 
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
   std::vector<std::int64_t> counts;
-  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  const int rank = mesh_.rank_at(at);
   for (const int sender : mesh_.group(Axis::ep, rank)) {
     const std::vector<std::int64_t>& sent_by = sent(layer, microbatch, mesh_.coordinates(sender));
     const std::int64_t experts = std::ssize(sent_by) / mesh_.degree(Axis::ep);
@@ -118,7 +118,7 @@ std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, c
 
 std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const {
   std::vector<std::int64_t> counts;
-  const int rank = mesh_.rank_at(at.tp, at.cp, at.dp, at.pp);
+  const int rank = mesh_.rank_at(at);
   for (const int member : mesh_.group(Axis::etp, rank)) {
     const std::vector<std::int64_t> of_member = arriving(layer, microbatch, mesh_.coordinates(member));
     counts.insert(counts.end(), of_member.begin(), of_member.end());

@@ -111,11 +111,12 @@ TEST(Mesh, GroupsOfEveryAxisPartitionTheWorld) {
 TEST(Mesh, CoordinatesAndRanksAreInverses) {
   std::mt19937_64 random(21);
   for (int round = 0; round < 100; ++round) {
-    const Mesh mesh(testing::random_valid_plan(random, 64).parallel);
+    const Parallel p = testing::random_valid_plan(random, 64).parallel;
+    const Mesh mesh(p);
     for (int rank = 0; rank < mesh.world(); ++rank) {
       const Coordinates at = mesh.coordinates(rank);
-      ASSERT_EQ(mesh.rank_at(at.tp, at.cp, at.dp, at.pp), rank);
-      ASSERT_EQ(mesh.expert_rank_at(at.etp, at.ep, at.edp, at.pp), rank);
+      ASSERT_EQ(mesh.rank_at(at), rank);
+      ASSERT_EQ(at.etp + p.etp * (at.ep + p.ep * (at.edp + p.edp * at.pp)), rank);
     }
   }
 }

@@ -35,7 +35,7 @@ class Sites {
   std::vector<Place> places(std::size_t limit) const;
   int stage_of(int layer) const { return stages.stage_of(layer); }
   Range layers_of(int stage) const { return stages.layers_of(stage); }
-  int first_rank(int stage, int dp) const { return mesh.rank_at(0, 0, dp, stage); }
+  int first_rank(int stage, int dp) const { return mesh.rank_at({.dp = dp, .pp = stage}); }
   int last_busy_dp() const;
   std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
   std::vector<int> stage_ranks(int stage) const;
