@@ -21,20 +21,19 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const int dp = sites.mesh.coordinates(place.rank).dp;
-    const int anchor = kEmbedding ? sites.first_rank(0, dp) : place.rank;
+    const int anchor = kEmbedding ? sites.first_rank({.dp = dp}) : place.rank;
     if (kEmbedding && fault == SumFault::dropped && !sites.embeds_across(dp)) continue;
     if (kEmbedding && !result.empty() && result.back().ranks.front() == anchor) continue;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int layer = kEmbedding ? -1 : place.layer;
     int member = result.size() % 2 == 0 ? 0 : plan.parallel.tp - 1;
-    while (kEmbedding && !sites.embeds(dp, member)) member = (member + 1) % plan.parallel.tp;
-    result.push_back(
-        {.layer = layer,
-         .ranks = group,
-         .group = "tp",
-         .tap = tap_name(layer, kEmbedding ? TapKind::embedding : TapKind::attention_output),
-         .causes = causes_of(fault),
-         .make = faulty_reduction({op, layer, group}, fault, member, plan.world(), plan.workload.microbatches)});
+    while (kEmbedding && !sites.embeds({.tp = member, .dp = dp})) member = (member + 1) % plan.parallel.tp;
+    result.push_back({.layer = layer,
+                      .ranks = group,
+                      .group = "tp",
+                      .tap = tap_name(layer, kEmbedding ? TapKind::embedding : TapKind::attention_output),
+                      .causes = causes_of(fault),
+                      .make = faulty_reduction(plan, {op, layer, group}, fault, member)});
   }
   return result;
 }
@@ -111,7 +110,7 @@ Instances residual_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    const Place place{static_cast<int>(sites.layers_of(stage).begin), sites.first_rank(stage, 0)};
+    const Place place{static_cast<int>(sites.layers_of(stage).begin), sites.first_rank({.pp = stage})};
     const auto add = [](std::span<double> partial, const std::vector<double>& stream) {
       for (std::size_t i = 0; i < partial.size() && i < stream.size(); ++i) partial[i] += stream[i];
     };
@@ -143,8 +142,9 @@ Instances gather(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.places(limit)) {
     const int layer = kHead ? -1 : place.layer;
-    const int anchor =
-        kHead ? sites.first_rank(plan.parallel.pp - 1, sites.mesh.coordinates(place.rank).dp) : place.rank;
+    const int anchor = kHead
+                           ? sites.first_rank({.dp = sites.mesh.coordinates(place.rank).dp, .pp = plan.parallel.pp - 1})
+                           : place.rank;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
     const Site site{.op = op, .layer = layer, .ranks = fault == GatherFault::dropped ? group : std::vector{rank}};
@@ -192,7 +192,7 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank(stage, 0));
+    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.pp = stage}));
     const int rank = result.empty() ? group.front() : group.back();
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     result.push_back({.layer = layer,

@@ -28,7 +28,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
                       .group = "etp",
                       .tap = moe_output_tap(place.layer),
                       .causes = causes_of(fault),
-                      .make = faulty_reduction(site, fault, member, plan.world(), plan.workload.microbatches)});
+                      .make = faulty_reduction(plan, site, fault, member)});
   }
   return result;
 }

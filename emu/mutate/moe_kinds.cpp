@@ -18,10 +18,13 @@ Causes or_weights(const Plan& plan, std::string cause) {
   return {std::move(cause)};
 }
 
-/// Changes what a rank sends or receives in one call.
-Mutation edited_call(const Site& site, int world, std::string cause,
-                     std::function<void(std::span<double>, const internal::Call&)> in,
-                     std::function<void(std::span<double>, const internal::Call&)> out = {}) {
+/// What is done to the rows that a rank gives to a call, and to those that it gets.
+struct RowEdits {
+  std::function<void(std::span<double>, const internal::Call&)> in = {};
+  std::function<void(std::span<double>, const internal::Call&)> out = {};
+};
+
+Mutation edited_call(const Site& site, int world, std::string cause, const RowEdits& edits) {
   return {.layer = site.layer,
           .ranks = site.ranks,
           .tap = moe_output_tap(site.layer),
@@ -29,11 +32,11 @@ Mutation edited_call(const Site& site, int world, std::string cause,
           .make = script([=](Script& made) {
             const Buffers buffers = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
-              if (in && site.here(rank, call)) in(own_input(rank, call, buffers), call);
+              if (edits.in && site.here(rank, call)) edits.in(own_input(rank, call, buffers), call);
               return true;
             };
             made.after = [=](const Rank& rank, internal::Call& call) {
-              if (out && site.here(rank, call)) out(output(call), call);
+              if (edits.out && site.here(rank, call)) edits.out(output(call), call);
             };
           })};
 }
@@ -55,7 +58,7 @@ Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
     const auto scale = [=](std::span<double> rows, const internal::Call&) {
       for (double& value : rows) value *= times;
     };
-    result.push_back(edited_call(return_site(place.layer, group), plan.world(), "counted_n_times", scale));
+    result.push_back(edited_call(return_site(place.layer, group), plan.world(), "counted_n_times", {.in = scale}));
   }
   return result;
 }
@@ -69,7 +72,8 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
     const auto rotate = [=](std::span<double> rows, const internal::Call&) {
       if (!rows.empty()) std::rotate(rows.begin(), rows.begin() + hidden, rows.end());
     };
-    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", rotate));
+    result.push_back(
+        edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = rotate}));
   }
   return result;
 }
@@ -82,7 +86,8 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
     const auto reverse = [](std::span<double> rows, const internal::Call& call) {
       reverse_chunks(rows, call.recv_counts);
     };
-    result.push_back(edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {}, reverse));
+    result.push_back(
+        edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.out = reverse}));
   }
   return result;
 }
@@ -96,7 +101,8 @@ Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
     const auto repeat = [=](std::span<double> rows, const internal::Call&) {
       if (!rows.empty()) std::copy_backward(rows.begin(), rows.end() - hidden, rows.end());
     };
-    result.push_back(edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", repeat));
+    result.push_back(
+        edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = repeat}));
   }
   return result;
 }
@@ -108,7 +114,7 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   const int ep = plan.parallel.ep;
   if (ep < 2) return {};
-  const int rank = fault == MapFault::rotated ? -1 : sites.first_rank(plan.parallel.pp - 1, 0);
+  const int rank = fault == MapFault::rotated ? -1 : sites.first_rank({.pp = plan.parallel.pp - 1});
   const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
   return {{.layer = layer,
            .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},

@@ -52,7 +52,7 @@ Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, p.pp - 2}) {
     if (result.size() == limit || (stage == 0 && !result.empty())) continue;
-    const int rank = sites.first_rank(stage, 0);
+    const int rank = sites.first_rank({.pp = stage});
     const std::int64_t layer = sites.layers_of(stage + 1).begin;
     result.push_back({.layer = static_cast<int>(layer),
                       .ranks = {rank},
@@ -201,7 +201,7 @@ Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int dp : {0, sites.last_busy_dp()}) {
     if (result.size() == limit || (!result.empty() && dp == 0)) continue;
-    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank(0, dp));
+    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.dp = dp}));
     result.push_back(skipped(Site{.op = Op::embedding_reduce, .ranks = {group.back()}}, {"call_sequence"}));
   }
   return result;
@@ -217,7 +217,7 @@ Instances one_sided_message(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, p.pp - 2}) {
     if (result.size() == limit || (stage == 0 && !result.empty())) continue;
-    const int rank = sites.first_rank(call_left_out == Op::stage_receive ? stage + 1 : stage, 0);
+    const int rank = sites.first_rank({.pp = call_left_out == Op::stage_receive ? stage + 1 : stage});
     const auto last = plan.workload.microbatches - 1;
     const auto here = [=](const Rank& at, const internal::Call& call) {
       return to_int(at.id()) == rank && is_call_of(call.tag, call_left_out) && call.tag.microbatch == last;
@@ -238,7 +238,7 @@ Instances one_sided_message(const MutablePlan& plan, std::size_t limit) {
 Instances wrong_peer(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   if (plan.parallel.pp < 3) return {};
-  const int rank = sites.first_rank(0, 0);
+  const int rank = sites.first_rank({});
   return {{.ranks = {rank},
            .group = "pp",
            .causes = {"message_lost", "call_sequence"},

@@ -135,12 +135,14 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
 
 }  // namespace
 
-std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
-                                                                 int world, std::int64_t microbatches) {
+std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Plan& plan, const Site& site, SumFault fault,
+                                                                 int member) {
+  const int world = plan.world();
+  const auto microbatches = static_cast<std::size_t>(plan.workload.microbatches);
   return script([=](Script& made) {
     const Buffers buffers = make_buffers(world);
     const auto partials = std::make_shared<std::vector<std::vector<std::vector<double>>>>(
-        site.ranks.size(), std::vector<std::vector<double>>(static_cast<std::size_t>(microbatches)));
+        site.ranks.size(), std::vector<std::vector<double>>(microbatches));
     made.before = [=](const Rank& rank, internal::Call& call) {
       if (!site.here(rank, call)) return true;
       before_reduction(rank, call, fault, member, buffers, partials);

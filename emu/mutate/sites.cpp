@@ -30,7 +30,7 @@ std::vector<Place> Sites::places(std::size_t limit) const {
   const int dp = last_busy_dp();
   std::vector<Place> result;
   for (const auto& [layer, replica] : {std::pair{0, 0}, {last, dp}, {last / 2, 0}, {0, dp}, {last, 0}}) {
-    const Place place{layer, first_rank(stage_of(layer), replica)};
+    const Place place{layer, first_rank({.dp = replica, .pp = stage_of(layer)})};
     const bool known = std::ranges::any_of(
         result, [&](const Place& other) { return other.layer == place.layer && other.rank == place.rank; });
     if (!known && result.size() < limit) result.push_back(place);
@@ -38,10 +38,10 @@ std::vector<Place> Sites::places(std::size_t limit) const {
   return result;
 }
 
-bool Sites::embeds(int dp, int tp) const {
-  const Range held = partition(plan.model.vocab_size, plan.parallel.tp, tp);
+bool Sites::embeds(const Coordinates& at) const {
+  const Range held = partition(plan.model.vocab_size, plan.parallel.tp, at.tp);
   for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-    for (const std::int32_t id : batch.tokens(tokens.rows({.dp = dp}, m))) {
+    for (const std::int32_t id : batch.tokens(tokens.rows({.dp = at.dp}, m))) {
       if (id >= held.begin && id < held.end()) return true;
     }
   }

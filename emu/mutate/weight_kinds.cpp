@@ -67,7 +67,7 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    const int rank = sites.group(Axis::tp, sites.first_rank(stage, 0)).back();
+    const int rank = sites.group(Axis::tp, sites.first_rank({.pp = stage})).back();
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     result.push_back({.layer = layer,
                       .ranks = {rank},
@@ -141,7 +141,7 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
   for (const auto& [dp, first] : {std::pair{0, 0}, {sites.last_busy_dp(), plan.parallel.tp - 1}}) {
     if (result.size() == limit) break;
     int tp = first;
-    while (!kHead && !sites.embeds(dp, tp)) tp = (tp + 1) % plan.parallel.tp;
+    while (!kHead && !sites.embeds({.tp = tp, .dp = dp})) tp = (tp + 1) % plan.parallel.tp;
     const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = stage});
     const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;

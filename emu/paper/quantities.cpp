@@ -12,10 +12,10 @@ namespace shardproof {
 const std::vector<QuantityDefinition>& quantity_definitions() {
   static const std::vector<QuantityDefinition> table = [] {
     std::vector<QuantityDefinition> all;
-    deploy_internal::add_mesh_quantities(all);
-    deploy_internal::add_memory_quantities(all);
-    deploy_internal::add_work_quantities(all);
-    deploy_internal::add_unverified_quantities(all);
+    quantity_table::add_mesh_quantities(all);
+    quantity_table::add_memory_quantities(all);
+    quantity_table::add_work_quantities(all);
+    quantity_table::add_unverified_quantities(all);
     return all;
   }();
   return table;

@@ -5,10 +5,8 @@
 
 #include "emu/paper/internal/quantity_tables.h"
 
-namespace shardproof::deploy_internal {
+namespace shardproof::quantity_table {
 namespace {
-
-using Context = QuantityContext;
 
 double weights(const Plan& plan, const RankFigures& r) {
   return static_cast<double>(r.parameters.total()) * dtype_bytes(plan.model);
@@ -45,7 +43,7 @@ std::string inference_text(const Plan& plan, const RankFigures& r) {
 void per_rank(std::vector<QuantityDefinition>& table, const char* name, const char* unit, Dimension dimension,
               const char* formula, double (*value)(const Plan&, const RankFigures&),
               std::string (*text)(const Plan&, const RankFigures&) = nullptr) {
-  table.push_back(entry(name, unit, dimension, formula, [value, text](const Context& context) {
+  table.push_back(entry(name, unit, dimension, formula, [value, text](const QuantityContext& context) {
     const Plan& plan = context.plan;
     const RankText wording = text == nullptr ? RankText() : [&](const RankFigures& r) { return text(plan, r); };
     return over_ranks(
@@ -58,7 +56,7 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
       "parameters", "parameters", Dimension::parameters,
       "layers * (2 * (heads + kv_heads) * head_dim * hidden + 2 * hidden + experts * hidden + 3 * experts "
       "* intermediate_size * hidden) + hidden + 2 * vocabulary * hidden (once when tied)",
-      [](const Context& context) {
+      [](const QuantityContext& context) {
         const ParameterCount count = model_parameters(context.plan.model);
         const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
         return number(static_cast<double>(count.total()),
@@ -67,7 +65,7 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
                                   text(count.embedding), text(count.head), text(count.total())));
       }));
   const auto part = [&](const char* name, std::int64_t ParameterCount::*member, const char* formula) {
-    table.push_back(entry(name, "parameters", Dimension::parameters, formula, [member](const Context& context) {
+    table.push_back(entry(name, "parameters", Dimension::parameters, formula, [member](const QuantityContext& context) {
       return number(static_cast<double>(model_parameters(context.plan.model).*member), "");
     }));
   };
@@ -80,7 +78,7 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
   table.push_back(
       entry("parameters_active", "parameters", Dimension::parameters,
             "parameters - layers * (experts - top_k) * 3 * intermediate_size * hidden: those that serve one token",
-            [](const Context& context) {
+            [](const QuantityContext& context) {
               const ModelConfig& m = context.plan.model;
               double idle = 0;
               for (std::int64_t i = 0; i < m.layers.size(); ++i) {
@@ -132,7 +130,7 @@ void add_weights(std::vector<QuantityDefinition>& table) {
   spread.dimension = Dimension::bytes;
   spread.formula = "of n: vocabulary * hidden * bytes of dtype / n, more on n GPUs than on the others";
   spread.arguments = 1;
-  spread.compute = [](const Context& context, std::span<const double> arguments) {
+  spread.compute = [](const QuantityContext& context, std::span<const double> arguments) {
     const ModelConfig& m = context.plan.model;
     const double n = arguments[0];
     if (!(n >= 1) || n >= context.plan.world()) return number(0, "the embedding is on every GPU");
@@ -150,7 +148,7 @@ void add_serving(std::vector<QuantityDefinition>& table) {
   table.push_back(entry(
       "kv_cache_bytes", "bytes", Dimension::bytes,
       "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model",
-      [](const Context& context) {
+      [](const QuantityContext& context) {
         const ModelConfig& m = context.plan.model;
         const AttentionSpec& attention = m.layers[0].attention;
         const Workload& w = context.plan.workload;
@@ -224,7 +222,7 @@ void add_training(std::vector<QuantityDefinition>& table) {
 
 void add_shares(std::vector<QuantityDefinition>& table) {
   const auto share = [&](const char* name, const char* formula, double (*value)(const Plan&, const RankFigures&)) {
-    table.push_back(entry(name, "share", Dimension::share, formula, [value](const Context& context) {
+    table.push_back(entry(name, "share", Dimension::share, formula, [value](const QuantityContext& context) {
       if (!context.plan.hardware || context.plan.hardware->memory_gb == 0) {
         return unknown("the plan states no hardware.memory_gb");
       }
@@ -240,7 +238,7 @@ void add_shares(std::vector<QuantityDefinition>& table) {
   share("memory_share", "inference_bytes_per_gpu / memory", inference_bytes);
   share("training_memory_share", "training_bytes_per_gpu / memory", training_bytes);
   table.push_back(entry("memory_imbalance", "share", Dimension::share, "max / mean - 1 of inference_bytes_per_gpu",
-                        [](const Context& context) {
+                        [](const QuantityContext& context) {
                           const QuantityValue used = over_ranks(
                               context, [&](const RankFigures& r) { return inference_bytes(context.plan, r); });
                           return number(used.mean > 0 ? used.max / used.mean - 1 : 0,
@@ -258,4 +256,4 @@ void add_memory_quantities(std::vector<QuantityDefinition>& table) {
   add_shares(table);
 }
 
-}  // namespace shardproof::deploy_internal
+}  // namespace shardproof::quantity_table

@@ -5,10 +5,8 @@
 
 #include "emu/paper/internal/quantity_tables.h"
 
-namespace shardproof::deploy_internal {
+namespace shardproof::quantity_table {
 namespace {
-
-using Context = QuantityContext;
 
 std::string world_product(const Parallel& p) {
   return fmt::format("tp {} * cp {} * dp {} * pp {} = {}", p.tp, p.cp, p.dp, p.pp, p.world());
@@ -21,7 +19,7 @@ std::string folded_onto(const Parallel& p) {
   return p.cp == 1 ? "TP and DP" : "TP, CP and DP";
 }
 
-QuantityValue world(const Context& context) {
+QuantityValue world(const QuantityContext& context) {
   const Parallel& p = context.plan.parallel;
   QuantityValue value = number(p.world(), world_product(p));
   const long long plain = 1LL * p.tp * p.cp * p.dp * p.pp * p.ep;
@@ -45,7 +43,7 @@ double expert_equivalents(const Plan& plan, const RankFigures& rank) {
 
 void add_degrees(std::vector<QuantityDefinition>& table) {
   const auto degree = [&](const char* name, int Parallel::*member, const char* meaning) {
-    table.push_back(entry(name, "", Dimension::count, meaning, [name, member](const Context& context) {
+    table.push_back(entry(name, "", Dimension::count, meaning, [name, member](const QuantityContext& context) {
       const int value = context.plan.parallel.*member;
       return number(value, fmt::format("{} {}", name, value));
     }));
@@ -61,7 +59,7 @@ void add_degrees(std::vector<QuantityDefinition>& table) {
 
 void add_model(std::vector<QuantityDefinition>& table) {
   const auto size = [&](const char* name, std::int64_t (*value_of)(const ModelConfig&), const char* meaning) {
-    table.push_back(entry(name, "", Dimension::count, meaning, [name, value_of](const Context& context) {
+    table.push_back(entry(name, "", Dimension::count, meaning, [name, value_of](const QuantityContext& context) {
       const std::int64_t value = value_of(context.plan.model);
       return number(static_cast<double>(value), fmt::format("{} {}", name, value));
     }));
@@ -78,7 +76,7 @@ void add_model(std::vector<QuantityDefinition>& table) {
   size(
       "kv_heads", [](Model m) { return m.layers[0].attention.kv_heads; }, "key-value heads of a layer");
   table.push_back(
-      entry("expert_instances", "experts", Dimension::count, "layers * experts", [](const Context& context) {
+      entry("expert_instances", "experts", Dimension::count, "layers * experts", [](const QuantityContext& context) {
         const ModelConfig& model = context.plan.model;
         return number(
             static_cast<double>(model.layers.size() * model.layers[0].feed_forward.num_experts),
@@ -89,23 +87,23 @@ void add_model(std::vector<QuantityDefinition>& table) {
 
 void add_gpus(std::vector<QuantityDefinition>& table) {
   table.push_back(entry("world", "GPUs", Dimension::count, "tp * cp * dp * pp", world));
-  table.push_back(entry("gpus", "GPUs", Dimension::count, "hardware.gpus", [](const Context& context) {
+  table.push_back(entry("gpus", "GPUs", Dimension::count, "hardware.gpus", [](const QuantityContext& context) {
     if (!context.plan.hardware) return unknown("the plan states no hardware");
     return number(static_cast<double>(context.plan.hardware->gpus),
                   fmt::format("hardware.gpus {}", context.plan.hardware->gpus));
   }));
-  table.push_back(entry("gpus_used", "GPUs", Dimension::count, "tp * cp * dp * pp", [](const Context& context) {
+  table.push_back(entry("gpus_used", "GPUs", Dimension::count, "tp * cp * dp * pp", [](const QuantityContext& context) {
     const Parallel& p = context.plan.parallel;
     const auto of = context.plan.hardware ? fmt::format(" of {}", context.plan.hardware->gpus) : std::string();
     return number(p.world(), world_product(p) + of);
   }));
-  table.push_back(entry("gpus_idle", "GPUs", Dimension::count, "gpus - world", [](const Context& context) {
+  table.push_back(entry("gpus_idle", "GPUs", Dimension::count, "gpus - world", [](const QuantityContext& context) {
     if (!context.plan.hardware) return unknown("the plan states no hardware");
     const auto idle = context.plan.hardware->gpus - context.plan.world();
     return number(static_cast<double>(idle),
                   fmt::format("{} GPUs - world {} = {}", context.plan.hardware->gpus, context.plan.world(), idle));
   }));
-  table.push_back(entry("gpus_per_stage", "GPUs", Dimension::count, "tp * cp * dp", [](const Context& context) {
+  table.push_back(entry("gpus_per_stage", "GPUs", Dimension::count, "tp * cp * dp", [](const QuantityContext& context) {
     const Parallel& p = context.plan.parallel;
     const int stage = p.tp * p.cp * p.dp;
     QuantityValue value = number(
@@ -119,23 +117,24 @@ void add_gpus(std::vector<QuantityDefinition>& table) {
     };
     return value;
   }));
-  table.push_back(entry(
-      "dp_that_fits", "replicas", Dimension::count, "gpus / (tp * cp * pp), rounded down", [](const Context& context) {
-        if (!context.plan.hardware) return unknown("the plan states no hardware");
-        const Parallel& p = context.plan.parallel;
-        const std::int64_t gpus = context.plan.hardware->gpus;
-        const std::int64_t rest = std::int64_t{p.tp} * p.cp * p.pp;
-        const std::int64_t replicas = gpus / rest;
-        return number(static_cast<double>(replicas),
-                      fmt::format("{} GPUs / (tp {} * cp {} * pp {}) = {}", gpus, p.tp, p.cp, p.pp, replicas));
-      }));
+  table.push_back(entry("dp_that_fits", "replicas", Dimension::count, "gpus / (tp * cp * pp), rounded down",
+                        [](const QuantityContext& context) {
+                          if (!context.plan.hardware) return unknown("the plan states no hardware");
+                          const Parallel& p = context.plan.parallel;
+                          const std::int64_t gpus = context.plan.hardware->gpus;
+                          const std::int64_t rest = std::int64_t{p.tp} * p.cp * p.pp;
+                          const std::int64_t replicas = gpus / rest;
+                          return number(
+                              static_cast<double>(replicas),
+                              fmt::format("{} GPUs / (tp {} * cp {} * pp {}) = {}", gpus, p.tp, p.cp, p.pp, replicas));
+                        }));
 }
 
 void add_placement(std::vector<QuantityDefinition>& table) {
   table.push_back(entry("layers_per_stage", "layers", Dimension::count,
                         "layers / pp, the first stages one more where it "
                         "does not divide",
-                        [](const Context& context) {
+                        [](const QuantityContext& context) {
                           const Plan& plan = context.plan;
                           return over_ranks(
                               context, [](const RankFigures& r) { return static_cast<double>(r.layers.count); },
@@ -144,7 +143,7 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                                                    r.layers.count);
                               });
                         }));
-  table.push_back(entry("heads_per_rank", "heads", Dimension::count, "heads / tp", [](const Context& context) {
+  table.push_back(entry("heads_per_rank", "heads", Dimension::count, "heads / tp", [](const QuantityContext& context) {
     const Plan& plan = context.plan;
     return over_ranks(
         context, [](const RankFigures& r) { return static_cast<double>(r.heads.count); },
@@ -153,8 +152,8 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                              r.heads.count);
         });
   }));
-  table.push_back(
-      entry("kv_heads_per_rank", "heads", Dimension::count, "max(1, kv_heads / tp)", [](const Context& context) {
+  table.push_back(entry(
+      "kv_heads_per_rank", "heads", Dimension::count, "max(1, kv_heads / tp)", [](const QuantityContext& context) {
         const Plan& plan = context.plan;
         return over_ranks(
             context, [](const RankFigures& r) { return static_cast<double>(r.kv_heads.count); },
@@ -163,25 +162,25 @@ void add_placement(std::vector<QuantityDefinition>& table) {
                                  plan.parallel.tp, r.kv_heads.count);
             });
       }));
-  table.push_back(
-      entry("experts_per_rank", "experts", Dimension::count,
-            "experts / ep: experts of one layer that a GPU holds, whole or in part", [](const Context& context) {
-              const Plan& plan = context.plan;
-              return over_ranks(
-                  context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
-                  [&](const RankFigures& r) {
-                    return fmt::format(
-                        "{} experts of a layer / ep {} = {}{}", plan.model.layers[0].feed_forward.num_experts,
-                        plan.parallel.ep, r.experts.count,
-                        plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
-                  });
-            }));
+  table.push_back(entry(
+      "experts_per_rank", "experts", Dimension::count,
+      "experts / ep: experts of one layer that a GPU holds, whole or in part", [](const QuantityContext& context) {
+        const Plan& plan = context.plan;
+        return over_ranks(
+            context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
+            [&](const RankFigures& r) {
+              return fmt::format(
+                  "{} experts of a layer / ep {} = {}{}", plan.model.layers[0].feed_forward.num_experts,
+                  plan.parallel.ep, r.experts.count,
+                  plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
+            });
+      }));
 }
 
 void add_modules(std::vector<QuantityDefinition>& table) {
   table.push_back(entry("expert_equivalents_per_gpu", "experts", Dimension::count,
                         "layers of the stage * experts / ep / etp: whole experts that the GPU's parts add up to",
-                        [](const Context& context) {
+                        [](const QuantityContext& context) {
                           const Plan& plan = context.plan;
                           return over_ranks(
                               context, [&](const RankFigures& r) { return expert_equivalents(plan, r); },
@@ -192,7 +191,7 @@ void add_modules(std::vector<QuantityDefinition>& table) {
                         }));
   table.push_back(
       entry("modules_per_gpu", "modules", Dimension::count,
-            "layers of the stage * (1 attention / tp + experts / ep / etp)", [](const Context& context) {
+            "layers of the stage * (1 attention / tp + experts / ep / etp)", [](const QuantityContext& context) {
               const Plan& plan = context.plan;
               return over_ranks(
                   context, [&](const RankFigures& r) { return modules_of(plan, r); },
@@ -204,7 +203,7 @@ void add_modules(std::vector<QuantityDefinition>& table) {
                   });
             }));
   table.push_back(entry("modules_variance", "modules^2", Dimension::count, "variance of modules_per_gpu over the GPUs",
-                        [](const Context& context) {
+                        [](const QuantityContext& context) {
                           const QuantityValue modules =
                               over_ranks(context, [&](const RankFigures& r) { return modules_of(context.plan, r); });
                           double sum = 0;
@@ -229,4 +228,4 @@ void add_mesh_quantities(std::vector<QuantityDefinition>& table) {
   add_modules(table);
 }
 
-}  // namespace shardproof::deploy_internal
+}  // namespace shardproof::quantity_table

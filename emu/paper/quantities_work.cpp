@@ -5,10 +5,8 @@
 
 #include "emu/paper/internal/quantity_tables.h"
 
-namespace shardproof::deploy_internal {
+namespace shardproof::quantity_table {
 namespace {
-
-using Context = QuantityContext;
 
 /// The chance that an expert serves at least one of t tokens, each choosing top_k of the experts evenly.
 double active_share(const ModelConfig& model, double tokens) {
@@ -31,44 +29,46 @@ std::string share_text(double share) {
 }
 
 void add_flops(std::vector<QuantityDefinition>& table) {
-  table.push_back(
-      entry("flops_per_gpu", "flops", Dimension::flops,
-            "prefill of the workload, by the ops' own formulas; experts at even routing", [](const Context& context) {
-              return over_ranks(
-                  context, [](const RankFigures& r) { return r.prefill.flops(); },
-                  [](const RankFigures& r) {
-                    double experts = 0;
-                    double attention = 0;
-                    for (const OpTotal& total : r.prefill.ops) {
-                      if (total.op == Op::moe_expert) experts += total.flops;
-                      if (is_attention(total.op)) attention += total.flops;
-                    }
-                    const double all = r.prefill.flops();
-                    return fmt::format("{} tokens of the replica: attention {} + experts {} + rest {} = {}", r.tokens,
-                                       readable(attention, Dimension::flops), readable(experts, Dimension::flops),
-                                       readable(all - attention - experts, Dimension::flops),
-                                       readable(all, Dimension::flops));
-                  });
-            }));
+  table.push_back(entry(
+      "flops_per_gpu", "flops", Dimension::flops,
+      "prefill of the workload, by the ops' own formulas; experts at even routing", [](const QuantityContext& context) {
+        return over_ranks(
+            context, [](const RankFigures& r) { return r.prefill.flops(); },
+            [](const RankFigures& r) {
+              double experts = 0;
+              double attention = 0;
+              for (const OpTotal& total : r.prefill.ops) {
+                if (total.op == Op::moe_expert) experts += total.flops;
+                if (is_attention(total.op)) attention += total.flops;
+              }
+              const double all = r.prefill.flops();
+              return fmt::format("{} tokens of the replica: attention {} + experts {} + rest {} = {}", r.tokens,
+                                 readable(attention, Dimension::flops), readable(experts, Dimension::flops),
+                                 readable(all - attention - experts, Dimension::flops),
+                                 readable(all, Dimension::flops));
+            });
+      }));
   table.push_back(entry("decode_flops_per_gpu", "flops", Dimension::flops,
-                        "one more token of every sequence; experts at even routing", [](const Context& context) {
+                        "one more token of every sequence; experts at even routing",
+                        [](const QuantityContext& context) {
                           return over_ranks(context, [](const RankFigures& r) { return r.decode.flops(); });
                         }));
   table.push_back(entry("flops_per_token", "flops", Dimension::flops, "flops of a prefill over all GPUs / tokens",
-                        [](const Context& context) {
+                        [](const QuantityContext& context) {
                           double sum = 0;
                           for (const RankFigures& rank : context.ranks) sum += rank.prefill.flops();
                           const auto tokens = static_cast<double>(context.plan.workload.tokens());
                           return number(sum / tokens,
                                         fmt::format("{} / {:.6g} tokens", readable(sum, Dimension::flops), tokens));
                         }));
-  table.push_back(entry(
-      "flops_imbalance", "share", Dimension::share, "max / mean - 1 of flops_per_gpu", [](const Context& context) {
-        const QuantityValue flops = over_ranks(context, [](const RankFigures& r) { return r.prefill.flops(); });
-        return number(flops.mean > 0 ? flops.max / flops.mean - 1 : 0,
-                      fmt::format("max {} / mean {} - 1, experts at even routing",
-                                  readable(flops.max, Dimension::flops), readable(flops.mean, Dimension::flops)));
-      }));
+  table.push_back(
+      entry("flops_imbalance", "share", Dimension::share, "max / mean - 1 of flops_per_gpu",
+            [](const QuantityContext& context) {
+              const QuantityValue flops = over_ranks(context, [](const RankFigures& r) { return r.prefill.flops(); });
+              return number(flops.mean > 0 ? flops.max / flops.mean - 1 : 0,
+                            fmt::format("max {} / mean {} - 1, experts at even routing",
+                                        readable(flops.max, Dimension::flops), readable(flops.mean, Dimension::flops)));
+            }));
 }
 
 void add_active(std::vector<QuantityDefinition>& table) {
@@ -78,7 +78,7 @@ void add_active(std::vector<QuantityDefinition>& table) {
   active.dimension = Dimension::share;
   active.formula = "of T tokens: 1 - (1 - top_k / experts)^T, routing being even";
   active.arguments = 1;
-  active.compute = [](const Context& context, std::span<const double> arguments) {
+  active.compute = [](const QuantityContext& context, std::span<const double> arguments) {
     const ModelConfig& m = context.plan.model;
     const FeedForwardSpec& experts = m.layers[0].feed_forward;
     const double tokens = std::max(0.0, arguments[0]);
@@ -89,7 +89,7 @@ void add_active(std::vector<QuantityDefinition>& table) {
   table.push_back(active);
   table.push_back(
       entry("idle_expert_share", "share", Dimension::share,
-            "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch", [](const Context& context) {
+            "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch", [](const QuantityContext& context) {
               const ModelConfig& m = context.plan.model;
               const FeedForwardSpec& experts = m.layers[0].feed_forward;
               const double tokens = tokens_of_microbatch(context.plan);
@@ -101,7 +101,7 @@ void add_active(std::vector<QuantityDefinition>& table) {
 }
 
 void add_pipeline(std::vector<QuantityDefinition>& table) {
-  const auto fields = [](const Context& context) {
+  const auto fields = [](const QuantityContext& context) {
     struct Fields {
       double m, pp;
     };
@@ -109,14 +109,14 @@ void add_pipeline(std::vector<QuantityDefinition>& table) {
                   static_cast<double>(context.plan.parallel.pp)};
   };
   table.push_back(entry("pipeline_bubble", "share", Dimension::share, "(pp - 1) / (microbatches + pp - 1)",
-                        [fields](const Context& context) {
+                        [fields](const QuantityContext& context) {
                           const auto [m, pp] = fields(context);
                           return number(
                               (pp - 1) / (m + pp - 1),
                               fmt::format("(pp {0} - 1) / (m {1} + pp {0} - 1) = {2}/{3}", pp, m, pp - 1, m + pp - 1));
                         }));
   table.push_back(entry("pipeline_utilization_limit", "share", Dimension::share,
-                        "microbatches / (microbatches + pp - 1)", [fields](const Context& context) {
+                        "microbatches / (microbatches + pp - 1)", [fields](const QuantityContext& context) {
                           const auto [m, pp] = fields(context);
                           QuantityValue value = number(
                               m / (m + pp - 1), fmt::format("bubble {}/{}, at most {} busy with m = {} microbatches",
@@ -132,14 +132,14 @@ void add_pipeline(std::vector<QuantityDefinition>& table) {
                         }));
   table.push_back(entry("pipeline_speedup", "", Dimension::count,
                         "microbatches * pp / (microbatches + pp - 1): throughput against one stage's GPUs",
-                        [fields](const Context& context) {
+                        [fields](const QuantityContext& context) {
                           const auto [m, pp] = fields(context);
                           return number(m * pp / (m + pp - 1), fmt::format("m {} * pp {} / ({} + {} - 1) = {:.4g}", m,
                                                                            pp, m, pp, m * pp / (m + pp - 1)));
                         }));
   table.push_back(entry(
       "pipeline_latency_reduction", "share", Dimension::share, "0: a request passes every stage, one after another",
-      [fields](const Context& context) {
+      [fields](const QuantityContext& context) {
         const auto [m, pp] = fields(context);
         return number(0, fmt::format("a stage split shortens no single request; throughput at m = {} microbatches is "
                                      "m*pp/(m+pp-1) = {:.4g} of one stage's",
@@ -163,7 +163,7 @@ void add_traffic(std::vector<QuantityDefinition>& table) {
     };
     table.push_back(entry(pass + "_sent_bytes_per_gpu", "bytes", Dimension::bytes,
                           "sum over groups and operations of what the GPU sends in a " + pass,
-                          [figures](const Context& context) {
+                          [figures](const QuantityContext& context) {
                             return over_ranks(context, [&](const RankFigures& r) { return figures(r).sent_bytes(); });
                           }));
     for (const Flow& flow : kFlows) {
@@ -177,7 +177,7 @@ void add_traffic(std::vector<QuantityDefinition>& table) {
                                                            : "its input";
       table.push_back(entry(name, "bytes", Dimension::bytes,
                             fmt::format("sent by {} over {}: {} a call", operation, to_string(flow.axis), factor),
-                            [figures, flow](const Context& context) {
+                            [figures, flow](const QuantityContext& context) {
                               return over_ranks(context, [&](const RankFigures& r) {
                                 double sum = 0;
                                 for (const TrafficTotal& total : figures(r).traffic) {
@@ -202,7 +202,7 @@ void add_work_quantities(std::vector<QuantityDefinition>& table) {
 
 void add_unverified_quantities(std::vector<QuantityDefinition>& table) {
   const auto add = [&](const char* name, const char* unit, Dimension dimension, const char* formula, const char* why) {
-    table.push_back(entry(name, unit, dimension, formula, [why](const Context&) { return unknown(why); }));
+    table.push_back(entry(name, unit, dimension, formula, [why](const QuantityContext&) { return unknown(why); }));
   };
   constexpr const char* kTiming = "needs timing; nothing projects it yet";
   add("tokens_per_second", "tokens/s", Dimension::rate, "tokens of all GPUs in a second", kTiming);
@@ -215,4 +215,4 @@ void add_unverified_quantities(std::vector<QuantityDefinition>& table) {
       "measured by `shardproof verify`: tokens_per_expert in its report");
 }
 
-}  // namespace shardproof::deploy_internal
+}  // namespace shardproof::quantity_table

@@ -88,8 +88,8 @@ enum class SumFault { dropped, repeated, halves, missing, doubled, averaged, max
 /// The causes that name it.
 std::vector<std::string> causes_of(SumFault fault);
 /// At the site, whose ranks are one group; `member` is the group index whose partial sum is missing or doubled.
-std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Site& site, SumFault fault, int member,
-                                                                 int world, std::int64_t microbatches);
+std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Plan& plan, const Site& site, SumFault fault,
+                                                                 int member);
 
 /// What goes wrong in a gather, on the site's ranks: it does not take place, or its chunks lie in reverse.
 enum class GatherFault { dropped, reversed };

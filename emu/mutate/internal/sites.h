@@ -35,14 +35,15 @@ class Sites {
   std::vector<Place> places(std::size_t limit) const;
   int stage_of(int layer) const { return stages.stage_of(layer); }
   Range layers_of(int stage) const { return stages.layers_of(stage); }
-  int first_rank(int stage, int dp) const { return mesh.rank_at({.dp = dp, .pp = stage}); }
+  /// Of a replica in a stage: dp and pp count.
+  int first_rank(const Coordinates& at) const { return mesh.rank_at({.dp = at.dp, .pp = at.pp}); }
   int last_busy_dp() const;
   std::vector<int> group(Axis axis, int rank) const { return mesh.group(axis, rank); }
   std::vector<int> stage_ranks(int stage) const;
   /// Whether some rank of the replica's first stage holds a row whose token is in another's vocabulary slice.
   bool embeds_across(int dp) const;
-  /// Whether a token of the replica is in the vocabulary slice of the tp rank.
-  bool embeds(int dp, int tp) const;
+  /// Whether a token of the replica is in the vocabulary slice of the tp rank: dp and tp count.
+  bool embeds(const Coordinates& at) const;
   /// places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more; a
   /// place that has none is left out.
   std::vector<Place> expert_places(std::size_t limit) const;

@@ -1,4 +1,4 @@
-// The parts of the quantity table, and what they share. Internal to emu/deploy.
+// The parts of the quantity table, and what they share.
 #pragma once
 
 #include <algorithm>
@@ -9,7 +9,7 @@
 
 #include "emu/paper/quantities.h"
 
-namespace shardproof::deploy_internal {
+namespace shardproof::quantity_table {
 
 void add_mesh_quantities(std::vector<QuantityDefinition>& table);
 void add_memory_quantities(std::vector<QuantityDefinition>& table);
@@ -67,4 +67,4 @@ inline QuantityDefinition entry(std::string name, std::string unit, Dimension di
           dimension};
 }
 
-}  // namespace shardproof::deploy_internal
+}  // namespace shardproof::quantity_table
