@@ -1,6 +1,6 @@
 // What every rank of a plan holds, computes and sends, on paper: folds over the records of a dry run.
 //
-// Routing is even: each expert of a layer serves as many slots as any other, or one more. A pass is one forward over
+// Tokens go where the workload says (Routing), whole ones. A pass is one forward over
 // the workload: prefill takes every token of every sequence, decode one more token of each sequence after its `length`
 // tokens.
 #pragma once

@@ -178,7 +178,7 @@ void add_serving(std::vector<QuantityDefinition>& table) {
            "2 q + 2 kv a row; experts: rows sent, arrived and returned; head: hidden + vocabulary / tp a row)",
            [](const Plan&, const RankFigures& r) { return r.activation_bytes; });
   per_rank(table, "communication_buffer_bytes_per_gpu", "bytes", Dimension::bytes,
-           "input + output of the largest collective of a prefill, routing being even",
+           "input + output of the largest collective of a prefill, at the workload's routing",
            [](const Plan&, const RankFigures& r) { return r.communication_buffer_bytes; });
   per_rank(table, "inference_bytes_per_gpu", "bytes", Dimension::bytes,
            "weights + reserved key-value cache + activations + communication buffers", inference_bytes, inference_text);

@@ -29,27 +29,28 @@ std::string share_text(double share) {
 }
 
 void add_flops(std::vector<QuantityDefinition>& table) {
-  table.push_back(entry(
-      "flops_per_gpu", "flops", Dimension::flops,
-      "prefill of the workload, by the ops' own formulas; experts at even routing", [](const QuantityContext& context) {
-        return over_ranks(
-            context, [](const RankFigures& r) { return r.prefill.flops(); },
-            [](const RankFigures& r) {
-              double experts = 0;
-              double attention = 0;
-              for (const OpTotal& total : r.prefill.ops) {
-                if (total.op == Op::moe_expert) experts += total.flops;
-                if (is_attention(total.op)) attention += total.flops;
-              }
-              const double all = r.prefill.flops();
-              return fmt::format("{} tokens of the replica: attention {} + experts {} + rest {} = {}", r.tokens,
-                                 readable(attention, Dimension::flops), readable(experts, Dimension::flops),
-                                 readable(all - attention - experts, Dimension::flops),
-                                 readable(all, Dimension::flops));
-            });
-      }));
+  table.push_back(entry("flops_per_gpu", "flops", Dimension::flops,
+                        "prefill of the workload, by the ops' own formulas; experts at the workload's routing",
+                        [](const QuantityContext& context) {
+                          return over_ranks(
+                              context, [](const RankFigures& r) { return r.prefill.flops(); },
+                              [](const RankFigures& r) {
+                                double experts = 0;
+                                double attention = 0;
+                                for (const OpTotal& total : r.prefill.ops) {
+                                  if (total.op == Op::moe_expert) experts += total.flops;
+                                  if (is_attention(total.op)) attention += total.flops;
+                                }
+                                const double all = r.prefill.flops();
+                                return fmt::format("{} tokens of the replica: attention {} + experts {} + rest {} = {}",
+                                                   r.tokens, readable(attention, Dimension::flops),
+                                                   readable(experts, Dimension::flops),
+                                                   readable(all - attention - experts, Dimension::flops),
+                                                   readable(all, Dimension::flops));
+                              });
+                        }));
   table.push_back(entry("decode_flops_per_gpu", "flops", Dimension::flops,
-                        "one more token of every sequence; experts at even routing",
+                        "one more token of every sequence; experts at the workload's routing",
                         [](const QuantityContext& context) {
                           return over_ranks(context, [](const RankFigures& r) { return r.decode.flops(); });
                         }));
@@ -66,7 +67,7 @@ void add_flops(std::vector<QuantityDefinition>& table) {
             [](const QuantityContext& context) {
               const QuantityValue flops = over_ranks(context, [](const RankFigures& r) { return r.prefill.flops(); });
               return number(flops.mean > 0 ? flops.max / flops.mean - 1 : 0,
-                            fmt::format("max {} / mean {} - 1, experts at even routing",
+                            fmt::format("max {} / mean {} - 1, experts at the workload's routing",
                                         readable(flops.max, Dimension::flops), readable(flops.mean, Dimension::flops)));
             }));
 }

@@ -1,7 +1,7 @@
 // The deployment graph: which GPU computes, communicates and aggregates what, and what waits for what.
 //
-// Folded from the records of a dry run under even routing, microbatch 0: nothing is drawn that does not happen, and
-// every op has its place. Ids name the layer first:
+// Folded from the records of a dry run under the workload's routing, microbatch 0: nothing is drawn that does not
+// happen, and every op has its place. Ids name the layer first:
 //   layer_3.attention_norm_5, layer_3.attention_5, layer_3.attention_residual_5, layer_3.router_5, layer_3.residual_5
 //                            of GPU 5; both residuals join a block's output with the stream that entered it
 //   layer_3.expert_7_1       the part of expert 7 at etp 1 ("_r2" appended for replica edp 2)
