@@ -63,7 +63,7 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
                         .causes = {"wrong_group", "call_arguments"},
                         .make = script([=](Script& made) {
                           made.before = [=](const Rank& rank, internal::Call& call) {
-                            if (site.here(rank, call)) redirect(call, rank.on(axis));
+                            if (site.matches(rank, call)) redirect(call, rank.on(axis));
                             return true;
                           };
                         })});
@@ -88,7 +88,7 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
             const Buffers buffers = make_buffers(world);
             const Buffers streams = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
-              if (site.here(rank, call)) {
+              if (site.matches(rank, call)) {
                 add(own_input(rank, call, buffers), (*streams)[static_cast<std::size_t>(to_int(rank.id()))]);
               }
               return true;
@@ -175,7 +175,7 @@ Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         const Buffers buffers = make_buffers(world);
                         made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (site.here(rank, call)) reverse_chunks(own_input(rank, call, buffers), call.counts);
+                          if (site.matches(rank, call)) reverse_chunks(own_input(rank, call, buffers), call.counts);
                           return true;
                         };
                       })});

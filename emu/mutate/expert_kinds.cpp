@@ -51,7 +51,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
                         const Buffers buffers = make_buffers(world);
                         const auto outputs = std::make_shared<std::vector<void*>>(static_cast<std::size_t>(world));
                         made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return true;
+                          if (!site.matches(rank, call)) return true;
                           redirect(call, rank.on(Axis::ep));
                           // The part that arrives may be larger than the rank's own.
                           const auto me = static_cast<std::size_t>(to_int(rank.id()));
@@ -61,7 +61,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
                           return true;
                         };
                         made.after = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return;
+                          if (!site.matches(rank, call)) return;
                           const auto me = static_cast<std::size_t>(to_int(rank.id()));
                           std::copy_n((*buffers)[me].begin(), call.out_count, static_cast<double*>((*outputs)[me]));
                         };
@@ -90,12 +90,12 @@ Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
                         const Buffers buffers = make_buffers(world);
                         const Buffers inputs = make_buffers(world);
                         made.after = [=](const Rank& rank, internal::Call& call) {
-                          if (!gather.here(rank, call)) return;
+                          if (!gather.matches(rank, call)) return;
                           const std::span<double> rows = output(call);
                           (*inputs)[static_cast<std::size_t>(to_int(rank.id()))].assign(rows.begin(), rows.end());
                         };
                         made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (!sum.here(rank, call)) return true;
+                          if (!sum.matches(rank, call)) return true;
                           const std::vector<double>& rows = (*inputs)[static_cast<std::size_t>(to_int(rank.id()))];
                           const std::span<double> partial = own_input(rank, call, buffers);
                           for (std::size_t i = 0; i < partial.size() && i < rows.size(); ++i) partial[i] += rows[i];

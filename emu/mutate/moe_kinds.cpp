@@ -32,11 +32,11 @@ Mutation edited_call(const Site& site, int world, std::string cause, const RowEd
           .make = script([=](Script& made) {
             const Buffers buffers = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
-              if (edits.in && site.here(rank, call)) edits.in(own_input(rank, call, buffers), call);
+              if (edits.in && site.matches(rank, call)) edits.in(own_input(rank, call, buffers), call);
               return true;
             };
             made.after = [=](const Rank& rank, internal::Call& call) {
-              if (edits.out && site.here(rank, call)) edits.out(output(call), call);
+              if (edits.out && site.matches(rank, call)) edits.out(output(call), call);
             };
           })};
 }

@@ -144,9 +144,9 @@ Mutation skipped(const Site& site, std::vector<std::string> causes) {
           .microbatch = site.microbatch,
           .causes = std::move(causes),
           .make = script([=](Script& made) {
-            made.before = [=](const Rank& rank, internal::Call& call) { return !site.here(rank, call); };
+            made.before = [=](const Rank& rank, internal::Call& call) { return !site.matches(rank, call); };
             made.after = [=](const Rank& rank, internal::Call& call) {
-              if (site.here(rank, call)) zero_output(call);
+              if (site.matches(rank, call)) zero_output(call);
             };
           })};
 }
@@ -268,7 +268,7 @@ Instances wrong_argument(const MutablePlan& plan, std::size_t limit) {
                       .causes = {"call_arguments"},
                       .make = script([=](Script& made) {
                         made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (!site.here(rank, call)) return true;
+                          if (!site.matches(rank, call)) return true;
                           if (argument == Argument::reduction) call.options.reduction = Reduction::max;
                           if (argument == Argument::count && call.in_count > 0) call.out_count = --call.in_count;
                           return true;
@@ -316,11 +316,11 @@ Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
                         const auto sent = std::make_shared<std::vector<std::size_t>>();
                         const auto received = std::make_shared<std::vector<std::size_t>>();
                         made.before = [=](const Rank& at, internal::Call& call) {
-                          if (stale && before.here(at, call)) {
+                          if (stale && before.matches(at, call)) {
                             sent->assign(call.counts.begin(), call.counts.end());
                             received->assign(call.recv_counts.begin(), call.recv_counts.end());
                           }
-                          if (!site.here(at, call)) return true;
+                          if (!site.matches(at, call)) return true;
                           if (stale && !sent->empty()) {
                             call.counts = *sent;
                             call.recv_counts = *received;

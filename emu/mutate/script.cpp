@@ -10,7 +10,7 @@ bool among(const std::vector<int>& ranks, const Rank& rank) {
   return ranks.empty() || std::ranges::find(ranks, to_int(rank.id())) != ranks.end();
 }
 
-bool Site::here(const Rank& rank, const internal::Call& call) const {
+bool Site::matches(const Rank& rank, const internal::Call& call) const {
   return is_call_of(call.tag, op) && call.tag.layer == layer && among(ranks, rank) &&
          (microbatch < 0 || call.tag.microbatch == microbatch);
 }
@@ -144,12 +144,12 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Plan& pla
     const auto partials = std::make_shared<std::vector<std::vector<std::vector<double>>>>(
         site.ranks.size(), std::vector<std::vector<double>>(microbatches));
     made.before = [=](const Rank& rank, internal::Call& call) {
-      if (!site.here(rank, call)) return true;
+      if (!site.matches(rank, call)) return true;
       before_reduction(rank, call, fault, member, buffers, partials);
       return fault != SumFault::dropped;
     };
     made.after = [=](const Rank& rank, internal::Call& call) {
-      if (!site.here(rank, call)) return;
+      if (!site.matches(rank, call)) return;
       if (fault == SumFault::dropped) keep_own(call);
       if (fault == SumFault::halves) sum_half(call, *partials, static_cast<std::size_t>(call.tag.microbatch));
       if (fault == SumFault::repeated) {
@@ -186,10 +186,10 @@ std::vector<std::string> causes_of(GatherFault fault) {
 std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, GatherFault fault) {
   return script([=](Script& made) {
     made.before = [=](const Rank& rank, internal::Call& call) {
-      return fault != GatherFault::dropped || !site.here(rank, call);
+      return fault != GatherFault::dropped || !site.matches(rank, call);
     };
     made.after = [=](const Rank& rank, internal::Call& call) {
-      if (!site.here(rank, call)) return;
+      if (!site.matches(rank, call)) return;
       if (fault == GatherFault::dropped) return keep_own(call);
       reverse_chunks(output(call), call.counts);
     };

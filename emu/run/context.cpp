@@ -38,6 +38,20 @@ void Context<T>::record_call(Op op, int layer, const CallShape& shape) const {
                          .kept = shape.kept});
 }
 
+/// `in` went, `out` came; the record has the shape of what came.
+template <class T>
+typename Context<T>::CallShape Context<T>::moved(Axis axis, Operation operation, const Tensor& in, const Tensor& out,
+                                                 std::int64_t kept, int peer) {
+  return {.axis = axis,
+          .operation = operation,
+          .elements = in.size(),
+          .received = out.size(),
+          .kept = kept,
+          .rows = out.rows(),
+          .cols = out.cols(),
+          .peer = peer};
+}
+
 template <class T>
 std::vector<std::size_t> Context<T>::own_elements(std::int64_t width) const {
   std::vector<std::size_t> counts;
@@ -52,13 +66,7 @@ Task<> Context<T>::all_reduce(Op op, int layer, Tensor& partial, [[maybe_unused]
       ops::round_partial<T>(partial.span(), format_);
       co_await communicator(Axis::tp, op, layer).all_reduce(partial.span(), ground_.program.reduction, where);
     }
-    record_call(op, layer,
-                {.axis = Axis::tp,
-                 .operation = Operation::all_reduce,
-                 .elements = partial.size(),
-                 .received = partial.size(),
-                 .rows = partial.rows(),
-                 .cols = partial.cols()});
+    record_call(op, layer, moved(Axis::tp, Operation::all_reduce, partial, partial));
   }
   this->round(partial);
   co_return;
@@ -75,14 +83,7 @@ Task<typename Context<T>::Tensor> Context<T>::scatter_rows(Op op, int layer, Ten
         .reduce_scatter_v(std::as_const(partial).span(), shard.span(), std::span<const std::size_t>(counts),
                           reduce_scatter_options(ground_.program.reduction), where);
   }
-  record_call(op, layer,
-              {.axis = Axis::tp,
-               .operation = Operation::reduce_scatter,
-               .elements = partial.size(),
-               .received = shard.size(),
-               .kept = shard.size(),
-               .rows = shard.rows(),
-               .cols = shard.cols()});
+  record_call(op, layer, moved(Axis::tp, Operation::reduce_scatter, partial, shard, shard.size()));
   this->round(shard);
   co_return shard;
 }
@@ -97,13 +98,7 @@ Task<typename Context<T>::Tensor> Context<T>::gather_rows_over_tp(Op op, int lay
         .all_gather_v(std::as_const(own).span(), full.span(), std::span<const std::size_t>(counts), kMoveDirectly,
                       where);
   }
-  record_call(op, layer,
-              {.axis = Axis::tp,
-               .operation = Operation::all_gather,
-               .elements = own.size(),
-               .received = full.size(),
-               .rows = full.rows(),
-               .cols = full.cols()});
+  record_call(op, layer, moved(Axis::tp, Operation::all_gather, own, full));
   co_return full;
 }
 
@@ -112,13 +107,7 @@ Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, T
   const int cp = layout_.parallel.cp;
   if constexpr (!kDry) throw std::logic_error("no run of numbers has context parallelism: RunnablePlan refuses it");
   Tensor full(own.rows() * cp, own.cols());
-  record_call(op, layer,
-              {.axis = Axis::cp,
-               .operation = Operation::all_gather,
-               .elements = own.size(),
-               .received = full.size(),
-               .rows = full.rows(),
-               .cols = full.cols()});
+  record_call(op, layer, moved(Axis::cp, Operation::all_gather, own, full));
   co_return full;
 }
 
@@ -157,13 +146,8 @@ Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const
                       std::span<const std::size_t>(receive_counts), kMoveDirectly, where);
   }
   record_call(op, layer,
-              {.axis = Axis::ep,
-               .operation = Operation::all_to_all,
-               .elements = in.size(),
-               .received = out.size(),
-               .kept = static_cast<std::int64_t>(send_counts[static_cast<std::size_t>(layout_.at.ep)]),
-               .rows = out.rows(),
-               .cols = out.cols()});
+              moved(Axis::ep, Operation::all_to_all, in, out,
+                    static_cast<std::int64_t>(send_counts[static_cast<std::size_t>(layout_.at.ep)])));
   co_return out;
 }
 
@@ -198,13 +182,7 @@ Task<typename Context<T>::Tensor> Context<T>::gather_over_etp(Op op, int layer, 
     co_await communicator(Axis::etp, op, layer)
         .all_gather_v(own.span(), all.span(), std::span<const std::size_t>(counts), kMoveDirectly, where);
   }
-  record_call(op, layer,
-              {.axis = Axis::etp,
-               .operation = Operation::all_gather,
-               .elements = own.size(),
-               .received = all.size(),
-               .rows = all.rows(),
-               .cols = all.cols()});
+  record_call(op, layer, moved(Axis::etp, Operation::all_gather, own, all));
   co_return all;
 }
 
@@ -221,14 +199,7 @@ Task<typename Context<T>::Tensor> Context<T>::reduce_over_etp(Op op, int layer, 
         .reduce_scatter_v(std::as_const(partial).span(), own.span(), std::span<const std::size_t>(counts),
                           reduce_scatter_options(ground_.program.reduction), where);
   }
-  record_call(op, layer,
-              {.axis = Axis::etp,
-               .operation = Operation::reduce_scatter,
-               .elements = partial.size(),
-               .received = own.size(),
-               .kept = own.size(),
-               .rows = own.rows(),
-               .cols = own.cols()});
+  record_call(op, layer, moved(Axis::etp, Operation::reduce_scatter, partial, own, own.size()));
   co_return own;
 }
 
@@ -236,14 +207,7 @@ template <class T>
 Task<> Context<T>::send_to_next_stage(Op op, const Tensor& stream, [[maybe_unused]] SourceLocation where) {
   const int next = layout_.at.pp + 1;
   if constexpr (!kDry) co_await communicator(Axis::pp, op, -1).send(stream.span(), GroupRank{next}, where);
-  record_call(op, -1,
-              {.axis = Axis::pp,
-               .operation = Operation::send,
-               .elements = stream.size(),
-               .received = stream.size(),
-               .rows = stream.rows(),
-               .cols = stream.cols(),
-               .peer = next});
+  record_call(op, -1, moved(Axis::pp, Operation::send, stream, stream, 0, next));
   co_return;
 }
 
@@ -252,14 +216,7 @@ Task<typename Context<T>::Tensor> Context<T>::receive_from_stage_before(Op op, [
   const int before = layout_.at.pp - 1;
   Tensor stream(this->stream_rows().count, model_.hidden_size);
   if constexpr (!kDry) co_await communicator(Axis::pp, op, -1).recv(stream.span(), GroupRank{before}, where);
-  record_call(op, -1,
-              {.axis = Axis::pp,
-               .operation = Operation::recv,
-               .elements = stream.size(),
-               .received = stream.size(),
-               .rows = stream.rows(),
-               .cols = stream.cols(),
-               .peer = before});
+  record_call(op, -1, moved(Axis::pp, Operation::recv, stream, stream, 0, before));
   co_return stream;
 }
 

@@ -62,6 +62,8 @@ class Context : public Computations<T> {
     bool counts = false;
     int peer = -1;
   };
+  static CallShape moved(Axis axis, Operation operation, const Tensor& in, const Tensor& out, std::int64_t kept = 0,
+                         int peer = -1);
   void record_call(Op op, int layer, const CallShape& shape) const;
   std::vector<std::size_t> own_elements(std::int64_t width) const;
   Communicator communicator(Axis axis, Op op, int layer) const;

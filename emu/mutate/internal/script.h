@@ -56,7 +56,7 @@ struct Site {
   std::vector<int> ranks;  ///< empty: all
   int microbatch = -1;     ///< -1: all
 
-  bool here(const Rank& rank, const internal::Call& call) const;
+  bool matches(const Rank& rank, const internal::Call& call) const;
 };
 
 /// "layer.3.attention.q".
