@@ -70,6 +70,29 @@ void check_records(std::size_t records, const ModelConfig& model, std::int64_t m
                   model.layers.size(), microbatches, kMostRecords));
 }
 
+/// Of every pass of a rank through its stage, the experts of each kind of layer are counted, or of each layer where the
+/// routing has layers of its own.
+void require_few(const Plan& plan, const StatedRouting& routing) {
+  const LayerList& layers = plan.model.layers;
+  const std::int64_t passes = plan.world() * plan.workload.microbatches;
+  if (passes > kMostPasses) {
+    throw TooManyRecords(
+        fmt::format("{} ranks of {} microbatches: {} passes through a stage, more than {}; fewer "
+                    "workload.microbatches tell as much",
+                    plan.world(), plan.workload.microbatches, passes, kMostPasses));
+  }
+  std::int64_t experts = 0;
+  for (const LayerSpec& kind : layers.kinds()) experts = std::max(experts, kind.feed_forward.num_experts);
+  const std::int64_t counted =
+      routing.same_in_every_layer() ? std::ssize(layers.kinds()) : layers.size() / plan.parallel.pp;
+  if (passes * counted > kMostCounts / experts) {
+    throw TooManyRecords(fmt::format(
+        "{} ranks of {} microbatches, {} layers a stage with a routing of their own, {} experts: more than {} counts; "
+        "fewer workload.microbatches, or one row of workload.routing.counts for all layers, tell as much",
+        plan.world(), plan.workload.microbatches, counted, experts, kMostCounts));
+  }
+}
+
 std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run,
                                           ops::Format format, int rank, std::size_t& records) {
   const auto id = static_cast<std::size_t>(rank);
@@ -127,13 +150,7 @@ std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t micr
 }
 
 DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
-  const std::int64_t items = plan.world() * plan.workload.microbatches;
-  if (items > kMostWorkItems) {
-    throw TooManyRecords(
-        fmt::format("{} ranks of {} microbatches: {} passes through a stage, more than {}; fewer "
-                    "workload.microbatches tell as much",
-                    plan.world(), plan.workload.microbatches, items, kMostWorkItems));
-  }
+  require_few(plan, routing);
   Workload workload = plan.workload;
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
   Deployment deployment = deploy(plan.model, plan.parallel, workload);

@@ -66,9 +66,11 @@ class DryRun {
   mutable std::map<Key, std::vector<std::int64_t>> sent_;
 };
 
-/// What a dry run keeps at most: ops over all of its lists (2 GB), and passes of a rank's stage that it looks at.
+/// What a dry run takes at most: ops over all of its lists (2 GB), passes of ranks through their stages, and counts of
+/// slots of an expert in these.
 constexpr std::size_t kMostRecords = std::size_t{1} << 24;
-constexpr std::int64_t kMostWorkItems = std::int64_t{1} << 20;
+constexpr std::int64_t kMostPasses = std::int64_t{1} << 20;
+constexpr std::int64_t kMostCounts = std::int64_t{1} << 26;
 
 /// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element). Throws
 /// TooManyRecords.

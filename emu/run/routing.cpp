@@ -59,23 +59,26 @@ SlotCycle::SlotCycle(std::span<const std::int64_t> counts, std::int64_t top_k) :
   while (std::gcd(step_, period_) != 1) ++step_;
 }
 
-/// How many of the first `tokens` have their angle in [begin, end), for 0 <= begin <= end <= period.
-std::int64_t SlotCycle::tokens_at(std::int64_t tokens, std::int64_t begin, std::int64_t end) const {
+std::vector<std::int64_t> SlotCycle::slots_before_ends(std::int64_t tokens) const {
   const std::int64_t rest = tokens % period_;
-  return tokens / period_ * (end - begin) + floor_sum(rest, period_, step_, period_ - begin) -
-         floor_sum(rest, period_, step_, period_ - end);
+  // A token of the rest is at or after an angle when its own, step * token mod period, carries over the circle with
+  // what the angle leaves of it.
+  const std::int64_t none = floor_sum(rest, period_, step_, 0);
+  std::vector<std::int64_t> slots;
+  for (const std::int64_t end : ends_) {
+    const std::int64_t turns = end / period_, angle = end % period_;
+    slots.push_back(turns * tokens + tokens / period_ * angle);
+    if (angle > 0) slots.back() += rest - (floor_sum(rest, period_, step_, period_ - angle) - none);
+  }
+  return slots;
 }
 
 void SlotCycle::add_slots(std::int64_t begin, std::int64_t end, std::span<std::int64_t> slots) const {
-  const auto within = [&](std::int64_t from, std::int64_t to) {
-    return tokens_at(end, from, to) - tokens_at(begin, from, to);
-  };
-  std::int64_t first = 0;
+  const std::vector<std::int64_t> from = slots_before_ends(begin), to = slots_before_ends(end);
+  std::int64_t before = 0;
   for (std::size_t e = 0; e < slots.size(); ++e) {
-    const std::int64_t from = first % period_, to = from + ends_[e] - first;
-    slots[e] += within(from, std::min(to, period_));
-    if (to > period_) slots[e] += within(0, to - period_);
-    first = ends_[e];
+    slots[e] += to[e] - from[e] - before;
+    before = to[e] - from[e];
   }
 }
 

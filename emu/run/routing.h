@@ -29,7 +29,8 @@ class SlotCycle {
   void add_slots(std::int64_t begin, std::int64_t end, std::span<std::int64_t> slots) const;
 
  private:
-  std::int64_t tokens_at(std::int64_t tokens, std::int64_t begin, std::int64_t end) const;
+  /// Slots of the first `tokens` tokens that the experts up to each one serve.
+  std::vector<std::int64_t> slots_before_ends(std::int64_t tokens) const;
 
   std::int64_t period_ = 1;
   std::int64_t step_ = 1;

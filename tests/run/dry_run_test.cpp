@@ -1,6 +1,7 @@
 // A dry run's records are those of a run with numbers, field by field.
 #include "emu/run/dry_run.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -14,6 +15,9 @@
 #include "tests/support/shipped_plans.h"
 
 namespace shardproof {
+
+using ::testing::HasSubstr;
+using ::testing::ThrowsMessage;
 
 std::ostream& operator<<(std::ostream& out, const OpRecord& record) {
   return out << to_string(record.op) << " layer " << record.layer << " microbatch " << record.microbatch << " expert "
@@ -151,6 +155,27 @@ TEST(DryRun, CountsThePastThatADecodeStepAttendsTo) {
   // 8 sequences, one token each on 257 keys, 16 heads of 128 on this rank: q k and p v, two flops a pair and element.
   EXPECT_EQ(rows, 8);
   EXPECT_EQ(flops, 8.0 * 257 * 4 * 16 * 128);
+}
+
+TEST(DryRun, RefusesMoreThanItCanKeep) {
+  const auto dry = [](const Plan& plan) {
+    dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(plan));
+  };
+  Plan passes = testing::shipped_plan("tp4_ep4_pp4");
+  passes.workload.microbatches = kMostPasses;
+  Plan counts = testing::shipped_plan("ep64_tp2");
+  const std::vector<std::int64_t> of_layer(64, 1);
+  counts.workload.routing.counts.assign(static_cast<std::size_t>(counts.model.layers.size()), of_layer);
+  counts.workload.lengths.assign(64 * 1024, 1);
+  counts.workload.microbatches = 1024;
+  Plan records = testing::shipped_plan("tp4_ep4_pp4");
+  records.parallel = {};
+  records.workload.lengths.assign(1 << 17, 1);
+  records.workload.microbatches = 1 << 17;
+
+  EXPECT_THAT([&] { dry(passes); }, ThrowsMessage<TooManyRecords>(HasSubstr("passes through a stage")));
+  EXPECT_THAT([&] { dry(counts); }, ThrowsMessage<TooManyRecords>(HasSubstr("one row of workload.routing.counts")));
+  EXPECT_THAT([&] { dry(records); }, ThrowsMessage<TooManyRecords>(HasSubstr("which are not kept")));
 }
 
 }  // namespace
