@@ -37,7 +37,7 @@ int run_check(const CheckFlags& flags) {
   if (json.is_stdout() && markdown.is_stdout()) {
     throw UsageError("--json and --markdown cannot both go to standard output");
   }
-  const CheckReport report = check(read_plan(flags.plan));
+  const CheckReport report = dry_run_of(plan_name(flags.plan), [&] { return check(read_plan(flags.plan)); });
   say_what_is_left_out(report.plan);
   if (json.wanted()) json.write(to_json(report));
   if (markdown.wanted()) markdown.write(to_markdown(report));

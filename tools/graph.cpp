@@ -136,7 +136,7 @@ int run_graph(const GraphFlags& flags) {
   if (!flags.ranks.empty()) std::tie(selection.first_rank, selection.last_rank) = parse_range("--ranks", flags.ranks);
   OutputFile output("--output", flags.output);
   const Plan plan = scaled(original, flags.scale.options());
-  DeploymentGraph graph = selected(deployment_graph(plan), selection);
+  DeploymentGraph graph = selected(dry_run_of(file, [&] { return deployment_graph(plan); }), selection);
   if (graph.nodes.empty()) throw UsageError("--layers, --ranks: nothing of the plan lies there");
   if (flags.fold) graph = folded(graph, plan);
   output.write(flags.format == "json" ? to_json(graph) : flags.format == "dot" ? to_dot(graph) : svg_of(to_dot(graph)));

@@ -6,7 +6,6 @@
 #include <exception>
 #include <new>
 
-#include "emu/run/dry_run.h"
 #include "tools/check.h"
 #include "tools/collectives_command.h"
 #include "tools/exit_code.h"
@@ -58,9 +57,6 @@ int main(int argc, char** argv) {
   try {
     return run(argc, argv);
   } catch (const shardproof::tools::UsageError& error) {
-    fmt::print(stderr, "shardproof: {}\n", error.what());
-    return kUsage;
-  } catch (const shardproof::TooManyRecords& error) {
     fmt::print(stderr, "shardproof: {}\n", error.what());
     return kUsage;
   } catch (const std::bad_alloc&) {

@@ -8,6 +8,8 @@
 
 #include "emu/plan/plan.h"
 #include "emu/plan/scale.h"
+#include "emu/run/dry_run.h"
+#include "tools/usage_error.h"
 
 namespace shardproof::tools {
 
@@ -20,6 +22,16 @@ std::string plan_name(const std::string& path);
 
 /// The problems as an UsageError reads, one a line, each with the file's name.
 std::string problems_text(const std::string& path, const std::vector<Problem>& problems);
+
+/// What `work` gives. Where a dry run of the plan cannot keep what it asks for, throws UsageError with the file's name.
+template <class Work>
+auto dry_run_of(const std::string& path, const Work& work) {
+  try {
+    return work();
+  } catch (const TooManyRecords& error) {
+    throw UsageError(problems_text(path, {{"workload.microbatches", error.what()}}));
+  }
+}
 
 /// On standard error, the parts of the plan's model that are not computed: what is answered leaves them out.
 void say_what_is_left_out(const Plan& plan);

@@ -97,7 +97,7 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
 RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
   RunnablePlan run = original.scaled(request.scale);
   if (request.checkpoint) require_no_window(*request.checkpoint, run.plan().workload);
-  require_memory(original.plan(), run.plan(), request.options.format);
+  dry_run_of(request.name, [&] { require_memory(original.plan(), run.plan(), request.options.format); });
   return run;
 }
 

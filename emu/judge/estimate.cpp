@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <map>
+#include <vector>
 
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
@@ -14,15 +14,14 @@ namespace {
 
 /// What all ranks hold at once at the most: ranks of all stages work at the same time, each on a microbatch of its own.
 double alive_elements(const Plan& plan, ops::Format format) {
-  const DryTraces traces = dry_run(plan, format, DryPass::prefill, StatedRouting::of(plan));
   const Mesh mesh(plan.parallel);
-  std::map<const RankTrace*, double> alive;
+  std::vector<double> alive;
+  const std::vector<int> list_of_rank =
+      fold_dry_run(plan, format, DryPass::prefill, StatedRouting::of(plan), [&](int rank, const auto& trace) {
+        alive.push_back(activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank)).alive);
+      });
   double sum = 0;
-  for (int rank = 0; rank < mesh.world(); ++rank) {
-    const auto [at, is_new] = alive.try_emplace(&traces.of(rank));
-    if (is_new) at->second = activations_of(traces.of(rank), plan.model, make_layout(plan.model, mesh, rank)).alive;
-    sum += at->second;
-  }
+  for (const int list : list_of_rank) sum += alive[static_cast<std::size_t>(list)];
   return sum;
 }
 

@@ -1,7 +1,8 @@
 #include "emu/paper/figures.h"
 
 #include <algorithm>
-#include <map>
+#include <memory>
+#include <utility>
 
 #include "collectives/traffic.h"
 #include "emu/plan/layout.h"
@@ -44,18 +45,37 @@ void add_traffic(const OpRecord& call, PassFigures& pass) {
   total->sent_bytes += sent_elements(call) * call.width;
 }
 
-void add_memory(const Plan& plan, const Layout& layout, const RankTrace& trace, RankFigures& figures) {
+/// What is folded from a list of records, for all ranks that have it.
+struct ListFigures {
+  PassFigures pass;
+  Activations activations;
+  double buffer_bytes = 0;  ///< of the largest call, in and out
+};
+
+std::pair<std::vector<ListFigures>, std::vector<int>> list_figures(const Plan& plan, DryPass pass) {
+  const Mesh mesh(plan.parallel);
+  std::vector<ListFigures> lists;
+  const auto fold = [&](int rank, const std::shared_ptr<const RankTrace>& trace) {
+    ListFigures& figures = lists.emplace_back();
+    figures.pass = pass_figures(*trace);
+    figures.activations = activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank));
+    for (const OpRecord& record : trace->ops) {
+      if (!record.call) continue;
+      figures.buffer_bytes =
+          std::max(figures.buffer_bytes, static_cast<double>((record.elements + record.received) * record.width));
+    }
+  };
+  std::vector<int> list_of_rank = fold_dry_run(plan, format_of(plan.model), pass, StatedRouting::of(plan), fold);
+  return {std::move(lists), std::move(list_of_rank)};
+}
+
+void add_memory(const Plan& plan, const ListFigures& folded, RankFigures& figures) {
   const int bytes = dtype_bytes(plan.model);
-  const Activations activations = activations_of(trace, plan.model, layout);
-  figures.activation_bytes = activations.alive * bytes;
+  figures.activation_bytes = folded.activations.alive * bytes;
   // Under 1F1B.
-  const auto in_flight = std::min<double>(activations.microbatches, plan.parallel.pp - figures.at.pp);
-  figures.training_activation_bytes = activations.kept * bytes * in_flight;
-  for (const OpRecord& record : trace.ops) {
-    if (!record.call) continue;
-    figures.communication_buffer_bytes = std::max(
-        figures.communication_buffer_bytes, static_cast<double>((record.elements + record.received) * record.width));
-  }
+  const auto in_flight = std::min<double>(folded.activations.microbatches, plan.parallel.pp - figures.at.pp);
+  figures.training_activation_bytes = folded.activations.kept * bytes * in_flight;
+  figures.communication_buffer_bytes = folded.buffer_bytes;
 }
 
 void add_cache(const Plan& plan, const Layout& layout, std::int64_t longest, RankFigures& figures) {
@@ -123,19 +143,11 @@ PassFigures pass_figures(const RankTrace& trace) {
 }
 
 std::vector<RankFigures> rank_figures(const Plan& plan) {
-  const StatedRouting routing = StatedRouting::of(plan);
-  const DryTraces prefill = dry_run(plan, format_of(plan.model), DryPass::prefill, routing);
-  const DryTraces decode = dry_run(plan, format_of(plan.model), DryPass::decode, routing);
+  const auto [prefill, prefill_list] = list_figures(plan, DryPass::prefill);
+  const auto [decode, decode_list] = list_figures(plan, DryPass::decode);
   const Mesh mesh(plan.parallel);
   const TokenMap tokens(plan.parallel, plan.workload);
   const std::int64_t longest = *std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
-  // Ranks that share their records share what is folded from them.
-  std::map<const RankTrace*, PassFigures> folded;
-  const auto pass_of = [&](const RankTrace& trace) -> const PassFigures& {
-    const auto [at, is_new] = folded.try_emplace(&trace);
-    if (is_new) at->second = pass_figures(trace);
-    return at->second;
-  };
   std::vector<RankFigures> all(static_cast<std::size_t>(mesh.world()));
   for (int rank = 0; rank < mesh.world(); ++rank) {
     RankFigures& figures = all[static_cast<std::size_t>(rank)];
@@ -149,9 +161,11 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
       figures.tokens += plan.workload.lengths[static_cast<std::size_t>(s)];
     }
     add_cache(plan, layout, longest, figures);
-    add_memory(plan, layout, prefill.of(rank), figures);
-    figures.prefill = pass_of(prefill.of(rank));
-    figures.decode = pass_of(decode.of(rank));
+    const auto id = static_cast<std::size_t>(rank);
+    const ListFigures& folded = prefill[static_cast<std::size_t>(prefill_list[id])];
+    add_memory(plan, folded, figures);
+    figures.prefill = folded.pass;
+    figures.decode = decode[static_cast<std::size_t>(decode_list[id])].pass;
   }
   return all;
 }

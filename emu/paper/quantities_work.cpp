@@ -88,17 +88,18 @@ void add_active(std::vector<QuantityDefinition>& table) {
                               share_text(active_share(m, tokens))));
   };
   table.push_back(active);
-  table.push_back(
-      entry("idle_expert_share", "share", Dimension::share,
-            "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch", [](const QuantityContext& context) {
-              const ModelConfig& m = context.plan.model;
-              const FeedForwardSpec& experts = m.layers[0].feed_forward;
-              const double tokens = tokens_of_microbatch(context.plan);
-              return number(1 - active_share(m, tokens),
-                            fmt::format("active 1-(1-{}/{})^T: {} at T=1, {} at T=2, {} at T=64; T is {:.6g} here",
-                                        experts.top_k, experts.num_experts, share_text(active_share(m, 1)),
-                                        share_text(active_share(m, 2)), share_text(active_share(m, 64)), tokens));
-            }));
+  table.push_back(entry("idle_expert_share", "share", Dimension::share,
+                        "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch, routing being even",
+                        [](const QuantityContext& context) {
+                          const ModelConfig& m = context.plan.model;
+                          const FeedForwardSpec& experts = m.layers[0].feed_forward;
+                          const double tokens = tokens_of_microbatch(context.plan);
+                          return number(
+                              1 - active_share(m, tokens),
+                              fmt::format("active 1-(1-{}/{})^T: {} at T=1, {} at T=2, {} at T=64; T is {:.6g} here",
+                                          experts.top_k, experts.num_experts, share_text(active_share(m, 1)),
+                                          share_text(active_share(m, 2)), share_text(active_share(m, 64)), tokens));
+                        }));
 }
 
 void add_pipeline(std::vector<QuantityDefinition>& table) {

@@ -61,6 +61,8 @@ class TokenMap {
   RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
   /// The same without `positions`, in no more time than there are sequences.
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
+  /// Pairs of a query and a key that it sees, over the sequences of the microbatch: causal, past included.
+  double pairs(int dp, std::int64_t microbatch) const;
   /// Tokens of each of the replica's sequences in the microbatch.
   std::vector<std::int64_t> lengths(int dp, std::int64_t microbatch) const;
 
@@ -76,7 +78,6 @@ class TokenMap {
   Range own_places(std::int64_t rows, int tp) const;
   std::int64_t sequence_of(std::int64_t row) const;
   Range microbatch_rows(int dp, std::int64_t microbatch) const;
-  double pairs(int dp, std::int64_t microbatch) const;
 
   Parallel parallel_;
   std::int64_t microbatches_;

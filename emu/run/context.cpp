@@ -104,11 +104,13 @@ Task<typename Context<T>::Tensor> Context<T>::gather_rows_over_tp(Op op, int lay
 
 template <class T>
 Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, Tensor own) {
-  const int cp = layout_.parallel.cp;
-  if constexpr (!kDry) throw std::logic_error("no run of numbers has context parallelism: RunnablePlan refuses it");
-  Tensor full(own.rows() * cp, own.cols());
-  record_call(op, layer, moved(Axis::cp, Operation::all_gather, own, full));
-  co_return full;
+  if constexpr (kDry) {
+    Tensor full(ground_.run.rows_over_cp(microbatch_, layout_.at), own.cols());
+    record_call(op, layer, moved(Axis::cp, Operation::all_gather, own, full));
+    co_return full;
+  } else {
+    throw std::logic_error("no run of numbers has context parallelism: RunnablePlan refuses it");
+  }
 }
 
 template <class T>

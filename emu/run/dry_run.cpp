@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <utility>
 
@@ -34,10 +35,6 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
   const Layout& layout = deployment.layouts[static_cast<std::size_t>(rank)];
   const TokenMap& tokens = deployment.tokens;
   std::vector<std::int64_t> key{layout.at.pp, layout.vocabulary.count};
-  const auto add = [&](const std::vector<std::int64_t>& values) {
-    key.push_back(std::ssize(values));
-    key.insert(key.end(), values.begin(), values.end());
-  };
   for (const LayerLayout& kind : layout.kinds) {
     for (const Range& part : {kind.heads, kind.kv_heads, kind.experts, kind.intermediate_size}) {
       key.push_back(part.count);
@@ -45,11 +42,12 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
   }
   for (const WorkItem& item : deployment.timetable[static_cast<std::size_t>(rank)]) {
     const std::int64_t m = item.microbatch;
-    for (const std::int64_t n : {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(),
-                                 tokens.own(layout.at, m).count(), tokens.stream(layout.at, m).count()}) {
+    for (const std::int64_t n :
+         {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(), tokens.own(layout.at, m).count(),
+          tokens.stream(layout.at, m).count(), run.rows_over_cp(m, layout.at),
+          std::bit_cast<std::int64_t>(tokens.pairs(layout.at.dp, m))}) {
       key.push_back(n);
     }
-    add(tokens.lengths(layout.at.dp, m));
     // Layers of one kind are alike where the routing is; else each is asked.
     std::vector<bool> asked(layout.kinds.size(), false);
     for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
@@ -60,14 +58,6 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
     }
   }
   return key;
-}
-
-void check_records(std::size_t records, const ModelConfig& model, std::int64_t microbatches) {
-  if (records <= kMostRecords) return;
-  throw TooManyRecords(
-      fmt::format("{} layers of {} microbatches: more than {} ops of ranks that are not alike, which are not kept; "
-                  "fewer workload.microbatches tell as much",
-                  model.layers.size(), microbatches, kMostRecords));
 }
 
 /// Of every pass of a rank through its stage, the experts of each kind of layer are counted, or of each layer where the
@@ -87,14 +77,20 @@ void require_few(const Plan& plan, const StatedRouting& routing) {
       routing.same_in_every_layer() ? std::ssize(layers.kinds()) : layers.size() / plan.parallel.pp;
   if (passes * counted > kMostCounts / experts) {
     throw TooManyRecords(fmt::format(
-        "{} ranks of {} microbatches, {} layers a stage with a routing of their own, {} experts: more than {} counts; "
-        "fewer workload.microbatches, or one row of workload.routing.counts for all layers, tell as much",
+        "{1} of {0} ranks, {2} layers a stage with a routing of their own, {3} experts: more than {4} counts of slots; "
+        "fewer are needed, or one row of workload.routing.counts for all layers",
         plan.world(), plan.workload.microbatches, counted, experts, kMostCounts));
   }
 }
 
+void require_kept(std::size_t records, const ModelConfig& model, std::int64_t microbatches) {
+  if (records <= kMostRecords) return;
+  throw TooManyRecords(fmt::format("{} of {} layers: more than {} ops to keep at once; fewer are needed", microbatches,
+                                   model.layers.size(), kMostRecords));
+}
+
 std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run,
-                                          ops::Format format, int rank, std::size_t& records) {
+                                          ops::Format format, int rank) {
   const auto id = static_cast<std::size_t>(rank);
   const Layout& layout = deployment.layouts[id];
   auto trace = std::make_shared<RankTrace>();
@@ -104,9 +100,8 @@ std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deploy
     const Task<> task = run_item(ctx, item);
     task.handle().resume();
     if (task.error()) std::rethrow_exception(task.error());
-    check_records(records + trace->ops.size(), model, deployment.tokens.microbatches());
+    require_kept(trace->ops.size(), model, deployment.tokens.microbatches());
   }
-  records += trace->ops.size();
   return trace;
 }
 
@@ -125,6 +120,15 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
   const int rank = mesh_.rank_at(at);
   const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
   return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
+}
+
+std::int64_t DryRun::rows_over_cp(std::int64_t microbatch, const Coordinates& at) const {
+  std::int64_t rows = 0;
+  Coordinates share = at;
+  for (share.cp = 0; share.cp < mesh_.degree(Axis::cp); ++share.cp) {
+    rows += deployment_.tokens.rows(share, microbatch).count();
+  }
+  return rows;
 }
 
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
@@ -149,7 +153,8 @@ std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t micr
   return counts;
 }
 
-DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
+                              const std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>& use) {
   require_few(plan, routing);
   Workload workload = plan.workload;
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
@@ -158,15 +163,28 @@ DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const Stat
   const Mesh mesh(plan.parallel);
   const DryRun run(plan.model, mesh, deployment, routing);
 
-  DryTraces traces;
-  std::map<std::vector<std::int64_t>, std::shared_ptr<const RankTrace>> known;
-  std::size_t records = 0;
+  std::vector<int> list_of_rank;
+  std::map<std::vector<std::int64_t>, int> known;
   for (int rank = 0; rank < mesh.world(); ++rank) {
-    auto& trace = known[key_of(plan.model, deployment, run, rank)];
-    if (trace == nullptr) trace = trace_of(plan.model, deployment, run, format, rank, records);
-    traces.ranks.push_back(trace);
+    const auto [at, is_new] = known.try_emplace(key_of(plan.model, deployment, run, rank), std::ssize(known));
+    if (is_new) use(rank, trace_of(plan.model, deployment, run, format, rank));
+    list_of_rank.push_back(at->second);
   }
-  traces.distinct = known.size();
+  return list_of_rank;
+}
+
+DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+  std::vector<std::shared_ptr<const RankTrace>> lists;
+  std::size_t records = 0;
+  const auto keep = [&](int /*rank*/, std::shared_ptr<const RankTrace> trace) {
+    records += trace->ops.size();
+    require_kept(records, plan.model, plan.workload.microbatches);
+    lists.push_back(std::move(trace));
+  };
+  const std::vector<int> list_of_rank = fold_dry_run(plan, format, pass, routing, keep);
+  DryTraces traces;
+  for (const int list : list_of_rank) traces.ranks.push_back(lists[static_cast<std::size_t>(list)]);
+  traces.distinct = lists.size();
   return traces;
 }
 

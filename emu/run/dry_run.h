@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -55,6 +56,8 @@ class DryRun {
   std::vector<std::int64_t> arriving(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// The same of every rank of its etp group, one after another.
   std::vector<std::int64_t> arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const;
+  /// Rows of the microbatch that the rank's context-parallel group holds.
+  std::int64_t rows_over_cp(std::int64_t microbatch, const Coordinates& at) const;
 
  private:
   using Key = std::tuple<int, std::int64_t, int, int, int>;
@@ -66,11 +69,16 @@ class DryRun {
   mutable std::map<Key, std::vector<std::int64_t>> sent_;
 };
 
-/// What a dry run takes at most: ops over all of its lists (2 GB), passes of ranks through their stages, and counts of
+/// What a dry run takes at most: ops that are kept at once (2 GB), passes of ranks through their stages, and counts of
 /// slots of an expert in these.
 constexpr std::size_t kMostRecords = std::size_t{1} << 24;
 constexpr std::int64_t kMostPasses = std::int64_t{1} << 20;
-constexpr std::int64_t kMostCounts = std::int64_t{1} << 26;
+constexpr std::int64_t kMostCounts = std::int64_t{1} << 27;
+
+/// Runs the plan dry and hands over each list that is not like another's, with the first rank that has it; no list is
+/// kept. Returns by rank which list is its own, in the order in which they came. Throws TooManyRecords.
+std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
+                              const std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>& use);
 
 /// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element). Throws
 /// TooManyRecords.

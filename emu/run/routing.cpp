@@ -8,7 +8,7 @@ namespace shardproof {
 namespace {
 
 /// Tokens over which the shares of a Zipf law are rounded to whole slots.
-constexpr std::int64_t kZipfPeriod = 4096;
+constexpr std::int64_t kZipfPeriod = 1 << 24;
 
 /// sum over i < n of floor((step * i + shift) / period), for n, step and shift up to 2^31, in O(log) steps: Euclid's
 /// algorithm on the lattice points under a line (Graham, Knuth, Patashnik: Concrete Mathematics, 3.5).

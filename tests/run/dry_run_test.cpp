@@ -157,6 +157,36 @@ TEST(DryRun, CountsThePastThatADecodeStepAttendsTo) {
   EXPECT_EQ(flops, 8.0 * 257 * 4 * 16 * 128);
 }
 
+TEST(DryRun, TellsReplicasOfDifferentPastsApart) {
+  Plan plan = testing::shipped_plan("tp2_ep4_pp2_dp2");
+  plan.workload = {.lengths = {1, 1, 1000, 1000}, .microbatches = 1};
+  const auto flops_at = [&](int dp) {
+    const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan));
+    double flops = 0;
+    for (const OpRecord& record : decode.of(Mesh(plan.parallel).rank_at({.dp = dp})).ops) {
+      if (record.op == Op::attention_context) flops += record.flops;
+    }
+    return flops;
+  };
+
+  EXPECT_EQ(flops_at(1) / flops_at(0), 1001.0 / 2);
+}
+
+TEST(DryRun, GathersTheRowsOfEveryContextParallelShare) {
+  Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+  plan.parallel = {.cp = 4};
+  plan.parallel.edp = 4;
+  plan.workload = {.lengths = {9}, .microbatches = 1};
+
+  const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(plan));
+
+  for (int rank = 0; rank < 4; ++rank) {
+    const auto gathered = std::ranges::find(dry.of(rank).ops, Op::attention_gather_k, &OpRecord::op);
+    ASSERT_NE(gathered, dry.of(rank).ops.end());
+    EXPECT_EQ(gathered->rows, 9);
+  }
+}
+
 TEST(DryRun, RefusesMoreThanItCanKeep) {
   const auto dry = [](const Plan& plan) {
     dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(plan));
@@ -166,8 +196,8 @@ TEST(DryRun, RefusesMoreThanItCanKeep) {
   Plan counts = testing::shipped_plan("ep64_tp2");
   const std::vector<std::int64_t> of_layer(64, 1);
   counts.workload.routing.counts.assign(static_cast<std::size_t>(counts.model.layers.size()), of_layer);
-  counts.workload.lengths.assign(64 * 1024, 1);
-  counts.workload.microbatches = 1024;
+  counts.workload.lengths.assign(64 * 2048, 1);
+  counts.workload.microbatches = 2048;
 
   EXPECT_THAT([&] { dry(passes); }, ThrowsMessage<TooManyRecords>(HasSubstr("passes through a stage")));
   EXPECT_THAT([&] { dry(counts); }, ThrowsMessage<TooManyRecords>(HasSubstr("one row of workload.routing.counts")));

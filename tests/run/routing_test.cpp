@@ -96,7 +96,8 @@ TEST(StatedRouting, FollowsAZipfLaw) {
   const Counts slots = StatedRouting::of(plan).slots(0, {{{0, 4096}}}, 4);
 
   // Two slots a token over 4 experts: 8192 / (1 + 1/2 + 1/3 + 1/4) = 3932.2 for the first.
-  EXPECT_THAT(slots, ElementsAre(3932, 1966, 1311, 983));
+  const Counts wanted{3932, 1966, 1311, 983};
+  for (std::size_t e = 0; e < 4; ++e) EXPECT_NEAR(static_cast<double>(slots[e]), static_cast<double>(wanted[e]), 3);
 }
 
 TEST(StatedRouting, GivesNoExpertATokenTwiceHoweverPopularItIs) {
