@@ -31,15 +31,6 @@ Range TokenMap::microbatch_rows(int dp, std::int64_t microbatch) const {
   return {first, offsets_[static_cast<std::size_t>(part.end())] - first};
 }
 
-std::vector<std::int64_t> TokenMap::lengths(int dp, std::int64_t microbatch) const {
-  const Range part = sequences(dp, microbatch);
-  std::vector<std::int64_t> result;
-  for (auto s = static_cast<std::size_t>(part.begin); s < static_cast<std::size_t>(part.end()); ++s) {
-    result.push_back(offsets_[s + 1] - offsets_[s]);
-  }
-  return result;
-}
-
 double TokenMap::pairs(int dp, std::int64_t microbatch) const {
   const Range part = sequences(dp, microbatch);
   double sum = 0;

@@ -63,8 +63,6 @@ class TokenMap {
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
   /// Pairs of a query and a key that it sees, over the sequences of the microbatch: causal, past included.
   double pairs(int dp, std::int64_t microbatch) const;
-  /// Tokens of each of the replica's sequences in the microbatch.
-  std::vector<std::int64_t> lengths(int dp, std::int64_t microbatch) const;
 
   /// How many tokens of each sequence came before these rows, and are attended to.
   void set_past(std::vector<std::int64_t> tokens) { past_ = std::move(tokens); }

@@ -66,27 +66,28 @@ void require_few(const Plan& plan, const StatedRouting& routing) {
   const LayerList& layers = plan.model.layers;
   const std::int64_t passes = plan.world() * plan.workload.microbatches;
   if (passes > kMostPasses) {
-    throw TooManyRecords(
-        fmt::format("{} ranks of {} microbatches: {} passes through a stage, more than {}; fewer "
-                    "workload.microbatches tell as much",
-                    plan.world(), plan.workload.microbatches, passes, kMostPasses));
+    throw TooManyRecords(fmt::format("{} on each of {} ranks: {} passes through a stage; at most {} are taken",
+                                     plan.workload.microbatches, plan.world(), passes, kMostPasses));
   }
   std::int64_t experts = 0;
   for (const LayerSpec& kind : layers.kinds()) experts = std::max(experts, kind.feed_forward.num_experts);
   const std::int64_t counted =
       routing.same_in_every_layer() ? std::ssize(layers.kinds()) : layers.size() / plan.parallel.pp;
   if (passes * counted > kMostCounts / experts) {
+    const char* advice =
+        routing.same_in_every_layer() ? "" : ", or with one row of workload.routing.counts for all layers";
     throw TooManyRecords(fmt::format(
-        "{1} of {0} ranks, {2} layers a stage with a routing of their own, {3} experts: more than {4} counts of slots; "
-        "fewer are needed, or one row of workload.routing.counts for all layers",
-        plan.world(), plan.workload.microbatches, counted, experts, kMostCounts));
+        "{} on each of {} ranks, in {} {} the slots of {} experts: more than {} counts; fewer microbatches "
+        "do{}",
+        plan.workload.microbatches, plan.world(), counted,
+        routing.same_in_every_layer() ? "kinds of layers" : "layers of a stage", experts, kMostCounts, advice));
   }
 }
 
 void require_kept(std::size_t records, const ModelConfig& model, std::int64_t microbatches) {
   if (records <= kMostRecords) return;
-  throw TooManyRecords(fmt::format("{} of {} layers: more than {} ops to keep at once; fewer are needed", microbatches,
-                                   model.layers.size(), kMostRecords));
+  throw TooManyRecords(fmt::format("{} of {} layers: more than {} ops to keep at once; fewer microbatches do",
+                                   microbatches, model.layers.size(), kMostRecords));
 }
 
 std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run,

@@ -28,17 +28,23 @@ Plan plan_of(const Parallel& parallel) {
   return plan;
 }
 
+/// The program of the plan; what it is given outlives it.
+template <class T>
+TransformerProgram<T> program_of(const Plan& plan, const Batch& batch, WeightStore<T>& store, ops::Format format) {
+  return {.model = plan.model,
+          .batch = batch,
+          .weights = store,
+          .format = format,
+          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+}
+
 Counted run(const Plan& plan, FaultInjector* fault = nullptr, TapSink* sink = nullptr) {
   const GeneratedWeights source(plan.workload.seed);
   WeightStore<float> store(source, ops::Format::fp32);
   const Batch batch(plan.workload, plan.model.vocab_size);
   Cluster cluster(plan.parallel);
-  TransformerProgram<float> program{.model = plan.model,
-                                    .batch = batch,
-                                    .weights = store,
-                                    .format = ops::Format::fp32,
-                                    .deployment = deploy(plan.model, plan.parallel, plan.workload),
-                                    .fault = fault};
+  TransformerProgram<float> program = program_of(plan, batch, store, ops::Format::fp32);
+  program.fault = fault;
   if (fault != nullptr) edit_deployment(*fault, program.deployment);
   SeededExecutor executor(1);
   Counted counted;
@@ -84,11 +90,7 @@ TEST(Transformer, UsesEveryWeightAndMakesEveryTapOfTheTablesOnce) {
   WeightStore<double> store(source, ops::Format::fp64, 0);
   const Batch batch(plan.workload, plan.model.vocab_size);
   Cluster cluster(plan.parallel);
-  const TransformerProgram<double> program{.model = plan.model,
-                                           .batch = batch,
-                                           .weights = store,
-                                           .format = ops::Format::fp64,
-                                           .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  const TransformerProgram<double> program = program_of(plan, batch, store, ops::Format::fp64);
   SeededExecutor executor(1);
   CountingSink sink;
 
@@ -262,11 +264,7 @@ TEST(Transformer, LabelsEveryCallWithItsOp) {
   WeightStore<float> store(source, ops::Format::fp32);
   const Batch batch(plan.workload, plan.model.vocab_size);
   Cluster cluster(plan.parallel);
-  const TransformerProgram<float> program{.model = plan.model,
-                                          .batch = batch,
-                                          .weights = store,
-                                          .format = ops::Format::fp32,
-                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  const TransformerProgram<float> program = program_of(plan, batch, store, ops::Format::fp32);
   SeededExecutor executor(1);
   std::vector<RankTrace> traces;
 
@@ -297,11 +295,7 @@ TEST(Transformer, KeepsNoRecordsThatNobodyAsksFor) {
   WeightStore<float> store(source, ops::Format::fp32);
   const Batch batch(plan.workload, plan.model.vocab_size);
   Cluster cluster(plan.parallel);
-  const TransformerProgram<float> program{.model = plan.model,
-                                          .batch = batch,
-                                          .weights = store,
-                                          .format = ops::Format::fp32,
-                                          .deployment = deploy(plan.model, plan.parallel, plan.workload)};
+  const TransformerProgram<float> program = program_of(plan, batch, store, ops::Format::fp32);
   SeededExecutor executor(1);
 
   cluster.run(executor, [&](Rank& rank) { return run_transformer<float>(rank, program); });
