@@ -11,10 +11,18 @@
 
 namespace shardproof::ops {
 
+/// Where g, u and h are written too, [tokens, width] each; where they are not wanted, without rows.
+template <class T>
+struct ExpertSteps {
+  MatrixView<T> gate = {};
+  MatrixView<T> up = {};
+  MatrixView<T> activation = {};
+};
+
 /// x, y [tokens, hidden], w_gate, w_up [width, hidden], w_down [hidden, width]. No tokens cost nothing.
 template <class T>
 void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const T> w_up, MatrixView<const T> w_down,
-            Format format, MatrixView<T> y);
+            Format format, MatrixView<T> y, const ExpertSteps<T>& steps = {});
 
 /// Three gemms and the activation; weights, x and y once, g, u and h written and read. Zero for no tokens.
 Cost expert_cost(Index tokens, Index hidden, Index width, int bytes_per_element);

@@ -52,6 +52,13 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
       return moe_output_cause(wrong);
     case TapKind::router_choice:
     case TapKind::router_weights:
+    // Only the rounding is judged by the steps of an op, and its cause is the rounding.
+    case TapKind::attention_partial:
+    case TapKind::expert_gate:
+    case TapKind::expert_up:
+    case TapKind::expert_activation:
+    case TapKind::expert_partial:
+    case TapKind::expert_output:
       break;
   }
   return std::nullopt;

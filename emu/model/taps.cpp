@@ -34,6 +34,12 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .width = sizes::q_width,
      .rows = TapRows::all,
      .cols = Split::q_heads},
+    {.kind = TapKind::attention_partial,
+     .name = "attention.partial",
+     .inner = true,
+     .parts = TapParts::over_tp,
+     .width = sizes::hidden,
+     .rows = TapRows::all},
     {.kind = TapKind::attention_output, .name = "attention.output", .width = sizes::hidden},
     {.kind = TapKind::attention_residual, .name = "attention.residual", .width = sizes::hidden},
     {.kind = TapKind::moe_norm, .name = "moe.norm", .width = sizes::hidden},
@@ -44,6 +50,31 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .rows = TapRows::own,
      .ids = true},
     {.kind = TapKind::router_weights, .name = "moe.router_weights", .width = sizes::top_k, .rows = TapRows::own},
+    {.kind = TapKind::expert_gate,
+     .name = "moe.expert_gate",
+     .inner = true,
+     .slots = true,
+     .width = sizes::intermediate,
+     .cols = Split::intermediate_size},
+    {.kind = TapKind::expert_up,
+     .name = "moe.expert_up",
+     .inner = true,
+     .slots = true,
+     .width = sizes::intermediate,
+     .cols = Split::intermediate_size},
+    {.kind = TapKind::expert_activation,
+     .name = "moe.expert_activation",
+     .inner = true,
+     .slots = true,
+     .width = sizes::intermediate,
+     .cols = Split::intermediate_size},
+    {.kind = TapKind::expert_partial,
+     .name = "moe.expert_partial",
+     .inner = true,
+     .slots = true,
+     .parts = TapParts::over_etp,
+     .width = sizes::hidden},
+    {.kind = TapKind::expert_output, .name = "moe.expert_output", .inner = true, .slots = true, .width = sizes::hidden},
     {.kind = TapKind::moe_output, .name = "moe.output", .width = sizes::hidden},
     {.kind = TapKind::moe_residual, .name = "moe.residual", .width = sizes::hidden},
     {.kind = TapKind::final_norm, .name = "final_norm", .in_layer = false, .width = sizes::hidden},
@@ -67,6 +98,25 @@ std::optional<int> take_index(std::string_view& text, std::string_view word) {
   return index;
 }
 
+/// `parts` null: without the inner ones.
+std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* parts) {
+  std::vector<TapId> taps{{.kind = TapKind::embedding}};
+  for (int layer = 0; layer < model.layers.size(); ++layer) {
+    for (const TapRow& row : kTapTable) {
+      if (!row.in_layer || (row.inner && parts == nullptr)) continue;
+      if (row.parts == TapParts::whole) {
+        taps.push_back({.layer = layer, .kind = row.kind});
+        continue;
+      }
+      const int count = row.parts == TapParts::over_tp ? parts->tp : parts->etp;
+      for (int part = 0; part < count; ++part) taps.push_back({.layer = layer, .kind = row.kind, .part = part});
+    }
+  }
+  taps.push_back({.kind = TapKind::final_norm});
+  taps.push_back({.kind = TapKind::logits});
+  return taps;
+}
+
 }  // namespace
 
 std::span<const TapRow> tap_table() {
@@ -83,6 +133,7 @@ std::string to_string(const TapId& id) {
   text += tap_row(id.kind).name;
   if (id.expert >= 0) text += fmt::format(".expert.{}", id.expert);
   if (id.slot >= 0) text += fmt::format(".slot.{}", id.slot);
+  if (id.part >= 0) text += fmt::format(".part.{}", id.part);
   return text;
 }
 
@@ -104,6 +155,7 @@ std::optional<TapId> parse_tap_id(std::string_view text) {
   if (after.starts_with('.')) after.remove_prefix(1);
   id.expert = take_index(after, "expert.").value_or(-1);
   id.slot = take_index(after, "slot.").value_or(-1);
+  id.part = take_index(after, "part.").value_or(-1);
   if (to_string(id) != text) return std::nullopt;
   return id;
 }
@@ -115,15 +167,15 @@ std::optional<TapKind> find_tap_kind(std::string_view name) {
 }
 
 std::vector<TapId> all_taps(const ModelConfig& model) {
-  std::vector<TapId> taps{{.kind = TapKind::embedding}};
-  for (int layer = 0; layer < model.layers.size(); ++layer) {
-    for (const TapRow& row : kTapTable) {
-      if (row.in_layer) taps.push_back({.layer = layer, .kind = row.kind});
-    }
-  }
-  taps.push_back({.kind = TapKind::final_norm});
-  taps.push_back({.kind = TapKind::logits});
-  return taps;
+  return list_taps(model, nullptr);
+}
+
+std::vector<TapId> all_taps(const ModelConfig& model, const TapPartCounts& parts) {
+  return list_taps(model, &parts);
+}
+
+std::int64_t tap_rows(const ModelConfig& model, const TapId& id, std::int64_t tokens) {
+  return tap_row(id.kind).slots ? tokens * model.layers[id.layer].feed_forward.top_k : tokens;
 }
 
 std::int64_t tap_width(const ModelConfig& model, const TapId& id) {

@@ -25,13 +25,19 @@ enum class TapKind : std::int8_t {
   attention_k,
   attention_v,
   attention_context,
-  attention_output,  ///< after its reduction
+  attention_partial,  ///< of the output, before its reduction, as stored
+  attention_output,   ///< after its reduction
   attention_residual,
   moe_norm,
   router_logits,
   router_choice,  ///< expert ids, best first
   router_weights,
-  moe_output,  ///< combined
+  expert_gate,
+  expert_up,
+  expert_activation,
+  expert_partial,  ///< of an expert's output, before its reduction, as stored
+  expert_output,   ///< after its reduction, back with its token
+  moe_output,      ///< combined
   moe_residual,
   final_norm,
   logits,
@@ -45,10 +51,18 @@ enum class TapRows {
   own,  ///< the rows that the rank routes
 };
 
+/// Where every rank along an axis has a partial sum, a tap is one rank's of them (TapId::part).
+enum class TapParts { whole, over_tp, over_etp };
+
 struct TapRow {
   TapKind kind{};
   std::string_view name;
   bool in_layer = true;
+  /// Tapped only for who asks for it (TapSink::inner): the steps of what is otherwise one tap.
+  bool inner = false;
+  /// A row is not a token but a slot: row token * top_k + i is of the token's i-th chosen expert.
+  bool slots = false;
+  TapParts parts = TapParts::whole;
   std::int64_t (*width)(const ModelConfig& model, const LayerSpec& layer) = nullptr;
   TapRows rows = TapRows::stream;
   Split cols = Split::none;
@@ -68,6 +82,7 @@ struct TapId {
   TapKind kind{};
   int expert = -1;
   int slot = -1;
+  int part = -1;  ///< the rank along the axis that the row's `parts` names
 
   bool operator==(const TapId&) const = default;
 };
@@ -80,8 +95,19 @@ std::optional<TapId> parse_tap_id(std::string_view text);
 /// The kind whose row has that name.
 std::optional<TapKind> find_tap_kind(std::string_view name);
 
-/// Every tap of a forward over whole sequences, in program order.
+/// Every tap of a forward over whole sequences, in program order, without the inner ones.
 std::vector<TapId> all_taps(const ModelConfig& model);
+
+/// How many partial sums there are of what is reduced.
+struct TapPartCounts {
+  int tp = 1;
+  int etp = 1;
+};
+/// The same with the inner taps.
+std::vector<TapId> all_taps(const ModelConfig& model, const TapPartCounts& parts);
+
+/// Rows of the whole tensor, of a batch of so many tokens.
+std::int64_t tap_rows(const ModelConfig& model, const TapId& id, std::int64_t tokens);
 
 /// Elements of a row.
 std::int64_t tap_width(const ModelConfig& model, const TapId& id);

@@ -29,6 +29,7 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   ctx.tap(TapKind::attention_context, layer, context);
 
   Tensor partial = ctx.partial_linear(Op::attention_output, layer, context, Weight::attention_output);
+  ctx.tap(TapKind::attention_partial, layer, partial);
   const Tensor output = co_await reduce_to_stream(ctx, Op::attention_reduce, layer, std::move(partial));
   ctx.tap(TapKind::attention_output, layer, output);
   ctx.add(Op::attention_residual, layer, x, output);

@@ -57,6 +57,8 @@ class Rank {
     if (sink_ != nullptr) sink_->tap(id_, {.id = id, .name = {}}, placement, part);
   }
   bool tapped() const { return sink_ != nullptr; }
+  /// Somebody takes the inner taps (TapRow::inner).
+  bool tapped_inside() const { return sink_ != nullptr && sink_->inner(); }
 
   /// Where the rank's program leaves its records; null when nobody asks for them.
   RankTrace* trace() const { return trace_; }

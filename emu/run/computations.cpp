@@ -5,6 +5,7 @@
 
 #include "emu/run/dry_run.h"
 #include "emu/run/fault.h"
+#include "emu/run/slot_board.h"
 #include "emu/run/transformer.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
@@ -79,6 +80,7 @@ typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int laye
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
     ops::linear<T>(x, slice(weight, layer).load(), y);
   }
+  round_partial(y, layout_.parallel.tp);
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));
   return y;
 }
@@ -161,13 +163,17 @@ typename Computations<T>::Tensor Computations<T>::gather_rows(Op op, int layer, 
 }
 
 template <class T>
-void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] const Tensor& x, Range rows, Tensor& y) {
+void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] const Tensor& x, Range rows, Tensor& y,
+                             [[maybe_unused]] ExpertSteps& steps) {
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
     const int index = static_cast<int>(held(layer).experts.begin) + expert;
+    const auto part = [&](Tensor& whole) {
+      return whole.rows() == 0 ? ops::MatrixView<T>() : whole.view().row_range(rows.begin, rows.count);
+    };
     ops::expert<T>(x.view().row_range(rows.begin, rows.count), slice(Weight::expert_gate, layer, index).load(),
                    slice(Weight::expert_up, layer, index).load(), slice(Weight::expert_down, layer, index).load(),
-                   format_, y.view().row_range(rows.begin, rows.count));
+                   format_, part(y), {part(steps.gate), part(steps.up), part(steps.activation)});
   }
   record(op, layer, rows.count, y.cols(),
          ops::expert_cost(rows.count, y.cols(), held(layer).intermediate_size.count, element_bytes()), expert);
@@ -189,12 +195,57 @@ void Computations<T>::round([[maybe_unused]] Tensor& x) const {
 }
 
 template <class T>
+void Computations<T>::round_partial([[maybe_unused]] Tensor& x, [[maybe_unused]] int ranks) const {
+  if constexpr (!kDry) {
+    if (ranks > 1) ops::round_partial<T>(x.span(), format_);
+  }
+}
+
+template <class T>
 Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& routing) const {
   if constexpr (kDry) {
     return {.counts = ground_.run.sent(layer, microbatch_, layout_.at)};
   } else {
-    return permute_by_owner(routing.ids, held(layer).expert_owner, layout_.parallel.ep);
+    Permutation permutation = permute_by_owner(routing.ids, held(layer).expert_owner, layout_.parallel.ep);
+    if (tapped_inside()) {
+      std::vector<std::int64_t> to_each;
+      for (const std::size_t count : element_counts(permutation.counts, held(layer).experts.count, 1)) {
+        to_each.push_back(static_cast<std::int64_t>(count));
+      }
+      ground_.program.slots->post(to_int(ground_.rank.id()), {layer, microbatch_}, sent_slots(layer, permutation),
+                                  std::move(to_each));
+    }
+    return permutation;
   }
+}
+
+template <class T>
+std::vector<std::int64_t> Computations<T>::sent_slots([[maybe_unused]] int layer,
+                                                      [[maybe_unused]] const Permutation& permutation) const {
+  std::vector<std::int64_t> slots;
+  if constexpr (!kDry) {
+    if (!tapped_inside()) return slots;
+    slots.resize(static_cast<std::size_t>(permutation.positions.size()));
+    const TokenRows own = tokens_.rows.part(own_rows());
+    const std::int64_t top_k = permutation.positions.cols();
+    for (std::int64_t token = 0; token < permutation.positions.rows(); ++token) {
+      const std::int64_t row = own[token];
+      for (std::int64_t choice = 0; choice < top_k; ++choice) {
+        slots[static_cast<std::size_t>(permutation.positions(token, choice))] = row * top_k + choice;
+      }
+    }
+  }
+  return slots;
+}
+
+template <class T>
+std::vector<std::int64_t> Computations<T>::slots_of_experts([[maybe_unused]] int layer) const {
+  if constexpr (!kDry) {
+    if (tapped_inside()) {
+      return ground_.program.slots->arriving_over_etp(to_int(ground_.rank.id()), {layer, microbatch_});
+    }
+  }
+  return {};
 }
 
 template <class T>
@@ -226,9 +277,9 @@ template <class M>
 void Computations<T>::tap([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
                           [[maybe_unused]] const M& tensor) const {
   if constexpr (!kDry) {
-    if (!ground_.rank.tapped()) return;
     const TapRow& row = tap_row(kind);
-    const TapId id{.layer = layer, .kind = kind};
+    if (!(row.inner ? tapped_inside() : ground_.rank.tapped())) return;
+    const TapId id{.layer = layer, .kind = kind, .part = row.parts == TapParts::over_tp ? layout_.at.tp : -1};
     const std::int64_t width = tap_width(model_, id);
     const Range cols = part_of(layout_, model_, row.cols, layer, width);
     const Range places = row.rows == TapRows::all   ? Range{0, rows()}
@@ -240,6 +291,30 @@ void Computations<T>::tap([[maybe_unused]] TapKind kind, [[maybe_unused]] int la
       ground_.rank.tap(id, tensor.view().row_range(first, run.count), Placement{all.tokens(), width, run, cols, {}});
       first += run.count;
     }
+  }
+}
+
+template <class T>
+bool Computations<T>::tapped_inside() const {
+  if constexpr (kDry) {
+    return false;
+  } else {
+    return ground_.program.slots != nullptr && ground_.rank.tapped_inside();
+  }
+}
+
+template <class T>
+void Computations<T>::tap_slots([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
+                                [[maybe_unused]] const Tensor& tensor,
+                                [[maybe_unused]] const std::vector<std::int64_t>& slots) const {
+  if constexpr (!kDry) {
+    if (!tapped_inside() || std::ssize(slots) != tensor.rows()) return;
+    const TapRow& row = tap_row(kind);
+    const TapId id{.layer = layer, .kind = kind, .part = row.parts == TapParts::over_etp ? layout_.at.etp : -1};
+    const std::int64_t width = tap_width(model_, id);
+    const std::int64_t rows = tap_rows(model_, id, ground_.program.deployment.tokens.tokens());
+    ground_.rank.template tap<T>(
+        id, tensor, Placement::listed(rows, width, slots, part_of(layout_, model_, row.cols, layer, width)));
   }
 }
 

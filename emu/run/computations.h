@@ -74,7 +74,7 @@ class Computations {
   Tensor rms_norm(Op op, int layer, const Tensor& x, Weight weight);
   /// x W^T, [rows of x, rows of W].
   Tensor linear(Op op, int layer, View x, Weight weight);
-  /// The same, a partial sum: not rounded.
+  /// The same, a partial sum over tp: rounded as a kernel stores one that is to be sent, if it is.
   Tensor partial_linear(Op op, int layer, const Tensor& x, Weight weight);
   /// Rotates heads [all rows, heads * head_dim] in place.
   void rope(Op op, int layer, Tensor& heads);
@@ -86,12 +86,20 @@ class Computations {
   /// that has been tapped.
   Routing route(Op op, int layer, const Tensor& logits);
   Tensor gather_rows(Op op, int layer, View x, const RowOrder& order);
+  /// What an expert makes on the way to its output, for the inner taps: a row for each of its input's, or none at all.
+  struct ExpertSteps {
+    Tensor gate;
+    Tensor up;
+    Tensor activation;
+  };
   /// The rank's slice of its `expert`-th expert on rows begin..begin+count of x; partial sums over etp, into the same
-  /// rows of y.
-  void expert(Op op, int layer, int expert, const Tensor& x, Range rows, Tensor& y);
+  /// rows of y, and what led to them into those of `steps`, if it has any.
+  void expert(Op op, int layer, int expert, const Tensor& x, Range rows, Tensor& y, ExpertSteps& steps);
   /// Own rows [own rows, hidden] from the experts' outputs, each at its place in the dispatch.
   Tensor combine(Op op, int layer, const Tensor& outputs, const Permutation& permutation, const Tensor& weights);
   void round(Tensor& x) const;
+  /// As a kernel stores a partial sum that is to be reduced over so many ranks; of one nothing is sent.
+  void round_partial(Tensor& x, int ranks) const;
 
   /// Bookkeeping of the dispatch: where the rank's slots go.
   Permutation permute(int layer, const Routing& routing) const;
@@ -104,6 +112,14 @@ class Computations {
   /// Hands a tensor to whoever holds the run to the reference, as the table of taps places it.
   template <class M>
   void tap(TapKind kind, int layer, const M& tensor) const;
+  /// Somebody takes the inner taps.
+  bool tapped_inside() const;
+  /// The same for an inner tap whose rows are slots: `slots` has each row's. One that does not fit is not handed out.
+  void tap_slots(TapKind kind, int layer, const Tensor& tensor, const std::vector<std::int64_t>& slots) const;
+  /// The slots of the rank's own rows in the order of their dispatch, and of those that its experts work on in the
+  /// order of their arrival; none where no inner taps are taken.
+  std::vector<std::int64_t> sent_slots(int layer, const Permutation& permutation) const;
+  std::vector<std::int64_t> slots_of_experts(int layer) const;
 
  protected:
   int element_bytes() const { return ops::bytes_per_element(format_); }

@@ -63,7 +63,6 @@ template <class T>
 Task<> Context<T>::all_reduce(Op op, int layer, Tensor& partial, [[maybe_unused]] SourceLocation where) {
   if (layout_.parallel.tp > 1) {
     if constexpr (!kDry) {
-      ops::round_partial<T>(partial.span(), format_);
       co_await communicator(Axis::tp, op, layer).all_reduce(partial.span(), ground_.program.reduction, where);
     }
     record_call(op, layer, moved(Axis::tp, Operation::all_reduce, partial, partial));
@@ -77,7 +76,6 @@ Task<typename Context<T>::Tensor> Context<T>::scatter_rows(Op op, int layer, Ten
                                                            [[maybe_unused]] SourceLocation where) {
   Tensor shard(this->own_rows().count, partial.cols());
   if constexpr (!kDry) {
-    ops::round_partial<T>(partial.span(), format_);
     const std::vector<std::size_t> counts = own_elements(partial.cols());
     co_await communicator(Axis::tp, op, layer)
         .reduce_scatter_v(std::as_const(partial).span(), shard.span(), std::span<const std::size_t>(counts),
@@ -194,7 +192,6 @@ Task<typename Context<T>::Tensor> Context<T>::reduce_over_etp(Op op, int layer, 
                                                               [[maybe_unused]] SourceLocation where) {
   Tensor own(own_rows, partial.cols());
   if constexpr (!kDry) {
-    ops::round_partial<T>(partial.span(), format_);
     const std::int64_t buckets = std::ssize(all_counts) / layout_.parallel.etp;
     const std::vector<std::size_t> counts = element_counts(all_counts, buckets, partial.cols());
     co_await communicator(Axis::etp, op, layer)

@@ -3,8 +3,8 @@
 //   Tensor q = ctx.linear(Op::attention_q, layer, x, Weight::attention_q);
 //   co_await ctx.all_reduce(Op::attention_reduce, layer, partial);
 //
-// A call carries its op, layer and microbatch (CallTag) and leaves a record of what went where. A partial sum is
-// rounded as a kernel stores one before it is sent; a reduction's result is stored. Dry, a call completes at once.
+// A call carries its op, layer and microbatch (CallTag) and leaves a record of what went where. A reduction's result is
+// stored. Dry, a call completes at once.
 #pragma once
 
 #include <cstdint>

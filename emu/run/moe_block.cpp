@@ -7,16 +7,33 @@
 namespace shardproof {
 namespace {
 
+/// The slots of sorted rows; none where there are none, or not as many as rows.
+std::vector<std::int64_t> in_order(const std::vector<std::int64_t>& slots, const RowOrder& order) {
+  std::vector<std::int64_t> sorted;
+  if (slots.size() != order.rows.size()) return sorted;
+  for (const std::int64_t row : order.rows) sorted.push_back(slots[static_cast<std::size_t>(row)]);
+  return sorted;
+}
+
 /// Runs this rank's slice of its experts over rows that are sorted by expert, rows_of[e] of each; [rows, hidden]
-/// partial sums over etp.
+/// partial sums over etp. `slots` are those of the rows, for the inner taps.
 template <class T>
-TensorOf<T> run_experts(Context<T>& ctx, int layer, const TensorOf<T>& x, const std::vector<std::int64_t>& rows_of) {
+TensorOf<T> run_experts(Context<T>& ctx, int layer, const TensorOf<T>& x, const std::vector<std::int64_t>& rows_of,
+                        const std::vector<std::int64_t>& slots) {
   TensorOf<T> y(x.rows(), x.cols());
+  typename Context<T>::ExpertSteps steps;
+  if (ctx.tapped_inside()) {
+    const std::int64_t width = ctx.held(layer).intermediate_size.count;
+    for (TensorOf<T>* step : {&steps.gate, &steps.up, &steps.activation}) *step = TensorOf<T>(x.rows(), width);
+  }
   Range rows;
   for (std::size_t e = 0; e < rows_of.size(); ++e) {
     rows = {rows.end(), rows_of[e]};
-    if (rows.count > 0) ctx.expert(Op::moe_expert, layer, static_cast<int>(e), x, rows, y);
+    if (rows.count > 0) ctx.expert(Op::moe_expert, layer, static_cast<int>(e), x, rows, y, steps);
   }
+  ctx.tap_slots(TapKind::expert_gate, layer, steps.gate, slots);
+  ctx.tap_slots(TapKind::expert_up, layer, steps.up, slots);
+  ctx.tap_slots(TapKind::expert_activation, layer, steps.activation, slots);
   return y;
 }
 
@@ -37,8 +54,11 @@ Task<TensorOf<T>> experts_over_etp(Context<T>& ctx, int layer, TensorOf<T> x, st
   std::vector<std::int64_t> rows_of(static_cast<std::size_t>(experts), 0);
   for (std::size_t i = 0; i < counts.size(); ++i) rows_of[i % rows_of.size()] += counts[i];
   const Tensor sorted = ctx.gather_rows(Op::moe_sort, layer, x, order);
-  const Tensor outputs = run_experts(ctx, layer, sorted, rows_of);
+  const std::vector<std::int64_t> slots = ctx.slots_of_experts(layer);
+  const Tensor outputs = run_experts(ctx, layer, sorted, rows_of, in_order(slots, order));
   Tensor y = ctx.gather_rows(Op::moe_unsort, layer, outputs, ctx.inverse_of(order));
+  ctx.round_partial(y, ctx.parallel().etp);
+  ctx.tap_slots(TapKind::expert_partial, layer, y, slots);
 
   if (split) y = co_await ctx.reduce_over_etp(Op::expert_reduce, layer, std::move(y), own_rows, counts);
   ctx.round(y);
@@ -63,6 +83,7 @@ Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Cont
   } else {
     outputs = co_await experts_over_etp(ctx, layer, std::move(sent), permutation.counts);
   }
+  ctx.tap_slots(TapKind::expert_output, layer, outputs, ctx.sent_slots(layer, permutation));
   co_return ctx.combine(Op::moe_combine, layer, outputs, permutation, routing.weights);
 }
 

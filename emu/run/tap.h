@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <variant>
 
@@ -23,6 +24,9 @@ struct Placement {
   Range col_part;
   /// Set when the parts of the ranks along this axis are partial sums of the tensor, added in rank order.
   std::optional<Axis> partial;
+  /// Where the rows that the rank holds are no range: each of them, in the order of the part. Then row_part counts
+  /// them.
+  std::span<const std::int64_t> row_list = {};
 
   /// Every rank holds the whole.
   static constexpr Placement replicate(std::int64_t rows, std::int64_t cols) {
@@ -35,6 +39,16 @@ struct Placement {
   /// The rank holds a partial sum of the whole.
   static constexpr Placement partial_sum(std::int64_t rows, std::int64_t cols, Axis axis) {
     return {rows, cols, {0, rows}, {0, cols}, axis};
+  }
+  /// The rank holds those rows of the columns in `col_part`. The list outlives the placement.
+  static constexpr Placement listed(std::int64_t rows, std::int64_t cols, std::span<const std::int64_t> list,
+                                    Range col_part) {
+    return {rows, cols, {0, static_cast<std::int64_t>(list.size())}, col_part, {}, list};
+  }
+
+  /// Where the part's i-th row lies.
+  constexpr std::int64_t row(std::int64_t i) const {
+    return row_list.empty() ? row_part.begin + i : row_list[static_cast<std::size_t>(i)];
   }
 };
 
@@ -53,6 +67,8 @@ class TapSink {
  public:
   virtual ~TapSink() = default;
   virtual void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) = 0;
+  /// Whether it takes the inner taps (TapRow::inner) too.
+  virtual bool inner() const { return false; }
 };
 
 }  // namespace shardproof

@@ -13,6 +13,7 @@
 namespace shardproof {
 
 class FaultInjector;
+class SlotBoard;
 
 /// What all ranks of a run share. T is double for fp64 and exact, else float.
 template <class T>
@@ -27,6 +28,7 @@ struct TransformerProgram {
   const RoutingReplay* replay = nullptr;
   ReduceOptions reduction = {};    ///< of the all-reduces; reduce-scatters take its formats, and ring if it is ring
   FaultInjector* fault = nullptr;  ///< see fault.h; the deployment is edited by whoever makes the program
+  SlotBoard* slots = nullptr;      ///< where the inner taps are taken: needed for those of slots
   int threads_per_rank = 1;        ///< that one op may use: more than one pays when ranks are fewer than cores
 };
 

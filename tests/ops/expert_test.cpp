@@ -49,6 +49,29 @@ TEST(Swiglu, RunsInPlaceOnStridedRowsOfEveryLength) {
   }
 }
 
+TEST(Expert, WritesItsStepsAsItTookThemWhereTheyAreWanted) {
+  const Index tokens = 101, hidden = 33, width = 150;  // more rows than are packed at once, more than one column block
+  const Matrix<float> x = random_matrix<float>(tokens, hidden, 2, 1), gate = random_matrix<float>(width, hidden, 1, 2),
+                      up = random_matrix<float>(width, hidden, 1, 3), down = random_matrix<float>(hidden, width, 1, 4);
+  Matrix<float> y(tokens, hidden), without(tokens, hidden), g(tokens, width), u(tokens, width), h(tokens, width);
+
+  expert<float>(x, gate, up, down, Format::bf16, y, {g, u, h});
+
+  expert<float>(x, gate, up, down, Format::bf16, without);
+  Matrix<float> linear_g(tokens, width), linear_u(tokens, width), swiglu_h(tokens, width);
+  linear<float>(x, gate, linear_g);
+  linear<float>(x, up, linear_u);
+  round_to(linear_g.span(), Format::bf16);
+  round_to(linear_u.span(), Format::bf16);
+  swiglu<float>(linear_g, linear_u, Format::bf16, swiglu_h);
+  EXPECT_TRUE(oracle::same_bits<float>(y, without));
+  EXPECT_TRUE(oracle::same_bits<float>(g, linear_g));
+  EXPECT_TRUE(oracle::same_bits<float>(u, linear_u));
+  EXPECT_TRUE(oracle::same_bits<float>(h, swiglu_h));
+  Matrix<float> short_step(tokens - 1, width);
+  EXPECT_THROW(expert<float>(x, gate, up, down, Format::bf16, y, {short_step, u, h}), ShapeError);
+}
+
 TEST(Expert, EqualsTheOracleInExact) {
   for (const Index tokens : {1, 2, 5, 16, 40}) {
     const Index hidden = 48, width = 37;
