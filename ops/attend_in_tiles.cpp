@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "ops/attention.h"
 #include "ops/internal/attend.h"
 #include "ops/internal/math.h"
 #include "ops/internal/panel.h"
@@ -14,7 +15,7 @@ namespace {
 using simd::Vec;
 
 constexpr Index kQueries = 48;
-constexpr Index kKeys = 256;
+constexpr Index kKeys = kAttentionTile;
 static_assert(kQueries % panel::kRows == 0 && kKeys % panel::kWidth<float> == 0 && kKeys % simd::kPartials<float> == 0);
 
 /// Keys transposed panel by panel, [tokens / kWidth, head_dim, kWidth], zeros after the last token.

@@ -18,6 +18,9 @@
 
 namespace shardproof::ops {
 
+/// Keys that a running maximum is taken over before what there is is scaled to it.
+inline constexpr Index kAttentionTile = 256;
+
 /// q, out [tokens, heads * head_dim], k, v [tokens, kv_heads * head_dim]; heads is a multiple of kv_heads.
 /// offsets has one entry more than there are sequences: sequence s is the rows offsets[s] .. offsets[s+1], which may be
 /// none; the last entry is tokens. An empty `offsets` means no sequence. out must not overlap the inputs.

@@ -88,6 +88,7 @@ RunnablePlan shown_plan(const Request& request, const RunnablePlan& original, co
 Proof prove_with(const Request& request, const RunnablePlan& run, Algorithm all_reduce, const Outputs& outputs) {
   VerifyOptions options = request.options;
   options.all_reduce = all_reduce;
+  options.amplification = request.options.amplification || request.orders.size() > 1;
   ProgressLine line;
   if (outputs.human() && stderr_is_terminal()) {
     options.progress = [&](const Progress& progress) { line.show(progress); };
@@ -220,6 +221,13 @@ void add_verify_command(CLI::App& app, int& exit_code) {
   command->add_option("--junit", flags->junit, "Write the taps as JUnit XML; - for standard output")
       ->type_name("FILE|-");
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
+  command->add_flag("--amplification", flags->amplification,
+                    "Also measure how far rounding carries from end to end, against an unsharded run");
+  command
+      ->add_option("--max-amplification", flags->max_amplification,
+                   "Measure it, and exit 1 where the sharded run's error is more than X times the unsharded one's")
+      ->type_name("X")
+      ->check(CLI::PositiveNumber);
   command->add_flag("--taps", flags->all_taps, "Show every tap, not one line a kind");
   command->callback([flags, &exit_code] { exit_code = run_verify(*flags); });
 }

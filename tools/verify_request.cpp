@@ -85,7 +85,9 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
                      .schedule = flags.schedule,
                      .weights = request.checkpoint.get(),
                      .wire = parsed(flags.wire),
-                     .accumulate = parsed(flags.accumulate)};
+                     .accumulate = parsed(flags.accumulate),
+                     .amplification = flags.amplification,
+                     .max_amplification = flags.max_amplification};
   if (flags.all_reduce == kAllOrders) {
     request.orders.assign(kAlgorithms.begin(), kAlgorithms.end());
   } else {

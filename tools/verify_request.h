@@ -33,6 +33,8 @@ struct VerifyFlags {
   std::string junit;
   std::string record;
   std::string baseline;
+  bool amplification = false;
+  std::optional<double> max_amplification;
   bool all_taps = false;
 
   bool uses_baseline() const { return !record.empty() || !baseline.empty(); }

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -42,6 +43,11 @@ std::string error_text(double value) {
   return value == 0 ? "0" : fmt::format("{:.2e}", value);
 }
 
+std::string share_text(double share) {
+  if (share == 0) return "0";
+  return share < 0.0095 ? fmt::format("{:.0e}", share) : fmt::format("{:.2f}", share);
+}
+
 struct TapLine {
   std::string name;
   int count = 0;
@@ -49,8 +55,9 @@ struct TapLine {
   bool replicas_equal = true;
 };
 
-double excess(const TapReport& tap) {
-  return tap.bound > 0 ? tap.max_error / tap.bound : tap.max_error;
+/// Of its bound, how much the worst element's error is.
+double share_of_bound(const TapReport& tap) {
+  return tap.bound > 0 || tap.max_error == 0 ? tap.max_error / std::max(tap.bound, DBL_MIN) : INFINITY;
 }
 
 std::vector<TapLine> lines_of(const std::vector<TapReport>& taps, TapLines wanted) {
@@ -61,20 +68,20 @@ std::vector<TapLine> lines_of(const std::vector<TapReport>& taps, TapLines wante
     if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
     ++line->count;
     line->replicas_equal = line->replicas_equal && tap.replicas_equal;
-    if (line->worst == nullptr || excess(tap) > excess(*line->worst)) line->worst = &tap;
+    if (line->worst == nullptr || share_of_bound(tap) > share_of_bound(*line->worst)) line->worst = &tap;
   }
   return lines;
 }
 
 std::string tap_table(const VerifyReport& report, TapLines wanted) {
   std::vector<std::vector<std::string>> rows{
-      {"tap", "tensors", "worst error", "bound", "amplification", "replicas", "worst in"}};
+      {"tap", "tensors", "worst error", "its bound", "error / bound", "replicas", "worst in"}};
   for (const TapLine& line : lines_of(report.taps, wanted)) {
     const TapReport& worst = *line.worst;
     const bool missing = worst.verdict == TapVerdict::missing;
     const std::string replicas = !line.replicas_equal ? "DIFFER" : missing ? "-" : "equal";
     rows.push_back({line.name, fmt::format("{}", line.count), missing ? "missing" : error_text(worst.max_error),
-                    error_text(worst.bound), missing ? "-" : fmt::format("{:.2f}", worst.amplification), replicas,
+                    error_text(worst.bound), missing ? "-" : share_text(share_of_bound(worst)), replicas,
                     line.count > 1 ? worst.name : ""});
   }
   return table(rows, 1);
@@ -103,7 +110,7 @@ std::string expert_load(const VerifyReport& report) {
     }
   }
   return fmt::format("  routing: {} choices, {} to {} tokens an expert, {} of {} experts without a token\n",
-                     with_thousands(report.routing.tokens), least, most, with_thousands(idle), with_thousands(experts));
+                     with_thousands(report.router_choices), least, most, with_thousands(idle), with_thousands(experts));
 }
 
 std::string verdict_word(Verdict verdict) {
@@ -112,17 +119,46 @@ std::string verdict_word(Verdict verdict) {
                                                                       : Tone::bad);
 }
 
+/// The tap whose error is the largest part of its bound.
 const TapReport* worst_tap(const VerifyReport& report) {
   const TapReport* worst = nullptr;
   for (const TapReport& tap : report.taps) {
-    if (worst == nullptr || tap.amplification > worst->amplification) worst = &tap;
+    if (worst == nullptr || share_of_bound(tap) > share_of_bound(*worst)) worst = &tap;
   }
   return worst;
 }
 
-std::string worst_amplification(const VerifyReport& report) {
+std::string rounding_text(const VerifyReport& report) {
   const TapReport* worst = worst_tap(report);
-  return worst == nullptr ? "" : fmt::format("worst amplification {:.2f} at {}", worst->amplification, worst->name);
+  if (worst == nullptr) return {};
+  return fmt::format(": {} taps ({} values), each within the bound of its op; the worst error is {:.2f} of it, at {}",
+                     with_thousands(std::ssize(report.taps)), with_thousands(report.elements), share_of_bound(*worst),
+                     worst->name);
+}
+
+std::string amplification_text(const AmplificationReport& report) {
+  if (!report.error.empty()) return fmt::format("  amplification: {}\n", report.error);
+  const AmplifiedTap* worst = report.worst();
+  if (worst == nullptr) return {};
+  std::vector<std::vector<std::string>> rows{
+      {"from end to end", "unsharded error", "sharded error", "amplification", "worst in"}};
+  for (const AmplifiedTap& kind : report.kinds) {
+    rows.push_back({kind.kind, error_text(kind.unsharded), error_text(kind.sharded),
+                    fmt::format("{:.2f}", kind.amplification), kind.tap});
+  }
+  std::string text = table(rows, 1) + "\n";
+  if (report.differing > 0) {
+    text += fmt::format(
+        "  {} of {} router choices differ from the reference's, by {:.3g} between logits at most; "
+        "measured with the reference's choices\n",
+        with_thousands(report.differing), with_thousands(report.choices), report.widest_margin);
+  }
+  text += fmt::format("amplification   worst {:.2f} at {}", worst->amplification, worst->tap);
+  if (report.limit) {
+    text += fmt::format(", limit {:.3g}: {}", *report.limit,
+                        report.beyond_limit() ? toned("exceeded", Tone::bad) : toned("kept", Tone::good));
+  }
+  return text + "\n";
 }
 
 std::string ranks_text(const std::vector<int>& ranks) {
@@ -171,21 +207,13 @@ std::string verdict_text(const VerifyReport& report) {
            exact_use_text(report.exact_use);
   }
   return fmt::format("{}   {}  {}{}  ({:.2f} s)\n", exact ? "algebra " : "rounding", verdict_word(report.verdict),
-                     ops::to_string(report.format),
-                     report.verdict == Verdict::pass ? ": " + worst_amplification(report) : "", report.seconds());
+                     ops::to_string(report.format), report.verdict == Verdict::pass ? rounding_text(report) : "",
+                     report.seconds());
 }
 
 std::string tables_text(const VerifyReport& report, TapLines lines) {
   if (report.taps.empty()) return {};
-  std::string text = tap_table(report, lines) + "\n" + collective_table(report) + "\n" + expert_load(report);
-  const RoutingReport& routing = report.routing;
-  if (routing.replayed) {
-    text += fmt::format(
-        "  {} choices differ from the reference's within rounding (ambiguous), {} beyond; verified with "
-        "the reference's choices replayed\n",
-        routing.ambiguous, routing.flipped);
-  }
-  return text + "\n";
+  return tap_table(report, lines) + "\n" + collective_table(report) + "\n" + expert_load(report) + "\n";
 }
 
 }  // namespace
@@ -227,6 +255,7 @@ std::string proof_text(const Proof& proof, TapLines lines) {
   text += verdict_text(report);
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
   if (report.stall) text += report.stall->text + "\n" + cause_text(report.stall->cause);
+  if (proof.amplification) text += amplification_text(*proof.amplification);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
 }
@@ -237,11 +266,11 @@ std::string orders_text(const std::vector<OrderReport>& orders) {
   for (const OrderReport& order : orders) {
     const VerifyReport& report = order.proof.last();
     const bool exact = report.format == ops::Format::exact;
-    const TapReport* worst = worst_tap(report);
+    const AmplifiedTap* worst = order.proof.amplification ? order.proof.amplification->worst() : nullptr;
     rows.push_back({std::string(to_string(order.algorithm)), to_string(order.proof.algebra.verdict),
                     exact ? "-" : to_string(report.verdict), std::string(ops::to_string(report.format)),
-                    worst == nullptr || exact ? "-" : fmt::format("{:.3f}", worst->amplification),
-                    worst == nullptr || exact ? "" : worst->name});
+                    worst == nullptr ? "-" : fmt::format("{:.3f}", worst->amplification),
+                    worst == nullptr ? "" : worst->tap});
   }
   return table(rows, 4);
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -18,10 +19,21 @@
 namespace shardproof {
 namespace {
 
-using Block = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+/// Which elements a part is: its ranges, and the list of its rows where it has one.
+struct Block {
+  Range rows;
+  Range cols;
+  std::vector<std::int64_t> row_list;
+
+  std::array<std::int64_t, 4> places() const { return {rows.begin, rows.count, cols.begin, cols.count}; }
+  bool operator<(const Block& other) const {
+    return std::tuple(places(), row_list) < std::tuple(other.places(), other.row_list);
+  }
+  Placement in(const ExpectedTap& tap) const { return {tap.rows, tap.cols, rows, cols, {}, row_list}; }
+};
 
 Block block_of(const Placement& placement) {
-  return {placement.row_part.begin, placement.row_part.count, placement.col_part.begin, placement.col_part.count};
+  return {placement.row_part, placement.col_part, {placement.row_list.begin(), placement.row_list.end()}};
 }
 
 template <class T>
@@ -59,6 +71,10 @@ double relative_error(double got, double expected, double scale) {
   return scale > 0 ? difference / scale : std::numeric_limits<double>::infinity();
 }
 
+double absolute_error(double got, double expected) {
+  return relative_error(got, expected, 1);
+}
+
 /// The largest |got - expected| of a row; infinite or NaN when one of them is.
 template <class T>
 double largest_difference(std::span<const T> got, const double* expected) {
@@ -71,23 +87,24 @@ double largest_difference(std::span<const T> got, const double* expected) {
 }
 
 template <class T>
-WorstElement compare(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part) {
+WorstElement compare(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part,
+                     double bound) {
   WorstElement worst;
   for (ops::Index i = 0; i < part.rows; ++i) {
-    const std::int64_t row = placement.row_part.begin + i;
+    const std::int64_t row = placement.row(i);
     const double scale = expected.scale[static_cast<std::size_t>(row)];
     const std::span<const T> values = part.row(i);
     const double* wanted = expected.values.data() + row * expected.cols + placement.col_part.begin;
     // Most rows hold nothing worse, which takes no division to see. An infinity may be the one that is expected.
     const double largest = largest_difference(values, wanted);
-    if (std::isfinite(largest) && relative_error(largest, 0, scale) <= worst.error) continue;
+    if (std::isfinite(largest) && relative_error(largest, 0, scale) <= worst.measure) continue;
     for (std::size_t j = 0; j < values.size(); ++j) {
       const std::int64_t col = placement.col_part.begin + static_cast<std::int64_t>(j);
       const double want = wanted[j];
       const auto got = static_cast<double>(values[j]);
       if (got == want) continue;
-      const double error = relative_error(got, want, scale);
-      if (error > worst.error) worst = {error, row, col, want, got};
+      const double relative = relative_error(got, want, scale);
+      if (relative > worst.measure) worst = {absolute_error(got, want), bound * scale, relative, row, col, want, got};
     }
   }
   return worst;
@@ -97,7 +114,7 @@ WorstElement compare(const ExpectedTap& expected, const Placement& placement, op
 WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement,
                          ops::MatrixView<const std::int32_t> part, bool in_order) {
   for (ops::Index i = 0; i < part.rows; ++i) {
-    const std::int64_t row = placement.row_part.begin + i;
+    const std::int64_t row = placement.row(i);
     const std::span<const std::int32_t> ids = part.row(i);
     std::multiset<double> wanted;
     for (std::int64_t col = 0; col < expected.cols; ++col) wanted.insert(expected.at(row, col));
@@ -106,7 +123,8 @@ WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement
       const double want = expected.at(row, col);
       const auto found = wanted.find(ids[j]);
       if (found == wanted.end() || (in_order && ids[j] != want)) {
-        return {std::numeric_limits<double>::infinity(), row, col, want, static_cast<double>(ids[j])};
+        const double infinite = std::numeric_limits<double>::infinity();
+        return {infinite, 0, infinite, row, col, want, static_cast<double>(ids[j])};
       }
       wanted.erase(found);
     }
@@ -124,6 +142,11 @@ std::string shape_problem(const ExpectedTap& expected, const Placement& placemen
   const Range& col_part = placement.col_part;
   if (row_part.count != rows || col_part.count != cols) {
     return fmt::format("a part of {} x {} is placed as {} x {}", rows, cols, row_part.count, col_part.count);
+  }
+  for (const std::int64_t row : placement.row_list) {
+    if (row < 0 || row >= expected.rows) {
+      return fmt::format("row {} lies outside {} x {}", row, expected.rows, expected.cols);
+    }
   }
   if (row_part.begin < 0 || row_part.end() > expected.rows || col_part.begin < 0 || col_part.end() > expected.cols) {
     return fmt::format("rows {}..{} and columns {}..{} reach outside {} x {}", row_part.begin, row_part.end(),
@@ -155,23 +178,23 @@ struct TapCollector::State {
 
   void note_worst(const WorstElement& worst, int rank) {
     WorstElement& mine = outcome.rank_worst[static_cast<std::size_t>(rank)];
-    if (worst.error > mine.error) mine = worst;
+    if (worst.measure > mine.measure) mine = worst;
     // The first row of the worst error, so that the outcome does not depend on who came first.
     const WorstElement& seen = outcome.worst;
-    if (worst.error > seen.error || (worst.error == seen.error && worst.error > 0 &&
-                                     std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
+    if (worst.measure > seen.measure || (worst.measure == seen.measure && worst.measure > 0 &&
+                                         std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
       outcome.worst = worst;
     }
   }
 
   /// Marks a block as present; false when part of it was there already.
   bool cover(const ExpectedTap& expected, const Placement& placement) {
-    if (covered.empty()) covered.assign(expected.values.size(), 0);
+    if (covered.empty()) covered.assign(static_cast<std::size_t>(expected.size()), 0);
     bool fresh = true;
-    for (std::int64_t row = placement.row_part.begin; row < placement.row_part.end(); ++row) {
-      const auto marks =
-          std::span(covered).subspan(static_cast<std::size_t>(row * expected.cols + placement.col_part.begin),
-                                     static_cast<std::size_t>(placement.col_part.count));
+    for (std::int64_t i = 0; i < placement.row_part.count; ++i) {
+      const auto marks = std::span(covered).subspan(
+          static_cast<std::size_t>(placement.row(i) * expected.cols + placement.col_part.begin),
+          static_cast<std::size_t>(placement.col_part.count));
       const std::int64_t unmarked = std::ranges::count(marks, 0);
       fresh = fresh && unmarked == placement.col_part.count;
       covered_count += unmarked;
@@ -190,17 +213,18 @@ struct TapCollector::State {
   }
 
   void keep_ids(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const std::int32_t> part) {
-    if (outcome.ids.empty()) outcome.ids.assign(expected.values.size(), -1);
+    if (outcome.ids.empty()) outcome.ids.assign(static_cast<std::size_t>(expected.size()), -1);
     for (ops::Index i = 0; i < part.rows; ++i) {
-      const std::int64_t begin = (placement.row_part.begin + i) * expected.cols + placement.col_part.begin;
+      const std::int64_t begin = placement.row(i) * expected.cols + placement.col_part.begin;
       std::ranges::copy(part.row(i), outcome.ids.begin() + begin);
     }
   }
 
-  /// Notes a part that was compared; true when nothing of the tap is missing any more.
-  template <class T>
+  /// Notes a part; true when nothing of the tap is missing any more. A block that nobody brought before is handed to
+  /// `keep`.
+  template <class T, class Keep>
   bool add_part(const ExpectedTap& expected, const Placement& placement, ops::MatrixView<const T> part, int rank,
-                const WorstElement& worst) {
+                const WorstElement& worst, const Keep& keep) {
     const auto [hash, sum_of_squares] = digest(part);
     const std::lock_guard lock(mutex);
     outcome.seen = true;
@@ -210,25 +234,26 @@ struct TapCollector::State {
     if (holders.size() > 1) return false;
     squares[block_of(placement)] = sum_of_squares;
     const std::int64_t before = covered_count;
-    if (!cover(expected, placement)) {
+    if (cover(expected, placement)) {
+      keep();
+    } else {
       note_problem(
           fmt::format("rows {}..{}, columns {}..{} overlap another rank's different block", placement.row_part.begin,
                       placement.row_part.end(), placement.col_part.begin, placement.col_part.end()),
           rank);
     }
     if constexpr (std::is_same_v<T, std::int32_t>) keep_ids(expected, placement, part);
-    return covered_count == std::ssize(expected.values) && covered_count > before;
+    return covered_count == expected.size() && covered_count > before;
   }
 
   void note_absence(const ExpectedTap& expected) {
-    outcome.absent = std::ssize(expected.values) - covered_count;
+    outcome.absent = expected.size() - covered_count;
     if (!outcome.seen) {
       outcome.problem = "no rank produced it";
     } else if (outcome.absent > 0) {
       const auto first = std::ranges::find(covered, 0) - covered.begin();
-      outcome.problem =
-          fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}", outcome.absent,
-                      expected.values.size(), first / expected.cols, first % expected.cols);
+      outcome.problem = fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}",
+                                    outcome.absent, expected.size(), first / expected.cols, first % expected.cols);
     }
   }
 
@@ -236,10 +261,11 @@ struct TapCollector::State {
   void fold_blocks() {
     std::vector<int>& odd = outcome.odd_replicas;
     for (const auto& [block, holders] : blocks) {
-      const auto [row, rows, col, cols] = block;
-      for (const std::int64_t place : {row, rows, col, cols}) {
+      const auto add_place = [&](std::int64_t place) {
         outcome.bits = mix64(outcome.bits ^ static_cast<std::uint64_t>(place));
-      }
+      };
+      std::ranges::for_each(block.places(), add_place);
+      std::ranges::for_each(block.row_list, add_place);
       outcome.bits = mix64(outcome.bits ^ holders.begin()->second);
       for (const auto& [rank, hash] : holders) {
         if (hash != holders.begin()->second) odd.push_back(rank);
@@ -254,7 +280,7 @@ struct TapCollector::State {
   }
 
   /// The partial sums of one block from one group are one part, summed in rank order; its ranks share its error.
-  void add_partial_sums(const ExpectedTap& expected, const Mesh& mesh) {
+  void add_partial_sums(const ExpectedTap& expected, const Mesh& mesh, double bound) {
     struct Sum {
       ops::Matrix<double> values;
       std::vector<int> ranks;
@@ -273,10 +299,9 @@ struct TapCollector::State {
       }
     }
     for (const auto& [block, groups] : sums) {
-      const auto [row, rows, col, cols] = block;
-      const Placement whole{expected.rows, expected.cols, {row, rows}, {col, cols}, {}};
+      const Placement whole = block.in(expected);
       for (const auto& [group, sum] : groups) {
-        const WorstElement worst = compare<double>(expected, whole, sum.values.view());
+        const WorstElement worst = compare<double>(expected, whole, sum.values.view(), bound);
         for (const int rank : sum.ranks) note_worst(worst, rank);
       }
       if (!cover(expected, whole))
@@ -319,13 +344,20 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   if (placement.partial) return state.keep_partial_sum(placement, part, rank);
 
   WorstElement worst;
-  if constexpr (std::is_same_v<T, std::int32_t>) {
-    worst = compare_ids(expected, placement, part, options_.ordered_ids);
-  } else {
-    worst = compare(expected, placement, part);
+  if (options_.judge == nullptr) {
+    if constexpr (std::is_same_v<T, std::int32_t>) {
+      worst = compare_ids(expected, placement, part, options_.ordered_ids);
+    } else {
+      worst = compare(expected, placement, part, options_.bound);
+    }
   }
-  const bool complete = state.add_part(expected, placement, part, rank, worst);
-  if (complete && options_.completed) options_.completed(expected);
+  const auto tap = static_cast<std::size_t>(index);
+  const bool complete = state.add_part(expected, placement, part, rank, worst, [&] {
+    if (options_.judge != nullptr) options_.judge->put(tap, placement, part);
+  });
+  if (!complete) return;
+  if (options_.judge != nullptr) options_.judge->complete(tap);
+  if (options_.completed) options_.completed(expected);
 }
 
 void TapCollector::tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) {
@@ -337,7 +369,13 @@ std::vector<TapOutcome> TapCollector::finish() {
   for (std::size_t i = 0; i < states_.size(); ++i) {
     State& state = *states_[i];
     const ExpectedTap& expected = expected_.all()[i];
-    state.add_partial_sums(expected, mesh_);
+    state.add_partial_sums(expected, mesh_, options_.bound);
+    if (options_.judge != nullptr) {
+      for (const auto& [block, holders] : state.blocks) {
+        const WorstElement worst = options_.judge->worst_in(i, block.in(expected));
+        for (const auto& [rank, hash] : holders) state.note_worst(worst, rank);
+      }
+    }
     state.fold_blocks();
     if (state.outcome.problem.empty()) state.note_absence(expected);
     std::ranges::sort(state.outcome.problem_ranks);

@@ -1,8 +1,8 @@
 // Holds the taps of a run to what is expected, while the run goes on.
 //
 // Every part is compared where it arrives, so that no tensor of the run is kept (but partial sums, until they
-// are added).
-// An error is |got - expected| over the scale of its row (ExpectedTap::scale); a tap is judged by its worst row.
+// are added). A tap is judged by its worst element: the one whose error |got - expected| is largest against the scale
+// of its row (ExpectedTap::scale), or, where a PartJudge holds the parts to something else, against its own bound.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,11 @@
 
 namespace shardproof {
 
-/// One element that a rank got wrong.
+/// One element of what a rank made.
 struct WorstElement {
-  double error = 0;  ///< relative to the row's scale; infinite when the value is not finite
+  double error = 0;    ///< |got - expected|; infinite when the value is not finite
+  double bound = 0;    ///< that the error may not exceed
+  double measure = 0;  ///< what it is the worst by: the error over the row's scale, or over its bound
   std::int64_t row = 0;
   std::int64_t col = 0;
   double expected = 0;
@@ -31,7 +33,7 @@ struct WorstElement {
 struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
-  std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part
+  std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part, or none that is wrong
   double norm = 0;                       ///< square root of the sum of squares, block by block
   std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
@@ -42,12 +44,29 @@ struct TapOutcome {
   std::vector<int> problem_ranks;
   /// Nothing is wrong with the parts but that some, or all, never came.
   bool missing() const { return !seen || absent > 0; }
+  /// Of a tap that a PartJudge held to what the run had: why nothing is to be said of it, or of its agreement.
+  std::string undecided;
+  std::string vacuous;
   /// For taps of ids: the first rank's value of every element, [rows * cols]; -1 where none arrived.
   std::vector<std::int32_t> ids;
 };
 
+/// Takes the parts of taps that are held to more than a tensor that is known before the run.
+class PartJudge {
+ public:
+  virtual ~PartJudge() = default;
+  /// A block that nobody brought before; of one tap, one at a time.
+  virtual void put(std::size_t tap, const Placement& placement, const TapValues& part) = 0;
+  /// Every element of the tap was put.
+  virtual void complete(std::size_t tap) = 0;
+  /// After the run: the worst of the wrong elements of a block; of a right one, no error.
+  virtual WorstElement worst_in(std::size_t tap, const Placement& block) const = 0;
+};
+
 struct CollectorOptions {
-  bool ordered_ids = false;  ///< a row of ids must be equal in order too
+  bool ordered_ids = false;    ///< a row of ids must be equal in order too
+  double bound = 0;            ///< of an error, relative to its row's scale
+  PartJudge* judge = nullptr;  ///< in place of the expected values; takes the inner taps too
   /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
   std::function<void(const ExpectedTap& tap)> completed = {};
 };
@@ -59,6 +78,7 @@ class TapCollector final : public TapSink {
   ~TapCollector() override;
 
   void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override;
+  bool inner() const override { return options_.judge != nullptr; }
 
   /// After the run: adds the partial sums, looks for what never came; one outcome for each expected tap.
   std::vector<TapOutcome> finish();

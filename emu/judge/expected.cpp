@@ -42,9 +42,6 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
     throw std::invalid_argument(
         fmt::format("tap '{}': {} values do not make a {} x {} tensor", name, values.size(), rows, cols));
   }
-  if (!index_.emplace(name, static_cast<int>(taps_.size())).second) {
-    throw std::invalid_argument(fmt::format("tap '{}' is expected twice", name));
-  }
   ExpectedTap tap{.name = name,
                   .kind = std::move(name),
                   .id = {},
@@ -60,15 +57,31 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
     tap.scale[row] = std::max(root_mean_square(tap.values.data() + row * width, width), kScaleFloor * whole);
   }
   if (!traits.ids) tap.vacuous = why_vacuous(tap.values, whole);
+  add(std::move(tap));
+}
+
+void ExpectedTaps::add(ExpectedTap tap) {
+  if (!index_.emplace(tap.name, static_cast<int>(taps_.size())).second) {
+    throw std::invalid_argument(fmt::format("tap '{}' is expected twice", tap.name));
+  }
   taps_.push_back(std::move(tap));
+}
+
+void ExpectedTaps::name_last(const TapId& id) {
+  taps_.back().id = id;
+  taps_.back().kind = tap_row(id.kind).name;
+  index_of_id_.emplace(key_of(id), static_cast<int>(taps_.size()) - 1);
+}
+
+void ExpectedTaps::add_shape(const TapId& id, std::int64_t rows, std::int64_t cols, const TapTraits& traits) {
+  add({.name = to_string(id), .kind = {}, .id = {}, .rows = rows, .cols = cols, .traits = traits});
+  name_last(id);
 }
 
 void ExpectedTaps::add(const TapId& id, std::int64_t rows, std::int64_t cols, std::vector<double> values,
                        const TapTraits& traits) {
   add(to_string(id), rows, cols, std::move(values), traits);
-  taps_.back().id = id;
-  taps_.back().kind = tap_row(id.kind).name;
-  index_of_id_.emplace(key_of(id), static_cast<int>(taps_.size()) - 1);
+  name_last(id);
 }
 
 int ExpectedTaps::find(const TapId& id) const {

@@ -35,7 +35,7 @@ struct ExpectedTap {
   std::optional<TapId> id;  ///< of a tensor of the model; a scheme's own has a name only
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::vector<double> values;
+  std::vector<double> values;  ///< none where only the shape is known
   /// Per row, what an error of that row is measured by: the root mean square of its values, but at least a quarter of
   /// the whole tensor's, so that a row whose sums cancel does not turn rounding into an error.
   std::vector<double> scale;
@@ -45,6 +45,7 @@ struct ExpectedTap {
 
   /// Agreement with this tensor would prove nothing.
   bool proves_nothing() const;
+  std::int64_t size() const { return rows * cols; }
   double at(std::int64_t row, std::int64_t col) const { return values[static_cast<std::size_t>(row * cols + col)]; }
 };
 
@@ -57,6 +58,9 @@ class ExpectedTaps {
   void add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
            const TapTraits& traits = {});
 
+  /// A tensor of which the shape is known, and the values are computed from what the run itself had.
+  void add_shape(const TapId& id, std::int64_t rows, std::int64_t cols, const TapTraits& traits = {});
+
   const std::vector<ExpectedTap>& all() const { return taps_; }
   /// Index in `all()`, or -1.
   int find(std::string_view name) const;
@@ -64,8 +68,10 @@ class ExpectedTaps {
   int find(const TapKey& key) const { return key.name.empty() ? find(key.id) : find(key.name); }
 
  private:
-  using IdKey = std::tuple<int, int, TapKind, int, int>;
-  static IdKey key_of(const TapId& id) { return {id.step, id.layer, id.kind, id.expert, id.slot}; }
+  using IdKey = std::tuple<int, int, TapKind, int, int, int>;
+  static IdKey key_of(const TapId& id) { return {id.step, id.layer, id.kind, id.expert, id.slot, id.part}; }
+  void add(ExpectedTap tap);
+  void name_last(const TapId& id);
 
   std::vector<ExpectedTap> taps_;
   std::map<std::string, int, std::less<>> index_;

@@ -12,17 +12,14 @@ namespace {
 TapTraits traits_of(const ModelConfig& model, const TapId& id) {
   TapTraits traits{.ids = tap_row(id.kind).ids};
   if (id.kind != TapKind::router_weights) return traits;
-  // One expert, its weight renormalised, weighs one.
+  // One expert of one, or one whose weight is renormalised, weighs one.
   const FeedForwardSpec& spec = model.layers[id.layer].feed_forward;
-  traits.constant_by_nature = (spec.top_k == 1 || spec.num_experts == 1) && spec.norm_topk_prob;
+  traits.constant_by_nature = spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
   return traits;
 }
 
-}  // namespace
-
-PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights,
-                                    const std::function<void(const TapId&)>& completed) {
-  const auto start = std::chrono::steady_clock::now();
+/// Tokens and weights.
+PreparedReference prepare_inputs(const Plan& plan, ops::Format format, const WeightSource* weights) {
   PreparedReference prepared{
       .batch = Batch(plan.workload, plan.model.vocab_size), .format = format, .weights = weights};
   if (weights == nullptr) {
@@ -31,7 +28,27 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   }
   prepared.slices = std::make_unique<WeightStore<double>>(*prepared.weights, format, kWeightBytesKept);
   prepared.float_slices = std::make_unique<WeightStore<float>>(*prepared.weights, format, kWeightBytesKept);
+  return prepared;
+}
 
+}  // namespace
+
+PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights,
+                                    const std::function<void(const TapId&)>& completed) {
+  if (held_to(format) == HeldTo::whole_model) return prepare_whole_model(plan, format, weights, completed);
+  PreparedReference prepared = prepare_inputs(plan, format, weights);
+  prepared.held_to = HeldTo::own_inputs;
+  for (const TapId& id : all_taps(plan.model, {.tp = plan.parallel.tp, .etp = plan.parallel.etp})) {
+    prepared.expected.add_shape(id, tap_rows(plan.model, id, plan.workload.tokens()), tap_width(plan.model, id),
+                                traits_of(plan.model, id));
+  }
+  return prepared;
+}
+
+PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, const WeightSource* weights,
+                                      const std::function<void(const TapId&)>& completed) {
+  const auto start = std::chrono::steady_clock::now();
+  PreparedReference prepared = prepare_inputs(plan, format, weights);
   std::unordered_map<std::string, WeightSpec> specs;
   for_each_weight(plan.model, [&](const WeightSpec& spec) { specs.emplace(spec.name, spec); });
   const auto read = [&](const std::string& name, std::vector<double>& values) {

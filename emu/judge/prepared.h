@@ -21,6 +21,16 @@ namespace shardproof {
 /// new memory for it, as long as the ranks that share a slice come to it one soon after the other.
 inline constexpr std::int64_t kWeightBytesKept = std::int64_t{128} << 20;
 
+/// What a run is held to.
+enum class HeldTo {
+  whole_model,  ///< the taps of the unsharded float64 reference, from end to end
+  own_inputs,  ///< shapes alone: each tap is held to its op on the inputs that the run itself had (rounding/op_rules.h)
+};
+/// What decides a verdict in that format.
+constexpr HeldTo held_to(ops::Format format) {
+  return format == ops::Format::exact ? HeldTo::whole_model : HeldTo::own_inputs;
+}
+
 /// The expected taps of one plan, its tokens and weights in one format.
 struct PreparedReference {
   Batch batch;
@@ -38,14 +48,18 @@ struct PreparedReference {
       return *float_slices;
     }
   }
+  HeldTo held_to = HeldTo::whole_model;
   ExpectedTaps expected;
   std::vector<SumBits> sums;  ///< in `exact`: every sum of the reference, and the bits that it needs
   double seconds = 0;         ///< that the reference took
 };
 
-/// Runs the reference. `weights` outlives the result; null: GeneratedWeights of the workload's seed. `completed` is
-/// called with the name of each tap.
+/// What verify() holds a run in that format to. `weights` outlives the result; null: GeneratedWeights of the workload's
+/// seed. `completed` is called with the name of each tap of the reference.
 PreparedReference prepare_reference(const Plan& plan, ops::Format format, const WeightSource* weights = nullptr,
                                     const std::function<void(const TapId&)>& completed = {});
+/// The whole model in any format.
+PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, const WeightSource* weights = nullptr,
+                                      const std::function<void(const TapId&)>& completed = {});
 
 }  // namespace shardproof

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "collectives/algorithm.h"
+#include "emu/judge/amplification_report.h"
 #include "emu/judge/cause.h"
 #include "emu/judge/exact_use.h"
 #include "emu/judge/stall.h"
@@ -19,7 +20,7 @@ enum class Verdict {
   pass,          ///< every tap agrees
   mismatch,      ///< a tap differs: the algebra is wrong, or it rounds more than the bound allows
   inconclusive,  ///< agreement or difference would prove nothing: an expected tap is zero, constant or not finite, a
-                 ///< sum of `exact` is wider than its budget, or the format rounds too much for any bound
+                 ///< sum of `exact` is wider than its budget, or the format overflowed
   deadlock,      ///< ranks wait for each other for ever, or called collectives that do not match
   invalid,       ///< the plan cannot be run
 };
@@ -40,12 +41,13 @@ const char* to_string(TapVerdict verdict);
 
 struct TapReport {
   std::string name;
-  std::string kind;  ///< the name without its layer
+  std::string kind;    ///< the name without its layer
+  bool inner = false;  ///< a step of what is otherwise one tap (TapRow::inner)
   TapVerdict verdict = TapVerdict::inconclusive;
-  /// Of the worst row, relative to the row's scale (ExpectedTap::scale); infinite when the tap is missing.
+  /// |got - expected| of the worst element, the one whose error is largest against its bound (in `exact`, against the
+  /// scale of its row); infinite when the tap is missing.
   double max_error = 0;
-  double bound = 0;
-  double amplification = 1;  ///< max_error over the unsharded run's
+  double bound = 0;  ///< of that element
   bool replicas_equal = true;
   std::int64_t rows = 0;  ///< shape of the whole tensor
   std::int64_t cols = 0;
@@ -63,18 +65,10 @@ struct Divergence {
   std::int64_t col = 0;
   double expected = 0;
   double got = 0;
-  double error = 0;  ///< relative to the row's scale
-  double bound = 0;
+  double error = 0;     ///< |got - expected|
+  double bound = 0;     ///< of that element
   std::string message;  ///< in words
   std::optional<Cause> cause;
-};
-
-/// Router choices against the reference's, over all layers.
-struct RoutingReport {
-  std::int64_t tokens = 0;     ///< choices made: tokens of the batch times layers
-  std::int64_t ambiguous = 0;  ///< that differ by a margin within the rounding bound
-  std::int64_t flipped = 0;    ///< that differ by more
-  bool replayed = false;       ///< the run was repeated with the reference's choices
 };
 
 /// Collectives of one operation over the groups of one axis, summed over ranks.
@@ -95,8 +89,8 @@ struct VerifyReport {
   std::vector<TapReport> taps;    ///< in program order
   std::int64_t elements = 0;      ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
-  std::optional<ExactUse> exact_use;  ///< of a run in `exact`
-  RoutingReport routing;
+  std::optional<ExactUse> exact_use;                         ///< of a run in `exact`
+  std::int64_t router_choices = 0;                           ///< made: tokens of the batch times layers
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
   std::optional<Stall> stall;  ///< set exactly when the verdict is deadlock
@@ -110,10 +104,14 @@ struct VerifyReport {
 struct Proof {
   VerifyReport algebra;                  ///< in `exact`, with no tolerance; of an invalid plan, its problems
   std::optional<VerifyReport> rounding;  ///< in a float format, where one was asked for and the algebra passed
+  /// From end to end, where it was asked for and the rounding passed; a gate only by its limit.
+  std::optional<AmplificationReport> amplification = {};
 
   /// The verdict that was reached last: both hold when it passes.
   const VerifyReport& last() const { return rounding ? *rounding : algebra; }
-  Verdict verdict() const { return last().verdict; }
+  Verdict verdict() const {
+    return amplification && amplification->beyond_limit() ? Verdict::mismatch : last().verdict;
+  }
 };
 
 /// One order of the all-reduce, and what was proven with it.

@@ -39,7 +39,7 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   const std::unique_ptr<Executor> executor = make_executor(options.threads, options.schedule);
   report.threads = executor->threads();
 
-  TapCollector collector(expected, cluster.mesh(), {.ordered_ids = true});
+  TapCollector collector(expected, cluster.mesh(), {.ordered_ids = true, .bound = options.bound});
   try {
     cluster.run(*executor, program, {.taps = &collector});
   } catch (const CollectiveError& error) {
@@ -48,14 +48,10 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
     return report;
   }
   const std::vector<TapOutcome> outcomes = collector.finish();
-  const std::vector<double> bounds(expected.all().size(), options.bound);
   const std::vector<std::string> unexpected = collector.unexpected();
   judge({.expected = expected,
          .sums = {},
-         .bounds = bounds,
-         // There is no other run: nothing is amplified.
-         .unsharded = outcomes,
-         .sharded = outcomes,
+         .outcomes = outcomes,
          .problems = {},
          .unexpected = unexpected,
          .remedy = "; choose other data"},

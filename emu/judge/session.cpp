@@ -14,10 +14,12 @@
 
 #include "collectives/errors.h"
 #include "collectives/make_executor.h"
-#include "emu/judge/judge.h"
+#include "emu/judge/rounding/op_rules.h"
+#include "emu/judge/rounding/rounding_judge.h"
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
 #include "emu/run/reduction.h"
+#include "emu/run/slot_board.h"
 
 namespace shardproof {
 namespace {
@@ -67,15 +69,6 @@ void rethrow_if_out_of_memory(const RankError& error) {
 
 }  // namespace
 
-/// One run of the program.
-struct Session::ProgramRun {
-  const char* name = "";  ///< for Progress
-  const Parallel& parallel;
-  const Workload& workload;
-  const RoutingReplay* replay = nullptr;
-  FaultInjector* fault = nullptr;
-};
-
 std::launch beside(const VerifyOptions& options) {
   const bool one_thread = options.schedule || make_executor(options.threads)->threads() == 1;
   return one_thread ? std::launch::deferred : std::launch::async | std::launch::deferred;
@@ -92,7 +85,19 @@ Session::Session(const RunnablePlan& plan, const VerifyOptions& options)
     throw std::invalid_argument(fmt::format("verify: the reference was prepared in {}, the run is in {}",
                                             ops::to_string(reference_->format), ops::to_string(options.format)));
   }
-  choices_ = choices_of(reference_->expected);
+}
+
+Session::Session(const RunnablePlan& plan, const VerifyOptions& options, const PreparedReference& reference)
+    : plan_(plan), options_(options), reference_(&reference) {}
+
+ProgramRun Session::sharded() const {
+  return {.name = "sharded", .parallel = plan().parallel, .workload = plan().workload, .fault = options_.fault};
+}
+
+ProgramRun Session::unsharded() const {
+  Workload whole = plan().workload;
+  whole.microbatches = 1;
+  return {.name = "unsharded", .parallel = Parallel{}, .workload = std::move(whole)};
 }
 
 /// One call of the user's callback at a time, for a layer when its last tap is complete.
@@ -115,6 +120,8 @@ void Session::run_ranks_in(const ProgramRun& run, const Cluster::Observers& obse
   if (observers.fault != nullptr) edit_deployment(*observers.fault, program.deployment);
   const std::unique_ptr<Executor> executor = make_executor(options_.threads, options_.schedule);
   program.threads_per_rank = std::max(1, executor->threads() / cluster.size());
+  SlotBoard slots(run.parallel);
+  program.slots = &slots;
   cluster.run(
       *executor, [&](Rank& rank) { return run_transformer<T>(rank, program); }, observers);
 }
@@ -127,12 +134,10 @@ void Session::run_ranks(const ProgramRun& run, const Cluster::Observers& observe
   }
 }
 
-RunResult Session::run_program(const ProgramRun& run) {
+RunResult Session::run_collected(const ProgramRun& run, const CollectorOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   Cluster cluster(run.parallel);
-  TapCollector collector(reference_->expected, cluster.mesh(),
-                         {.ordered_ids = options_.format == ops::Format::exact,
-                          .completed = [&](const ExpectedTap& tap) { tap_complete(run.name, *tap.id); }});
+  TapCollector collector(reference_->expected, cluster.mesh(), options);
   std::string error;
   try {
     run_ranks(run, {.taps = &collector, .fault = run.fault, .keep_calls = true}, cluster);
@@ -145,48 +150,35 @@ RunResult Session::run_program(const ProgramRun& run) {
   return result;
 }
 
-// The two runs share nothing but what they read.
-Runs Session::run_both(const RoutingReplay* replay) {
-  const bool exact = options_.format == ops::Format::exact;
-  const auto run_unsharded = [&] {
-    if (exact) return RunResult{.outcomes = std::vector<TapOutcome>(reference_->expected.all().size())};
-    Workload whole = plan().workload;
-    whole.microbatches = 1;
-    return run_program({.name = "unsharded", .parallel = Parallel{}, .workload = whole, .replay = replay});
-  };
-  std::future<RunResult> unsharded = std::async(exact ? std::launch::deferred : beside(options_), run_unsharded);
-  Runs runs;
-  runs.sharded = run_program({.name = "sharded",
-                              .parallel = plan().parallel,
-                              .workload = plan().workload,
-                              .replay = replay,
-                              .fault = options_.fault});
-  runs.sharded_seconds = runs.sharded.seconds;
-  runs.unsharded = unsharded.get();
-  runs.replayed = replay != nullptr;
-  return runs;
+RunResult Session::run_held_to_own_inputs(const ProgramRun& run) {
+  const ExpectedTaps& taps = reference_->expected;
+  const rounding::Rules rules(plan(), options_.format, *reference_->weights, reference_->batch, taps,
+                              reduce_options(plan(), options_));
+  rounding::RoundingJudge judge(rules);
+  RunResult result = run_collected(
+      run, {.judge = &judge, .completed = [&](const ExpectedTap& tap) { tap_complete(run.name, *tap.id); }});
+  for (std::size_t tap = 0; tap < result.outcomes.size(); ++tap) {
+    const rounding::Judged& judged = judge.judged(tap);
+    TapOutcome& outcome = result.outcomes[tap];
+    // The worst of all, where the collector was told of wrong ones only.
+    outcome.worst = judged.worst;
+    outcome.vacuous = judged.vacuous;
+    outcome.undecided = judged.not_finite;
+    if (!judged.done && !outcome.missing()) outcome.undecided = "what it is computed from is not complete";
+  }
+  return result;
 }
 
-Runs Session::run() {
-  Runs runs = run_both(nullptr);
-  const ExpectedTaps& expected = reference_->expected;
-  const bool differs =
-      any_choice_differs(expected, runs.unsharded.outcomes) || any_choice_differs(expected, runs.sharded.outcomes);
-  if (!differs || options_.format == ops::Format::exact) return runs;
-  const double first_seconds = runs.sharded_seconds;
-  runs = run_both(&choices_);
-  runs.sharded_seconds += first_seconds;
-  return runs;
+RunResult Session::run(const ProgramRun& run) {
+  if (reference_->held_to == HeldTo::own_inputs) return run_held_to_own_inputs(run);
+  return run_collected(run, {.ordered_ids = options_.format == ops::Format::exact,
+                             .completed = [&](const ExpectedTap& tap) { tap_complete(run.name, *tap.id); }});
 }
 
-void Session::repeat(const Runs& runs, TapSink& sink) {
+void Session::repeat(const ProgramRun& run, TapSink& sink) {
   try {
-    Cluster cluster(plan().parallel);
-    run_ranks({.name = "sharded",
-               .parallel = plan().parallel,
-               .workload = plan().workload,
-               .replay = runs.replayed ? &choices_ : nullptr},
-              {.taps = &sink, .fault = options_.fault}, cluster);
+    Cluster cluster(run.parallel);
+    run_ranks(run, {.taps = &sink, .fault = run.fault}, cluster);
   } catch (const CollectiveError&) {
   } catch (const RankError&) {
     // What the sink has until then has to do.

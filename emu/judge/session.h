@@ -1,4 +1,4 @@
-// The runs of one verification: the reference, the program on one rank, the program on the plan's ranks.
+// The runs of one verification: what they are held to, and the program on the plan's ranks.
 #pragma once
 
 #include <future>
@@ -26,11 +26,13 @@ struct RunResult {
   double seconds = 0;
 };
 
-struct Runs {
-  RunResult unsharded;  ///< in `exact`, where the bound is zero whatever it would say: none, without an error
-  RunResult sharded;
-  double sharded_seconds = 0;  ///< of every sharded run
-  bool replayed = false;       ///< these are the second runs, with the reference's router choices
+/// How the program is run.
+struct ProgramRun {
+  const char* name = "sharded";  ///< for Progress
+  Parallel parallel;
+  Workload workload;
+  const RoutingReplay* replay = nullptr;  ///< outlives the run
+  FaultInjector* fault = nullptr;
 };
 
 class Session {
@@ -38,33 +40,36 @@ class Session {
   /// Makes the reference, unless options.prepared is one. Plan and options outlive the session. Throws
   /// std::invalid_argument when the reference was prepared in another format.
   Session(const RunnablePlan& plan, const VerifyOptions& options);
+  /// Against this reference, which outlives the session.
+  Session(const RunnablePlan& plan, const VerifyOptions& options, const PreparedReference& reference);
 
   const Plan& plan() const { return plan_.plan(); }
   const VerifyOptions& options() const { return options_; }
   const PreparedReference& reference() const { return *reference_; }
 
-  /// Runs the program unsharded and sharded, side by side where there are threads; where a router's choice differs in a
-  /// float format, both again with the reference's. Throws what Cluster::run throws, but a RankError.
-  Runs run();
+  /// The program on the plan's ranks, with the options' fault.
+  ProgramRun sharded() const;
+  /// On one rank, the batch at once.
+  ProgramRun unsharded() const;
 
-  /// The last sharded run once more, into this sink: runs are deterministic. An error ends it, and is dropped.
-  void repeat(const Runs& runs, TapSink& sink);
+  /// Throws what Cluster::run throws, but a RankError. Different runs may go on at the same time.
+  RunResult run(const ProgramRun& run);
+
+  /// Once more, into this sink: runs are deterministic. An error ends it, and is dropped.
+  void repeat(const ProgramRun& run, TapSink& sink);
 
  private:
-  struct ProgramRun;
-
   void tap_complete(const char* run, const TapId& tap);
   void run_ranks(const ProgramRun& run, const Cluster::Observers& observers, Cluster& cluster);
   template <class T>
   void run_ranks_in(const ProgramRun& run, const Cluster::Observers& observers, Cluster& cluster);
-  RunResult run_program(const ProgramRun& run);
-  Runs run_both(const RoutingReplay* replay);
+  RunResult run_collected(const ProgramRun& run, const CollectorOptions& options);
+  RunResult run_held_to_own_inputs(const ProgramRun& run);
 
   const RunnablePlan& plan_;
   const VerifyOptions& options_;
   std::optional<PreparedReference> made_;
   const PreparedReference* reference_ = nullptr;
-  RoutingReplay choices_;  ///< the reference's
   std::mutex progress_mutex_;
 };
 

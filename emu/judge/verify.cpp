@@ -1,7 +1,10 @@
 #include "emu/judge/verify.h"
 
+#include <fmt/format.h>
+
 #include <cstddef>
 #include <future>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
@@ -11,6 +14,7 @@
 #include "collectives/make_executor.h"
 #include "emu/diagnose/capture.h"
 #include "emu/diagnose/diagnose.h"
+#include "emu/judge/amplification.h"
 #include "emu/judge/judge.h"
 #include "emu/judge/prepared.h"
 #include "emu/judge/session.h"
@@ -34,53 +38,59 @@ std::vector<std::vector<std::int64_t>> count_tokens(const Plan& plan, const Expe
   return counts;
 }
 
-Evidence evidence_of(const PreparedReference& reference, const std::vector<double>& bounds, const RunResult& unsharded,
-                     const RunResult& sharded) {
-  Evidence evidence{.expected = reference.expected,
-                    .format = reference.format,
-                    .sums = reference.sums,
-                    .bounds = bounds,
-                    .bounds_hold = unsharded.error.empty(),
-                    .unsharded = unsharded.outcomes,
-                    .sharded = sharded.outcomes,
-                    .problems = {},
-                    .unexpected = sharded.unexpected,
-                    .remedy = "; choose another seed or a larger scale"};
-  if (!unsharded.error.empty()) evidence.problems.push_back({"unsharded run", unsharded.error});
-  if (!sharded.error.empty()) evidence.problems.push_back({"run", sharded.error});
-  return evidence;
+std::int64_t count_choices(const ExpectedTaps& expected) {
+  std::int64_t choices = 0;
+  for (const ExpectedTap& tap : expected.all()) choices += tap.traits.ids ? tap.rows : 0;
+  return choices;
 }
 
 /// Fills in everything but causes.
-void judge_runs(const Session& session, Runs& runs, VerifyReport& report) {
+void judge_run(const Session& session, RunResult& run, VerifyReport& report) {
   const PreparedReference& reference = session.reference();
   const ExpectedTaps& expected = reference.expected;
-  report.sharded_seconds = runs.sharded_seconds;
-  report.tokens_per_expert = count_tokens(session.plan(), expected, runs.sharded.outcomes);
-  report.collectives = std::move(runs.sharded.collectives);
-  for (const ExpectedTap& tap : expected.all()) report.elements += std::ssize(tap.values);
+  report.sharded_seconds = run.seconds;
+  report.tokens_per_expert = count_tokens(session.plan(), expected, run.outcomes);
+  report.router_choices = count_choices(expected);
+  report.collectives = std::move(run.collectives);
+  for (const ExpectedTap& tap : expected.all()) report.elements += tap.size();
   if (reference.format == ops::Format::exact) report.exact_use = exact_use(expected, reference.sums);
-
-  const std::vector<double> bounds = error_bounds(expected, runs.unsharded.outcomes, reference.format);
-  report.routing = judge_routing(expected, bounds, runs.sharded.outcomes, reference.format);
-  report.routing.replayed = runs.replayed;
-  judge(evidence_of(reference, bounds, runs.unsharded, runs.sharded), report);
+  Evidence evidence{.expected = expected,
+                    .format = reference.format,
+                    .sums = reference.sums,
+                    .outcomes = run.outcomes,
+                    .problems = {},
+                    .unexpected = run.unexpected,
+                    .remedy = "; choose another seed or a larger scale"};
+  if (!run.error.empty()) evidence.problems.push_back({"run", run.error});
+  judge(evidence, report);
 }
 
-/// Of a mismatch. The sharded program runs once more, to keep what the ranks made of the tap that went wrong.
-std::optional<Cause> cause_of(Session& session, const Runs& runs, const VerifyReport& report) {
-  const std::string& error = runs.sharded.error;
-  if (!error.empty()) return Cause{"rank_error", error.substr(0, error.find('\n'))};
-  if (!session.options().diagnose) return std::nullopt;
-  const Divergence& divergence = *report.first_divergence;
+/// Of a mismatch in `exact`: the sharded program runs once more, to keep what the ranks made of the tap that went
+/// wrong.
+Cause algebra_cause(Session& session, const Divergence& divergence) {
   const int wrong = session.reference().expected.find(divergence.tap);
   CapturingSink sink(*session.reference().expected.all().at(static_cast<std::size_t>(wrong)).id);
-  session.repeat(runs, sink);
+  session.repeat(session.sharded(), sink);
   return diagnose({.plan = session.plan(),
                    .reference = session.reference(),
                    .divergence = divergence,
                    .parts = sink.parts(),
                    .norm_parts = sink.norm_parts()});
+}
+
+/// Of a mismatch.
+std::optional<Cause> cause_of(Session& session, const RunResult& run, const VerifyReport& report) {
+  if (!run.error.empty()) return Cause{"rank_error", run.error.substr(0, run.error.find('\n'))};
+  const Divergence& divergence = *report.first_divergence;
+  if (session.reference().held_to == HeldTo::own_inputs) {
+    if (!(divergence.error > divergence.bound)) return std::nullopt;
+    return Cause{"rounding",
+                 fmt::format("on the inputs that the run itself had this op is off by {:.3g} times what {} allows: it "
+                             "rounds more often, or to a narrower format, than it says, or computes something else",
+                             divergence.error / divergence.bound, ops::to_string(report.format))};
+  }
+  if (!session.options().diagnose) return std::nullopt;
+  return algebra_cause(session, divergence);
 }
 
 /// The report of a plan that is not run.
@@ -96,9 +106,9 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   try {
     Session session(plan, options);
     report.reference_seconds = session.reference().seconds;
-    Runs runs = session.run();
-    judge_runs(session, runs, report);
-    if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(session, runs, report);
+    RunResult run = session.run(session.sharded());
+    judge_run(session, run, report);
+    if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(session, run, report);
   } catch (const CollectiveError& error) {
     report.verdict = Verdict::deadlock;
     report.stall = stall_of(error);
@@ -114,22 +124,24 @@ VerifyReport verify(const Plan& plan, const VerifyOptions& options) {
 
 Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
   if (options.format == ops::Format::exact) return {.algebra = verify(plan, options), .rounding = {}};
-  VerifyOptions exact_options = options;
+  VerifyOptions float_options = options;
+  std::mutex progress;  // both call it
+  if (options.progress) {
+    float_options.progress = [&](const Progress& now) {
+      const std::lock_guard lock(progress);
+      options.progress(now);
+    };
+  }
+  VerifyOptions exact_options = float_options;
   exact_options.format = ops::Format::exact;
-  // The rounding's reference needs nothing of the algebra's verdict: it is made beside it, most of it beside the
-  // algebra's own reference, which keeps but one core busy for much of its time.
-  std::future<PreparedReference> reference =
-      std::async(beside(options), [&] { return prepare_reference(plan.plan(), options.format, options.weights); });
+  // The rounding needs nothing of the algebra's verdict, and the algebra's reference keeps but one core busy for much
+  // of its time.
+  std::future<VerifyReport> rounding = std::async(beside(options), [&] { return verify(plan, float_options); });
   Proof proof{.algebra = verify(plan, exact_options), .rounding = {}};
   if (proof.algebra.verdict != Verdict::pass) return proof;
-  const PreparedReference prepared = reference.get();
-  VerifyOptions rounding_options = options;
-  rounding_options.prepared = &prepared;
-  rounding_options.diagnose = false;
-  proof.rounding = verify(plan, rounding_options);
-  if (proof.rounding->first_divergence) {
-    proof.rounding->first_divergence->cause =
-        Cause{"rounding", "the algebra is right in exact: the plan rounds more in this format than the bound allows"};
+  proof.rounding = rounding.get();
+  if (proof.rounding->verdict == Verdict::pass && (options.amplification || options.max_amplification)) {
+    proof.amplification = measure_amplification(plan, options);
   }
   return proof;
 }

@@ -1,26 +1,19 @@
 // The verifier: runs a plan on virtual ranks and holds every tap to the unsharded float64 reference.
 //
-// Three runs of the same model on the same weights and tokens:
+// In `exact`, two runs of the same model on the same weights and tokens:
 //   reference   float64, unsharded, written independently of the program (reference.h)
-//   unsharded   the program on one rank, in the run's format: how much this format rounds
-//   sharded     the program on the plan's ranks, in the run's format
-// A tap of the sharded run passes when the error of its worst row is at most
-//   bound = max(kAmplificationBound * (1 + kSmallSample / sqrt(N)) * e, kRoundoffFloor * u, chance)
-//   chance = min(kUsualRatio * kSmallByChance ^ (-1 / D) * e, kLargestByChance)
-// e the unsharded run's worst error of that kind of tap in this or an earlier layer, N the values of the tap, u the
-// unit roundoff of the format; in `exact` the bound is zero. The fewer errors were seen, the likelier all of them are
-// small by chance. In a badly conditioned row D errors are independent, at most N and the width of the first tap (the
-// hidden size): all of them are below a fraction f of their usual size with a chance of f^D. Replicas must agree bit
-// for bit, and the parts must cover the tensor.
+//   sharded     the program on the plan's ranks
+// and every tap must be the reference's, bit for bit. In a float format one: the sharded one, each of whose taps is
+// held to the float64 result of its own op on the inputs that the run itself had, within the forward error bound of the
+// format, element by element (rounding/op_rules.h). Nothing accumulates with depth and nothing is statistical. A
+// router's choice must be that of the run's own logits. Replicas must agree bit for bit, and the parts must cover the
+// tensor.
 //
 // A verdict is inconclusive rather than wrong: when an expected tap is zero, constant or not finite; when a sum in
 // `exact` may need more bits than a double has, from the tap that it goes into on (reference/budget.h); when a float
-// format is so far off on one rank that its bound would let anything pass.
+// format overflows.
 //
-// Router choices that differ from the reference's: when any does, the unsharded and the sharded run are repeated with
-// the reference's choices replayed (ids and slots; weights stay the run's own), so that each layer is judged on an
-// equal history. A choice that differs then is a bug when the reference's logits of the experts in question lie further
-// apart than twice the bound of the router's logits; within, rounding may decide, and the choice counts as ambiguous.
+// How far rounding carries from end to end is reported where it is asked for (amplification.h), beside the verdicts.
 #pragma once
 
 #include <cstdint>
@@ -39,15 +32,6 @@ namespace shardproof {
 
 class FaultInjector;
 struct PreparedReference;
-
-inline constexpr double kAmplificationBound = 4;
-inline constexpr double kSmallSample = 8;
-inline constexpr double kUsualRatio = 3;         ///< that the errors of two right runs in a row rarely exceed
-inline constexpr double kSmallByChance = 1e-7;   ///< how likely a right run may be called wrong for it
-inline constexpr double kLargestByChance = 0.5;  ///< of a row's scale
-inline constexpr double kRoundoffFloor = 16;
-/// From here on a bound lets anything pass: a row of zeros is off by about this much. The verdict is inconclusive.
-inline constexpr double kLargestBound = 1;
 
 /// Where a verification stands.
 struct Progress {
@@ -68,6 +52,8 @@ struct VerifyOptions {
   FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)
   /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
   const PreparedReference* prepared = nullptr;
+  bool amplification = false;                     ///< prove() also measures rounding from end to end
+  std::optional<double> max_amplification;        ///< and holds it to this limit
   bool diagnose = true;                           ///< name the cause of a divergence, at the price of another run
   std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
 };
@@ -78,8 +64,8 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options = {})
 VerifyReport verify(const Plan& plan, const VerifyOptions& options = {});
 
 /// First the algebra in `exact`, with no tolerance; then, when it is right and options.format is a float format, the
-/// rounding in that. Several threads run what needs nothing of each other side by side: the two references, then the
-/// unsharded and the sharded run in the format.
+/// rounding in that; then, where it is asked for, its amplification. Several threads run what needs nothing of each
+/// other side by side: the sharded run in the format, while the reference of the algebra is made.
 Proof prove(const RunnablePlan& plan, const VerifyOptions& options = {});
 /// As verify() does of a plan.
 Proof prove(const Plan& plan, const VerifyOptions& options = {});

@@ -44,6 +44,7 @@ Baseline baseline_of(const VerifyReport& report) {
   Baseline baseline{.plan = report.plan.name, .format = report.format};
   baseline.inputs = hash_inputs(report.plan, report.format);
   for (const TapReport& tap : report.taps) {
+    if (tap.inner) continue;  // what an op is made of may change while its result does not
     baseline.taps.push_back(
         {.name = tap.name, .rows = tap.rows, .cols = tap.cols, .norm = tap.norm, .hash = tap.exact_hash});
   }

@@ -1,4 +1,4 @@
-// The JSON documents, each with the version of its schema: "shardproof.verify/1". Within a version keys are added only;
+// The JSON documents, each with the version of its schema: "shardproof.verify/2". Within a version keys are added only;
 // a key that changes its meaning makes a new version.
 #pragma once
 
@@ -17,9 +17,9 @@ struct Plan;
 struct Proof;
 struct VerifyReport;
 
-/// "shardproof.verify/1"
+/// "shardproof.verify/2"
 std::string to_json(const VerifyReport& report);
-/// "shardproof.verify/1": the last report, with "algebra" and its "exact_use" when that is the rounding's.
+/// "shardproof.verify/2": the last report, with "algebra" and its "exact_use" when that is the rounding's.
 std::string to_json(const Proof& proof);
 /// The report of every order of the all-reduce: "shardproof.orders/1".
 std::string to_json(const std::vector<OrderReport>& orders);

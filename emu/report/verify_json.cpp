@@ -24,7 +24,6 @@ Json taps_json(const std::vector<TapReport>& taps) {
                      {"verdict", to_string(tap.verdict)},
                      {"max_error", number(tap.max_error)},
                      {"bound", number(tap.bound)},
-                     {"amplification", number(tap.amplification)},
                      {"replicas_equal", tap.replicas_equal}});
   }
   return array;
@@ -148,7 +147,7 @@ Json exact_use_json(const std::optional<ExactUse>& use) {
 /// `algebra` is what a report on rounding rests on.
 Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullptr) {
   Json document;
-  document["schema"] = "shardproof.verify/1";
+  document["schema"] = "shardproof.verify/2";
   document["plan"] = Json::parse(plan_json(report.plan));
   document["ranks"] = report.plan.world();
   document["format"] = ops::to_string(report.format);
@@ -167,10 +166,7 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
                            {"seconds", algebra->seconds()}};
   }
   document["exact_use"] = exact_use_json(algebra != nullptr ? algebra->exact_use : report.exact_use);
-  document["routing"] = {{"tokens", report.routing.tokens},
-                         {"ambiguous", report.routing.ambiguous},
-                         {"flipped", report.routing.flipped},
-                         {"replayed", report.routing.replayed}};
+  document["router_choices"] = report.router_choices;
   document["tokens_per_expert"] = report.tokens_per_expert;
   document["collectives"] = collectives_json(report.collectives);
   add_stall(report.stall, document);
@@ -178,8 +174,30 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   return document;
 }
 
+Json amplification_json(const AmplificationReport& report) {
+  Json kinds = Json::array();
+  for (const AmplifiedTap& kind : report.kinds) {
+    kinds.push_back({{"taps", kind.kind},
+                     {"worst", kind.tap},
+                     {"unsharded_error", number(kind.unsharded)},
+                     {"sharded_error", number(kind.sharded)},
+                     {"amplification", number(kind.amplification)}});
+  }
+  return {{"format", ops::to_string(report.format)},
+          {"kinds", kinds},
+          {"choices", report.choices},
+          {"differing", report.differing},
+          {"widest_margin", report.widest_margin},
+          {"replayed", report.replayed},
+          {"limit", report.limit ? Json(*report.limit) : Json(nullptr)},
+          {"error", report.error.empty() ? Json(nullptr) : Json(report.error)}};
+}
+
 Json proof_json(const Proof& proof) {
-  return report_json(proof.last(), proof.rounding ? &proof.algebra : nullptr);
+  Json document = report_json(proof.last(), proof.rounding ? &proof.algebra : nullptr);
+  document["verdict"] = to_string(proof.verdict());
+  if (proof.amplification) document["amplification"] = amplification_json(*proof.amplification);
+  return document;
 }
 
 std::string text_of(const Json& document) {

@@ -57,13 +57,14 @@ TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
 
   const TapOutcome outcome = collector.finish().front();
 
-  EXPECT_EQ(outcome.worst.error, 0.25);
+  EXPECT_EQ(outcome.worst.error, 0.5);
+  EXPECT_EQ(outcome.worst.measure, 0.25);
   EXPECT_EQ(outcome.worst.row, 1);
   EXPECT_EQ(outcome.worst.col, 0);
   EXPECT_EQ(outcome.worst.expected, 2);
   EXPECT_EQ(outcome.worst.got, 2.5);
   EXPECT_EQ(outcome.rank_worst[0].error, 0);
-  EXPECT_EQ(outcome.rank_worst[1].error, 0.25);
+  EXPECT_EQ(outcome.rank_worst[1].error, 0.5);
 }
 
 TEST(TapCollector, FindsReplicasThatDifferInABit) {

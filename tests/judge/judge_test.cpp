@@ -34,16 +34,8 @@ VerifyReport judged(const ExpectedTaps& expected, const std::vector<Values>& mad
     collector.tap(GlobalRank{0}, {.name = tap.name}, Placement::shard(1, 1, tap.cols, {0, count}), part);
   }
   const std::vector<TapOutcome> outcomes = collector.finish();
-  const std::vector<double> bounds(outcomes.size());
   VerifyReport report;
-  judge({.expected = expected,
-         .sums = {},
-         .bounds = bounds,
-         .unsharded = outcomes,
-         .sharded = outcomes,
-         .problems = {},
-         .unexpected = {},
-         .remedy = {}},
+  judge({.expected = expected, .sums = {}, .outcomes = outcomes, .problems = {}, .unexpected = {}, .remedy = {}},
         report);
   return report;
 }

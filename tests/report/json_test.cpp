@@ -27,9 +27,9 @@ std::vector<std::pair<std::string, std::string>> documents() {
   const Proof with_rounding{.algebra = report, .rounding = report};
   const std::vector<OrderReport> orders{{Algorithm::ring, proof}};
   const std::vector<MutationScore> scores{{.plan = plan, .results = {}}};
-  return {{"shardproof.verify/1", to_json(report)},
-          {"shardproof.verify/1", to_json(proof)},
-          {"shardproof.verify/1", to_json(with_rounding)},
+  return {{"shardproof.verify/2", to_json(report)},
+          {"shardproof.verify/2", to_json(proof)},
+          {"shardproof.verify/2", to_json(with_rounding)},
           {"shardproof.orders/1", to_json(orders)},
           {"shardproof.check/1", to_json(check(plan))},
           {"shardproof.mutate/1", to_json(scores)},

@@ -21,15 +21,14 @@ Proof proof_with_a_missing_tap() {
                         {.name = "layer.1.attention.q",
                          .kind = "attention.q",
                          .verdict = TapVerdict::missing,
-                         .max_error = std::numeric_limits<double>::infinity(),
-                         .amplification = std::numeric_limits<double>::infinity()}};
+                         .max_error = std::numeric_limits<double>::infinity()}};
   return proof;
 }
 
 TEST(ProofText, SaysThatATapIsMissing) {
   const std::string text = proof_text(proof_with_a_missing_tap(), TapLines::all);
 
-  EXPECT_THAT(text, ContainsRegex("layer.0.attention.q +1 +0 +0 +1.00 +equal"));
+  EXPECT_THAT(text, ContainsRegex("layer.0.attention.q +1 +0 +0 +0 +equal"));
   EXPECT_THAT(text, ContainsRegex("layer.1.attention.q +1 +missing +0 +- +-"));
 }
 

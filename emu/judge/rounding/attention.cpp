@@ -1,0 +1,126 @@
+// The rule of attention: out = sum_j P_j v_j, P the softmax of the scores s_j = q . k_j / sqrt(head_dim).
+//
+// As the op computes it (ops/attention.h), with d = head_dim, n keys in tiles of ops::kAttentionTile, t of them:
+//   the score of key j is off by at most e_j = gamma(d + 3) sum |q_i k_ji| / sqrt(d): the scale is rounded, its product
+//   with q, d products and sums;
+//   its exponential, from a maximum that all keys share in the end, has the exponent off by at most
+//   D_j = 2 e_max-free part: e_j + (t + 1) u (largest - s_j)  (each difference is rounded, and differences of running
+//   maxima add up) + (t + 1) kExpUnits u + t u  (an exponential and a product for each tile that moved the maximum);
+//   so with P_j (1 + x_j), |x_j| <= exp(D_j) - 1, in place of P_j:
+//   |out' - out| <= sum P_j |x_j| |v_j - out| / (1 - max |x_j|);
+//   the sums themselves add gamma(n + t + 2) (sum P_j |v_j| + |out|): products, sums, the scaling of what there is at
+//   each tile, and the quotient;
+//   keys below exp(-86.6) of the largest count as none: n kExpFlush max |v|.
+#include "ops/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "emu/judge/rounding/internal/rule.h"
+
+namespace shardproof::rounding {
+namespace {
+
+/// Where one query of one head looks.
+struct Query {
+  std::int64_t row = 0;
+  std::int64_t first_key = 0;  ///< the row of the first key that it sees; the last is its own
+  std::int64_t column = 0;     ///< of the head
+  std::int64_t kv_column = 0;
+  std::int64_t keys() const { return row - first_key + 1; }
+};
+
+struct Tensors {
+  reference::Tensor q, k, v;
+  std::int64_t head_dim = 0;
+};
+
+/// The bounds of all elements of one query's context, [head_dim].
+std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Query& query, const double* out) {
+  const double u = profile.compute.relative;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(in.head_dim));
+  const std::int64_t keys = query.keys();
+  const auto tiles = static_cast<double>((keys + ops::kAttentionTile - 1) / ops::kAttentionTile);
+  std::vector<double> score(static_cast<std::size_t>(keys)), exponent(score.size());
+  for (std::int64_t j = 0; j < keys; ++j) {
+    const double* q = in.q.row(query.row) + query.column;
+    const double* k = in.k.row(query.first_key + j) + query.kv_column;
+    double dot = 0, magnitude = 0;
+    for (std::int64_t i = 0; i < in.head_dim; ++i) {
+      dot += q[i] * k[i];
+      magnitude += std::abs(q[i] * k[i]);
+    }
+    score[static_cast<std::size_t>(j)] = dot * scale;
+    exponent[static_cast<std::size_t>(j)] = gamma(static_cast<double>(in.head_dim) + 3, u) * magnitude * scale +
+                                            static_cast<double>(in.head_dim) * profile.compute.underflow;
+  }
+  const double largest = *std::ranges::max_element(score);
+  double sum = 0, worst = 0;
+  for (std::size_t j = 0; j < score.size(); ++j) {
+    exponent[j] += u * ((tiles + 1) * (largest - score[j] + exponent[j]) + (tiles + 1) * kExpUnits + tiles);
+    score[j] = std::exp(score[j] - largest);
+    sum += score[j];
+    worst = std::max(worst, score[j] > 0 ? std::expm1(exponent[j]) : 0);
+  }
+  std::vector<double> errors(static_cast<std::size_t>(in.head_dim));
+  const double sums = gamma(static_cast<double>(keys) + tiles + 2, u);
+  for (std::int64_t i = 0; i < in.head_dim; ++i) {
+    double by_scores = 0, magnitude = 0, largest_value = 0;
+    for (std::int64_t j = 0; j < keys; ++j) {
+      const double value = in.v.row(query.first_key + j)[query.kv_column + i];
+      const double share = score[static_cast<std::size_t>(j)] / sum;
+      by_scores += share * std::expm1(exponent[static_cast<std::size_t>(j)]) * std::abs(value - out[i]);
+      magnitude += share * std::abs(value);
+      largest_value = std::max(largest_value, std::abs(value));
+    }
+    // Where a score is off by as much as it takes to change everything, no bound is given.
+    const double moved = worst < 1 ? by_scores / (1 - worst) : std::numeric_limits<double>::infinity();
+    const double error = moved + sums * (1 + worst) * (magnitude + std::abs(out[i]) + moved) +
+                         static_cast<double>(keys) * (kExpFlush * 2 * largest_value + profile.compute.underflow);
+    errors[static_cast<std::size_t>(i)] = stored_error(profile, out[i], error);
+  }
+  return errors;
+}
+
+}  // namespace
+
+Judged judge_attention(const Rule& rule) {
+  const Rules& rules = rule.rules();
+  const AttentionSpec& spec = rule.layer().attention;
+  const Tensors in{rule.input(TapKind::attention_q), rule.input(TapKind::attention_k), rule.input(TapKind::attention_v),
+                   spec.head_dim};
+  const reference::Tensor context =
+      reference::attention(in.q, in.k, in.v, rules.batch.lengths(), spec.head_dim, reference::Arithmetic::float64);
+  Comparison comparison = rule.comparison();
+  Query candidate;
+  std::int64_t candidate_at = 0;
+  for (std::int64_t row = 0; row < context.rows; ++row) {
+    for (std::int64_t head = 0; head < spec.heads; ++head) {
+      const Query query{row, row - rules.positions[static_cast<std::size_t>(row)], head * spec.head_dim,
+                        head / (spec.heads / spec.kv_heads) * spec.head_dim};
+      const double* out = context.row(row) + query.column;
+      // As if the scores were exact and the values had one sign.
+      const double sums = 2 * gamma(static_cast<double>(query.keys()) + 3, rules.profile.compute.relative);
+      std::vector<double> errors;
+      for (std::int64_t i = 0; i < spec.head_dim; ++i) {
+        const double least = stored_error(rules.profile, out[i], sums * std::abs(out[i]));
+        const auto whole = [&] {
+          if (errors.empty()) errors = errors_of(rules.profile, in, query, out);
+          return errors[static_cast<std::size_t>(i)];
+        };
+        if (comparison.element(row, query.column + i, out[i], least, least, whole)) {
+          candidate = query;
+          candidate_at = i;
+        }
+      }
+    }
+  }
+  if (comparison.candidate()) {
+    const double* out = context.row(candidate.row) + candidate.column;
+    comparison.settle(errors_of(rules.profile, in, candidate, out)[static_cast<std::size_t>(candidate_at)]);
+  }
+  return std::move(comparison).finish();
+}
+
+}  // namespace shardproof::rounding

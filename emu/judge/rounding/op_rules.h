@@ -1,0 +1,59 @@
+// What each op should make of the inputs that a run had, and how far its rounding may take it from there.
+//
+// One rule for each kind of tap: from the run's own earlier taps and the weights as the format holds them, the result
+// in float64 and a bound on the error of every element (bounds.h). The mathematics is the reference's
+// (emu/reference/reference.h); the rounding is that of the ops, stated with each rule:
+//   product        fl(x W^T), then stored; partial sums stored where they are sent
+//   rotation       of a stored product: each of two products and their sum, the cosine and sine rounded; stored
+//   norm           sum of squares, mean, + eps, root, inverse, two products; stored
+//   attention      scores of the scaled query, exponentials from a running maximum over tiles of keys, sums, quotient;
+//                  stored
+//   router         the k largest, ties to the lower expert: no rounding; exponentials, sum, quotient; stored
+//   activation     exponential, + 1, quotient, product; stored
+//   reduction      in the order, wire and accumulation formats of its algorithm; stored
+//   combination    products and sums in order of the choices; stored
+//   residual       one sum; stored
+#pragma once
+
+#include <vector>
+
+#include "collectives/options.h"
+#include "emu/judge/expected.h"
+#include "emu/judge/rounding/bounds.h"
+#include "emu/judge/rounding/comparison.h"
+#include "emu/judge/rounding/run_tensors.h"
+#include "emu/plan/batch.h"
+#include "emu/plan/deployment.h"
+#include "emu/plan/plan.h"
+#include "emu/weights/store.h"
+
+namespace shardproof::rounding {
+
+/// What the rules of one run share.
+struct Rules {
+  /// Everything that is referred to outlives the rules.
+  Rules(const Plan& plan, ops::Format format, const WeightSource& weights, const Batch& batch, const ExpectedTaps& taps,
+        const ReduceOptions& reduction);
+
+  const Plan& plan;
+  const ModelConfig& model;
+  ops::Format format;
+  Profile profile;
+  const WeightSource& weights;
+  const Batch& batch;
+  const ExpectedTaps& taps;  ///< their shapes
+  Deployment deployment;
+  ReduceOptions reduce_over_tp;  ///< as the program calls them
+  ReduceOptions reduce_over_etp;
+  ReductionPath path_over_tp;
+  ReductionPath path_over_etp;
+  std::vector<std::int64_t> positions;  ///< of each token in its sequence
+};
+
+/// The taps that a tap is computed from.
+std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap);
+
+/// Holds a complete tensor of the run to its rule; its inputs are complete too.
+Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap);
+
+}  // namespace shardproof::rounding

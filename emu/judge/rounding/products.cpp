@@ -1,0 +1,182 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "emu/judge/rounding/internal/rule.h"
+
+namespace shardproof::rounding {
+namespace {
+
+// So many weights are in memory at a time.
+constexpr std::int64_t kWeightsAtOnce = std::int64_t{1} << 20;
+
+double norm_of(const double* values, std::int64_t count) {
+  return std::sqrt(std::inner_product(values, values + count, values, 0.0));
+}
+
+double magnitude_of(const double* x, const double* w, std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) sum += std::abs(x[i] * w[i]);
+  return sum;
+}
+
+std::vector<double> row_norms(const double* values, std::int64_t rows, std::int64_t cols) {
+  std::vector<double> norms;
+  for (std::int64_t row = 0; row < rows; ++row) norms.push_back(norm_of(values + row * cols, cols));
+  return norms;
+}
+
+/// Outputs begin..begin+count of a product.
+struct OutputBlock {
+  Range outputs;
+  std::vector<double> weights;  ///< [outputs, cols]
+  std::vector<double> norms;    ///< of their rows
+  reference::Tensor y;          ///< [rows of x, outputs]
+  const double* weight(std::int64_t output, std::int64_t cols) const { return weights.data() + output * cols; }
+};
+
+/// visit(block) for blocks of whole runs of `unit` outputs.
+template <class Visit>
+void for_each_block(const Rules& rules, const Product& product, std::int64_t unit, const Visit& visit) {
+  const std::int64_t cols = product.cols.count;
+  const std::int64_t units = std::max<std::int64_t>(1, kWeightsAtOnce / std::max<std::int64_t>(1, cols * unit));
+  OutputBlock block;
+  for (std::int64_t begin = 0; begin < product.weight.rows; begin += units * unit) {
+    block.outputs = {begin, std::min(units * unit, product.weight.rows - begin)};
+    block.weights.resize(static_cast<std::size_t>(block.outputs.count * cols));
+    rules.weights.read_stored(product.weight, block.outputs, product.cols, rules.format,
+                              ops::MatrixView<double>{block.weights.data(), block.outputs.count, cols});
+    block.norms = row_norms(block.weights.data(), block.outputs.count, cols);
+    block.y = reference::linear(product.x, block.weights, block.outputs.count);
+    visit(block);
+  }
+}
+
+std::int64_t row_of_tap(const Product& product, std::int64_t row) {
+  return product.rows.empty() ? row : product.rows[static_cast<std::size_t>(row)];
+}
+
+/// A turn of one pair, and the error of the angle: it is taken in double on both sides.
+struct Turn {
+  double cosine = 1;
+  double sine = 0;
+  double angle_error = 0;
+};
+
+constexpr double kAngleUnits = 8;
+
+/// [positions, half].
+std::vector<Turn> turns_at(const std::vector<std::int64_t>& positions, std::int64_t half, double theta) {
+  std::vector<double> frequencies;
+  for (std::int64_t i = 0; i < half; ++i) {
+    frequencies.push_back(std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(2 * half)));
+  }
+  std::vector<Turn> turns;
+  for (const std::int64_t position : positions) {
+    for (const double frequency : frequencies) {
+      const double angle = static_cast<double>(position) * frequency;
+      turns.push_back({std::cos(angle), std::sin(angle), kAngleUnits * 0x1p-53 * std::abs(angle)});
+    }
+  }
+  return turns;
+}
+
+/// a c - b s: its value and, from the magnitudes of the sums that a and b are, its error. The product is stored first.
+struct Rotated {
+  double a = 0;
+  double b = 0;
+  double c = 0;
+  double s = 0;
+  double angle_error = 0;
+
+  double value() const { return a * c - b * s; }
+  double error(const Profile& profile, std::int64_t terms, double magnitude_a, double magnitude_b) const {
+    const double error_a = stored_error(profile, a, product_error(profile, terms, magnitude_a));
+    const double error_b = stored_error(profile, b, product_error(profile, terms, magnitude_b));
+    const double before = std::abs(c) * error_a + std::abs(s) * error_b;
+    // The cosine's own rounding, a product and the sum; in double the cosine is off by two units.
+    const double turning = gamma(4, profile.compute.relative) *
+                           (std::abs(c) * (std::abs(a) + error_a) + std::abs(s) * (std::abs(b) + error_b));
+    const double angle = angle_error * (std::abs(a) + std::abs(b));
+    return stored_error(profile, value(), before + turning + angle + 3 * profile.compute.underflow);
+  }
+};
+
+}  // namespace
+
+void compare_product(const Rule& rule, const Product& product, Comparison& comparison) {
+  const Profile& profile = rule.rules().profile;
+  const std::int64_t terms = product.cols.count;
+  const std::vector<double> x_norms = row_norms(product.x.values.data(), product.x.rows, terms);
+  const auto bound = [&](double value, double magnitude) {
+    const double error = product_error(profile, terms, magnitude);
+    return product.stored ? stored_error(profile, value, error) : error;
+  };
+  for_each_block(rule.rules(), product, 1, [&](const OutputBlock& block) {
+    const auto whole = [&](std::int64_t row, std::int64_t output) {
+      return bound(block.y.row(row)[output], magnitude_of(product.x.row(row), block.weight(output, terms), terms));
+    };
+    std::pair<std::int64_t, std::int64_t> candidate;
+    for (std::int64_t row = 0; row < block.y.rows; ++row) {
+      const std::int64_t tap_row = row_of_tap(product, row);
+      for (std::int64_t output = 0; output < block.outputs.count; ++output) {
+        const double value = block.y.row(row)[output];
+        const double likely = x_norms[static_cast<std::size_t>(row)] * block.norms[static_cast<std::size_t>(output)];
+        if (comparison.element(tap_row, block.outputs.begin + output, value, bound(value, std::abs(value)),
+                               bound(value, likely), [&] { return whole(row, output); })) {
+          candidate = {row, output};
+        }
+      }
+    }
+    if (comparison.candidate()) comparison.settle(whole(candidate.first, candidate.second));
+  });
+}
+
+void compare_rotated(const Rule& rule, const Product& product, Comparison& comparison) {
+  const Rules& rules = rule.rules();
+  const AttentionSpec& attention = rule.layer().attention;
+  const std::int64_t terms = product.cols.count, half = attention.head_dim / 2;
+  const std::vector<double> x_norms = row_norms(product.x.values.data(), product.x.rows, terms);
+  const std::vector<Turn> turns = turns_at(rules.positions, half, attention.rope_theta);
+  for_each_block(rules, product, attention.head_dim, [&](const OutputBlock& block) {
+    const auto magnitude = [&](std::int64_t row, std::int64_t output) {
+      return magnitude_of(product.x.row(row), block.weight(output, terms), terms);
+    };
+    const auto likely = [&](std::int64_t row, std::int64_t output) {
+      return x_norms[static_cast<std::size_t>(row)] * block.norms[static_cast<std::size_t>(output)];
+    };
+    struct Place {
+      std::int64_t row = 0, a = 0, b = 0;
+      Rotated turned;
+    } candidate;
+    const auto whole = [&](const Place& at) {
+      return at.turned.error(rules.profile, terms, magnitude(at.row, at.a), magnitude(at.row, at.b));
+    };
+    const auto hold = [&](const Place& at) {
+      const Rotated& turned = at.turned;
+      if (std::abs(turned.a) > rules.profile.largest) {
+        comparison.overflow(at.row, block.outputs.begin + at.a, turned.a);
+      }
+      if (comparison.element(at.row, block.outputs.begin + at.a, turned.value(),
+                             turned.error(rules.profile, terms, std::abs(turned.a), std::abs(turned.b)),
+                             turned.error(rules.profile, terms, likely(at.row, at.a), likely(at.row, at.b)),
+                             [&] { return whole(at); })) {
+        candidate = at;
+      }
+    };
+    for (std::int64_t row = 0; row < block.y.rows; ++row) {
+      const double* y = block.y.row(row);
+      for (std::int64_t head = 0; head < block.outputs.count; head += 2 * half) {
+        for (std::int64_t i = 0; i < half; ++i) {
+          const auto& [cosine, sine, angle_error] = turns[static_cast<std::size_t>(row * half + i)];
+          const std::int64_t low = head + i, high = low + half;
+          hold({row, low, high, {y[low], y[high], cosine, sine, angle_error}});
+          hold({row, high, low, {y[high], y[low], cosine, -sine, angle_error}});
+        }
+      }
+    }
+    if (comparison.candidate()) comparison.settle(whole(candidate));
+  });
+}
+
+}  // namespace shardproof::rounding

@@ -1,0 +1,52 @@
+#include "emu/judge/rounding/run_tensors.h"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace shardproof::rounding {
+namespace {
+
+template <class T>
+ops::Matrix<T>& values_of(RunTensor& tensor) {
+  if constexpr (std::is_same_v<T, float>) {
+    return tensor.floats;
+  } else if constexpr (std::is_same_v<T, double>) {
+    return tensor.doubles;
+  } else {
+    return tensor.ids;
+  }
+}
+
+}  // namespace
+
+void RunTensors::put(std::size_t tap, const Placement& placement, const TapValues& part) {
+  std::visit(
+      [&]<class T>(ops::MatrixView<const T> values) {
+        RunTensor& tensor = tensors_[tap];
+        ops::Matrix<T>& whole = values_of<T>(tensor);
+        if (whole.size() == 0) {
+          tensor.rows = placement.rows;
+          tensor.cols = placement.cols;
+          whole = ops::Matrix<T>(placement.rows, placement.cols);
+        }
+        for (std::int64_t i = 0; i < values.rows; ++i) {
+          std::ranges::copy(values.row(i), whole.row(placement.row(i)).data() + placement.col_part.begin);
+        }
+      },
+      part);
+}
+
+reference::Tensor RunTensors::as_double(std::size_t tap) const {
+  return as_double(tap, {0, tensors_[tap].cols});
+}
+
+reference::Tensor RunTensors::as_double(std::size_t tap, Range cols) const {
+  const RunTensor& from = tensors_[tap];
+  reference::Tensor to(from.rows, cols.count);
+  for (std::int64_t row = 0; row < from.rows; ++row) {
+    for (std::int64_t i = 0; i < cols.count; ++i) to.row(row)[i] = from.at(row, cols.begin + i);
+  }
+  return to;
+}
+
+}  // namespace shardproof::rounding
