@@ -175,14 +175,16 @@ RunResult Session::run(const ProgramRun& run) {
                              .completed = [&](const ExpectedTap& tap) { tap_complete(run.name, *tap.id); }});
 }
 
-void Session::repeat(const ProgramRun& run, TapSink& sink) {
+bool Session::repeat(const ProgramRun& run, TapSink& sink) {
   try {
     Cluster cluster(run.parallel);
     run_ranks(run, {.taps = &sink, .fault = run.fault}, cluster);
+    return true;
   } catch (const CollectiveError&) {
   } catch (const RankError&) {
     // What the sink has until then has to do.
   }
+  return false;
 }
 
 }  // namespace shardproof

@@ -55,8 +55,8 @@ class Session {
   /// Throws what Cluster::run throws, but a RankError. Different runs may go on at the same time.
   RunResult run(const ProgramRun& run);
 
-  /// Once more, into this sink: runs are deterministic. An error ends it, and is dropped.
-  void repeat(const ProgramRun& run, TapSink& sink);
+  /// Once more, into this sink: runs are deterministic. False: an error ended it, which is dropped.
+  bool repeat(const ProgramRun& run, TapSink& sink);
 
  private:
   void tap_complete(const char* run, const TapId& tap);

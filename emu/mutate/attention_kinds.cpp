@@ -34,6 +34,10 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
                       .tap = tap_name(layer, kEmbedding ? TapKind::embedding : TapKind::attention_output),
                       .causes = causes_of(fault),
                       .make = faulty_reduction(plan, {op, layer, group}, fault, member)});
+    // Of two ranks one may hold every token's row: then its partial sum is the sum.
+    if (kEmbedding && fault == SumFault::repeated && plan.parallel.tp == 2) {
+      result.back().causes.push_back("partial_sum_doubled");
+    }
   }
   return result;
 }
@@ -203,7 +207,8 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
                         made.microbatch = [=](const Rank& at, std::int64_t, RankTokens& given) {
                           if (to_int(at.id()) != rank) return;
                           if (edit == Edit::merge) given.offsets = {0, given.rows.count()};
-                          const std::int64_t half = given.positions.empty() ? 0 : (given.positions.back() + 1) / 2;
+                          const std::int64_t half =
+                              given.positions.empty() ? 0 : (*std::ranges::max_element(given.positions) + 1) / 2;
                           for (std::int64_t& position : given.positions) {
                             if (edit == Edit::offset) position = std::min(position + 1, longest - 1);
                             if (edit == Edit::restart && position >= half) position -= half;
@@ -212,6 +217,27 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
                       })});
   }
   return result;
+}
+
+/// Partial sums that are all-reduced and then reduced and scattered: tp times the sum.
+Instances all_reduce_before_scatter(const MutablePlan& plan, std::size_t limit) {
+  return plan.parallel.sp ? reduction<Op::attention_reduce, SumFault::repeated>(plan, limit) : Instances{};
+}
+
+/// Some replica may have no token but the first of a sequence.
+bool has_one_token_sequences(const Plan& plan) {
+  return std::ranges::min(plan.workload.lengths) == 1;
+}
+
+/// Some replica has no two sequences in a microbatch, and so no boundary to ignore.
+bool has_no_boundary(const Plan& plan) {
+  const TokenMap tokens(plan.parallel, plan.workload);
+  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
+    bool none = true;
+    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) none = none && tokens.sequences(dp, m).count < 2;
+    if (none) return true;
+  }
+  return false;
 }
 
 constexpr MutationKind kAttentionKinds[] = {
@@ -226,12 +252,16 @@ constexpr MutationKind kAttentionKinds[] = {
     {"sp_gather_dropped", "sequence-parallel rows are not gathered",
      gather<Op::attention_gather, GatherFault::dropped>},
     {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>},
-    {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>},
-    {"sequence_boundaries_ignored", "tokens attend across sequences", microbatch_edit<Edit::merge>},
+    {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>,
+     MutationClass::sharding, has_one_token_sequences},
+    {"sequence_boundaries_ignored", "tokens attend across sequences", microbatch_edit<Edit::merge>,
+     MutationClass::sharding, has_no_boundary},
     {"attention_reduction_dropped", "the attention's sum over tp is not taken",
      reduction<Op::attention_reduce, SumFault::dropped>},
     {"attention_reduction_doubled", "the attention's output is reduced twice",
      reduction<Op::attention_reduce, SumFault::repeated>},
+    {"all_reduce_before_scatter", "the attention's output is all-reduced, then reduced and scattered",
+     all_reduce_before_scatter},
     {"attention_partial_group", "the sum is over half of the tp group",
      reduction<Op::attention_reduce, SumFault::halves>},
     {"attention_partial_sum_missing", "one rank's partial sum is lost",

@@ -171,6 +171,7 @@ constexpr MutationKind kExpertKinds[] = {
      reduction<SumFault::dropped>},
     {"expert_reduction_without_ep", "ep 1: experts' outputs are not summed over etp",
      reduction<SumFault::dropped, Experts::on_every_rank>},
+    {"expert_reduction_doubled", "experts' outputs are reduced over etp twice", reduction<SumFault::repeated>},
     {"expert_partial_sum_missing", "one etp rank's partial sum is lost", reduction<SumFault::missing>},
     {"expert_partial_sum_doubled", "one etp rank's partial sum counts twice", reduction<SumFault::doubled>},
     {"expert_averaged", "averaged over etp instead of summed", reduction<SumFault::averaged>},

@@ -240,19 +240,59 @@ Instances output_gather(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// The output, whole already, is summed over tp as well.
+Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.sp || plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    const Site site{.op = Op::moe_gather, .layer = place.layer, .ranks = group};
+    result.push_back({.layer = place.layer,
+                      .ranks = group,
+                      .group = "tp",
+                      .tap = moe_output_tap(place.layer),
+                      .causes = {"reduced_twice", "counted_n_times"},
+                      .make = script([=](Script& made) {
+                        made.after = [=](const Rank& rank, internal::Call& call) {
+                          if (!site.matches(rank, call)) return;
+                          for (double& value : output(call)) value *= static_cast<double>(group.size());
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// Some layer's tokens choose every expert: a sum over the chosen is the sum over all.
+bool chooses_every_expert(const Plan& plan) {
+  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    return layer.feed_forward.top_k == layer.feed_forward.num_experts;
+  });
+}
+
+/// Some layer's router weights are one, whatever its logits.
+bool weighs_by_one(const Plan& plan) {
+  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    const FeedForwardSpec& spec = layer.feed_forward;
+    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
+  });
+}
+
 constexpr MutationKind kMoeKinds[] = {
     {"expert_map_rotated", "every rank maps an expert to the next owner", expert_map<MapFault::rotated>},
     {"expert_map_of_one_rank", "one rank maps an expert to the next owner", expert_map<MapFault::rotated_on_one_rank>},
     {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
     {"expert_nonexistent", "a token is sent to an expert that does not exist", nonexistent_expert},
     {"router_weights_swapped", "router weights stand with the wrong expert", weights_swapped},
-    {"router_normalisation", "router weights renormalised or not, contrary to the model", not_renormalised},
+    {"router_normalisation", "router weights renormalised or not, contrary to the model", not_renormalised,
+     MutationClass::sharding, chooses_every_expert},
     {"last_choice_dropped", "a token's last expert is left out", last_choice_dropped},
-    {"router_weights_twice", "router weights are applied twice", weights_twice},
+    {"router_weights_twice", "router weights are applied twice", weights_twice, MutationClass::sharding, weighs_by_one},
     {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},
     {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
     {"return_order", "rows come back from the experts in the wrong order", return_order},
     {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
+    {"moe_output_reduced_over_tp", "the experts' output is summed over tp although it is whole", reduced_over_tp},
     {"output_gather_order", "combined rows are gathered over tp in the wrong order",
      output_gather<GatherFault::reversed>},
     {"output_gather_dropped", "combined rows are not gathered over tp", output_gather<GatherFault::dropped>},

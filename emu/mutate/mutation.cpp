@@ -2,57 +2,61 @@
 
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <optional>
 #include <utility>
 
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
+#include "emu/mutate/raw_bits.h"
 
 namespace shardproof {
 namespace {
 
-VerifyReport run_faulty(const RunnablePlan& plan, const PreparedReference& reference, const Mutation& mutation,
-                        int threads, bool diagnose) {
-  const std::unique_ptr<FaultInjector> fault = mutation.make();
-  return verify(plan, {.format = ops::Format::exact,
-                       .threads = threads,
-                       .fault = fault.get(),
-                       .prepared = &reference,
-                       .diagnose = diagnose});
-}
+/// What the runs of one format share.
+struct Healthy {
+  PreparedReference reference;
+  RawBits bits;
+};
 
-/// References of the plan under further seeds, made when first needed.
-class FurtherSeeds {
+/// One plan, its references in each format that a mutation runs in, made when first needed.
+class Subject {
  public:
-  FurtherSeeds(const RunnablePlan& plan, const MutationOptions& options) : plan_(plan), options_(options) {}
+  Subject(const RunnablePlan& plan, const MutationOptions& options) : plan_(plan), options_(options) {}
 
-  /// Whether the mutant passes under every further seed too. No fault depends on the values of tokens or weights.
-  bool all_pass(const Mutation& mutation) {
-    for (int i = 0; i < options_.further_seeds; ++i) {
-      const Seeded& seeded = at(static_cast<std::size_t>(i));
-      const VerifyReport report = run_faulty(seeded.plan, seeded.reference, mutation, options_.threads, false);
-      if (report.first_divergence || report.verdict == Verdict::deadlock) return false;
-    }
-    return true;
+  VerifyReport verify_faulty(const Mutation& mutation) {
+    const std::unique_ptr<FaultInjector> fault = mutation.make();
+    const VerifyOptions options = options_of(mutation, fault.get());
+    return options_.verifier ? options_.verifier(plan_, options) : verify(plan_, options);
   }
 
+  /// Whether every rank of the faulty run taps what it taps in a healthy one.
+  bool changes_nothing(const Mutation& mutation) {
+    Healthy& healthy = in(mutation.format);
+    if (!healthy.bits) healthy.bits = raw_bits(plan_, options_of(mutation, nullptr), healthy.reference);
+    const std::unique_ptr<FaultInjector> fault = mutation.make();
+    const RawBits faulty = raw_bits(plan_, options_of(mutation, fault.get()), healthy.reference);
+    return faulty.has_value() && faulty == healthy.bits;
+  }
+
+  const PreparedReference& reference(ops::Format format) { return in(format).reference; }
+
  private:
-  struct Seeded {
-    RunnablePlan plan;
-    PreparedReference reference;
-  };
-  Seeded& at(std::size_t index) {
-    while (seeded_.size() <= index) {
-      RunnablePlan plan = plan_.reseeded(plan_.plan().workload.seed + 1000003 * (seeded_.size() + 1));
-      PreparedReference reference = prepare_reference(plan.plan(), ops::Format::exact);
-      seeded_.push_back(std::make_unique<Seeded>(Seeded{std::move(plan), std::move(reference)}));
-    }
-    return *seeded_[index];
+  VerifyOptions options_of(const Mutation& mutation, FaultInjector* fault) {
+    return {.format = mutation.format,
+            .threads = options_.threads,
+            .fault = fault,
+            .prepared = &in(mutation.format).reference};
+  }
+  Healthy& in(ops::Format format) {
+    const auto found = healthy_.find(format);
+    if (found != healthy_.end()) return found->second;
+    return healthy_.emplace(format, Healthy{prepare_reference(plan_.plan(), format), {}}).first->second;
   }
 
   const RunnablePlan& plan_;
   const MutationOptions& options_;
-  std::vector<std::unique_ptr<Seeded>> seeded_;
+  std::map<ops::Format, Healthy> healthy_;
 };
 
 MutationResult judge(Mutation mutation, const VerifyReport& report) {
@@ -61,7 +65,7 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
     result.outcome = MutationResult::Outcome::detected;
     result.tap_right = mutation.tap.empty() || mutation.may_clash;
     if (report.stall) result.cause = report.stall->cause;
-  } else if (report.first_divergence) {
+  } else if (report.verdict == Verdict::mismatch && report.first_divergence) {
     const Divergence& divergence = *report.first_divergence;
     result.outcome = MutationResult::Outcome::detected;
     result.tap = divergence.tap;
@@ -98,27 +102,33 @@ void MutationCounts::add(const MutationCounts& other) {
   missed += other.missed;
 }
 
-MutationCounts MutationScore::counts() const {
+MutationCounts MutationScore::counts(MutationClass of) const {
   MutationCounts counts;
-  for (const MutationResult& result : results) counts.add(result);
+  for (const MutationResult& result : results) {
+    if (result.of == of) counts.add(result);
+  }
   return counts;
+}
+
+const char* to_string(MutationClass of) {
+  return of == MutationClass::sharding ? "sharding" : "rounding";
 }
 
 MutationScore run_mutations(const RunnablePlan& runnable, const MutationOptions& options) {
   const Plan& plan = runnable.plan();
   const auto start = std::chrono::steady_clock::now();
   MutationScore score{.plan = plan, .results = {}};
-  const PreparedReference reference = prepare_reference(plan, ops::Format::exact);
-  const MutablePlan mutable_plan(plan, reference.expected);
-  FurtherSeeds further(runnable, options);
+  Subject subject(runnable, options);
+  const MutablePlan mutable_plan(plan, subject.reference(ops::Format::exact).expected);
   for (const MutationKind& kind : mutation_kinds()) {
     if (options.wanted && !options.wanted(kind.name)) continue;
-    std::vector<Mutation> instances = kind.instances(mutable_plan, options.per_kind);
-    for (Mutation& mutation : instances) {
+    for (Mutation& mutation : kind.instances(mutable_plan, options.per_kind)) {
       mutation.kind = kind.name;
-      const VerifyReport report = run_faulty(runnable, reference, mutation, options.threads, true);
+      const VerifyReport report = subject.verify_faulty(mutation);
       MutationResult result = judge(std::move(mutation), report);
-      if (result.outcome == MutationResult::Outcome::missed && further.all_pass(result.mutation)) {
+      result.of = kind.of;
+      const bool may_be = kind.may_be_equivalent != nullptr && kind.may_be_equivalent(plan);
+      if (result.outcome == MutationResult::Outcome::missed && may_be && subject.changes_nothing(result.mutation)) {
         result.outcome = MutationResult::Outcome::equivalent;
       }
       if (options.progress) options.progress(result);

@@ -5,8 +5,12 @@
 // instance says what it should lead to: the first wrong tap (or calls that never complete), and the cause that the
 // diagnosis should name. The diagnosis never sees the instance.
 //
-// All runs are in `exact`. A mutant whose run passes is equivalent when it also passes, bit for bit, under further
-// seeds of weights and tokens; otherwise it is missed. That is a proof on those seeds, not for every weight.
+// Two classes, each with a score of its own. *Sharding* bugs run in `exact`, *rounding* bugs in a float format: there
+// the algebra is right, and something is rounded more often or to a narrower format than the plan's format says.
+//
+// A mutant that is not detected is *equivalent* when every rank tapped the very bits that it taps in a healthy run,
+// which is decided without collector or judge (raw_bits.h), and its kind says that it may be for such a plan; else it
+// is missed. An inconclusive verdict detects nothing.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +23,7 @@
 
 #include "emu/judge/expected.h"
 #include "emu/judge/report.h"
+#include "emu/judge/verify.h"
 #include "emu/plan/plan.h"
 #include "emu/plan/runnable.h"
 #include "emu/run/fault.h"
@@ -33,8 +38,9 @@ struct Mutation {
   int microbatch = -1;     ///< -1: all
   /// The first wrong tap; empty when calls do not match or ranks wait for ever.
   std::string tap;
-  bool may_clash = false;           ///< calls may not fit each other, depending on counts: as right as the tap
-  std::vector<std::string> causes;  ///< names that are right (diagnose.h)
+  ops::Format format = ops::Format::exact;  ///< that it is run in
+  bool may_clash = false;                   ///< calls may not fit each other, depending on counts: as right as the tap
+  std::vector<std::string> causes;          ///< names that are right (diagnose.h)
   std::function<std::unique_ptr<FaultInjector>()> make;
 };
 
@@ -45,11 +51,19 @@ struct MutablePlan : Plan {
   RoutingReplay choices;
 };
 
+enum class MutationClass { sharding, rounding };
+/// "sharding", "rounding".
+const char* to_string(MutationClass of);
+
 struct MutationKind {
   std::string_view name;
   std::string_view description;
-  /// Its instances for a valid plan, at most `limit`, at places as different as there are.
+  /// Its instances for a valid plan, at most `limit` (in each format, of a rounding bug), at places as different as
+  /// there are.
   std::vector<Mutation> (*instances)(const MutablePlan& plan, std::size_t limit);
+  MutationClass of = MutationClass::sharding;
+  /// Whether an instance may leave every bit as it is for such a plan; null: never.
+  bool (*may_be_equivalent)(const Plan& plan) = nullptr;
 };
 
 /// Every kind, in order of the program.
@@ -59,6 +73,7 @@ std::span<const MutationKind> mutation_kinds();
 struct MutationResult {
   enum class Outcome { detected, equivalent, missed };
   Mutation mutation;
+  MutationClass of = MutationClass::sharding;
   Outcome outcome = Outcome::missed;
   Verdict verdict = Verdict::pass;
   std::string tap;         ///< the first wrong one; empty in a deadlock
@@ -84,13 +99,14 @@ struct MutationScore {
   Plan plan;
   std::vector<MutationResult> results;  ///< in order of mutation_kinds()
   double seconds = 0;
-  MutationCounts counts() const;
+  MutationCounts counts(MutationClass of) const;
 };
 
 struct MutationOptions {
-  std::size_t per_kind = 2;                      ///< instances of a kind, at most
-  int further_seeds = 3;                         ///< under which an undetected mutant is run again
-  int threads = 0;                               ///< 0: as many as the process may use
+  std::size_t per_kind = 2;  ///< instances of a kind, at most
+  int threads = 0;           ///< 0: as many as the process may use
+  /// What is scored; default: verify().
+  std::function<VerifyReport(const RunnablePlan&, const VerifyOptions&)> verifier;
   std::function<bool(std::string_view)> wanted;  ///< which kinds; default: all
   std::function<void(const MutationResult&)> progress;
 };

@@ -151,6 +151,24 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
   }
   return result;
 }
+
+/// A head that is tied to the embedding, on a stage that does not hold that: a tensor of its own.
+Instances tied_head_unset(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.model.tie_word_embeddings || plan.parallel.pp == 1 || limit == 0) return {};
+  const Sites sites(plan);
+  const std::vector<int> ranks = sites.stage_ranks(plan.parallel.pp - 1);
+  const std::string own_name = std::string(tensor_row(Weight::head).name);
+  return {{.ranks = ranks,
+           .tap = tap_name(-1, TapKind::logits),
+           // No slice of any weight of the model gives its values.
+           .causes = {"unknown"},
+           .make = script([=](Script& made) {
+             made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
+               if (spec.weight == Weight::head && among(ranks, rank)) spec.name = own_name;
+             };
+           })}};
+}
+
 constexpr MutationKind kWeightKinds[] = {
     {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", vocabulary_shift<Weight::embedding>},
     {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
@@ -165,6 +183,7 @@ constexpr MutationKind kWeightKinds[] = {
     {"output_weights_stale", "output projection of another layer", output_stale},
     {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale},
     {"router_weights_stale", "a rank's router is another layer's", router_stale},
+    {"tied_head_unset", "the last stage's head, tied to the embedding, is not set to it", tied_head_unset},
     {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", vocabulary_shift<Weight::head>},
 };
 

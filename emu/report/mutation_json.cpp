@@ -29,6 +29,8 @@ Json result_json(const MutationResult& result) {
   const Mutation& mutation = result.mutation;
   return {
       {"kind", mutation.kind},
+      {"class", to_string(result.of)},
+      {"format", ops::to_string(mutation.format)},
       {"layer", mutation.layer},
       {"ranks", mutation.ranks},
       {"group", mutation.group},
@@ -49,9 +51,13 @@ Json result_json(const MutationResult& result) {
 std::string to_json(std::span<const MutationScore> scores) {
   Json document;
   document["schema"] = "shardproof.mutate/1";
-  MutationCounts total;
-  for (const MutationScore& score : scores) total.add(score.counts());
-  document["score"] = counts_json(total);
+  MutationCounts sharding, rounding;
+  for (const MutationScore& score : scores) {
+    sharding.add(score.counts(MutationClass::sharding));
+    rounding.add(score.counts(MutationClass::rounding));
+  }
+  document["score"] = counts_json(sharding);
+  document["rounding_score"] = counts_json(rounding);
   document["kinds"] = Json::array();
   for (const MutationKind& kind : mutation_kinds()) {
     MutationCounts counts;
@@ -60,7 +66,7 @@ std::string to_json(std::span<const MutationScore> scores) {
         if (result.mutation.kind == kind.name) counts.add(result);
       }
     }
-    Json entry{{"kind", kind.name}, {"description", kind.description}};
+    Json entry{{"kind", kind.name}, {"class", to_string(kind.of)}, {"description", kind.description}};
     entry.update(counts_json(counts));
     document["kinds"].push_back(entry);
   }
@@ -71,7 +77,8 @@ std::string to_json(std::span<const MutationScore> scores) {
     document["plans"].push_back({{"name", score.plan.name},
                                  {"ranks", score.plan.world()},
                                  {"seed", score.plan.workload.seed},
-                                 {"score", counts_json(score.counts())},
+                                 {"score", counts_json(score.counts(MutationClass::sharding))},
+                                 {"rounding_score", counts_json(score.counts(MutationClass::rounding))},
                                  {"seconds", score.seconds},
                                  {"mutations", results}});
   }

@@ -38,6 +38,18 @@ std::int64_t cols_of(ops::MatrixView<T> x) {
 }  // namespace
 
 template <class T>
+template <class... From>
+void Computations<T>::inject_result_fault([[maybe_unused]] Op op, [[maybe_unused]] int layer,
+                                          [[maybe_unused]] const ops::MatrixView<Scalar>& result,
+                                          [[maybe_unused]] const From&... operands) const {
+  if constexpr (std::is_same_v<T, float>) {
+    if (ground_.program.fault == nullptr) return;
+    ground_.program.fault->edit_result(ground_.rank, op, {.layer = layer, .microbatch = microbatch_},
+                                       Operands{operands...}, result);
+  }
+}
+
+template <class T>
 typename Computations<T>::Tensor Computations<T>::embed(Op op) {
   const std::int64_t hidden = model_.hidden_size;
   Tensor partial(rows(), hidden);
@@ -65,7 +77,9 @@ typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View 
   Tensor y(rows_of(x), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    ops::linear<T>(x, slice(weight, layer).load(), y);
+    const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
+    ops::linear<T>(x, loaded, y);
+    inject_result_fault(op, layer, y.view(), x, loaded.view());
     ops::round_to<T>(y.span(), format_);
   }
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), cols_of(x), element_bytes()));
@@ -78,7 +92,9 @@ typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int laye
   Tensor y(x.rows(), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    ops::linear<T>(x, slice(weight, layer).load(), y);
+    const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
+    ops::linear<T>(x, loaded, y);
+    inject_result_fault(op, layer, y.view(), x.view(), loaded.view());
   }
   round_partial(y, layout_.parallel.tp);
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));
@@ -112,7 +128,10 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
 
 template <class T>
 void Computations<T>::add(Op op, int layer, Tensor& x, [[maybe_unused]] const Tensor& y) {
-  if constexpr (!kDry) ops::add<T>(x, y, format_, x);
+  if constexpr (!kDry) {
+    ops::add<T>(x, y, format_, x);
+    inject_result_fault(op, layer, x.view());
+  }
   record(op, layer, x.rows(), x.cols(), ops::add_cost(x.rows(), x.cols(), element_bytes()));
 }
 
@@ -171,9 +190,11 @@ void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] cons
     const auto part = [&](Tensor& whole) {
       return whole.rows() == 0 ? ops::MatrixView<T>() : whole.view().row_range(rows.begin, rows.count);
     };
+    const LoadedWeight<Scalar> down = slice(Weight::expert_down, layer, index).load();
     ops::expert<T>(x.view().row_range(rows.begin, rows.count), slice(Weight::expert_gate, layer, index).load(),
-                   slice(Weight::expert_up, layer, index).load(), slice(Weight::expert_down, layer, index).load(),
-                   format_, part(y), {part(steps.gate), part(steps.up), part(steps.activation)});
+                   slice(Weight::expert_up, layer, index).load(), down, format_, part(y),
+                   {part(steps.gate), part(steps.up), part(steps.activation)});
+    inject_result_fault(op, layer, part(y), part(steps.activation), down.view());
   }
   record(op, layer, rows.count, y.cols(),
          ops::expert_cost(rows.count, y.cols(), held(layer).intermediate_size.count, element_bytes()), expert);
@@ -184,7 +205,10 @@ typename Computations<T>::Tensor Computations<T>::combine(Op op, int layer, [[ma
                                                           [[maybe_unused]] const Permutation& permutation,
                                                           const Tensor& weights) {
   Tensor y(weights.rows(), model_.hidden_size);
-  if constexpr (!kDry) ops::combine<T>(outputs, permutation.positions, weights, format_, y);
+  if constexpr (!kDry) {
+    ops::combine<T>(outputs, permutation.positions, weights, format_, y);
+    inject_result_fault(op, layer, y.view(), outputs.view(), weights.view(), permutation.positions.view());
+  }
   record(op, layer, y.rows(), y.cols(), ops::combine_cost(y.rows(), weights.cols(), y.cols(), element_bytes()));
   return y;
 }

@@ -138,6 +138,9 @@ class Computations {
   ShapeMatrix slice_shape(Weight weight, int layer) const;
   const WeightSlice<Scalar>& slice(Weight weight, int layer, int expert = -1) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;
+  /// Lets a fault change a float result, if there is one.
+  template <class... From>
+  void inject_result_fault(Op op, int layer, const ops::MatrixView<Scalar>& result, const From&... operands) const;
 };
 
 extern template class Computations<float>;

@@ -11,6 +11,7 @@
 #include "emu/model/tensors.h"
 #include "emu/plan/deployment.h"
 #include "emu/run/cluster.h"
+#include "emu/run/op.h"
 
 namespace shardproof {
 
@@ -18,6 +19,14 @@ namespace shardproof {
 struct FaultSite {
   int layer = -1;
   std::int64_t microbatch = 0;
+};
+
+/// What a result was computed from: a product's x [rows, k] and w [columns, k]; a combination's outputs [slots,
+/// columns], weights [rows, top_k] and, for each of these, the row of outputs. Of any other op, nothing.
+struct Operands {
+  ops::MatrixView<const float> x = {};
+  ops::MatrixView<const float> w = {};
+  ops::MatrixView<const std::int64_t> positions = {};
 };
 
 /// Every function may change what it is given; the defaults change nothing. Called for different ranks at once.
@@ -37,6 +46,10 @@ class FaultInjector {
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,
                             ops::MatrixView<std::int32_t> /*ids*/, ops::MatrixView<double> /*weights*/) {}
+  /// In the formats that compute in float: the result of a product, a residual sum or a combination, before it is
+  /// tapped and, but for a partial sum that is not sent, after which it is stored.
+  virtual void edit_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/, const Operands& /*operands*/,
+                           ops::MatrixView<float> /*result*/) {}
   /// The collectives: see CallHook. A call's tag tells its op (op.h), layer and microbatch.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}

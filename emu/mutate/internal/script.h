@@ -24,6 +24,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
+  std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<bool(const Rank&, internal::Call&)> before;
   std::function<void(const Rank&, internal::Call&)> after;
 
@@ -42,6 +43,10 @@ class Script final : public FaultInjector {
   void edit_routing(const Rank& rank, const FaultSite& site, ops::MatrixView<const double> logits,
                     ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
     if (routing) routing(rank, site, logits, ids, weights);
+  }
+  void edit_result(const Rank& rank, Op op, const FaultSite& site, const Operands& operands,
+                   ops::MatrixView<float> given) override {
+    if (result) result(rank, op, site, operands, given);
   }
   bool before_call(const Rank& rank, internal::Call& call) noexcept override { return !before || before(rank, call); }
   void after_call(const Rank& rank, internal::Call& call) noexcept override {
@@ -110,5 +115,6 @@ std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> expert_kinds();
 std::span<const MutationKind> schedule_kinds();
+std::span<const MutationKind> rounding_kinds();
 
 }  // namespace shardproof::mutations
