@@ -100,9 +100,12 @@ Cause diagnose(const DiagnosisInput& input) {
                                       .step = exact ? kStep : 0};
   const bool small_enough = kind != TapKind::moe_output || expert_flops(input.plan, layer) <= kRecomputedFlops;
   if (small_enough) {
+    if (auto cause = diagnosis::null_cause(wrong_tap)) return *cause;
     if (auto cause = cause_by_kind(wrong_tap)) return *cause;
   }
-  if (auto cause = diagnosis::general_cause(wrong_tap)) return *cause;
+  if (!expected.traits.ids) {
+    if (auto cause = diagnosis::general_cause(wrong_tap)) return *cause;
+  }
   return {
       "unknown",
       fmt::format("{} rows are wrong, on {}; {}", wrong.size(), diagnosis::ranks_of(wrong),

@@ -2,7 +2,9 @@
 //
 // Every cause is a hypothesis of what the ranks did: under it, the values that they should then have got are computed
 // from the reference's own taps and weights, and it is named only when all wrong rows of the first wrong tap hold just
-// those values. Nothing is taken from who injected what. Names:
+// those values. First of all comes the null hypothesis: the op itself gives them on right inputs, so that nothing is
+// said of the sharding. Nothing is taken from who injected what. Names:
+//   op_differs           the op, or the reference, is wrong
 //   reduction_dropped    a rank holds its own partial sum
 //   partial_sum_missing, partial_sum_doubled, averaged, wrong_reduction
 //   partial_group        the sum over part of the group     wrong_group      reduced over the ranks of another axis
@@ -14,6 +16,7 @@
 //   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite
 //   expert_map           another expert's output            expert_missing, tokens_permuted
 //   router_weights_permuted, router_weights_scaled, router_weights_squared, slot_dropped
+//   wrong_residual_sum   other multiples of the residual and of what is added to it
 //   layer_missing, layer_skipped, layer_repeated, layer_order
 //   rank_error           a rank's program threw             rounding         right in exact
 //   unknown              no signature fits

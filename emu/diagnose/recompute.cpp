@@ -83,7 +83,7 @@ void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
                     format());
 }
 
-Recompute::Row Recompute::attend(int layer, Range rows, const HeadPair& heads) {
+Recompute::Row Recompute::attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads) {
   const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
   const auto block = [&](TapKind kind, std::int64_t index) {
     const ExpectedTap& source = tap(layer, kind);
@@ -94,7 +94,7 @@ Recompute::Row Recompute::attend(int layer, Range rows, const HeadPair& heads) {
   ops::Matrix<double> out(rows.count, dim);
   ops::attention<double>(block(TapKind::attention_q, heads.query), block(TapKind::attention_k, heads.key_value),
                          block(TapKind::attention_v, heads.key_value), offsets, dim, format(), out);
-  const std::span<const double> last = std::as_const(out).row(rows.count - 1);
+  const std::span<const double> last = std::as_const(out).row(place);
   return {last.begin(), last.end()};
 }
 

@@ -71,7 +71,9 @@ class Recompute {
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
   void rotate(Row& heads, int layer, std::int64_t position) const;
   /// One head of attention for the last of the rows, which attends to all of them.
-  Row attend(int layer, Range rows, const HeadPair& heads);
+  Row attend(int layer, Range rows, const HeadPair& heads) { return attend_in(layer, rows, rows.count - 1, heads); }
+  /// The same for the row at that place among the rows, which are a sequence.
+  Row attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);

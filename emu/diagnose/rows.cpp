@@ -174,7 +174,7 @@ std::optional<Cause> residual_cause(const WrongTap& wrong) {
         return values;
       };
       if (explains(wrong.rows, combined, wrong.tolerance)) {
-        return Cause{"term_on_every_rank",
+        return Cause{"wrong_residual_sum",
                      fmt::format("the sum is {} * residual + {} * output on {}", a, b, ranks_of(wrong.rows))};
       }
     }

@@ -42,10 +42,14 @@ template <class... From>
 void Computations<T>::inject_result_fault([[maybe_unused]] Op op, [[maybe_unused]] int layer,
                                           [[maybe_unused]] const ops::MatrixView<Scalar>& result,
                                           [[maybe_unused]] const From&... operands) const {
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (!kDry) {
     if (ground_.program.fault == nullptr) return;
-    ground_.program.fault->edit_result(ground_.rank, op, {.layer = layer, .microbatch = microbatch_},
-                                       Operands{operands...}, result);
+    const FaultSite site{.layer = layer, .microbatch = microbatch_};
+    if constexpr (std::is_same_v<T, float>) {
+      ground_.program.fault->edit_result(ground_.rank, op, site, Operands{operands...}, result);
+    } else {
+      ground_.program.fault->edit_double_result(ground_.rank, op, site, result);
+    }
   }
 }
 
@@ -56,6 +60,7 @@ typename Computations<T>::Tensor Computations<T>::embed(Op op) {
   if constexpr (!kDry) {
     const std::vector<std::int32_t> ids = ground_.program.batch.tokens(tokens_.rows);
     ops::embed<T>(ids, slice(Weight::embedding, -1).load(), layout_.vocabulary.begin, partial);
+    inject_result_fault(op, -1, partial.view());
   }
   record(op, -1, rows(), hidden, ops::embed_cost(rows(), hidden, element_bytes()));
   return partial;
@@ -66,6 +71,7 @@ typename Computations<T>::Tensor Computations<T>::rms_norm(Op op, int layer, con
   Tensor y(x.rows(), x.cols());
   if constexpr (!kDry) {
     ops::rms_norm<T>(x, slice(weight, layer).load().view().span(), model_.rms_norm_eps, format_, y);
+    inject_result_fault(op, layer, y.view());
   }
   record(op, layer, y.rows(), y.cols(), ops::rms_norm_cost(y.rows(), y.cols(), element_bytes()));
   return y;
@@ -106,6 +112,7 @@ void Computations<T>::rope(Op op, int layer, Tensor& heads) {
   if constexpr (!kDry) {
     const auto kind = static_cast<std::size_t>(model_.layers.kind_of(layer));
     ops::rope<T>(heads, tokens_.positions, ground_.rope[kind]);
+    inject_result_fault(op, layer, heads.view());
   }
   record(op, layer, heads.rows(), heads.cols(), ops::rope_cost(heads.rows(), heads.cols(), element_bytes()));
 }
@@ -119,6 +126,7 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
     ops::attention<T>(q, k, v, tokens_.offsets, dim, format_, context);
+    inject_result_fault(op, layer, context.view());
   }
   record(op, layer, rows(), q.cols(),
          ops::attention_cost(tokens_.pairs, rows(), held(layer).heads.count, held(layer).kv_heads.count, dim,

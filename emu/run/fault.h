@@ -46,10 +46,14 @@ class FaultInjector {
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,
                             ops::MatrixView<std::int32_t> /*ids*/, ops::MatrixView<double> /*weights*/) {}
-  /// In the formats that compute in float: the result of a product, a residual sum or a combination, before it is
-  /// tapped and, but for a partial sum that is not sent, after which it is stored.
+  /// In the formats that compute in float: what any computation but the router's choice and the dispatch's moves made,
+  /// before it is tapped; a product before it is stored.
   virtual void edit_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/, const Operands& /*operands*/,
                            ops::MatrixView<float> /*result*/) {}
+  /// In `exact` and fp64: what any computation but the router's choice and the dispatch's moves made, before it is
+  /// tapped; a product before it is stored.
+  virtual void edit_double_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/,
+                                  ops::MatrixView<double> /*result*/) {}
   /// The collectives: see CallHook. A call's tag tells its op (op.h), layer and microbatch.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}

@@ -32,6 +32,8 @@ std::string ranks_of(const std::vector<WrongRow>& wrong);
 std::vector<std::pair<std::string, int>> degrees(const Parallel& parallel);
 Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members);
 
+/// The op itself, on right inputs, gives the wrong values.
+std::optional<Cause> null_cause(const WrongTap& wrong);
 std::optional<Cause> embedding_cause(const WrongTap& wrong);
 std::optional<Cause> norm_cause(const WrongTap& wrong);
 std::optional<Cause> projection_cause(const WrongTap& wrong);

@@ -1,0 +1,168 @@
+// The null hypothesis: nothing is wrong with who held what. Right inputs through the program's own op, alone and on one
+// rank, already give the wrong values; then the op differs from the reference, and every hypothesis about the sharding
+// that gives the same values proves nothing.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "emu/diagnose/internal/wrong_tap.h"
+#include "ops/attention.h"
+#include "ops/router.h"
+
+namespace shardproof::diagnosis {
+namespace {
+
+using Row = std::vector<double>;
+
+Row columns(Row whole, const WrongRow& row) {
+  const auto first = whole.begin() + row.col;
+  return {first, first + std::ssize(row.got)};
+}
+
+Row sum_of_parts(Recompute& model, int members, const std::function<Row(int)>& part) {
+  Row sum;
+  for (int m = 0; m < members; ++m) {
+    const Row one = part(m);
+    if (sum.empty()) sum.resize(one.size(), 0.0);
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += one[i];
+  }
+  model.finish(sum);
+  return sum;
+}
+
+WeightSpec norm_weight_of(const WrongTap& wrong) {
+  const Weight weight = wrong.kind == TapKind::final_norm ? Weight::final_norm
+                        : wrong.kind == TapKind::moe_norm ? Weight::moe_norm
+                                                          : Weight::attention_norm;
+  return weight_spec(wrong.model.plan().model, weight, wrong.layer);
+}
+
+Row projected(const WrongTap& wrong, const WrongRow& row, TapKind input, Weight weight) {
+  Recompute& model = wrong.model;
+  return model.project(model.row(model.tap(input == TapKind::final_norm ? -1 : wrong.layer, input), row.row),
+                       weight_spec(model.plan().model, weight, wrong.layer), {row.col, std::ssize(row.got)});
+}
+
+Row rotated(const WrongTap& wrong, const WrongRow& row, Weight weight) {
+  Row y = projected(wrong, row, TapKind::attention_norm, weight);
+  wrong.model.rotate(y, wrong.layer, wrong.model.tokens().position(row.row));
+  return y;
+}
+
+/// The heads of the row's columns, over the whole sequence of its token.
+Row attended(const WrongTap& wrong, const WrongRow& row) {
+  const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
+  const std::int64_t position = wrong.model.tokens().position(row.row);
+  std::int64_t length = position + 1;
+  const ExpectedTap& q = wrong.model.tap(wrong.layer, TapKind::attention_q);
+  while (row.row - position + length < q.rows && wrong.model.tokens().position(row.row - position + length) == length) {
+    ++length;
+  }
+  Row values;
+  for (std::int64_t head = row.col / spec.head_dim; head < (row.col + std::ssize(row.got)) / spec.head_dim; ++head) {
+    const Row one = wrong.model.attend_in(wrong.layer, {row.row - position, length}, position,
+                                          {head, head / (spec.heads / spec.kv_heads)});
+    values.insert(values.end(), one.begin(), one.end());
+  }
+  return values;
+}
+
+Row residual(const WrongTap& wrong, const WrongRow& row) {
+  Recompute& model = wrong.model;
+  const bool moe = wrong.kind == TapKind::moe_residual;
+  const auto x = model.row(model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm), row.row);
+  const auto y = model.row(model.tap(wrong.layer, moe ? TapKind::moe_output : TapKind::attention_output), row.row);
+  Row sum(x.begin(), x.end());
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
+  model.finish(sum);
+  return sum;
+}
+
+/// Ids, or the weights of the expected ids.
+Row routed(const WrongTap& wrong, const WrongRow& row) {
+  const FeedForwardSpec& spec = wrong.model.plan().model.layers[wrong.layer].feed_forward;
+  const auto logits = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::router_logits), row.row);
+  const ops::MatrixView<const double> scores{logits.data(), 1, std::ssize(logits)};
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(spec.top_k));
+  Row weights(ids.size());
+  ops::route<double>(scores, spec.top_k, spec.norm_topk_prob, wrong.model.format(), {ids.data(), 1, spec.top_k},
+                     {weights.data(), 1, spec.top_k});
+  return wrong.kind == TapKind::router_choice ? Row(ids.begin(), ids.end()) : weights;
+}
+
+Row combined(const WrongTap& wrong, const WrongRow& row) {
+  Recompute& model = wrong.model;
+  const ExpectedTap& ids = model.tap(wrong.layer, TapKind::router_choice);
+  const ExpectedTap& weights = model.tap(wrong.layer, TapKind::router_weights);
+  Row sum(static_cast<std::size_t>(wrong.expected.cols), 0.0);
+  for (std::int64_t slot = 0; slot < ids.cols; ++slot) {
+    const Row output =
+        model.expert_output(wrong.layer, row.row, {wrong.layer, static_cast<std::int64_t>(ids.at(row.row, slot))});
+    for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += weights.at(row.row, slot) * output[i];
+  }
+  model.finish(sum);
+  return sum;
+}
+
+/// What the op makes of the reference's inputs.
+Row predicted(const WrongTap& wrong, const WrongRow& row) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  switch (wrong.kind) {
+    case TapKind::embedding:
+      return columns(sum_of_parts(model, tp, [&](int m) { return model.embedding_partial_sum(row.row, m); }), row);
+    case TapKind::attention_norm:
+    case TapKind::moe_norm:
+    case TapKind::final_norm:
+      return columns(model.norm(model.row(model.norm_input(wrong.layer, wrong.kind), row.row), norm_weight_of(wrong)),
+                     row);
+    case TapKind::attention_q:
+      return rotated(wrong, row, Weight::attention_q);
+    case TapKind::attention_k:
+      return rotated(wrong, row, Weight::attention_k);
+    case TapKind::attention_v:
+      return projected(wrong, row, TapKind::attention_norm, Weight::attention_v);
+    case TapKind::attention_context:
+      return attended(wrong, row);
+    case TapKind::attention_output:
+      return columns(sum_of_parts(model, tp,
+                                  [&](int m) {
+                                    return model.attention_partial_sum(wrong.layer, row.row, m, {wrong.layer, m});
+                                  }),
+                     row);
+    case TapKind::attention_residual:
+    case TapKind::moe_residual:
+      return columns(residual(wrong, row), row);
+    case TapKind::router_logits:
+      return projected(wrong, row, TapKind::moe_norm, Weight::router);
+    case TapKind::router_choice:
+    case TapKind::router_weights:
+      return columns(routed(wrong, row), row);
+    case TapKind::moe_output:
+      return columns(combined(wrong, row), row);
+    case TapKind::logits:
+      return projected(wrong, row, TapKind::final_norm, Weight::head);
+    case TapKind::attention_partial:
+    case TapKind::expert_gate:
+    case TapKind::expert_up:
+    case TapKind::expert_activation:
+    case TapKind::expert_partial:
+    case TapKind::expert_output:
+      break;  // of the rounding
+  }
+  return {};
+}
+
+}  // namespace
+
+std::optional<Cause> null_cause(const WrongTap& wrong) {
+  const auto prediction = [&](const WrongRow& row) { return predicted(wrong, row); };
+  if (!explains(wrong.rows, prediction, wrong.tolerance)) return std::nullopt;
+  return Cause{
+      "op_differs",
+      fmt::format("the op alone, on one rank and the reference's own inputs, gives the {} values that {} hold: "
+                  "it computes something else than the reference, whatever the sharding",
+                  wrong.rows.size(), ranks_of(wrong.rows))};
+}
+
+}  // namespace shardproof::diagnosis
