@@ -50,7 +50,8 @@ int run_check(const CheckFlags& flags) {
   }
   const bool refuted = std::any_of(report.claims.begin(), report.claims.end(),
                                    [](const JudgedClaim& judged) { return judged.verdict == ClaimVerdict::fails; });
-  return refuted && !flags.report_only ? kMismatch : kPass;
+  const bool too_large = report.fits_memory && !*report.fits_memory;
+  return (refuted || too_large) && !flags.report_only ? kMismatch : kPass;
 }
 
 }  // namespace
@@ -63,10 +64,11 @@ void add_check_command(CLI::App& app, int& exit_code) {
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
   command->add_option("--markdown", flags->markdown, "Write the report as Markdown; - for standard output")
       ->type_name("FILE|-");
-  command->add_flag("--report-only", flags->report_only, "Exit 0 although claims fail");
+  command->add_flag("--report-only", flags->report_only, "Exit 0 although claims fail or the memory does not suffice");
   command->add_flag("--all", flags->all, "Show quantities that are zero or need timing too");
   command->add_flag("--list-quantities", flags->list_quantities, "Print every quantity with its formula, and exit");
-  command->footer("Exit codes: 0 no claim fails, 1 a claim fails, 2 usage or an invalid plan.");
+  command->footer(
+      "Exit codes: 0 no claim fails, 1 a claim fails or the plan does not fit its memory, 2 usage or an invalid plan.");
   command->callback([flags, &exit_code] { exit_code = run_check(*flags); });
 }
 

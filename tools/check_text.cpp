@@ -89,6 +89,7 @@ std::string check_text(const CheckReport& report, const CheckTextOptions& option
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs are idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }
+  for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
   const TextRows axes = axis_rows(plan);
   if (axes.size() > 1) text += "\n" + table(axes, 5);
   text += "\n" + table(rank_rows(plan), 1) + "\n";
@@ -104,6 +105,10 @@ std::string check_text(const CheckReport& report, const CheckTextOptions& option
 
   for (const JudgedClaim& judged : report.claims) text += claim_text(judged);
   if (!report.claims.empty()) text += "\n";
+  if (report.fits_memory) {
+    text += *report.fits_memory ? "memory suffices: " : toned("memory does not suffice: ", Tone::bad);
+    text += report.memory_arithmetic + "\n";
+  }
   return text + claims_summary(report) + "\n";
 }
 

@@ -227,6 +227,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   std::string text = toned(plan.name.empty() ? "plan" : plan.name, Tone::bold);
   text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
                       plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
+  for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }

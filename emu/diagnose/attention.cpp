@@ -295,7 +295,7 @@ std::optional<Cause> attention_output_cause(const WrongTap& wrong) {
                         .partial = [&](const WrongRow& row, int m) { return partial(row.row, m); },
                         .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                         .finish = [&](std::vector<double>& values) { model.finish(values); }};
-  if (const auto fault = partial_sum_fault(wrong.rows, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
   if (auto cause = output_weights_cause(wrong)) return cause;
   if (auto cause = output_term_cause(wrong)) return cause;
   if (tp > 1) return wrong_group_cause(wrong, partial);

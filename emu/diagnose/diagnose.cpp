@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
+#include <utility>
 
 #include "emu/diagnose/internal/wrong_tap.h"
 #include "emu/judge/judge.h"
@@ -25,6 +27,27 @@ double expert_flops(const Plan& plan, int layer) {
          static_cast<double>(model.layers[layer].feed_forward.intermediate_size) *
          static_cast<double>(model.layers[layer].feed_forward.num_experts) *
          static_cast<double>(plan.workload.tokens());
+}
+
+/// The wrong rows and, of the same ranks in the same microbatches, the right ones.
+std::vector<WrongRow> witnesses_of(const Recompute& model, const ExpectedTap& expected, std::span<const TapPart> parts,
+                                   double tolerance, const std::vector<WrongRow>& wrong) {
+  std::set<int> ranks;
+  std::set<std::pair<int, std::int64_t>> places;  // replica and microbatch
+  const auto place = [&](const WrongRow& row) {
+    const RowHome home = model.tokens().home(row.row);
+    return std::pair{home.at.dp, home.microbatch};
+  };
+  for (const WrongRow& row : wrong) {
+    ranks.insert(row.rank);
+    places.insert(place(row));
+  }
+  std::vector<WrongRow> witnesses = wrong;
+  const std::vector<int> wanted(ranks.begin(), ranks.end());
+  for (WrongRow& row : right_rows(expected, parts, tolerance, wanted)) {
+    if (places.contains(place(row))) witnesses.push_back(std::move(row));
+  }
+  return witnesses;
 }
 
 std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
@@ -90,11 +113,13 @@ Cause diagnose(const DiagnosisInput& input) {
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};
   }
   Recompute model(input.plan, input.reference);
+  const std::vector<WrongRow> witnesses = witnesses_of(model, expected, input.parts, relative, wrong);
   const diagnosis::WrongTap wrong_tap{.model = model,
                                       .expected = expected,
                                       .layer = layer,
                                       .kind = kind,
                                       .rows = wrong,
+                                      .witnesses = witnesses,
                                       .norm_parts = input.norm_parts,
                                       .tolerance = relative * scale,
                                       .step = exact ? kStep : 0};

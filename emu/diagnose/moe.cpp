@@ -75,7 +75,7 @@ std::optional<Cause> scaled_weights_cause(const WrongTap& wrong, const MoeSlots&
   const bool normalised = wrong.model.plan().model.layers[wrong.layer].feed_forward.norm_topk_prob;
   double shown = 0;
   const auto other = [&](std::size_t i) {
-    const WrongRow& row = wrong.rows[i];
+    const WrongRow& row = moe.row(i);
     std::vector<std::int32_t> chosen;
     for (std::int64_t s = 0; s < ids.cols; ++s) chosen.push_back(static_cast<std::int32_t>(ids.at(row.row, s)));
     Row weights(chosen.size());
@@ -211,8 +211,9 @@ std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
-  const MoeSlots moe(wrong);
-  if (auto cause = weights_cause(wrong, moe)) return cause;
+  // All of a rank's weights are wrong, or none: they have to explain its right rows too.
+  if (auto cause = weights_cause(wrong, MoeSlots(wrong, wrong.witnesses))) return cause;
+  const MoeSlots moe(wrong, wrong.rows);
   if (auto cause = reduction_cause(wrong, moe)) return cause;
   if (auto cause = expert_cause(wrong, moe)) return cause;
   return token_cause(wrong, moe);

@@ -66,7 +66,7 @@ std::optional<Cause> embedding_cause(const WrongTap& wrong) {
                         .partial = [&](const WrongRow& row, int m) { return model.embedding_partial_sum(row.row, m); },
                         .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                         .finish = finish};
-  if (const auto fault = partial_sum_fault(wrong.rows, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
   const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Weight::embedding));
   const ops::MatrixView<const double> table = loaded.view();
   for (const std::int64_t shift : {1, -1}) {

@@ -31,8 +31,11 @@ bool close(std::span<const double> a, std::span<const double> b, double toleranc
   return true;
 }
 
-std::vector<WrongRow> wrong_rows(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance) {
-  std::vector<WrongRow> wrong;
+namespace {
+
+/// Every row of the parts that fit the tensor, with whether it is wrong.
+template <class Visit>
+void for_each_row(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance, const Visit& visit) {
   for (const TapPart& part : parts) {
     const Range& rows = part.placement.row_part;
     const Range& cols = part.placement.col_part;
@@ -44,11 +47,29 @@ std::vector<WrongRow> wrong_rows(const ExpectedTap& expected, std::span<const Ta
       const std::span<const double> got = std::span(part.values).subspan(static_cast<std::size_t>(i) * width, width);
       const std::int64_t row = rows.begin + i;
       const std::span<const double> want = row_part(expected, row, cols.begin, width);
-      if (close(got, want, tolerance * expected.scale[static_cast<std::size_t>(row)])) continue;
-      wrong.push_back({part.rank, row, cols.begin, {got.begin(), got.end()}, {want.begin(), want.end()}});
+      const bool wrong = !close(got, want, tolerance * expected.scale[static_cast<std::size_t>(row)]);
+      visit(wrong, WrongRow{part.rank, row, cols.begin, {got.begin(), got.end()}, {want.begin(), want.end()}});
     }
   }
-  return wrong;
+}
+
+}  // namespace
+
+std::vector<WrongRow> wrong_rows(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance) {
+  std::vector<WrongRow> rows;
+  for_each_row(expected, parts, tolerance, [&](bool wrong, WrongRow row) {
+    if (wrong) rows.push_back(std::move(row));
+  });
+  return rows;
+}
+
+std::vector<WrongRow> right_rows(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance,
+                                 std::span<const int> ranks) {
+  std::vector<WrongRow> rows;
+  for_each_row(expected, parts, tolerance, [&](bool wrong, WrongRow row) {
+    if (!wrong && std::ranges::find(ranks, row.rank) != ranks.end()) rows.push_back(std::move(row));
+  });
+  return rows;
 }
 
 bool explains(std::span<const WrongRow> rows, const Prediction& prediction, double tolerance) {

@@ -27,6 +27,10 @@ struct WrongRow {
 /// Rows with an element further from the expected one than `tolerance` times the row's scale.
 std::vector<WrongRow> wrong_rows(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance);
 
+/// The others of those ranks, as wrong_rows() gives them.
+std::vector<WrongRow> right_rows(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance,
+                                 std::span<const int> ranks);
+
 /// What the row would hold under a hypothesis; empty when the hypothesis says nothing of it.
 using Prediction = std::function<std::vector<double>(const WrongRow&)>;
 

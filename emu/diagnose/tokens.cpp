@@ -30,7 +30,7 @@ struct Shipment {
 Shipment shipment_of(const WrongTap& wrong, const TokenRows& own) {
   const ModelConfig& config = wrong.model.plan().model;
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
-  const std::int64_t held = config.layers[wrong.layer].feed_forward.num_experts / wrong.model.plan().parallel.ep;
+  const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
   Shipment result;
   for (std::int64_t place = 0; place < own.count(); ++place) {
     const std::int64_t row = own[place];
@@ -42,7 +42,7 @@ Shipment shipment_of(const WrongTap& wrong, const TokenRows& own) {
   result.chunks.resize(static_cast<std::size_t>(wrong.model.plan().parallel.ep), 0);
   for (std::size_t i = 0; i < result.sent.size(); ++i) {
     const Sent& sent = result.sent[i];
-    ++result.chunks[static_cast<std::size_t>(sent.expert / held)];
+    ++result.chunks[static_cast<std::size_t>(shard_of(experts, wrong.model.plan().parallel.ep, sent.expert))];
     result.position[{sent.row, sent.expert}] = i;
   }
   return result;

@@ -248,10 +248,11 @@ constexpr MutationKind kAttentionKinds[] = {
     {"embedding_partial_sum_missing", "one rank's part of the embedding is lost",
      reduction<Op::embedding_reduce, SumFault::missing>},
     {"sp_gather_order", "sequence-parallel chunks are gathered in the wrong order",
-     gather<Op::attention_gather, GatherFault::reversed>},
+     gather<Op::attention_gather, GatherFault::reversed>, MutationClass::sharding, may_have_one_row},
     {"sp_gather_dropped", "sequence-parallel rows are not gathered",
      gather<Op::attention_gather, GatherFault::dropped>},
-    {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>},
+    {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>, MutationClass::sharding,
+     has_one_token_sequences},
     {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>,
      MutationClass::sharding, has_one_token_sequences},
     {"sequence_boundaries_ignored", "tokens attend across sequences", microbatch_edit<Edit::merge>,
@@ -275,9 +276,10 @@ constexpr MutationKind kAttentionKinds[] = {
      attention_wrong_axis},
     {"residual_on_every_rank", "the residual is added before the reduction: R + tp * S", residual_on_every_rank},
     {"bias_on_every_rank", "a row-parallel bias is added on every rank", bias_on_every_rank},
-    {"sp_scatter_order", "sequence-parallel chunks are scattered in the wrong order", scatter_order},
+    {"sp_scatter_order", "sequence-parallel chunks are scattered in the wrong order", scatter_order,
+     MutationClass::sharding, may_have_one_row},
     {"head_gather_order", "rows for the head are gathered in the wrong order",
-     gather<Op::head_gather, GatherFault::reversed>},
+     gather<Op::head_gather, GatherFault::reversed>, MutationClass::sharding, may_have_one_row},
 };
 
 }  // namespace

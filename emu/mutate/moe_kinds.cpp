@@ -113,7 +113,8 @@ template <MapFault fault>
 Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   const int ep = plan.parallel.ep;
-  if (ep < 2) return {};
+  // An owner that is handed more experts than it holds ends in an error of its rank.
+  if (ep < 2 || plan.model.layers[0].feed_forward.num_experts % ep != 0) return {};
   const int rank = fault == MapFault::rotated ? -1 : sites.first_rank({.pp = plan.parallel.pp - 1});
   const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
   return {{.layer = layer,
@@ -162,11 +163,16 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
 Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
   const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
   if (experts < 2) return {};
-  return routing(plan, limit, "expert_map", [=](const FaultSite&, Scores, Ids ids, Weights) {
+  Instances result = routing(plan, limit, "expert_map", [=](const FaultSite&, Scores, Ids ids, Weights) {
     for (std::int64_t t = 0; t < ids.rows; ++t) {
       for (std::int32_t& id : ids.row(t)) id = (id + 1) % experts;
     }
   });
+  // Who has chosen both of two experts gets both all the same, each with the other's weight.
+  if (experts == 2 && plan.model.layers[0].feed_forward.top_k == 2) {
+    for (Mutation& mutation : result) mutation.causes.push_back("router_weights_permuted");
+  }
+  return result;
 }
 
 Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
@@ -294,7 +300,7 @@ constexpr MutationKind kMoeKinds[] = {
     {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
     {"moe_output_reduced_over_tp", "the experts' output is summed over tp although it is whole", reduced_over_tp},
     {"output_gather_order", "combined rows are gathered over tp in the wrong order",
-     output_gather<GatherFault::reversed>},
+     output_gather<GatherFault::reversed>, MutationClass::sharding, may_have_one_row},
     {"output_gather_dropped", "combined rows are not gathered over tp", output_gather<GatherFault::dropped>},
 };
 

@@ -155,6 +155,13 @@ Instances reduction_narrowed(const MutablePlan& plan, std::size_t limit) {
   });
 }
 
+/// A sum of one product is rounded once in any case.
+bool sums_one_product(const Plan& plan) {
+  return std::ranges::any_of(plan.model.layers.kinds(), [&](const LayerSpec& layer) {
+    return layer.feed_forward.intermediate_size <= plan.parallel.etp;
+  });
+}
+
 constexpr auto kRounding = MutationClass::rounding;
 
 constexpr MutationKind kRoundingKinds[] = {
@@ -172,7 +179,8 @@ constexpr MutationKind kRoundingKinds[] = {
      stored_narrow<Op::attention_residual, TapKind::attention_residual>, kRounding},
     {"router_logits_in_bf16", "the router's logits are stored in bf16",
      stored_narrow<Op::router_logits, TapKind::router_logits>, kRounding},
-    {"expert_accumulated_in_bf16", "an expert's down projection is summed in bf16", expert_accumulated, kRounding},
+    {"expert_accumulated_in_bf16", "an expert's down projection is summed in bf16", expert_accumulated, kRounding,
+     sums_one_product},
     {"expert_reduction_in_bf16", "experts' sums over etp are added in bf16",
      reduction_narrowed<Op::expert_reduce, Narrowed::accumulation>, kRounding},
     {"expert_wire_in_bf16", "experts' partial sums are sent in bf16",

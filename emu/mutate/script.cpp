@@ -4,6 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "emu/plan/token_map.h"
+
 namespace shardproof::mutations {
 
 bool among(const std::vector<int>& ranks, const Rank& rank) {
@@ -194,6 +196,24 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, 
       reverse_chunks(output(call), call.counts);
     };
   });
+}
+
+bool has_few_rows(const Plan& plan, std::int64_t rows) {
+  const TokenMap tokens(plan.parallel, plan.workload);
+  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
+    bool few = true;
+    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) few = few && tokens.rows({.dp = dp}, m).count() <= rows;
+    if (few) return true;
+  }
+  return false;
+}
+
+bool may_have_one_row(const Plan& plan) {
+  return has_few_rows(plan, 1);
+}
+
+bool may_have_no_row(const Plan& plan) {
+  return plan.parallel.sp && has_few_rows(plan, plan.parallel.tp - 1);
 }
 
 }  // namespace shardproof::mutations

@@ -4,6 +4,8 @@
 #include <numeric>
 #include <utility>
 
+#include "emu/plan/layout.h"
+
 namespace shardproof::mutations {
 
 Sites::Sites(const MutablePlan& given)
@@ -39,7 +41,7 @@ std::vector<Place> Sites::places(std::size_t limit) const {
 }
 
 bool Sites::embeds(const Coordinates& at) const {
-  const Range held = partition(plan.model.vocab_size, plan.parallel.tp, at.tp);
+  const Range held = vocabulary_of(plan.model, plan.parallel, at.tp);
   for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
     for (const std::int32_t id : batch.tokens(tokens.rows({.dp = at.dp}, m))) {
       if (id >= held.begin && id < held.end()) return true;
@@ -52,7 +54,7 @@ bool Sites::embeds_across(int dp) const {
   const Parallel& p = plan.parallel;
   for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
     for (int tp = 0; tp < p.tp; ++tp) {
-      const Range held = partition(plan.model.vocab_size, p.tp, tp);
+      const Range held = vocabulary_of(plan.model, p, tp);
       for (const std::int32_t id : batch.tokens(tokens.stream({.tp = tp, .dp = dp}, m))) {
         if (id < held.begin || id >= held.end()) return true;
       }
@@ -63,11 +65,11 @@ bool Sites::embeds_across(int dp) const {
 
 std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int rank) const {
   const TokenRows own = tokens.own(mesh.coordinates(rank), microbatch);
-  const std::int64_t held = plan.model.layers[layer].feed_forward.num_experts / plan.parallel.ep;
+  const std::int64_t experts = plan.model.layers[layer].feed_forward.num_experts;
   std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
   for (std::int64_t place = 0; place < own.count(); ++place) {
     for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(own[place])) {
-      ++counts[static_cast<std::size_t>(expert / held)];
+      ++counts[static_cast<std::size_t>(shard_of(experts, plan.parallel.ep, expert))];
     }
   }
   return counts;

@@ -142,6 +142,7 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
     if (result.size() == limit) break;
     int tp = first;
     while (!kHead && !sites.embeds({.tp = tp, .dp = dp})) tp = (tp + 1) % plan.parallel.tp;
+    while (kHead && vocabulary_of(plan.model, plan.parallel, tp).count == 0) --tp;
     const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = stage});
     const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
@@ -171,7 +172,8 @@ Instances tied_head_unset(const MutablePlan& plan, std::size_t limit) {
 
 constexpr MutationKind kWeightKinds[] = {
     {"embedding_slice_off_by_one", "a vocabulary slice begins a row too late", vocabulary_shift<Weight::embedding>},
-    {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale},
+    {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale,
+     MutationClass::sharding, may_have_no_row},
     {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
     {"kv_head_wrong", "a rank holds the wrong key head", kv_head_wrong},
     {"v_head_wrong", "a rank holds the wrong value head", v_head_wrong},
@@ -181,7 +183,8 @@ constexpr MutationKind kWeightKinds[] = {
     {"v_weights_stale", "value weights of another layer", v_stale},
     {"output_slice_of_neighbour", "the output projection's slice of the next rank", output_slice_of_neighbour},
     {"output_weights_stale", "output projection of another layer", output_stale},
-    {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale},
+    {"moe_norm_stale", "a rank's norm before the experts is another layer's", moe_norm_stale, MutationClass::sharding,
+     may_have_no_row},
     {"router_weights_stale", "a rank's router is another layer's", router_stale},
     {"tied_head_unset", "the last stage's head, tied to the embedding, is not set to it", tied_head_unset},
     {"head_slice_off_by_one", "the head's vocabulary slice begins a row too late", vocabulary_shift<Weight::head>},

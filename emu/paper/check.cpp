@@ -23,6 +23,10 @@ CheckReport check(const Plan& plan) {
   }
   report.claims = judge_claims(quantities, report.problems);
   report.ranks = quantities.ranks();
+  if (const auto share = quantities.evaluate("memory_share"); share && share->unknown.empty()) {
+    report.fits_memory = share->max <= 1;
+    report.memory_arithmetic = fmt::format("rank {}: {}", share->max_rank, share->arithmetic);
+  }
   return report;
 }
 

@@ -1,6 +1,7 @@
 // Everything that can be said of a plan without running it, as one report.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,10 @@ struct CheckReport {
   };
   std::vector<Quantity> quantities;  ///< those without arguments, in the order of quantity_definitions()
   std::vector<JudgedClaim> claims;
+  /// Whether every rank's weights, cache and activations fit the hardware's memory; none where the plan states no
+  /// memory.
+  std::optional<bool> fits_memory;
+  std::string memory_arithmetic;  ///< of the fullest rank
 };
 
 /// Never throws for what a plan says. A claim that cannot be read is a problem, and the rest is judged all the same.

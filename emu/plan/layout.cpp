@@ -15,6 +15,7 @@ LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const
       .kv_heads = {at.tp * attention.kv_heads / parallel.tp,
                    std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)},
       .experts = partition(feed_forward.num_experts, parallel.ep, at.ep),
+      .most_experts = (feed_forward.num_experts + parallel.ep - 1) / parallel.ep,
       .intermediate_size = partition(feed_forward.intermediate_size, parallel.etp, at.etp),
       .expert_owner = std::vector<int>(static_cast<std::size_t>(feed_forward.num_experts)),
   };
@@ -27,14 +28,29 @@ LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const
 
 }  // namespace
 
+std::int64_t padded_vocabulary(const ModelConfig& model, const Parallel& parallel) {
+  const std::int64_t multiple = parallel.make_vocab_size_divisible_by * parallel.tp;
+  return multiple == 0 ? model.vocab_size : (model.vocab_size + multiple - 1) / multiple * multiple;
+}
+
+Range vocabulary_of(const ModelConfig& model, const Parallel& parallel, int tp) {
+  if (parallel.make_vocab_size_divisible_by == 0) return partition(model.vocab_size, parallel.tp, tp);
+  const std::int64_t rows = padded_vocabulary(model, parallel) / parallel.tp;
+  const std::int64_t begin = std::min(rows * tp, model.vocab_size);
+  return {begin, std::min(rows, model.vocab_size - begin)};
+}
+
 Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
   const Parallel& parallel = mesh.parallel();
   const Coordinates at = mesh.coordinates(rank);
   Layout layout{.at = at,
                 .parallel = parallel,
                 .layers = Stages(model, parallel).layers_of(at.pp),
-                .vocabulary = partition(model.vocab_size, parallel.tp, at.tp),
+                .vocabulary = vocabulary_of(model, parallel, at.tp),
                 .kinds = {}};
+  if (parallel.make_vocab_size_divisible_by > 0) {
+    layout.vocabulary_padding = padded_vocabulary(model, parallel) / parallel.tp - layout.vocabulary.count;
+  }
   for (const LayerSpec& kind : model.layers.kinds()) layout.kinds.push_back(layer_layout(kind, parallel, at));
   return layout;
 }
@@ -73,7 +89,8 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
     const WeightSpec spec = weight_spec(model, row.weight, layer, row.scope == TensorScope::expert ? 0 : -1);
     const Range rows = part_of(layout, model, spec.row_split, layer, spec.rows);
     const Range cols = part_of(layout, model, spec.col_split, layer, spec.cols);
-    parameters[row.part] += rows.count * cols.count * copies;
+    const std::int64_t padding = spec.row_split == Split::vocabulary ? layout.vocabulary_padding : 0;
+    parameters[row.part] += (rows.count + padding) * cols.count * copies;
   };
   for (const TensorRow& row : tensor_table()) {
     if (row.scope == TensorScope::first_stage) {

@@ -15,6 +15,7 @@ struct LayerLayout {
   Range heads;                    ///< query heads
   Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
   Range experts;                  ///< of the layer
+  std::int64_t most_experts = 0;  ///< that an ep rank holds: the first hold one more where they do not divide
   Range intermediate_size;        ///< part of every local expert
   std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
 };
@@ -23,9 +24,10 @@ struct LayerLayout {
 struct Layout {
   Coordinates at;
   Parallel parallel;
-  Range layers;                    ///< of its stage; see stages.h
-  Range vocabulary;                ///< rows of embedding and head
-  std::vector<LayerLayout> kinds;  ///< by kind of layer (LayerList)
+  Range layers;                         ///< of its stage; see stages.h
+  Range vocabulary;                     ///< rows of embedding and head
+  std::int64_t vocabulary_padding = 0;  ///< rows that it holds beside them: of no token, never looked up nor chosen
+  std::vector<LayerLayout> kinds;       ///< by kind of layer (LayerList)
 
   bool first_stage() const { return at.pp == 0; }
   bool last_stage() const { return at.pp == parallel.pp - 1; }
@@ -33,6 +35,11 @@ struct Layout {
     return kinds[static_cast<std::size_t>(model.layers.kind_of(index))];
   }
 };
+
+/// The rows of the embedding and the head with their padding (Parallel::make_vocab_size_divisible_by).
+std::int64_t padded_vocabulary(const ModelConfig& model, const Parallel& parallel);
+/// The rows of tokens that a rank of tp holds of it.
+Range vocabulary_of(const ModelConfig& model, const Parallel& parallel, int tp);
 
 /// The plan must be valid (validate.h).
 Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank);
@@ -65,7 +72,7 @@ void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit&
   if (layout.last_stage()) scope(TensorScope::last_stage, -1, -1);
 }
 
-/// Elements of the weights that the layout's rank holds, by part.
+/// Elements of the weights that the layout's rank holds, by part, padding included.
 ParameterCount held_parameters(const Layout& layout, const ModelConfig& model);
 
 }  // namespace shardproof

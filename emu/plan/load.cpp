@@ -71,7 +71,78 @@ bool read_sequence_parallel(ObjectReader& reader, int tp) {
   return false;
 }
 
-Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, Problems& problems) {
+/// How the experts are sliced where a plan does not say it: the degrees' names tell whose plan it is.
+struct ExpertDefault {
+  int etp = 1;
+  std::string note;  ///< which system's default was taken; empty for our own names, where it is 1
+};
+
+/// Of a stage; an absurd number is for validate() to refuse.
+int attention_ranks(const Parallel& parallel) {
+  return static_cast<int>(std::min<std::int64_t>(std::int64_t{parallel.tp} * parallel.dp, kMaxWorld));
+}
+
+ExpertDefault expert_default(const Parallel& parallel, std::string_view tp_name, bool expert_parallel) {
+  const int attention = attention_ranks(parallel);
+  if (tp_name == "tensor_parallel_size" && !expert_parallel && attention > 1) {
+    return {attention,
+            fmt::format("etp = tp {} * dp {} = {}, edp = 1: vLLM without expert parallelism slices each expert "
+                        "over all attention ranks of a stage",
+                        parallel.tp, parallel.dp, attention)};
+  }
+  if (tp_name == "tensor_model_parallel_size" && parallel.tp > 1) {
+    return {parallel.tp,
+            fmt::format("etp = tp = {}: Megatron's default where expert_tensor_parallel_size is unset", parallel.tp)};
+  }
+  return {};
+}
+
+constexpr std::int64_t kMostLayers = 1'000'000;
+constexpr std::int64_t kMaxVocabularyMultiple = 1 << 20;
+
+/// A list with the layers of each stage, or Megatron's numbers for the first and the last, between which the others
+/// share what is left.
+std::vector<std::int64_t> read_stages(ObjectReader& reader, int pp, std::int64_t layers, Problems& problems) {
+  std::vector<std::int64_t> stages;
+  const auto first =
+      reader.integer({"num_layers_in_first_pipeline_stage", "decoder_first_pipeline_num_layers"}, 1, kMostLayers);
+  const auto last =
+      reader.integer({"num_layers_in_last_pipeline_stage", "decoder_last_pipeline_num_layers"}, 1, kMostLayers);
+  if (const auto found = reader.find({"layers_per_stage"})) {
+    if (first || last)
+      reader.problem(found->field, "given together with the layers of the first or last stage; keep one");
+    if (!found->value->is(Kind::array) || found->value->items.empty()) {
+      reader.problem(found->field,
+                     fmt::format("{} where an array with the layers of each stage is needed", describe(*found->value)));
+      return {};
+    }
+    for (std::size_t i = 0; i < found->value->items.size(); ++i) {
+      const auto count =
+          integer_of(found->value->items[i], fmt::format("{}[{}]", found->field, i), 1, kMostLayers, problems);
+      if (!count) return {};
+      stages.push_back(*count);
+    }
+    return stages;
+  }
+  if (!first && !last) return {};
+  const std::int64_t others = pp - (first ? 1 : 0) - (last ? 1 : 0);
+  const std::int64_t left = layers - first.value_or(0) - last.value_or(0);
+  const bool shared = others > 0 ? left >= others && left % others == 0 : others == 0 && left == 0;
+  if (!shared) {
+    reader.problem(reader.field(first ? "num_layers_in_first_pipeline_stage" : "num_layers_in_last_pipeline_stage"),
+                   fmt::format("{} layers - {} - {} = {} do not spread evenly over the other {} stages", layers,
+                               first.value_or(0), last.value_or(0), left, others));
+    return {};
+  }
+  if (first) stages.push_back(*first);
+  stages.insert(stages.end(), static_cast<std::size_t>(others), others > 0 ? left / others : 0);
+  if (last) stages.push_back(*last);
+  return stages;
+}
+
+/// `defaults` gets a line for each degree that another system's default has set.
+Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, std::int64_t layers,
+                       std::vector<std::string>& defaults, Problems& problems) {
   Parallel parallel;
   ObjectReader reader(value, "parallel", problems);
   const auto degree = [&](ObjectReader::Names names) -> std::optional<int> {
@@ -82,19 +153,37 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.tp = degree({"tp", "tensor_model_parallel_size", "tensor_parallel_size"}).value_or(1);
   parallel.cp = degree({"cp", "context_parallel_size"}).value_or(1);
   parallel.pp = degree({"pp", "pipeline_model_parallel_size", "pipeline_parallel_size"}).value_or(1);
-  parallel.ep = degree({"ep", "expert_model_parallel_size", "expert_parallel_size"}).value_or(1);
-  parallel.etp = degree({"etp", "expert_tensor_parallel_size"}).value_or(1);
+  const auto ep = degree({"ep", "expert_model_parallel_size", "expert_parallel_size"});
+  const auto etp = degree({"etp", "expert_tensor_parallel_size"});
+  const auto expert_parallel = reader.boolean({"enable_expert_parallel"});
   const std::int64_t without_dp = std::int64_t{parallel.tp} * parallel.cp * parallel.pp;
   if (const auto dp = degree({"dp", "data_parallel_size"})) {
     parallel.dp = *dp;
   } else if (hardware && hardware->gpus > 0) {
     parallel.dp = static_cast<int>(std::clamp<std::int64_t>(hardware->gpus / without_dp, 1, kMaxWorld));
   }
+  parallel.ep = ep.value_or(expert_parallel.value_or(false) ? attention_ranks(parallel) : 1);
+  if (expert_parallel.value_or(false) && !ep) {
+    defaults.push_back(
+        fmt::format("ep = tp {} * dp {} = {}: vLLM's enable_expert_parallel spreads whole experts over all "
+                    "attention ranks of a stage",
+                    parallel.tp, parallel.dp, parallel.ep));
+  }
+  std::string_view tp_name;
+  for (const std::string_view name : {"tensor_model_parallel_size", "tensor_parallel_size"}) {
+    if (value.find(name) != nullptr) tp_name = name;
+  }
+  const ExpertDefault by_system = expert_default(parallel, tp_name, parallel.ep > 1);
+  parallel.etp = etp.value_or(by_system.etp);
+  if (!etp && !by_system.note.empty()) defaults.push_back(by_system.note);
   const std::int64_t attention = std::int64_t{parallel.tp} * parallel.cp * parallel.dp;
   const std::int64_t replicas = attention / (std::int64_t{parallel.etp} * parallel.ep);
   parallel.edp = static_cast<int>(std::clamp<std::int64_t>(replicas, 1, INT32_MAX));
   if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
+  parallel.make_vocab_size_divisible_by =
+      reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);
+  parallel.layers_per_stage = read_stages(reader, parallel.pp, layers, problems);
   reader.finish();
   return parallel;
 }
@@ -239,7 +328,7 @@ Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Pro
   }
   if (const auto hardware = reader.find({"hardware"})) plan.hardware = read_hardware(*hardware->value, problems);
   if (const auto parallel = reader.find({"parallel"})) {
-    plan.parallel = read_parallel(*parallel->value, plan.hardware, problems);
+    plan.parallel = read_parallel(*parallel->value, plan.hardware, plan.model.layers.size(), plan.defaults, problems);
   } else {
     reader.missing("parallel", "the degrees tp, cp, dp, pp, ep, etp (1 where left out) are needed");
   }

@@ -1,6 +1,9 @@
 // The parallel degrees of a plan, after defaults and derivation.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 namespace shardproof {
 
 /// Attention and experts each span the whole world: tp * cp * dp * pp = world = etp * ep * edp * pp.
@@ -13,6 +16,11 @@ struct Parallel {
   int etp = 1;      ///< tensor parallel degree inside an expert
   int edp = 1;      ///< replicas of each expert; derived
   bool sp = false;  ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
+  /// How many layers each stage runs; empty: as even as they divide, the first stages one more.
+  std::vector<std::int64_t> layers_per_stage = {};
+  /// The vocabulary is padded to a multiple of this times tp, every rank holding as many rows, the last ones perhaps
+  /// nobody's; 0: not padded, split as even as it divides.
+  std::int64_t make_vocab_size_divisible_by = 0;
 
   int world() const { return tp * cp * dp * pp; }
   bool operator==(const Parallel&) const = default;

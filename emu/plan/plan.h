@@ -72,6 +72,8 @@ struct Plan {
   Workload workload;
   std::vector<std::string> notes;
   std::vector<Claim> claims;
+  /// Degrees that the plan's file leaves out and another system's default has set, each with its arithmetic; not saved.
+  std::vector<std::string> defaults;
 
   int world() const { return parallel.world(); }
 };

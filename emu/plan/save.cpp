@@ -63,6 +63,10 @@ std::string plan_json(const Plan& plan, int indent) {
   if (plan.hardware) json["hardware"] = hardware_json(*plan.hardware);
   json["parallel"] = {{"tp", p.tp}, {"cp", p.cp},   {"dp", p.dp},   {"pp", p.pp},
                       {"ep", p.ep}, {"etp", p.etp}, {"edp", p.edp}, {"sp", p.sp}};
+  if (p.make_vocab_size_divisible_by > 0) {
+    json["parallel"]["make_vocab_size_divisible_by"] = p.make_vocab_size_divisible_by;
+  }
+  if (!p.layers_per_stage.empty()) json["parallel"]["layers_per_stage"] = p.layers_per_stage;
   json["workload"] = workload_json(plan.workload);
   json["notes"] = plan.notes;
   Json claims = Json::array();

@@ -40,7 +40,11 @@ void set_widths(Plan& plan, const Widths& widths) {
     dim = multiple_at_least(widths.head_dim(dim), 2, dim);
     intermediate = multiple_at_least(widths.intermediate_size(intermediate), plan.parallel.etp, intermediate);
   });
-  model.vocab_size = std::min(model.vocab_size, std::max<std::int64_t>({widths.vocabulary, plan.parallel.tp, 2}));
+  const std::int64_t vocabulary = model.vocab_size;
+  model.vocab_size = std::min(vocabulary, std::max<std::int64_t>({widths.vocabulary, plan.parallel.tp, 2}));
+  // Its padding shrinks with the vocabulary, or ranks would hold nothing else.
+  std::int64_t& multiple = plan.parallel.make_vocab_size_divisible_by;
+  if (multiple > 0 && vocabulary > 0) multiple = std::max<std::int64_t>(1, multiple * model.vocab_size / vocabulary);
 }
 
 /// `count` of the lengths in the plan's order: the shortest, the longest, and evenly many of those between when ordered

@@ -168,17 +168,44 @@ class Checker {
       problem("parallel.tp", fmt::format("a vocabulary of {} cannot be split over tp {}", model_.vocab_size, p_.tp));
     }
     for (const LayerSpec& layer : model_.layers.kinds()) {
-      divides("parallel.ep", layer.feed_forward.num_experts, "experts", "ep", p_.ep);
+      if (p_.ep > layer.feed_forward.num_experts) {
+        problem("parallel.ep", fmt::format("{} experts cannot be spread over ep {}; at most ep {} is needed",
+                                           layer.feed_forward.num_experts, p_.ep, layer.feed_forward.num_experts));
+      }
       divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
     }
     if (p_.pp > model_.layers.size()) {
       problem("parallel.pp", fmt::format("{} stages for {} layers leaves {} stages empty; at most {} is needed", p_.pp,
                                          model_.layers.size(), p_.pp - model_.layers.size(), model_.layers.size()));
     }
+    check_stages();
     if (p_.sp && p_.tp == 1) {
       problem("parallel.sp",
               "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
               "false, or tp > 1, is needed");
+    }
+  }
+
+  void check_stages() {
+    const std::vector<std::int64_t>& stages = p_.layers_per_stage;
+    if (stages.empty()) return;
+    if (std::ssize(stages) != p_.pp) {
+      problem("parallel.layers_per_stage",
+              fmt::format("{} stages, but pp is {}; a number of layers for each is needed", stages.size(), p_.pp));
+      return;
+    }
+    std::int64_t sum = 0;
+    for (std::size_t i = 0; i < stages.size(); ++i) {
+      if (stages[i] < 1 || stages[i] > model_.layers.size()) {
+        problem(fmt::format("parallel.layers_per_stage[{}]", i),
+                fmt::format("{} layers; 1 to {} is needed", stages[i], model_.layers.size()));
+        return;
+      }
+      sum += stages[i];
+    }
+    if (sum != model_.layers.size()) {
+      problem("parallel.layers_per_stage",
+              fmt::format("{} layers in all, the model has {}", sum, model_.layers.size()));
     }
   }
 

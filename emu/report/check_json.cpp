@@ -83,7 +83,9 @@ Json claim_json(const JudgedClaim& judged) {
 std::string to_json(const CheckReport& report) {
   Json json = {{"schema", "shardproof.check/1"}};
   json["plan"] = Json::parse(plan_json(report.plan, -1));
+  json["defaults"] = report.plan.defaults;
   json["problems"] = problems_json(report.problems);
+  json["fits_memory"] = report.fits_memory ? Json(*report.fits_memory) : Json(nullptr);
   json["neighbours"] = {{"same_gpus", parallel_json(report.neighbours.same_gpus)},
                         {"same_degrees", parallel_json(report.neighbours.same_degrees)}};
   json["ranks"] = Json::array();

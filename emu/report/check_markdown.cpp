@@ -70,6 +70,10 @@ std::string to_markdown(const CheckReport& report) {
     text += "\n";
   }
   if (report.ranks.empty()) return text;
+  if (report.fits_memory) {
+    text += fmt::format("Memory {}: {}.\n\n", *report.fits_memory ? "suffices" : "does **not** suffice",
+                        report.memory_arithmetic);
+  }
   if (!report.claims.empty()) text += "### Claims\n\n" + claims_table(report);
   text += "### Mesh\n\n" + table(axis_rows(plan)) + "### GPUs\n\n" + table(rank_rows(plan));
   text += "### Quantities\n\n" + quantities_table(report);

@@ -149,6 +149,7 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   Json document;
   document["schema"] = "shardproof.verify/2";
   document["plan"] = Json::parse(plan_json(report.plan));
+  document["defaults"] = report.plan.defaults;
   document["ranks"] = report.plan.world();
   document["format"] = ops::to_string(report.format);
   document["seed"] = report.plan.workload.seed;

@@ -241,7 +241,7 @@ Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& 
     Permutation permutation = permute_by_owner(routing.ids, held(layer).expert_owner, layout_.parallel.ep);
     if (tapped_inside()) {
       std::vector<std::int64_t> to_each;
-      for (const std::size_t count : element_counts(permutation.counts, held(layer).experts.count, 1)) {
+      for (const std::size_t count : element_counts(permutation.counts, held(layer).most_experts, 1)) {
         to_each.push_back(static_cast<std::int64_t>(count));
       }
       ground_.program.slots->post(to_int(ground_.rank.id()), {layer, microbatch_}, sent_slots(layer, permutation),

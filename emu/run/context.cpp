@@ -137,7 +137,7 @@ template <class T>
 Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const Tensor& in, const Counts& sent,
                                                          Tensor out, const Counts& received,
                                                          [[maybe_unused]] SourceLocation where) {
-  const std::int64_t experts = this->held(layer).experts.count;
+  const std::int64_t experts = this->held(layer).most_experts;
   const std::vector<std::size_t> send_counts = element_counts(sent, experts, in.cols());
   const std::vector<std::size_t> receive_counts = element_counts(received, experts, in.cols());
   if constexpr (!kDry) {

@@ -12,9 +12,13 @@ std::size_t at(std::int64_t index) {
   return static_cast<std::size_t>(index);
 }
 
+std::int64_t most_of_an_owner(std::span<const int> expert_owner, int owners) {
+  return (std::ssize(expert_owner) + owners - 1) / owners;
+}
+
 /// Expert -> its bucket: an owner's buckets are consecutive, in order of the experts that it holds.
 std::vector<std::int64_t> buckets_of(std::span<const int> expert_owner, int owners) {
-  const std::int64_t per_owner = std::ssize(expert_owner) / owners;
+  const std::int64_t per_owner = most_of_an_owner(expert_owner, owners);
   std::vector<std::int64_t> bucket(expert_owner.size());
   std::vector<std::int64_t> held(at(owners), 0);
   for (std::size_t expert = 0; expert < expert_owner.size(); ++expert) {
@@ -28,8 +32,9 @@ std::vector<std::int64_t> buckets_of(std::span<const int> expert_owner, int owne
   return bucket;
 }
 
-std::vector<std::int64_t> count_slots(ops::MatrixView<const std::int32_t> ids, std::span<const std::int64_t> bucket) {
-  std::vector<std::int64_t> counts(bucket.size(), 0);
+std::vector<std::int64_t> count_slots(ops::MatrixView<const std::int32_t> ids, std::span<const std::int64_t> bucket,
+                                      std::int64_t buckets) {
+  std::vector<std::int64_t> counts(at(buckets), 0);
   for (std::int64_t token = 0; token < ids.rows; ++token) {
     for (const std::int32_t expert : ids.row(token)) {
       if (expert < 0 || expert >= std::ssize(bucket)) {
@@ -54,7 +59,7 @@ std::int64_t Permutation::slots() const {
 
 std::vector<std::int64_t> by_owner(std::span<const std::int64_t> slots, std::span<const int> expert_owner, int owners) {
   const std::vector<std::int64_t> bucket = buckets_of(expert_owner, owners);
-  std::vector<std::int64_t> counts(bucket.size(), 0);
+  std::vector<std::int64_t> counts(at(most_of_an_owner(expert_owner, owners) * owners), 0);
   for (std::size_t expert = 0; expert < bucket.size(); ++expert) counts[at(bucket[expert])] = slots[expert];
   return counts;
 }
@@ -62,7 +67,7 @@ std::vector<std::int64_t> by_owner(std::span<const std::int64_t> slots, std::spa
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners) {
   const std::vector<std::int64_t> bucket = buckets_of(expert_owner, owners);
   Permutation result;
-  result.counts = count_slots(ids, bucket);
+  result.counts = count_slots(ids, bucket, most_of_an_owner(expert_owner, owners) * owners);
   std::vector<std::int64_t> next(result.counts.size());
   std::exclusive_scan(result.counts.begin(), result.counts.end(), next.begin(), std::int64_t{0});
   result.rows.resize(at(ids.size()));

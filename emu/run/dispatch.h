@@ -14,14 +14,15 @@ namespace shardproof {
 struct Permutation {
   std::vector<std::int64_t> rows;       ///< sorted slot -> token row; dry, empty
   ops::Matrix<std::int64_t> positions;  ///< [tokens, top_k]: where each slot went; dry, empty
-  std::vector<std::int64_t> counts;     ///< [owners * experts of an owner] slots
+  std::vector<std::int64_t> counts;     ///< [owners * most experts of an owner] slots
   std::int64_t slots() const;           ///< their sum
 };
 
 std::int64_t sum_of(std::span<const std::int64_t> counts);
 
-/// expert_owner[e] is the ep index that holds expert e; each owner holds the same number of experts.
-/// Throws std::out_of_range for an expert that does not exist, or an owner that has no room for it.
+/// expert_owner[e] is the ep index that holds expert e. Every owner has as many buckets as ceil(experts / owners), so
+/// that counts can be exchanged as equal parts; of one that holds fewer experts, the last stays empty. Throws
+/// std::out_of_range for an expert that does not exist, or an owner that has no room for it.
 Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<const int> expert_owner, int owners);
 
 /// Its counts alone, of the slots of each expert.

@@ -16,7 +16,7 @@ namespace {
 /// What the records of a layer's dispatch depend on: not which rank sends how much, but what comes of it.
 void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int64_t microbatch, const Layout& layout,
                 std::vector<std::int64_t>& key) {
-  const std::int64_t experts = layout.layer(model, layer).experts.count;
+  const std::int64_t experts = layout.layer(model, layer).most_experts;
   const auto own_part = [&](const std::vector<std::int64_t>& counts) {
     return sum_of(
         std::span(counts).subspan(static_cast<std::size_t>(layout.at.ep * experts), static_cast<std::size_t>(experts)));

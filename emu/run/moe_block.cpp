@@ -42,7 +42,7 @@ TensorOf<T> run_experts(Context<T>& ctx, int layer, const TensorOf<T>& x, const 
 template <class T>
 Task<TensorOf<T>> experts_over_etp(Context<T>& ctx, int layer, TensorOf<T> x, std::vector<std::int64_t> counts) {
   using Tensor = TensorOf<T>;
-  const std::int64_t experts = ctx.held(layer).experts.count;
+  const std::int64_t experts = ctx.held(layer).most_experts;
   const std::int64_t own_rows = x.rows();
   const bool split = ctx.parallel().etp > 1;
   if (split) {

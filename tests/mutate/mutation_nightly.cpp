@@ -22,7 +22,7 @@ void expect_targets(const MutationCounts& counts, const std::string& report) {
              report);
   EXPECT_EQ(counts.missed, 0);
   EXPECT_GE(static_cast<double>(counts.tap_right), 0.98 * static_cast<double>(counts.detected));
-  EXPECT_GE(static_cast<double>(counts.cause_right), 0.90 * static_cast<double>(counts.detected));
+  EXPECT_GE(static_cast<double>(counts.cause_right), 0.995 * static_cast<double>(counts.detected));
 }
 
 class ShippedPlans : public ::testing::TestWithParam<std::string> {};

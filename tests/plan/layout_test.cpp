@@ -43,6 +43,21 @@ TEST(Layout, ReplicatesKvHeadsWhereTpExceedsThem) {
   }
 }
 
+TEST(PaddedVocabulary, IsAMultipleOfWhatIsAskedForTimesTpAndNobodysRowsComeLast) {
+  ModelConfig model;
+  model.vocab_size = 50257;
+  const Parallel parallel{.tp = 2, .make_vocab_size_divisible_by = 128};
+  model.layers = LayerList(1, {});
+
+  EXPECT_EQ(padded_vocabulary(model, parallel), 50432);
+  EXPECT_EQ(vocabulary_of(model, parallel, 0), (Range{0, 25216}));
+  EXPECT_EQ(vocabulary_of(model, parallel, 1), (Range{25216, 25041}));
+  EXPECT_EQ(padded_vocabulary(model, {.tp = 2}), 50257);
+  model.vocab_size = 3;
+  EXPECT_EQ(vocabulary_of(model, {.tp = 4, .make_vocab_size_divisible_by = 2}, 1), (Range{2, 1}));
+  EXPECT_EQ(vocabulary_of(model, {.tp = 4, .make_vocab_size_divisible_by = 2}, 3), (Range{3, 0}));
+}
+
 TEST(Layout, HoldsEveryWeightSomewhereOnRandomPlans) {
   for (std::uint64_t seed = 0; seed < 50; ++seed) {
     const Plan plan = testing::random_plan(testing::property_seed() + seed);
@@ -56,6 +71,7 @@ TEST(Layout, HoldsEveryWeightSomewhereOnRandomPlans) {
       for_each_slice(layout, plan.model, [&](const WeightSpec& spec, Range rows, Range cols) {
         blocks[spec.name][{rows.begin, cols.begin}] = rows.count * cols.count;
         elements += rows.count * cols.count;
+        if (spec.row_split == Split::vocabulary) elements += layout.vocabulary_padding * cols.count;
       });
       EXPECT_EQ(held_parameters(layout, plan.model).total(), elements) << testing::describe(plan);
     }

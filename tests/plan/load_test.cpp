@@ -88,6 +88,84 @@ TEST(LoadPlan, TakesMegatronsAndVllmsNamesOfDegrees) {
   EXPECT_EQ(vllm.parallel, (Parallel{.tp = 2, .dp = 2, .pp = 2, .ep = 4}));
 }
 
+TEST(LoadPlan, TakesTheDefaultsOfTheSystemWhoseNamesAreUsed) {
+  const auto parallel = [](const char* degrees) {
+    return parsed(plan_text("", std::string(R"("parallel": )") + degrees));
+  };
+
+  const Plan vllm = parallel(R"({"tensor_parallel_size": 4, "data_parallel_size": 2})");
+  const Plan vllm_ep =
+      parallel(R"({"tensor_parallel_size": 2, "data_parallel_size": 2, "enable_expert_parallel": true})");
+  const Plan megatron = parallel(R"({"tensor_model_parallel_size": 2, "data_parallel_size": 4,
+                                     "expert_model_parallel_size": 2})");
+  const Plan ours = parallel(R"({"tp": 4, "dp": 2})");
+  const Plan stated = parallel(R"({"tensor_parallel_size": 4, "etp": 1})");
+
+  EXPECT_EQ(vllm.parallel, (Parallel{.tp = 4, .dp = 2, .etp = 8, .edp = 1}));
+  ASSERT_EQ(vllm.defaults.size(), 1U);
+  EXPECT_THAT(vllm.defaults[0], HasSubstr("etp = tp 4 * dp 2 = 8, edp = 1: vLLM"));
+  EXPECT_EQ(vllm_ep.parallel, (Parallel{.tp = 2, .dp = 2, .ep = 4}));
+  EXPECT_THAT(vllm_ep.defaults[0], HasSubstr("ep = tp 2 * dp 2 = 4"));
+  EXPECT_EQ(megatron.parallel, (Parallel{.tp = 2, .dp = 4, .ep = 2, .etp = 2, .edp = 2}));
+  EXPECT_THAT(megatron.defaults[0], HasSubstr("etp = tp = 2: Megatron"));
+  EXPECT_EQ(ours.parallel, (Parallel{.tp = 4, .dp = 2, .edp = 8}));
+  EXPECT_TRUE(ours.defaults.empty());
+  EXPECT_EQ(stated.parallel.etp, 1);
+  EXPECT_TRUE(stated.defaults.empty());
+}
+
+TEST(LoadPlan, ReadsTheLayersOfEachStageInThreeWays) {
+  const auto stages = [](const char* more) {
+    return parsed(plan_text("", std::string(R"("parallel": {"pp": 3, )") + more + "}")).parallel.layers_per_stage;
+  };
+  const auto refuse = [](const char* more, const char* field, const char* words) {
+    expect_refused(plan_text("", std::string(R"("parallel": {"pp": 3, )") + more + "}"), field, words);
+  };
+  using Layers = std::vector<std::int64_t>;
+
+  EXPECT_EQ(stages(R"("tp": 1)"), Layers());
+  EXPECT_EQ(stages(R"("layers_per_stage": [1, 2, 1])"), Layers({1, 2, 1}));
+  EXPECT_EQ(stages(R"("num_layers_in_first_pipeline_stage": 2)"), Layers({2, 1, 1}));
+  EXPECT_EQ(stages(R"("decoder_first_pipeline_num_layers": 1, "decoder_last_pipeline_num_layers": 1)"),
+            Layers({1, 2, 1}));
+  refuse(R"("num_layers_in_last_pipeline_stage": 1)", "parallel.num_layers_in_last_pipeline_stage",
+         "4 layers - 0 - 1 = 3 do not spread evenly over the other 2 stages");
+  refuse(R"("layers_per_stage": [1, 0, 3])", "parallel.layers_per_stage[1]", "0");
+  refuse(R"("layers_per_stage": [4], "num_layers_in_first_pipeline_stage": 2)", "parallel.layers_per_stage",
+         "keep one");
+  refuse(R"("layers_per_stage": 4)", "parallel.layers_per_stage", "array");
+}
+
+TEST(LoadPlan, RefusesAnArchitectureOfAnotherFamilyWhetherOrNotThereIsAModelType) {
+  expect_refused(plan_text(R"("architectures": ["OlmoeForCausalLM"])"), "model.architectures",
+                 "there is no model_type");
+  expect_refused(plan_text(R"("model_type": "mixtral", "architectures": ["OlmoeForCausalLM"])"), "model.architectures",
+                 "than model_type says");
+  expect_refused(plan_text(R"("model_type": "mixtral", "architectures": ["Qwen3MoeForCausalLM"])"),
+                 "model.architectures", "of the family \"qwen3_moe\"");
+  EXPECT_EQ(parsed(plan_text(R"("architectures": ["MixtralForCausalLM"])")).model.model_type, "mixtral");
+  EXPECT_EQ(parsed(plan_text(R"("architectures": [])")).model.model_type, "mixtral");
+  EXPECT_TRUE(parsed(plan_text(R"("architectures": ["Qwen3MoeForCausalLM"], "moe_intermediate_size": 8)"))
+                  .model.layers[0]
+                  .attention.query_key_norm);
+}
+
+TEST(LoadPlan, RefusesKeysThatBelongToAnotherFamilyAndTakesThoseThatChangeNothing) {
+  expect_refused(plan_text(R"("moe_intermediate_size": 48)"), "model.moe_intermediate_size", "has no such key");
+  expect_refused(plan_text(R"("add_cross_attention": true)"), "model.add_cross_attention", "encoder");
+  expect_refused(plan_text(R"("is_encoder_decoder": true)"), "model.is_encoder_decoder", "encoders");
+  expect_refused(plan_text(R"("layer_types": ["full_attention", "sliding_attention"])"), "model.layer_types[1]",
+                 "only \"full_attention\"");
+  expect_refused(plan_text(R"("rope_scaling": {"type": "linear", "factor": 2.0})"), "model.rope_scaling.factor",
+                 "scaled");
+  expect_refused(plan_text(R"("rope_scaling": {"type": "linear"})"), "model.rope_scaling.factor", "needs one");
+  const Plan plain = parsed(plan_text());
+  EXPECT_EQ(parsed(plan_text(R"("layer_types": ["full_attention", "full_attention"], "is_encoder_decoder": false,
+                                "rope_scaling": {"type": "linear", "factor": 1.0})"))
+                .model,
+            plain.model);
+}
+
 TEST(LoadPlan, DataParallelDegreeFollowsFromTheGpus) {
   const auto dp = [](const char* gpus, const char* degrees) {
     return parsed(plan_text("", std::string(R"("hardware": {"gpus": )") + gpus + R"(}, "parallel": )" + degrees))

@@ -102,7 +102,7 @@ TEST(Validate, NeedsTheModelToDivide) {
   kv.model.layers.kind(0).attention.heads = 12;
   kv.model.layers.kind(0).attention.kv_heads = 3;
   Plan experts = small_plan();
-  experts.model.layers.kind(0).feed_forward.num_experts = 10;
+  experts.model.layers.kind(0).feed_forward.num_experts = 3;
   Plan width = small_plan();
   width.model.layers.kind(0).feed_forward.intermediate_size = 97;
   Plan layers = small_plan();
@@ -110,9 +110,16 @@ TEST(Validate, NeedsTheModelToDivide) {
   Plan vocabulary = small_plan();
   vocabulary.model.vocab_size = 1;
 
+  Plan stages = small_plan();
+  stages.parallel.layers_per_stage = {1, 1};
+  Plan too_few = small_plan();
+  too_few.parallel.layers_per_stage = {4};
+
+  expect_problem(stages, "parallel.layers_per_stage", "2 layers in all, the model has");
+  expect_problem(too_few, "parallel.layers_per_stage", "1 stages, but pp is 2");
   expect_problem(heads, "parallel.tp", "8 query heads / tp 3 = 2 remainder 2; 2 or 4 would do");
   expect_problem(kv, "parallel.tp", "3 key-value heads and tp 2: neither divides the other");
-  expect_problem(experts, "parallel.ep", "10 experts / ep 4 = 2 remainder 2; 2 or 5 would do");
+  expect_problem(experts, "parallel.ep", "3 experts cannot be spread over ep 4; at most ep 3 is needed");
   expect_problem(width, "parallel.etp", "97 columns of an expert / etp 2 = 48 remainder 1");
   expect_problem(layers, "parallel.pp", "2 stages for 1 layers");
   expect_problem(vocabulary, "parallel.tp", "a vocabulary of 1");

@@ -28,6 +28,16 @@ TEST(PermuteByOwner, OrdersSlotsByOwnerThenExpertThenToken) {
   EXPECT_EQ(permutation.positions(2, 1), 3);
 }
 
+TEST(PermuteByOwner, LeavesTheLastBucketOfAnOwnerWithFewerExpertsEmpty) {
+  const ops::Matrix<std::int32_t> ids = ids_of({{2, 0}, {1, 2}});
+  const std::vector<int> owner{0, 0, 1};
+
+  const Permutation permutation = permute_by_owner(ids, owner, 2);
+
+  EXPECT_THAT(permutation.counts, ElementsAre(1, 1, 2, 0));
+  EXPECT_THAT(permutation.rows, ElementsAre(0, 1, 0, 1));
+}
+
 TEST(PermuteByOwner, FollowsAnOwnerMapThatIsNotContiguous) {
   const ops::Matrix<std::int32_t> ids = ids_of({{0}, {1}, {2}, {3}});
   const std::vector<int> owner{1, 0, 1, 0};

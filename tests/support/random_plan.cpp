@@ -8,6 +8,8 @@
 #include <random>
 #include <vector>
 
+#include "emu/plan/layout.h"
+
 namespace shardproof::testing {
 namespace {
 
@@ -72,6 +74,15 @@ ModelConfig draw_model(Draw& draw, const Parallel& p) {
   return m;
 }
 
+/// A layer for each stage, and the others anywhere.
+std::vector<std::int64_t> draw_stages(Draw& draw, const Plan& plan) {
+  std::vector<std::int64_t> stages(static_cast<std::size_t>(plan.parallel.pp), 1);
+  for (std::int64_t layer = plan.parallel.pp; layer < plan.model.layers.size(); ++layer) {
+    ++stages[static_cast<std::size_t>(draw.between(0, plan.parallel.pp - 1))];
+  }
+  return stages;
+}
+
 }  // namespace
 
 std::uint64_t property_seed() {
@@ -90,6 +101,10 @@ Plan random_plan(std::uint64_t seed, int max_world) {
   // A replica never has more microbatches than sequences; ranks with none still take part in each.
   plan.workload.microbatches = draw.between(1, std::min(3, (batch + plan.parallel.dp - 1) / plan.parallel.dp));
   plan.workload.seed = seed;
+  // Experts that do not divide by ep, and stages of any length.
+  if (draw.chance(30)) plan.model.layers.kind(0).feed_forward.num_experts += draw.between(0, plan.parallel.ep - 1);
+  if (plan.parallel.pp > 1 && draw.chance(30)) plan.parallel.layers_per_stage = draw_stages(draw, plan);
+  if (draw.chance(20)) plan.parallel.make_vocab_size_divisible_by = draw.between(1, 8);
   return plan;
 }
 
@@ -97,13 +112,14 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} dp{} pp{} sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts {} "
+      "{}: tp{} dp{} pp{} ({}) sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts "
+      "{} "
       "top {} "
-      "vocabulary {} normalise {} tied {}; lengths {} microbatches {}",
-      plan.name, p.tp, p.dp, p.pp, p.sp, p.etp, p.ep, p.edp, m.layers.size(), m.layers[0].attention.heads,
-      m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
+      "vocabulary {} (padded to {}) normalise {} tied {}; lengths {} microbatches {}",
+      plan.name, p.tp, p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep, p.edp, m.layers.size(),
+      m.layers[0].attention.heads, m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
       m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k,
-      m.vocab_size, m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
+      m.vocab_size, padded_vocabulary(m, p), m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
       fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
 }
 

@@ -20,10 +20,11 @@ struct Slots {
 
 class MoeSlots {
  public:
-  explicit MoeSlots(const WrongTap& wrong) : wrong_(wrong) {
+  /// `rows` outlive it.
+  MoeSlots(const WrongTap& wrong, const std::vector<WrongRow>& rows) : wrong_(wrong), rows_(rows) {
     const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
     const ExpectedTap& weights = wrong.model.tap(wrong.layer, TapKind::router_weights);
-    for (const WrongRow& row : wrong.rows) {
+    for (const WrongRow& row : rows) {
       Slots slots;
       for (std::int64_t s = 0; s < ids.cols; ++s) {
         slots.experts.push_back(static_cast<std::int64_t>(ids.at(row.row, s)));
@@ -35,12 +36,13 @@ class MoeSlots {
   }
 
   const Slots& slots(std::size_t i) const { return slots_[i]; }
+  const WrongRow& row(std::size_t i) const { return rows_[i]; }
 
   /// All rows with other weights: `weights(i)` for the i-th wrong row.
   template <class Weights>
   bool explained_by_weights(const Weights& weights) const {
     for (std::size_t i = 0; i < slots_.size(); ++i) {
-      if (!close(combine(weights(i), slots_[i].outputs, i), wrong_.rows[i].got, wrong_.tolerance)) return false;
+      if (!close(combine(weights(i), slots_[i].outputs, i), rows_[i].got, wrong_.tolerance)) return false;
     }
     return true;
   }
@@ -61,7 +63,7 @@ class MoeSlots {
   }
 
   Row combine(const Row& weights, const std::vector<Row>& outputs, std::size_t i) const {
-    Row sum(wrong_.rows[i].got.size(), 0.0);
+    Row sum(rows_[i].got.size(), 0.0);
     for (std::size_t s = 0; s < outputs.size(); ++s) {
       for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += weights[s] * outputs[s][c];
     }
@@ -73,7 +75,7 @@ class MoeSlots {
   bool subset_fits(std::size_t i, const std::vector<Row>& others, const std::vector<bool>& taken) const {
     std::vector<Row> outputs;
     for (std::size_t s = 0; s < others.size(); ++s) outputs.push_back(taken[s] ? others[s] : slots_[i].outputs[s]);
-    return close(combine(slots_[i].weights, outputs, i), wrong_.rows[i].got, wrong_.tolerance);
+    return close(combine(slots_[i].weights, outputs, i), rows_[i].got, wrong_.tolerance);
   }
 
   bool some_subset_fits(std::size_t i, const std::vector<Row>& others) const {
@@ -87,10 +89,13 @@ class MoeSlots {
       }
       // A faulty owner's slots.
       const ModelConfig& config = wrong_.model.plan().model;
-      const std::int64_t held = config.layers[wrong_.layer].feed_forward.num_experts / wrong_.model.plan().parallel.ep;
-      for (std::int64_t owner = 0; owner < wrong_.model.plan().parallel.ep; ++owner) {
+      const std::int64_t experts = config.layers[wrong_.layer].feed_forward.num_experts;
+      const int ep = wrong_.model.plan().parallel.ep;
+      for (int owner = 0; owner < ep; ++owner) {
         std::vector<bool> owned;
-        for (const std::int64_t expert : slots_[i].experts) owned.push_back(expert / held == owner);
+        for (const std::int64_t expert : slots_[i].experts) {
+          owned.push_back(shard_of(experts, ep, expert) == owner);
+        }
         if (subset_fits(i, others, owned)) return true;
       }
       return false;
@@ -104,6 +109,7 @@ class MoeSlots {
   }
 
   const WrongTap& wrong_;
+  const std::vector<WrongRow>& rows_;
   std::vector<Slots> slots_;
 };
 

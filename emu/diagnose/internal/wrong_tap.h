@@ -19,6 +19,9 @@ struct WrongTap {
   int layer = -1;
   TapKind kind{};
   const std::vector<WrongRow>& rows;
+  /// The wrong rows, and after them what the same ranks hold rightly in the same microbatches: what befell a whole
+  /// reduction, or all weights of a rank, has to explain these too.
+  const std::vector<WrongRow>& witnesses;
   const std::vector<TapPart>& norm_parts;
   double tolerance = 0;
   double step = 0;  ///< what a stored value rounds by

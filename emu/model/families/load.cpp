@@ -15,8 +15,7 @@ namespace {
 using Kind = JsonValue::Kind;
 
 /// Keys of Hugging Face configs that say nothing about the forward pass of a decoder in evaluation.
-constexpr std::string_view kIrrelevant[] = {"architectures",
-                                            "auto_map",
+constexpr std::string_view kIrrelevant[] = {"auto_map",
                                             "transformers_version",
                                             "_name_or_path",
                                             "_commit_hash",
@@ -91,9 +90,7 @@ constexpr std::string_view kIrrelevant[] = {"architectures",
                                             "exponential_decay_length_penalty",
                                             "output_scores",
                                             "remove_invalid_values",
-                                            "cross_attention_hidden_size",
-                                            "add_cross_attention",
-                                            "is_encoder_decoder"};
+                                            "cross_attention_hidden_size"};
 
 /// The keys may be absent, null or 0; anything else adds a part to the layer that is not computed.
 void refuse_unless_zero(ObjectReader& reader, ObjectReader::Names names, std::string_view why) {
@@ -125,7 +122,27 @@ void refuse_unless_text(ObjectReader& reader, ObjectReader::Names names,
   reader.problem(found->field, fmt::format("{}: {}", describe(*found->value), why));
 }
 
+/// "layer_types" may only say of every layer what it is anyway.
+void refuse_other_layer_types(ObjectReader& reader) {
+  const auto found = reader.find({"layer_types"});
+  if (!found) return;
+  if (!found->value->is(Kind::array)) {
+    reader.problem(found->field, fmt::format("{} where an array of names is needed", describe(*found->value)));
+    return;
+  }
+  for (std::size_t i = 0; i < found->value->items.size(); ++i) {
+    const JsonValue& type = found->value->items[i];
+    if (type.is(Kind::string) && type.text == "full_attention") continue;
+    reader.problem(fmt::format("{}[{}]", found->field, i),
+                   fmt::format("{}: only \"full_attention\" is computed", describe(type)));
+    return;
+  }
+}
+
 void refuse_other_mathematics(ObjectReader& reader) {
+  refuse_other_layer_types(reader);
+  refuse_unless_zero(reader, {"add_cross_attention"}, "attention to an encoder is not computed");
+  refuse_unless_zero(reader, {"is_encoder_decoder"}, "encoders are not computed");
   refuse_unless_text(reader, {"hidden_act", "hidden_activation"}, {"silu", "swish"},
                      "only silu is computed (SwiGLU experts)");
   refuse_unless_zero(reader, {"attention_bias", "qkv_bias", "use_qkv_bias"}, "biases in attention are not computed");
@@ -159,8 +176,14 @@ std::optional<double> read_rope_theta(ObjectReader& reader, const FieldInfo& fie
   const auto nested = reader.find({"rope_parameters", "rope_scaling"});
   if (!nested) return theta;
   ObjectReader rope(*nested->value, nested->field, problems, ObjectReader::Null::absent);
-  refuse_unless_text(rope, {"rope_type", "type"}, {"default"},
-                     "only unscaled rotary embeddings (\"default\") are computed");
+  const auto type = rope.find({"rope_type", "type"});
+  const bool linear = type && type->value->is(Kind::string) && type->value->text == "linear";
+  // Positions over a factor of one are the positions.
+  if (linear && !rope.find({"factor"})) rope.missing("factor", "\"linear\" needs one");
+  if (!linear) {
+    refuse_unless_text(rope, {"rope_type", "type"}, {"default"},
+                       "only unscaled rotary embeddings (\"default\", or \"linear\" with factor 1) are computed");
+  }
   refuse_unless_one(rope, {"factor"}, "scaled rotary embeddings are not computed");
   refuse_unless_one(rope, {"partial_rotary_factor"}, "rotary embeddings over part of a head are not computed");
   const std::optional<double> inner = rope.number({field.key}, field.least_number, field.most_number);
@@ -172,8 +195,32 @@ std::optional<double> read_rope_theta(ObjectReader& reader, const FieldInfo& fie
   return inner ? inner : theta;
 }
 
+/// "architectures": the name of the class that the config was saved from. It says which family the config is of where
+/// model_type is missing, and must not contradict it.
+/// None: it says nothing. Null: no family that is known, which is reported.
+std::optional<const Family*> read_architecture(ObjectReader& reader, const Family* by_type) {
+  const auto found = reader.find({"architectures"});
+  if (!found || !found->value->is(Kind::array) || found->value->items.empty()) return std::nullopt;
+  const JsonValue& first = found->value->items.front();
+  if (!first.is(Kind::string)) return std::nullopt;
+  const Family* named = family_of_architecture(first.text);
+  if (named == nullptr) {
+    reader.problem(found->field, fmt::format("{}: {}; the layers computed are those of \"mixtral\" (and of "
+                                             "\"qwen3_moe\" without its query and key norms)",
+                                             in_quotes(first.text),
+                                             by_type == nullptr ? "there is no model_type, and this is another family's"
+                                                                : "another family's than model_type says"));
+    return nullptr;
+  }
+  if (by_type != nullptr && named != by_type) {
+    reader.problem(found->field, fmt::format("{} is of the family {}, model_type says {}", in_quotes(first.text),
+                                             in_quotes(named->model_type), in_quotes(by_type->model_type)));
+  }
+  return named;
+}
+
 void read_type(ObjectReader& reader, LoadedModel& loaded) {
-  const Family* family = find_family(loaded.model.model_type);
+  const Family* family = nullptr;
   if (const auto found = reader.find({"model_type"})) {
     if (found->value->is(Kind::string)) {
       loaded.model.model_type = found->value->text;
@@ -186,7 +233,13 @@ void read_type(ObjectReader& reader, LoadedModel& loaded) {
                      fmt::format("{}: the layers computed are those of \"mixtral\" (and of \"qwen3_moe\" without "
                                  "its query and key norms)",
                                  describe(*found->value)));
+      reader.ignore({"architectures"});
+    } else {
+      family = read_architecture(reader, family).value_or(family);
     }
+  } else {
+    family = read_architecture(reader, nullptr).value_or(find_family(loaded.model.model_type));
+    if (family != nullptr) loaded.model.model_type = family->model_type;
   }
   loaded.model.layers = LayerList(1, family != nullptr ? family->layer : LayerSpec{});
   if (family != nullptr && !family->left_out.empty()) {
@@ -228,11 +281,12 @@ auto with_names(const FieldInfo& field, const Use& use) {
 /// Reads the fields of a model whose layers are all alike.
 class FieldReader {
  public:
-  FieldReader(ObjectReader& reader, const JsonValue& config, std::vector<Problem>& problems)
-      : reader_(reader), config_(config), problems_(problems) {}
+  FieldReader(ObjectReader& reader, const JsonValue& config, const Family& family, std::vector<Problem>& problems)
+      : reader_(reader), config_(config), family_(family), problems_(problems) {}
 
   void operator()(const FieldInfo& field, std::int64_t& value) const {
-    if (field.key == fields::kIntermediateSize.key && config_.find("moe_intermediate_size") != nullptr) {
+    if (field.key == fields::kIntermediateSize.key && config_.find("moe_intermediate_size") != nullptr &&
+        family_.moe_intermediate_size) {
       // Where both stand, intermediate_size is the width of dense layers, of which there are none.
       value = reader_.integer({"moe_intermediate_size"}, 1, field.most).value_or(0);
       reader_.ignore({field.key});
@@ -263,6 +317,7 @@ class FieldReader {
  private:
   ObjectReader& reader_;
   const JsonValue& config_;
+  const Family& family_;
   std::vector<Problem>& problems_;
 };
 
@@ -291,7 +346,16 @@ LoadedModel read_model(const JsonValue& config, const std::string& path, std::ve
   if (!config.is(Kind::object)) return loaded;
   for (const std::string_view key : kIrrelevant) reader.ignore({key});
   read_type(reader, loaded);
-  visit_fields(loaded.model, FieldReader(reader, config, problems));
+  const Family* const known = find_family(loaded.model.model_type);
+  const Family& family = known != nullptr ? *known : families().front();
+  if (!family.moe_intermediate_size) {
+    if (const auto width = reader.find({"moe_intermediate_size"})) {
+      reader.problem(width->field, fmt::format("{}: \"{}\" has no such key; the width of its experts is "
+                                               "intermediate_size",
+                                               describe(*width->value), family.model_type));
+    }
+  }
+  visit_fields(loaded.model, FieldReader(reader, config, family, problems));
   set_derived(reader, config, loaded.model);
   read_dtype(reader, loaded.model);
   refuse_other_mathematics(reader);

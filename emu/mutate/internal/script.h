@@ -101,6 +101,13 @@ enum class GatherFault { dropped, reversed };
 std::vector<std::string> causes_of(GatherFault fault);
 std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, GatherFault fault);
 
+/// Some replica has at most `rows` rows in each of its microbatches.
+bool has_few_rows(const Plan& plan, std::int64_t rows);
+/// No order of the rows but one.
+bool may_have_one_row(const Plan& plan);
+/// A rank of a tp group may hold no row of the stream, or route none.
+bool may_have_no_row(const Plan& plan);
+
 template <class Fill>
 std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
   return [fill] {
