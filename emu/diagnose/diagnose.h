@@ -12,6 +12,7 @@
 //   term_on_every_rank   a replicated term added n times    constant_offset  a constant added to every element
 //   wrong_slice          a rank holds another's slice       weights_of_another_layer
 //   heads_permuted, wrong_kv_head, vocabulary_shifted, positions, sequence_boundaries
+//   blocks_permuted      of a scheme of one's own: columns in blocks
 //   rows_permuted        rows hold other rows' values       microbatch_order rows of another microbatch
 //   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite
 //   expert_map           another expert's output            expert_missing, tokens_permuted

@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "collectives/errors.h"
 #include "emu/judge/prepared.h"
 #include "emu/judge/session.h"
 
@@ -86,18 +85,16 @@ AmplificationReport measure_amplification(const RunnablePlan& plan, const Verify
   AmplificationReport report{.format = options.format, .limit = options.max_amplification};
   const PreparedReference whole = prepare_whole_model(plan.plan(), options.format, options.weights);
   Session session(plan, options, whole);
-  try {
-    Pair runs = run_both(session, nullptr);
-    count_choices(whole.expected, runs.sharded.outcomes, report);
-    report.replayed = any_choice_differs(whole.expected, runs.unsharded.outcomes) ||
-                      any_choice_differs(whole.expected, runs.sharded.outcomes);
-    const RoutingReplay choices = choices_of(whole.expected);
-    if (report.replayed) runs = run_both(session, &choices);
-    report.error = runs.unsharded.error.empty() ? runs.sharded.error : runs.unsharded.error;
-    if (report.error.empty()) compare_errors(whole.expected, runs, report);
-  } catch (const CollectiveError& error) {
-    report.error = error.what();
+  Pair runs = run_both(session, nullptr);
+  count_choices(whole.expected, runs.sharded.outcomes, report);
+  report.replayed = any_choice_differs(whole.expected, runs.unsharded.outcomes) ||
+                    any_choice_differs(whole.expected, runs.sharded.outcomes);
+  const RoutingReplay choices = choices_of(whole.expected);
+  if (report.replayed) runs = run_both(session, &choices);
+  for (const RunResult* run : {&runs.unsharded, &runs.sharded}) {
+    if (report.error.empty()) report.error = run->stall ? run->stall->text : run->error;
   }
+  if (report.error.empty()) compare_errors(whole.expected, runs, report);
   return report;
 }
 

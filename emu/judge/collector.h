@@ -9,6 +9,8 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -17,6 +19,8 @@
 #include "emu/run/tap.h"
 
 namespace shardproof {
+
+class TapLedger;
 
 /// One element of what a rank made.
 struct WorstElement {
@@ -29,6 +33,24 @@ struct WorstElement {
   double got = 0;
 };
 
+/// Where a replica differs from the others.
+struct OddElement {
+  int rank = 0;
+  int others = 0;  ///< one of the others
+  std::int64_t row = 0;
+  std::int64_t col = 0;
+  double value = 0;
+  double value_of_others = 0;
+};
+
+/// A part as a rank handed it in.
+struct KeptPart {
+  int rank = 0;
+  Placement placement;  ///< its list of rows is `row_list`
+  std::vector<std::int64_t> row_list;
+  std::vector<double> values;
+};
+
 /// What a run made of one expected tap.
 struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
@@ -37,7 +59,9 @@ struct TapOutcome {
   double norm = 0;                       ///< square root of the sum of squares, block by block
   std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
-  std::vector<int> odd_replicas;  ///< ranks that differ from the lowest rank that holds the same block
+  std::vector<int> odd_replicas;          ///< ranks that differ from most of those that hold the same block
+  std::optional<OddElement> odd_element;  ///< where the first of them does, if parts are kept
+  std::set<int> holders;                  ///< who handed in any block of it
   /// What is wrong with the parts themselves: shape, overlap, elements that no rank holds. Empty when nothing is.
   std::string problem;
   std::int64_t absent = 0;  ///< elements that no rank holds, where that is the problem
@@ -49,6 +73,7 @@ struct TapOutcome {
   std::string vacuous;
   /// For taps of ids: the first rank's value of every element, [rows * cols]; -1 where none arrived.
   std::vector<std::int32_t> ids;
+  std::vector<KeptPart> parts;  ///< all of them, where they are kept
 };
 
 /// Takes the parts of taps that are held to more than a tensor that is known before the run.
@@ -66,6 +91,8 @@ class PartJudge {
 struct CollectorOptions {
   bool ordered_ids = false;    ///< a row of ids must be equal in order too
   double bound = 0;            ///< of an error, relative to its row's scale
+  bool keep_parts = false;     ///< the values of every part, for schemes
+  bool any_type = false;       ///< values may be tapped as integers
   PartJudge* judge = nullptr;  ///< in place of the expected values; takes the inner taps too
   /// Called with a tap's name when every element of it has arrived, from the thread that brought the last.
   std::function<void(const ExpectedTap& tap)> completed = {};
@@ -86,8 +113,6 @@ class TapCollector final : public TapSink {
   std::vector<std::string> unexpected() const;
 
  private:
-  struct State;
-
   void note_unexpected(const TapKey& key);
   template <class T>
   void collect(GlobalRank rank, const TapKey& key, const Placement& placement, ops::MatrixView<const T> part);
@@ -95,9 +120,9 @@ class TapCollector final : public TapSink {
   const ExpectedTaps& expected_;
   const Mesh& mesh_;
   CollectorOptions options_;
-  std::vector<std::unique_ptr<State>> states_;
+  std::vector<std::unique_ptr<TapLedger>> ledgers_;
   mutable std::mutex mutex_;
-  std::vector<std::string> unexpected_;
+  std::set<std::string> unexpected_;
 };
 
 }  // namespace shardproof

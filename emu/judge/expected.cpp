@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <stdexcept>
 #include <utility>
 
@@ -38,6 +39,9 @@ bool ExpectedTap::proves_nothing() const {
 
 void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
                        const TapTraits& traits) {
+  if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<std::int64_t>::max() / cols)) {
+    throw std::invalid_argument(fmt::format("tap '{}': a tensor cannot be {} x {}", name, rows, cols));
+  }
   if (std::ssize(values) != rows * cols) {
     throw std::invalid_argument(
         fmt::format("tap '{}': {} values do not make a {} x {} tensor", name, values.size(), rows, cols));
@@ -58,6 +62,21 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
   }
   if (!traits.ids) tap.vacuous = why_vacuous(tap.values, whole);
   add(std::move(tap));
+}
+
+void ExpectedTaps::add(std::string name, const std::vector<std::int64_t>& dims, std::vector<double> values,
+                       const TapTraits& traits) {
+  std::int64_t rows = 1;
+  for (std::size_t i = 0; i < dims.size(); ++i) {
+    if (dims[i] < 0) throw std::invalid_argument(fmt::format("tap '{}': dim {} is {}", name, i, dims[i]));
+    if (i + 1 == dims.size()) break;
+    if (dims[i] > 0 && rows > std::numeric_limits<std::int64_t>::max() / dims[i]) {
+      throw std::invalid_argument(fmt::format("tap '{}': more elements than can be counted", name));
+    }
+    rows *= dims[i];
+  }
+  add(std::move(name), rows, dims.empty() ? 1 : dims.back(), std::move(values), traits);
+  taps_.back().dims = dims;
 }
 
 void ExpectedTaps::add(ExpectedTap tap) {

@@ -35,7 +35,8 @@ struct ExpectedTap {
   std::optional<TapId> id;  ///< of a tensor of the model; a scheme's own has a name only
   std::int64_t rows = 0;
   std::int64_t cols = 0;
-  std::vector<double> values;  ///< none where only the shape is known
+  std::vector<std::int64_t> dims = {};  ///< where it has other than two: rows are all but the last
+  std::vector<double> values;           ///< none where only the shape is known
   /// Per row, what an error of that row is measured by: the root mean square of its values, but at least a quarter of
   /// the whole tensor's, so that a row whose sums cancel does not turn rounding into an error.
   std::vector<double> scale;
@@ -56,6 +57,11 @@ class ExpectedTaps {
   void add(const TapId& id, std::int64_t rows, std::int64_t cols, std::vector<double> values,
            const TapTraits& traits = {});
   void add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
+           const TapTraits& traits = {});
+
+  /// A tensor of any number of dims, row-major: all but the last are folded into rows, as parts of it are placed.
+  /// Throws std::invalid_argument too for a dim below 0.
+  void add(std::string name, const std::vector<std::int64_t>& dims, std::vector<double> values,
            const TapTraits& traits = {});
 
   /// A tensor of which the shape is known, and the values are computed from what the run itself had.

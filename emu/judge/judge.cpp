@@ -110,6 +110,12 @@ std::string expected_and_got(double expected, double got) {
 
 /// Where an element is: the row of a tap of slots is one choice of a token.
 std::string place_text(const ExpectedTap& tap, const Divergence& divergence, const ModelConfig& model) {
+  if (!tap.dims.empty()) {
+    std::vector<std::int64_t> index(tap.dims.size(), divergence.col);
+    std::int64_t row = divergence.row;
+    for (std::size_t i = tap.dims.size() - 1; i-- > 0; row /= tap.dims[i]) index[i] = row % tap.dims[i];
+    return fmt::format("index [{}]", fmt::join(index, ", "));
+  }
   if (!tap.id || !tap_row(tap.id->kind).slots) {
     return fmt::format("token {}, element {}", divergence.row, divergence.col);
   }
@@ -124,7 +130,13 @@ std::string divergence_message(const ExpectedTap& tap, const TapOutcome& outcome
     return fmt::format("{} at {}: off by {:.3g}, bound {:.3g}", expected_and_got(divergence.expected, divergence.got),
                        place_text(tap, divergence, model), divergence.error, divergence.bound);
   }
-  return fmt::format("ranks {} hold bits that differ from their replicas'", fmt::join(divergence.ranks, ", "));
+  std::string text =
+      fmt::format("ranks {} hold bits that differ from their replicas'", fmt::join(divergence.ranks, ", "));
+  if (const std::optional<OddElement>& odd = outcome.odd_element) {
+    text += fmt::format(": rank {} has {:.17g} at row {}, column {}, rank {} {:.17g}", odd->rank, odd->value, odd->row,
+                        odd->col, odd->others, odd->value_of_others);
+  }
+  return text;
 }
 
 Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict verdict, const ModelConfig& model) {
@@ -167,6 +179,15 @@ void judge(const Evidence& evidence, VerifyReport& report) {
   report.verdict = proven_wrong                                          ? Verdict::mismatch
                    : report.first_divergence || !report.problems.empty() ? Verdict::inconclusive
                                                                          : Verdict::pass;
+}
+
+void note_stall(Stall stall, VerifyReport& report) {
+  report.verdict = Verdict::deadlock;
+  report.stall = std::move(stall);
+  report.problems.clear();
+  if (report.first_divergence && report.first_divergence->verdict != TapVerdict::mismatch) {
+    report.first_divergence.reset();
+  }
 }
 
 }  // namespace shardproof

@@ -33,4 +33,8 @@ struct Evidence {
 /// there is no problem.
 void judge(const Evidence& evidence, VerifyReport& report);
 
+/// What becomes of a judged report when the run did not end: the verdict is that, the first divergence stays if a tap
+/// was wrong before (what is only missing, the stall explains).
+void note_stall(Stall stall, VerifyReport& report);
+
 }  // namespace shardproof

@@ -85,15 +85,19 @@ struct VerifyReport {
   ops::Format format = ops::Format::fp32;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
-  std::vector<Problem> problems;  ///< why it is invalid or inconclusive; may stand beside a mismatch
-  std::vector<TapReport> taps;    ///< in program order
-  std::int64_t elements = 0;      ///< values compared, a replicated one once
+  std::vector<Problem> problems;   ///< why it is invalid or inconclusive; may stand beside a mismatch
+  std::vector<std::string> notes;  ///< of a scheme: which ranks tapped nothing of a tensor
+  /// Of a scheme that was run under many schedules: the first seed whose run differs.
+  std::optional<std::uint64_t> schedule_dependent;
+  std::vector<TapReport> taps;  ///< in program order
+  std::int64_t elements = 0;    ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
   std::optional<ExactUse> exact_use;                         ///< of a run in `exact`
   std::int64_t router_choices = 0;                           ///< made: tokens of the batch times layers
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
   std::vector<CollectiveReport> collectives;
-  std::optional<Stall> stall;  ///< set exactly when the verdict is deadlock
+  std::optional<Stall>
+      stall;  ///< set exactly when the verdict is deadlock; a tap that was wrong before is first_divergence
   double reference_seconds = 0;
   double sharded_seconds = 0;
 

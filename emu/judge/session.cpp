@@ -139,13 +139,17 @@ RunResult Session::run_collected(const ProgramRun& run, const CollectorOptions& 
   Cluster cluster(run.parallel);
   TapCollector collector(reference_->expected, cluster.mesh(), options);
   std::string error;
+  std::optional<Stall> stall;
   try {
     run_ranks(run, {.taps = &collector, .fault = run.fault, .keep_calls = true}, cluster);
   } catch (const RankError& thrown) {
     rethrow_if_out_of_memory(thrown);
     error = thrown.what();
+  } catch (const CollectiveError& thrown) {
+    stall = stall_of(thrown);
   }
-  RunResult result{collector.finish(), collector.unexpected(), sum_collectives(cluster), std::move(error)};
+  RunResult result{collector.finish(), collector.unexpected(), sum_collectives(cluster), std::move(error),
+                   std::move(stall)};
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }

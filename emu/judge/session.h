@@ -22,7 +22,8 @@ struct RunResult {
   std::vector<TapOutcome> outcomes;  ///< one for each expected tap
   std::vector<std::string> unexpected;
   std::vector<CollectiveReport> collectives;
-  std::string error;  ///< what a rank threw, when the run ended so
+  std::string error;           ///< what a rank threw, when the run ended so
+  std::optional<Stall> stall;  ///< when it did not end; what was tapped before is there
   double seconds = 0;
 };
 
@@ -52,7 +53,7 @@ class Session {
   /// On one rank, the batch at once.
   ProgramRun unsharded() const;
 
-  /// Throws what Cluster::run throws, but a RankError. Different runs may go on at the same time.
+  /// Throws what Cluster::run throws, but errors of ranks and collectives. Different runs may go on at the same time.
   RunResult run(const ProgramRun& run);
 
   /// Once more, into this sink: runs are deterministic. False: an error ended it, which is dropped.

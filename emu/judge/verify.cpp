@@ -10,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "collectives/errors.h"
 #include "collectives/make_executor.h"
 #include "emu/diagnose/capture.h"
 #include "emu/diagnose/diagnose.h"
@@ -103,16 +102,16 @@ VerifyReport refused(const Plan& plan, const VerifyOptions& options, std::vector
 VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   VerifyReport report{.plan = plan.plan(), .format = options.format, .schedule = options.schedule};
   report.threads = options.schedule ? 1 : make_executor(options.threads)->threads();
-  try {
-    Session session(plan, options);
-    report.reference_seconds = session.reference().seconds;
-    RunResult run = session.run(session.sharded());
-    judge_run(session, run, report);
-    if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(session, run, report);
-  } catch (const CollectiveError& error) {
-    report.verdict = Verdict::deadlock;
-    report.stall = stall_of(error);
+  Session session(plan, options);
+  report.reference_seconds = session.reference().seconds;
+  RunResult run = session.run(session.sharded());
+  judge_run(session, run, report);
+  if (report.verdict == Verdict::mismatch && report.first_divergence->verdict == TapVerdict::mismatch) {
+    report.first_divergence->cause = cause_of(session, run, report);
+  } else if (report.verdict == Verdict::mismatch && !run.stall) {
+    report.first_divergence->cause = cause_of(session, run, report);
   }
+  if (run.stall) note_stall(std::move(*run.stall), report);
   return report;
 }
 

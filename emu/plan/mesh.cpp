@@ -1,5 +1,7 @@
 #include "emu/plan/mesh.h"
 
+#include <set>
+
 namespace shardproof {
 
 std::string_view to_string(Axis axis) {
@@ -117,6 +119,22 @@ std::vector<int> Mesh::group(Axis axis, int rank) const {
   members.reserve(static_cast<std::size_t>(size));
   for (int i = 0; i < size; ++i) members.push_back(first + i * stride);
   return members;
+}
+
+std::vector<int> Mesh::group(const Axes& axes, int rank) const {
+  std::set<int> found{rank};
+  std::vector<int> open{rank};
+  while (!open.empty()) {
+    const int from = open.back();
+    open.pop_back();
+    for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+      if (!axes.contains(axis)) continue;
+      for (const int member : group(axis, from)) {
+        if (found.insert(member).second) open.push_back(member);
+      }
+    }
+  }
+  return {found.begin(), found.end()};
 }
 
 std::vector<std::vector<int>> Mesh::groups(Axis axis) const {

@@ -9,6 +9,7 @@
 // group is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
 #pragma once
 
+#include <initializer_list>
 #include <string_view>
 #include <vector>
 
@@ -20,6 +21,23 @@ enum class Axis { tp, cp, dp, pp, etp, ep, edp };
 
 /// "tp", "cp", "dp", "pp", "etp", "ep", "edp".
 std::string_view to_string(Axis axis);
+
+/// A set of axes.
+class Axes {
+ public:
+  constexpr Axes() = default;
+  constexpr Axes(Axis axis) : bits_(bit(axis)) {}  // NOLINT(google-explicit-constructor): one axis is a set of them
+  constexpr Axes(std::initializer_list<Axis> axes) {
+    for (const Axis axis : axes) bits_ |= bit(axis);
+  }
+  constexpr bool empty() const { return bits_ == 0; }
+  constexpr bool contains(Axis axis) const { return (bits_ & bit(axis)) != 0; }
+  bool operator==(const Axes&) const = default;
+
+ private:
+  static constexpr unsigned bit(Axis axis) { return 1U << static_cast<unsigned>(axis); }
+  unsigned bits_ = 0;
+};
 
 /// A rank's index along every axis.
 struct Coordinates {
@@ -42,6 +60,8 @@ class Mesh {
 
   /// The ranks that differ from `rank` only along `axis` (on that axis' own mesh), in order of their index.
   std::vector<int> group(Axis axis, int rank) const;
+  /// The ranks that can be reached from `rank` along the axes, ascending.
+  std::vector<int> group(const Axes& axes, int rank) const;
   /// Every group of the axis, ordered by its lowest rank.
   std::vector<std::vector<int>> groups(Axis axis) const;
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string_view>
 #include <variant>
@@ -16,14 +15,19 @@
 namespace shardproof {
 
 /// Where a rank's part of a tensor lies, in DTensor's words. A tensor is a matrix [rows, cols]; a part is a block of
-/// it. Ranks that hold the same block are replicas and must agree bit for bit; the blocks must cover the tensor.
+/// it. Ranks that hold the same block are replicas and must agree bit for bit; the blocks must cover the tensor, and
+/// two different ones must not overlap. A rank may hold several blocks, and hand in the same bits of one again.
 struct Placement {
   std::int64_t rows = 0;  ///< shape of the whole tensor
   std::int64_t cols = 0;
-  Range row_part;  ///< the block that this rank holds
-  Range col_part;
-  /// Set when the parts of the ranks along this axis are partial sums of the tensor, added in rank order.
-  std::optional<Axis> partial;
+  Range row_part = {};  ///< the block that this rank holds
+  Range col_part = {};
+  /// Set when the parts of the ranks along these axes are partial sums of the block, added in rank order: every one of
+  /// them has to hand in its own, of the same block.
+  Axes partial = {};
+  /// Set when every rank along these axes holds the same block: one that does not tap it is missed. Without it, who
+  /// does not tap a block that another rank has is taken to hold none of it.
+  Axes replicas = {};
   /// Where the rows that the rank holds are no range: each of them, in the order of the part. Then row_part counts
   /// them.
   std::span<const std::int64_t> row_list = {};
@@ -37,13 +41,13 @@ struct Placement {
     return dim == 0 ? Placement{rows, cols, part, {0, cols}, {}} : Placement{rows, cols, {0, rows}, part, {}};
   }
   /// The rank holds a partial sum of the whole.
-  static constexpr Placement partial_sum(std::int64_t rows, std::int64_t cols, Axis axis) {
-    return {rows, cols, {0, rows}, {0, cols}, axis};
+  static constexpr Placement partial_sum(std::int64_t rows, std::int64_t cols, Axes axes) {
+    return {rows, cols, {0, rows}, {0, cols}, axes};
   }
   /// The rank holds those rows of the columns in `col_part`. The list outlives the placement.
   static constexpr Placement listed(std::int64_t rows, std::int64_t cols, std::span<const std::int64_t> list,
                                     Range col_part) {
-    return {rows, cols, {0, static_cast<std::int64_t>(list.size())}, col_part, {}, list};
+    return {rows, cols, {0, static_cast<std::int64_t>(list.size())}, col_part, {}, {}, list};
   }
 
   /// Where the part's i-th row lies.
@@ -53,8 +57,8 @@ struct Placement {
 };
 
 /// A rank's part of a tensor, of any element type that is tapped.
-using TapValues =
-    std::variant<ops::MatrixView<const float>, ops::MatrixView<const double>, ops::MatrixView<const std::int32_t>>;
+using TapValues = std::variant<ops::MatrixView<const float>, ops::MatrixView<const double>,
+                               ops::MatrixView<const std::int32_t>, ops::MatrixView<const std::int64_t>>;
 
 /// What is tapped: a tensor of the model, or one that a scheme of one's own names.
 struct TapKey {

@@ -3,9 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
 namespace shardproof {
 namespace {
@@ -66,6 +70,222 @@ TEST(VerifyScheme, RefusesABoundThatIsNone) {
   for (const double bound : {-1.0, std::nan(""), std::numeric_limits<double>::infinity()}) {
     EXPECT_THROW(verify_scheme({.tp = 2}, partials(), expected_sum(), {.bound = bound}), std::invalid_argument);
   }
+}
+
+TEST(VerifyScheme, RefusesABoundThatZerosPassUnder) {
+  EXPECT_THROW(verify_scheme({.tp = 2}, partials(), expected_sum(), {.bound = 1}), std::invalid_argument);
+  EXPECT_NO_THROW(verify_scheme({.tp = 2}, partials(), expected_sum(), {.bound = 0.99}));
+}
+
+TEST(VerifyScheme, RefusesDegreesThatMakeNoWorld) {
+  for (const Parallel& parallel : {Parallel{.tp = 0}, Parallel{.tp = -2}, Parallel{.dp = 1 << 20, .pp = 1 << 20},
+                                   Parallel{.ep = -1}, Parallel{.tp = 2, .ep = 3}}) {
+    EXPECT_THROW(verify_scheme(parallel, partials(), expected_sum()), std::invalid_argument);
+  }
+}
+
+TEST(ExpectedTaps, RefuseShapesThatAreNone) {
+  ExpectedTaps expected;
+
+  EXPECT_THROW(expected.add("y", -1, -2, {1, 2}), std::invalid_argument);
+  EXPECT_THROW(expected.add("y", std::int64_t{1} << 40, std::int64_t{1} << 40, {}), std::invalid_argument);
+  EXPECT_THROW(expected.add("y", {2, -1}, {}), std::invalid_argument);
+  EXPECT_THROW(expected.add("y", {2, 2}, {1}), std::invalid_argument);
+}
+
+/// One value of each rank, placed so.
+Cluster::Program tapping(const std::function<void(Rank&)>& tap) {
+  return [tap](Rank& rank) -> Task<> {
+    tap(rank);
+    co_return;
+  };
+}
+
+const ops::Matrix<double>& three_and_thirty() {
+  static const ops::Matrix<double> kValues = [] {
+    ops::Matrix<double> values(1, 2);
+    values(0, 0) = 3;
+    values(0, 1) = 30;
+    return values;
+  }();
+  return kValues;
+}
+
+ops::Matrix<double> changed(std::int64_t col, double by) {
+  ops::Matrix<double> values = three_and_thirty().copy();
+  values(0, col) += by;
+  return values;
+}
+
+TEST(VerifyScheme, CallsAPlacementThatReachesOutsideByItsName) {
+  const std::int64_t most = std::numeric_limits<std::int64_t>::max();
+  for (const Range rows : {Range{most, 1}, Range{-1, 1}, Range{1, 1}}) {
+    const VerifyReport report = verify_scheme({.tp = 2}, tapping([&](Rank& rank) {
+                                                rank.tap<double>("y", three_and_thirty(), {1, 2, rows, {0, 2}});
+                                              }),
+                                              expected_sum());
+
+    EXPECT_EQ(report.verdict, Verdict::mismatch);
+    EXPECT_THAT(report.first_divergence->message, HasSubstr("reach outside 1 x 2"));
+  }
+}
+
+TEST(VerifyScheme, TakesTheSameBitsTwiceAndNoOthersUnderAnySchedule) {
+  const auto twice = [](double by) {
+    return tapping([by](Rank& rank) {
+      rank.tap<double>("y", three_and_thirty(), Placement::replicate(1, 2));
+      rank.tap<double>("y", changed(1, to_int(rank.id()) == 1 ? by : 0), Placement::replicate(1, 2));
+    });
+  };
+  for (std::uint64_t seed = 1; seed <= 30; ++seed) {
+    EXPECT_EQ(verify_scheme({.tp = 3}, twice(0), expected_sum(), {.schedule = seed}).verdict, Verdict::pass) << seed;
+
+    const VerifyReport other = verify_scheme({.tp = 3}, twice(1e-9), expected_sum(), {.bound = 0.5, .schedule = seed});
+
+    ASSERT_EQ(other.verdict, Verdict::mismatch) << seed;
+    EXPECT_THAT(other.first_divergence->message, HasSubstr("twice, with different bits")) << seed;
+    EXPECT_THAT(other.first_divergence->ranks, ElementsAre(1)) << seed;
+  }
+}
+
+TEST(VerifyScheme, NamesTheMembersThatHandInNoPartialSumAndBlocksThatAreNone) {
+  const VerifyReport silent =
+      verify_scheme({.tp = 2}, tapping([](Rank& rank) {
+                      if (rank.at().tp == 1) return;
+                      rank.tap<double>("y", three_and_thirty(), Placement::partial_sum(1, 2, Axis::tp));
+                    }),
+                    expected_sum());
+  const VerifyReport shards = verify_scheme(
+      {.tp = 2}, tapping([](Rank& rank) {
+        const int me = rank.at().tp;
+        rank.tap<double>("y", three_and_thirty().view().col_range(me, 1), {1, 2, {0, 1}, {me, 1}, Axis::tp});
+      }),
+      expected_sum());
+
+  EXPECT_EQ(silent.verdict, Verdict::mismatch);
+  EXPECT_THAT(silent.first_divergence->message, HasSubstr("never handed in their partial sum"));
+  EXPECT_THAT(silent.first_divergence->ranks, ElementsAre(1));
+  EXPECT_EQ(shards.verdict, Verdict::mismatch);
+  EXPECT_THAT(shards.first_divergence->message, HasSubstr("never handed in their partial sum"));
+}
+
+TEST(VerifyScheme, AddsPartialSumsOverSeveralAxes) {
+  const auto program = tapping([](Rank& rank) {
+    ops::Matrix<double> partial(1, 2);
+    partial(0, 0) = rank.at().tp == 1 && rank.at().dp == 1 ? 3 : 0;
+    partial(0, 1) = 7.5;
+    rank.tap<double>("y", partial, Placement::partial_sum(1, 2, {Axis::tp, Axis::dp}));
+  });
+
+  EXPECT_EQ(verify_scheme({.tp = 2, .dp = 2}, program, expected_sum()).verdict, Verdict::pass);
+  EXPECT_EQ(verify_scheme({.tp = 2, .dp = 2, .pp = 2}, program, expected_sum()).verdict, Verdict::pass);
+}
+
+TEST(VerifyScheme, SaysWhoTappedNothingAndMissesReplicasThatAreDeclared) {
+  const auto tapped = [](Axes replicas) {
+    return tapping([replicas](Rank& rank) {
+      Placement placement = Placement::replicate(1, 2);
+      placement.replicas = replicas;
+      if (to_int(rank.id()) != 2) rank.tap<double>("y", three_and_thirty(), placement);
+    });
+  };
+
+  const VerifyReport noted = verify_scheme({.tp = 4}, tapped({}), expected_sum());
+  const VerifyReport missed = verify_scheme({.tp = 4}, tapped(Axis::tp), expected_sum());
+
+  EXPECT_EQ(noted.verdict, Verdict::pass);
+  EXPECT_THAT(noted.notes, ElementsAre("y: tapped by 3 of 4 ranks; not by 2"));
+  EXPECT_EQ(missed.verdict, Verdict::mismatch);
+  EXPECT_THAT(missed.first_divergence->message, HasSubstr("replicas never handed in"));
+  EXPECT_THAT(missed.first_divergence->ranks, ElementsAre(2));
+}
+
+TEST(VerifyScheme, NamesTheOddReplicaWhicheverRankItIsAndWhereItDiffers) {
+  for (const int odd : {0, 1, 2}) {
+    const VerifyReport report = verify_scheme({.tp = 3}, tapping([odd](Rank& rank) {
+                                                rank.tap<double>("y", changed(1, to_int(rank.id()) == odd ? 1e-12 : 0),
+                                                                 Placement::replicate(1, 2));
+                                              }),
+                                              expected_sum(), {.bound = 0.5});
+
+    ASSERT_EQ(report.verdict, Verdict::mismatch);
+    EXPECT_THAT(report.first_divergence->ranks, ElementsAre(odd));
+    EXPECT_THAT(report.first_divergence->message, HasSubstr("at row 0, column 1"));
+    EXPECT_EQ(report.first_divergence->cause->name, "replicas_differ");
+  }
+}
+
+TEST(VerifyScheme, PrintsValuesWithAsManyDigitsAsTheyDifferBy) {
+  const VerifyReport report = verify_scheme(
+      {.tp = 1}, tapping([](Rank& rank) { rank.tap<double>("y", changed(0, 0x1p-50), Placement::replicate(1, 2)); }),
+      expected_sum());
+
+  EXPECT_THAT(report.first_divergence->message, HasSubstr("expected 3, got 3.0000000000000"));
+}
+
+TEST(VerifyScheme, KeepsAWrongTapThatCameBeforeAStallAndTellsTheKindsOfStallsApart) {
+  const Cluster::Program waits = [](Rank& rank) -> Task<> {
+    rank.tap<double>("y", changed(0, 1), Placement::replicate(1, 2));
+    if (rank.at().tp == 0) co_await rank.tp().barrier();
+  };
+  const Cluster::Program clashes = [](Rank& rank) -> Task<> {
+    rank.tap<double>("y", three_and_thirty(), Placement::replicate(1, 2));
+    std::vector<double> values(static_cast<std::size_t>(2 + rank.at().tp));
+    co_await rank.tp().all_reduce(values);
+  };
+
+  const VerifyReport waiting = verify_scheme({.tp = 2}, waits, expected_sum());
+  const VerifyReport clash = verify_scheme({.tp = 2}, clashes, expected_sum());
+
+  EXPECT_EQ(waiting.verdict, Verdict::deadlock);
+  EXPECT_EQ(waiting.stall->kind, StallKind::deadlock);
+  EXPECT_FALSE(waiting.stall->graph->empty());
+  ASSERT_TRUE(waiting.first_divergence.has_value());
+  EXPECT_EQ(waiting.first_divergence->tap, "y");
+  EXPECT_EQ(clash.stall->kind, StallKind::collective_mismatch);
+  EXPECT_EQ(clash.stall->calls.size(), 2U);
+  EXPECT_EQ(clash.stall->cause.name, "call_arguments");
+  EXPECT_FALSE(clash.first_divergence.has_value());
+}
+
+TEST(VerifyScheme, FindsTheFirstScheduleUnderWhichARunDiffers) {
+  // Who comes first decides: a race.
+  const auto arrivals = std::make_shared<std::atomic<int>>(0);
+  const Cluster::Program racing = [arrivals](Rank& rank) -> Task<> {
+    co_await rank.tp().barrier();
+    const int place = arrivals->fetch_add(1) % 2;
+    ops::Matrix<double> values = three_and_thirty().copy();
+    if (rank.at().tp == 1) values(0, 0) += 1e-9 * place;
+    rank.tap<double>("y", values.view().row_range(0, 1), {2, 2, {rank.at().tp, 1}, {0, 2}});
+  };
+  ExpectedTaps expected;
+  expected.add("y", 2, 2, {3, 30, 3, 30});
+
+  const VerifyReport report = verify_scheme({.tp = 2}, racing, expected, {.bound = 0.5, .schedules = 200});
+
+  EXPECT_EQ(report.verdict, Verdict::mismatch);
+  ASSERT_TRUE(report.schedule_dependent.has_value());
+  EXPECT_THAT(report.problems.front().message, HasSubstr("depends on the schedule: from seed"));
+}
+
+TEST(VerifyScheme, TakesIntegersOfSixtyFourBitsAndTensorsOfMoreDims) {
+  ExpectedTaps expected;
+  expected.add("ids", {2, 2, 2}, {1, 2, 3, 4, 5, 6, 7, 8});
+  const auto program = [](std::int64_t last) {
+    return tapping([last](Rank& rank) {
+      ops::Matrix<std::int64_t> ids(4, 2);
+      std::int64_t next = 0;
+      for (std::int64_t& id : ids.span()) id = ++next;
+      ids(3, 1) = last;
+      rank.tap<std::int64_t>("ids", ids.view(), Placement::replicate(4, 2));
+    });
+  };
+
+  const VerifyReport wrong = verify_scheme({.tp = 2}, program(9), expected);
+
+  EXPECT_EQ(verify_scheme({.tp = 2}, program(8), expected).verdict, Verdict::pass);
+  EXPECT_EQ(wrong.verdict, Verdict::mismatch);
+  EXPECT_THAT(wrong.first_divergence->message, HasSubstr("expected 8, got 9 at index [1, 1, 1]"));
 }
 
 }  // namespace

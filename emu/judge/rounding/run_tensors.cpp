@@ -1,6 +1,7 @@
 #include "emu/judge/rounding/run_tensors.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <type_traits>
 
 namespace shardproof::rounding {
@@ -22,15 +23,19 @@ ops::Matrix<T>& values_of(RunTensor& tensor) {
 void RunTensors::put(std::size_t tap, const Placement& placement, const TapValues& part) {
   std::visit(
       [&]<class T>(ops::MatrixView<const T> values) {
-        RunTensor& tensor = tensors_[tap];
-        ops::Matrix<T>& whole = values_of<T>(tensor);
-        if (whole.size() == 0) {
-          tensor.rows = placement.rows;
-          tensor.cols = placement.cols;
-          whole = ops::Matrix<T>(placement.rows, placement.cols);
-        }
-        for (std::int64_t i = 0; i < values.rows; ++i) {
-          std::ranges::copy(values.row(i), whole.row(placement.row(i)).data() + placement.col_part.begin);
+        if constexpr (std::is_same_v<T, std::int64_t>) {
+          throw std::logic_error("the model's ids are of 32 bits");
+        } else {
+          RunTensor& tensor = tensors_[tap];
+          ops::Matrix<T>& whole = values_of<T>(tensor);
+          if (whole.size() == 0) {
+            tensor.rows = placement.rows;
+            tensor.cols = placement.cols;
+            whole = ops::Matrix<T>(placement.rows, placement.cols);
+          }
+          for (std::int64_t i = 0; i < values.rows; ++i) {
+            std::ranges::copy(values.row(i), whole.row(placement.row(i)).data() + placement.col_part.begin);
+          }
         }
       },
       part);

@@ -1,0 +1,129 @@
+#include "emu/diagnose/scheme_cause.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "emu/diagnose/internal/wrong_tap.h"
+#include "emu/diagnose/signatures.h"
+#include "emu/run/cluster.h"
+
+namespace shardproof {
+namespace {
+
+using Rows = std::vector<WrongRow>;
+
+std::optional<Cause> value_cause(const Rows& rows, double tolerance) {
+  const auto finite = [](double value) { return std::isfinite(value); };
+  if (std::ranges::any_of(rows, [&](const WrongRow& row) { return !std::ranges::all_of(row.got, finite); })) {
+    return Cause{"not_finite", fmt::format("values on {} are not finite", diagnosis::ranks_of(rows))};
+  }
+  if (all_zero(rows)) return Cause{"zero", fmt::format("every wrong value on {} is zero", diagnosis::ranks_of(rows))};
+  if (const auto offset = constant_offset(rows, tolerance)) {
+    return Cause{"constant_offset",
+                 fmt::format("every value on {} is {:.6g} too large", diagnosis::ranks_of(rows), *offset)};
+  }
+  return std::nullopt;
+}
+
+/// The size of a group, or its inverse.
+std::optional<Cause> ratio_cause(const Rows& rows, const Mesh& mesh, double tolerance) {
+  std::map<double, std::string> names;
+  for (const auto& [name, degree] : diagnosis::degrees(mesh.parallel())) {
+    for (const double ratio : {static_cast<double>(degree), 1.0 / degree}) {
+      names[ratio] += (names[ratio].empty() ? "" : " or ") + name;
+    }
+  }
+  std::vector<double> candidates{2, 0.5};
+  for (const auto& [ratio, name] : names) candidates.push_back(ratio);
+  const auto ratio = constant_ratio(rows, candidates, tolerance);
+  if (!ratio) return std::nullopt;
+  const std::string text =
+      fmt::format("every value on {} is {:.6g} times what it should be", diagnosis::ranks_of(rows), *ratio);
+  const auto found = names.find(*ratio);
+  if (found == names.end()) return Cause{*ratio > 1 ? "counted_n_times" : "averaged", text};
+  return Cause{
+      *ratio > 1 ? "counted_n_times" : "averaged",
+      fmt::format("{}, {}the size of {}: {}", text, *ratio < 1 ? "one over " : "", found->second,
+                  *ratio > 1 ? "reduced once more than it should be, or not averaged" : "averaged, not summed")};
+}
+
+/// What the ranks of a group hold adds up to what each should: nobody added it.
+std::optional<Cause> unreduced_cause(const Rows& rows, std::span<const TapPart> parts, const Mesh& mesh,
+                                     double tolerance) {
+  using Place = std::tuple<int, std::int64_t, std::int64_t>;  // rank, row, first column
+  std::map<Place, std::vector<double>> held;
+  for (const TapPart& part : parts) {
+    const auto width = static_cast<std::size_t>(part.placement.col_part.count);
+    for (std::int64_t i = 0; i < part.placement.row_part.count; ++i) {
+      const auto begin = part.values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * width);
+      held[{part.rank, part.placement.row_part.begin + i, part.placement.col_part.begin}].assign(
+          begin, begin + static_cast<std::ptrdiff_t>(width));
+    }
+  }
+  for (const Axis axis : kAxes) {
+    if (mesh.degree(axis) < 2) continue;
+    const auto sum_of_group = [&](const WrongRow& row) {
+      std::vector<double> sum(row.got.size(), 0.0);
+      for (const int member : mesh.group(axis, row.rank)) {
+        const auto found = held.find({member, row.row, row.col});
+        if (found == held.end() || found->second.size() != sum.size()) return std::vector<double>();
+        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += found->second[i];
+      }
+      return sum;
+    };
+    const bool adds_up =
+        std::ranges::all_of(rows, [&](const WrongRow& row) { return close(sum_of_group(row), row.want, tolerance); });
+    if (adds_up) {
+      return Cause{"reduction_dropped",
+                   fmt::format("what the ranks of a {} group hold adds up to what each of them should, "
+                               "on {}: it was not reduced",
+                               to_string(axis), diagnosis::ranks_of(rows))};
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Cause> order_cause(const Rows& rows, const ExpectedTap& expected, const Mesh& mesh, double tolerance) {
+  if (const auto sources = row_sources(rows, expected, tolerance)) {
+    return Cause{"rows_permuted",
+                 fmt::format("{} rows on {} hold other rows' values: row {} that of row {}", rows.size(),
+                             diagnosis::ranks_of(rows), rows.front().row, sources->front())};
+  }
+  for (const auto& [name, degree] : diagnosis::degrees(mesh.parallel())) {
+    for (const std::int64_t parts : {std::int64_t{degree}, std::int64_t{2} * degree}) {
+      if (parts > expected.cols || expected.cols % parts != 0) continue;
+      const auto blocks = block_sources(rows, expected, expected.cols / parts, tolerance);
+      if (!blocks) continue;
+      for (std::size_t block = 0; block < blocks->size(); ++block) {
+        if ((*blocks)[block] == static_cast<std::int64_t>(block)) continue;
+        return Cause{"blocks_permuted",
+                     fmt::format("of {} blocks of columns ({} = {}), block {} holds the values of block {} on {}",
+                                 parts, name, degree, block, (*blocks)[block], diagnosis::ranks_of(rows))};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Cause scheme_cause(const ExpectedTap& expected, std::span<const TapPart> parts, const Mesh& mesh, double tolerance) {
+  const Rows rows = wrong_rows(expected, parts, tolerance);
+  if (rows.empty())
+    return {"replicas_differ", "every value is close to what is expected, and replicas differ in their bits"};
+  const double absolute = tolerance * *std::ranges::max_element(expected.scale);
+  if (auto cause = value_cause(rows, absolute)) return *cause;
+  if (auto cause = ratio_cause(rows, mesh, absolute)) return *cause;
+  if (auto cause = unreduced_cause(rows, parts, mesh, absolute)) return *cause;
+  if (auto cause = order_cause(rows, expected, mesh, absolute)) return *cause;
+  return {"unknown", fmt::format("{} rows are wrong, on {}", rows.size(), diagnosis::ranks_of(rows))};
+}
+
+}  // namespace shardproof
