@@ -45,8 +45,8 @@ static_assert(sizeof(Send) == sizeof(internal::Part) && sizeof(Recv) == sizeof(i
 /// Messages that are under way together: none waits for another of the same exchange. Two messages between the same
 /// pair of ranks in the same direction match in order.
 struct Exchange {
-  std::span<const Send> sends;
-  std::span<const Recv> recvs;
+  std::span<const Send> sends = {};
+  std::span<const Recv> recvs = {};
 };
 
 }  // namespace shardproof

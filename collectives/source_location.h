@@ -1,45 +1,35 @@
-// Where a call was written: std::source_location, or its equal where a compiler lacks it.
+// Where a call was written: file, function and line.
 //
-// clang 14 with the GNU standard library has no std::source_location, but has the builtins it is made of.
+// Not std::source_location: clang 14 with the GNU standard library has none, and a type of its own has one layout for
+// every compiler, so that a library built with one can be used from another.
 #pragma once
 
-#if __has_builtin(__builtin_source_location)
-#include <source_location>
-#else
 #include <cstdint>
-#endif
 
 namespace shardproof {
 
-#if __has_builtin(__builtin_source_location)
-using SourceLocation = std::source_location;
-#else
-/// The part of std::source_location that the project uses.
 class SourceLocation {
  public:
   constexpr SourceLocation() = default;
+  /// As a default argument: where the call stands that leaves it out.
   static constexpr SourceLocation current(const char* file = __builtin_FILE(),
                                           const char* function = __builtin_FUNCTION(),
-                                          std::uint_least32_t line = __builtin_LINE(),
-                                          std::uint_least32_t column = __builtin_COLUMN()) {
+                                          std::uint32_t line = __builtin_LINE()) {
     SourceLocation location;
     location.file_ = file;
     location.function_ = function;
     location.line_ = line;
-    location.column_ = column;
     return location;
   }
   constexpr const char* file_name() const { return file_; }
   constexpr const char* function_name() const { return function_; }
-  constexpr std::uint_least32_t line() const { return line_; }
-  constexpr std::uint_least32_t column() const { return column_; }
+  constexpr std::uint32_t line() const { return line_; }
 
  private:
   const char* file_ = "";
   const char* function_ = "";
-  std::uint_least32_t line_ = 0;
-  std::uint_least32_t column_ = 0;
+  std::uint32_t line_ = 0;
 };
-#endif
+static_assert(sizeof(SourceLocation) == 2 * sizeof(const char*) + sizeof(std::uint64_t));
 
 }  // namespace shardproof

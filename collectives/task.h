@@ -3,11 +3,14 @@
 //   Task<int> twice(int x) { co_return 2 * x; }
 //   Task<> program(GlobalRank rank) { const int y = co_await twice(to_int(rank)); ... }
 //
-// Nothing runs before the task is awaited. Awaiting transfers control symmetrically, so that neither a chain of tasks
-// nor a loop over them grows the stack. An exception leaves through the co_await. Destroying a suspended task destroys
-// its frame and, through the tasks that it holds, the frames of everything that it awaits.
+// Nothing runs before the task is awaited. Awaiting runs it on the caller's stack until it ends or suspends; a caller
+// whose task has ended goes on at once. So a loop over tasks does not grow the stack, whether they suspend or not, at
+// any level of optimisation; a chain of tasks that await one another takes stack by its depth. An exception leaves
+// through the co_await. Destroying a suspended task destroys its frame and, through the tasks that it holds, the frames
+// of everything that it awaits.
 #pragma once
 
+#include <atomic>
 #include <coroutine>
 #include <exception>
 #include <optional>
@@ -24,15 +27,22 @@ namespace internal {
 class TaskPromiseBase {
  public:
   std::suspend_always initial_suspend() const noexcept { return {}; }
-  auto final_suspend() const noexcept {
+  auto final_suspend() noexcept {
     struct Continue {
-      std::coroutine_handle<> continuation;
+      TaskPromiseBase& promise;
       bool await_ready() const noexcept { return false; }
-      std::coroutine_handle<> await_suspend(std::coroutine_handle<>) const noexcept { return continuation; }
+      std::coroutine_handle<> await_suspend(std::coroutine_handle<>) const noexcept {
+        // A caller that has not suspended yet sees that the task has ended and goes on by itself.
+        const bool waits = promise.met_.exchange(true, std::memory_order_acq_rel);
+        return waits ? promise.continuation_ : std::noop_coroutine();
+      }
       void await_resume() const noexcept {}
     };
-    return Continue{continuation_};
+    return Continue{*this};
   }
+  /// The caller, which has run the task until it suspended or ended, suspends too. False: it has ended, perhaps on
+  /// another thread. Of the two the second finds the first; what the second does not do, the first has left to it.
+  bool wait_for_end() noexcept { return !met_.exchange(true, std::memory_order_acq_rel); }
   void unhandled_exception() noexcept { error_ = std::current_exception(); }
   void continue_with(std::coroutine_handle<> continuation) noexcept { continuation_ = continuation; }
   const std::exception_ptr& error() const noexcept { return error_; }
@@ -40,6 +50,7 @@ class TaskPromiseBase {
  private:
   // A task without a caller (a rank's program) returns to whoever resumed it.
   std::coroutine_handle<> continuation_ = std::noop_coroutine();
+  std::atomic<bool> met_ = false;  // the task has ended, or its caller waits for that
   std::exception_ptr error_;
 };
 
@@ -98,9 +109,12 @@ class [[nodiscard]] Task {
     struct Awaiter {
       Handle handle;
       bool await_ready() const noexcept { return false; }
-      std::coroutine_handle<> await_suspend(std::coroutine_handle<> caller) const noexcept {
-        handle.promise().continue_with(caller);
-        return handle;
+      bool await_suspend(std::coroutine_handle<> caller) const noexcept {
+        // The awaiter may be gone once somebody else resumes the caller.
+        const Handle task = handle;
+        task.promise().continue_with(caller);
+        task.resume();
+        return task.promise().wait_for_end();
       }
       T await_resume() const {
         if (handle.promise().error()) std::rethrow_exception(handle.promise().error());

@@ -15,8 +15,8 @@ struct SchemeOptions {
   /// The largest error of a row, relative to its scale (ExpectedTap::scale), below 1: zeros are off by as much. Zero
   /// demands equality: give it data whose sums are exact, small integers for example.
   double bound = 0;
-  int threads = 0;                        ///< 0: as many as the process may use
-  std::optional<std::uint64_t> schedule;  ///< run on one thread in the order this seed gives
+  int threads = 0;                             ///< 0: as many as the process may use
+  std::optional<std::uint64_t> schedule = {};  ///< run on one thread in the order this seed gives
   /// Run it as often again, under the schedules of seeds 1, 2, ..., and hold every run to the first: bits and verdict.
   int schedules = 0;
 };

@@ -43,19 +43,19 @@ struct Progress {
 struct VerifyOptions {
   ops::Format format = ops::Format::fp32;
   int threads = 0;                               ///< of a run's ranks; 0: as many as the process may use
-  std::optional<std::uint64_t> schedule;         ///< run on one thread in the order this seed gives
+  std::optional<std::uint64_t> schedule = {};    ///< run on one thread in the order this seed gives
   const WeightSource* weights = nullptr;         ///< default: GeneratedWeights of the workload's seed
   Algorithm all_reduce = Algorithm::rank_order;  ///< the order in which partial sums are added
   /// What partial sums are rounded to on the way and after each addition, in float formats; default: the run's scalar.
-  std::optional<ops::Format> wire;
-  std::optional<ops::Format> accumulate;
+  std::optional<ops::Format> wire = {};
+  std::optional<ops::Format> accumulate = {};
   FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)
   /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
   const PreparedReference* prepared = nullptr;
-  bool amplification = false;                     ///< prove() also measures rounding from end to end
-  std::optional<double> max_amplification;        ///< and holds it to this limit
-  bool diagnose = true;                           ///< name the cause of a divergence, at the price of another run
-  std::function<void(const Progress&)> progress;  ///< called from any thread, one call at a time
+  bool amplification = false;                          ///< prove() also measures rounding from end to end
+  std::optional<double> max_amplification = {};        ///< and holds it to this limit
+  bool diagnose = true;                                ///< name the cause of a divergence, at the price of another run
+  std::function<void(const Progress&)> progress = {};  ///< called from any thread, one call at a time
 };
 
 /// Never throws for what the plan's run does wrong: that is the report.

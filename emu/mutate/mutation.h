@@ -106,9 +106,9 @@ struct MutationOptions {
   std::size_t per_kind = 2;  ///< instances of a kind, at most
   int threads = 0;           ///< 0: as many as the process may use
   /// What is scored; default: verify().
-  std::function<VerifyReport(const RunnablePlan&, const VerifyOptions&)> verifier;
-  std::function<bool(std::string_view)> wanted;  ///< which kinds; default: all
-  std::function<void(const MutationResult&)> progress;
+  std::function<VerifyReport(const RunnablePlan&, const VerifyOptions&)> verifier = {};
+  std::function<bool(std::string_view)> wanted = {};  ///< which kinds; default: all
+  std::function<void(const MutationResult&)> progress = {};
 };
 
 /// Runs every instance of every kind. The plan must pass.

@@ -31,7 +31,7 @@ struct Routing {
   double zipf = 0;
   /// In place of zipf, unless empty: slots that each expert of a layer served, [layers, experts], or one row for all
   /// layers. A row adds up to top_k slots of some number of tokens, of which no expert served one twice.
-  std::vector<std::vector<std::int64_t>> counts;
+  std::vector<std::vector<std::int64_t>> counts = {};
 
   bool is_even() const { return zipf == 0 && counts.empty(); }
   bool operator==(const Routing&) const = default;
@@ -41,10 +41,10 @@ struct Routing {
 constexpr std::int64_t kMaxRoutedTokens = std::int64_t{1} << 31;
 
 struct Workload {
-  std::vector<std::int64_t> lengths;  ///< tokens of each sequence of the (global) batch
-  std::int64_t microbatches = 1;      ///< per data-parallel replica
+  std::vector<std::int64_t> lengths = {};  ///< tokens of each sequence of the (global) batch
+  std::int64_t microbatches = 1;           ///< per data-parallel replica
   std::uint64_t seed = 1;
-  Routing routing;
+  Routing routing = {};
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {
@@ -56,24 +56,24 @@ struct Workload {
 
 /// A figure that the plan's authors state.
 struct Claim {
-  std::string document;  ///< where it is stated
-  std::string text;      ///< in words
-  std::string quantity;  ///< a named function of the plan; see `check --list-quantities`
-  std::string relation;  ///< "=", "<=", ">=", "~"
+  std::string document = {};  ///< where it is stated
+  std::string text = {};      ///< in words
+  std::string quantity = {};  ///< a named function of the plan; see `check --list-quantities`
+  std::string relation = {};  ///< "=", "<=", ">=", "~"
   double stated = 0;
-  std::string unit;
+  std::string unit = {};
 };
 
 struct Plan {
-  std::string name;
-  ModelConfig model;
-  std::optional<Hardware> hardware;
-  Parallel parallel;
-  Workload workload;
-  std::vector<std::string> notes;
-  std::vector<Claim> claims;
+  std::string name = {};
+  ModelConfig model = {};
+  std::optional<Hardware> hardware = {};
+  Parallel parallel = {};
+  Workload workload = {};
+  std::vector<std::string> notes = {};
+  std::vector<Claim> claims = {};
   /// Degrees that the plan's file leaves out and another system's default has set, each with its arithmetic; not saved.
-  std::vector<std::string> defaults;
+  std::vector<std::string> defaults = {};
 
   int world() const { return parallel.world(); }
 };

@@ -85,6 +85,15 @@ bool is(Communicator comm, int rank) {
   return to_int(comm.rank()) == rank;
 }
 
+std::uint32_t line_of(SourceLocation where = SourceLocation::current()) {
+  return where.line();
+}
+
+TEST(SourceLocation, IsThatOfTheCallThatLeavesItOut) {
+  EXPECT_EQ(line_of(), __LINE__);
+  EXPECT_EQ(std::string_view(SourceLocation::current().function_name()), "TestBody");
+}
+
 TEST(Mismatch, OfOperationsNamesTheOddRankBothCallsAndBothPlaces) {
   const CollectiveMismatch error = mismatch_of(4, [](Communicator comm) -> Task<> {
     std::vector<float> values(8);
