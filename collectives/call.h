@@ -76,7 +76,8 @@ void leave(Call& call);
 
 }  // namespace internal
 
-/// What a Communicator's functions return: co_await it, at once and once.
+/// What a Communicator's functions return: co_await it, at once and once. It refers to what it was given, so that only
+/// a temporary may be awaited: `auto call = tp.all_reduce(y); co_await call;` does not compile.
 class [[nodiscard]] PendingCall {
  public:
   // Field by field into its place: a call is written once and never copied, which at small sizes is most of its cost.
@@ -113,12 +114,18 @@ class [[nodiscard]] PendingCall {
   PendingCall(const PendingCall&) = delete;
   PendingCall& operator=(const PendingCall&) = delete;
 
-  bool await_ready() const noexcept { return false; }
-  bool await_suspend(std::coroutine_handle<> waiter) noexcept {
-    call_.waiter = waiter;
-    return internal::arrive(call_);
+  auto operator co_await() && noexcept {
+    struct Awaiter {
+      internal::Call& call;
+      bool await_ready() const noexcept { return false; }
+      bool await_suspend(std::coroutine_handle<> waiter) noexcept {
+        call.waiter = waiter;
+        return internal::arrive(call);
+      }
+      void await_resume() { internal::leave(call); }
+    };
+    return Awaiter{call_};
   }
-  void await_resume() { internal::leave(call_); }
 
  private:
   static const ReduceOptions& initial(const ReduceOptions& options) { return options; }

@@ -62,7 +62,7 @@ class Communicator {
   }
   /// The same with counts[i] elements from rank i; every rank gives the same counts.
   template <WriteBuffer Out>
-  PendingCall all_gather_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
+  PendingCall all_gather_v(std::span<const ElementOf<Out>> in, Out&& out, const CountsView& counts,
                            const MoveOptions& options = kMoveDirectly,
                            SourceLocation where = SourceLocation::current()) const {
     return make(Operation::all_gather, in, std::span(out), options, where, {.counts_given = true, .counts = counts});
@@ -77,7 +77,7 @@ class Communicator {
   }
   /// The same with counts[i] elements in part i; every rank gives the same counts.
   template <WriteBuffer Out>
-  PendingCall reduce_scatter_v(std::span<const ElementOf<Out>> in, Out&& out, std::span<const std::size_t> counts,
+  PendingCall reduce_scatter_v(std::span<const ElementOf<Out>> in, Out&& out, const CountsView& counts,
                                const ReduceOptions& options = kSumInRankOrder,
                                SourceLocation where = SourceLocation::current()) const {
     return make(Operation::reduce_scatter, in, std::span(out), options, where,
@@ -92,8 +92,8 @@ class Communicator {
   }
   /// The same with send_counts[j] elements to rank j and recv_counts[i] from rank i, parts lying one after another.
   template <WriteBuffer Out>
-  PendingCall all_to_all_v(std::span<const ElementOf<Out>> in, std::span<const std::size_t> send_counts, Out&& out,
-                           std::span<const std::size_t> recv_counts, const MoveOptions& options = kMoveDirectly,
+  PendingCall all_to_all_v(std::span<const ElementOf<Out>> in, const CountsView& send_counts, Out&& out,
+                           const CountsView& recv_counts, const MoveOptions& options = kMoveDirectly,
                            SourceLocation where = SourceLocation::current()) const {
     return make(Operation::all_to_all, in, std::span(out), options, where,
                 {.counts_given = true, .counts = send_counts, .recv_counts = recv_counts});

@@ -25,6 +25,21 @@ std::span<const ElementOf<R>> read_only(const R& range) {
   return std::span<const ElementOf<R>>(range);
 }
 
+/// Counts of a call, which must outlive it: a range that would be gone with the expression is refused.
+class CountsView {
+ public:
+  template <std::ranges::contiguous_range R>
+  requires(std::is_same_v<std::ranges::range_value_t<R>, std::size_t>&&
+               std::ranges::borrowed_range<R>)  // an lvalue, or a view
+      // NOLINTNEXTLINE(google-explicit-constructor): counts are passed as they are
+      CountsView(R&& counts)
+      : counts_(std::ranges::data(counts), std::ranges::size(counts)) {}
+  operator std::span<const std::size_t>() const { return counts_; }  // NOLINT(google-explicit-constructor): a view
+
+ private:
+  std::span<const std::size_t> counts_;
+};
+
 /// One message to, or from, another rank of the group.
 class Send {
  public:

@@ -242,8 +242,8 @@ class Diagnosis {
       graph_.causes.push_back(fmt::format("a cycle of receives: ranks {} each wait for a message first", path));
     } else if (graph_.cycle.size() == 2 && rendezvous(0).group != rendezvous(1).group) {
       graph_.causes.push_back(fmt::format(
-          "ranks {} and {} make two calls in opposite order: rank {} is at {} #{} in {}, rank {} at {} #{} "
-          "in {}",
+          "ranks {} and {} wait for each other: rank {} is at {} #{} in {}, rank {} at {} #{} "
+          "in {}: they make the two calls in opposite order, or one of them leaves one out",
           ranks[0], ranks[1], ranks[0], to_string(rendezvous(0).operation), rendezvous(0).sequence, rendezvous(0).group,
           ranks[1], to_string(rendezvous(1).operation), rendezvous(1).sequence, rendezvous(1).group));
     } else {

@@ -1,6 +1,8 @@
 #include "emu/run/cluster.h"
 
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "emu/run/fault.h"
 
@@ -11,9 +13,14 @@ Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.wo
     auto made = std::make_unique<Rank>();
     made->id_ = GlobalRank{rank};
     made->at_ = mesh_.coordinates(rank);
+    made->cluster_ = this;
     made->communicators_.reserve(kAxes.size());
     ranks_.push_back(std::move(made));
   }
+  std::vector<GlobalRank> all;
+  for (int rank = 0; rank < size(); ++rank) all.push_back(GlobalRank{rank});
+  const GroupId world = world_.add_group("world", all);
+  for (const GlobalRank id : all) ranks_[static_cast<std::size_t>(to_int(id))]->world_ = world_.communicator(world, id);
   for (const Axis axis : kAxes) {
     for (const std::vector<int>& members : mesh_.groups(axis)) {
       std::vector<GlobalRank> ids;
@@ -24,6 +31,21 @@ Cluster::Cluster(const Parallel& parallel) : mesh_(parallel), world_(parallel.wo
       }
     }
   }
+}
+
+Communicator Cluster::listed_group(const std::vector<int>& ranks, GlobalRank member) {
+  const std::lock_guard lock(listed_mutex_);
+  auto found = listed_.find(ranks);
+  if (found == listed_.end()) {
+    std::vector<GlobalRank> members;
+    for (const int rank : ranks) members.push_back(GlobalRank{rank});
+    found = listed_.emplace(ranks, world_.add_group("ranks", std::move(members))).first;
+  }
+  return world_.communicator(found->second, member);
+}
+
+Communicator Rank::group(const std::vector<int>& ranks) {
+  return cluster_->listed_group(ranks, id_);
 }
 
 void Cluster::run(Executor& executor, const Program& program, const Observers& observers) {

@@ -181,5 +181,17 @@ TEST(World, ThrowsTheErrorOfTheLowestRankWhateverTheSchedule) {
   }
 }
 
+template <class Call>
+concept AwaitedAsItIs = requires(Call&& call) {
+  static_cast<Call&&>(call).operator co_await();
+};
+
+// A call refers to its buffers and counts: what could be gone when it is awaited does not compile.
+static_assert(AwaitedAsItIs<PendingCall>);
+static_assert(!AwaitedAsItIs<PendingCall&>);
+static_assert(std::is_constructible_v<CountsView, std::vector<std::size_t>&>);
+static_assert(std::is_constructible_v<CountsView, std::span<const std::size_t>>);
+static_assert(!std::is_constructible_v<CountsView, std::vector<std::size_t>>);
+
 }  // namespace
 }  // namespace shardproof

@@ -288,5 +288,46 @@ TEST(VerifyScheme, TakesIntegersOfSixtyFourBitsAndTensorsOfMoreDims) {
   EXPECT_THAT(wrong.first_divergence->message, HasSubstr("expected 8, got 9 at index [1, 1, 1]"));
 }
 
+/// Ranks that are odd, and then all, add what they hold.
+TEST(VerifyScheme, HasGroupsOfAnyRanksAndOneOfAll) {
+  const Cluster::Program program = [](Rank& rank) -> Task<> {
+    std::vector<double> y{1, 10};
+    if (to_int(rank.id()) % 2 == 1) co_await rank.group(3, 1).all_reduce(y);
+    std::vector<double> all = y;
+    co_await rank.world().all_reduce(all);
+    rank.tap<double>("all", {all.data(), 1, 2}, Placement::replicate(1, 2));
+  };
+  ExpectedTaps expected;
+  expected.add("all", 1, 2, {6, 60});
+
+  EXPECT_EQ(verify_scheme({.tp = 2, .dp = 2}, program, expected, {.schedules = 20}).verdict, Verdict::pass);
+}
+
+TEST(VerifyScheme, RefusesListsOfRanksThatAreNoGroup) {
+  for (const std::vector<int>& list : {std::vector<int>{}, {0, 0}, {0, 9}, {-1, 0}, {1}}) {
+    const auto program = tapping([&](Rank& rank) {
+      if (to_int(rank.id()) == 0) {
+        EXPECT_THROW(rank.group(list), std::invalid_argument);
+      }
+      rank.tap<double>("y", three_and_thirty(), Placement::replicate(1, 2));
+    });
+    EXPECT_EQ(verify_scheme({.tp = 2}, program, expected_sum()).verdict, Verdict::pass);
+  }
+}
+
+TEST(VerifyScheme, SaysThatRanksDisagreeOnWhoIsInAGroup) {
+  const Cluster::Program program = [](Rank& rank) -> Task<> {
+    std::vector<double> y{1};
+    if (rank.at().tp == 0) co_await rank.group(0, 1).all_reduce(y);
+    if (rank.at().tp == 1) co_await rank.group(0, 1, 2).all_reduce(y);
+    if (rank.at().tp == 2) co_await rank.group(1, 2).all_reduce(y);
+  };
+
+  const VerifyReport report = verify_scheme({.tp = 3}, program, expected_sum());
+
+  EXPECT_EQ(report.verdict, Verdict::deadlock);
+  EXPECT_THAT(report.stall->text, HasSubstr("they disagree on who is in the group"));
+}
+
 }  // namespace
 }  // namespace shardproof
