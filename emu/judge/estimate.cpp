@@ -33,6 +33,29 @@ double working_elements(const Plan& plan, ops::Format format) {
   return std::max(alive_elements(plan, format), alive_elements(unsharded, format));
 }
 
+double tap_elements(const Plan& plan, const TapId& tap) {
+  return static_cast<double>(tap_rows(plan.model, tap, plan.workload.tokens())) *
+         static_cast<double>(tap_width(plan.model, tap));
+}
+
+/// Of the algebra: expected taps in float64, and a byte an element for the parts that have arrived.
+double expected_bytes(const Plan& plan) {
+  double elements = 0;
+  for (const TapId& tap : all_taps(plan.model)) elements += tap_elements(plan, tap);
+  return elements * (8 + 1);
+}
+
+/// Of the rounding: the run's own taps in its scalar, at most all of them, a byte an element for what has arrived, and
+/// what two rules compute at once, in float64: their inputs and a result.
+double kept_bytes(const Plan& plan, ops::Format format) {
+  double elements = 0, largest = 0;
+  for (const TapId& tap : all_taps(plan.model, {.tp = plan.parallel.tp, .etp = plan.parallel.etp})) {
+    elements += tap_elements(plan, tap);
+    largest = std::max(largest, tap_elements(plan, tap));
+  }
+  return elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + 2 * 3 * 8 * largest;
+}
+
 }  // namespace
 
 double estimated_bytes(const Plan& plan, ops::Format format) {
@@ -46,11 +69,8 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     largest_weight = std::max(largest_weight, static_cast<double>(count.rows) * static_cast<double>(count.cols));
   }
 
-  double tap_widths = 0;
-  for (const TapId& tap : all_taps(model)) tap_widths += static_cast<double>(tap_width(model, tap));
-  // Expected taps in float64 of each verdict, and a byte an element for the parts that have arrived.
   const double verdicts = format == ops::Format::exact ? 1 : 2;
-  const double taps = static_cast<double>(plan.workload.tokens()) * tap_widths * (8 * verdicts + 1);
+  const double taps = expected_bytes(plan) + (format == ops::Format::exact ? 0 : kept_bytes(plan, format));
   // The ranks' weights come and go, but for what is kept and what is in use; each reference holds a whole tensor.
   const double held =
       std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) + largest_weight * 8 * 3 * verdicts;

@@ -11,5 +11,11 @@ TEST(TenThousandRandomPlans, AgreeBitForBitInExact) {
   testing::verify_random_plans(10000, testing::property_seed() + 1000000, ops::Format::exact);
 }
 
+TEST(TenThousandRandomPlans, AgreeWithinRoundingInEveryFloatFormat) {
+  testing::verify_random_plans(10000, testing::property_seed() + 2000000, ops::Format::bf16);
+  testing::verify_random_plans(10000, testing::property_seed() + 3000000, ops::Format::fp16);
+  testing::verify_random_plans(10000, testing::property_seed() + 4000000, ops::Format::fp32);
+}
+
 }  // namespace
 }  // namespace shardproof

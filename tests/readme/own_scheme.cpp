@@ -40,4 +40,5 @@ int main() {
   std::cout << to_string(report.verdict) << ": " << report.first_divergence->tap << " on ranks";
   for (const int rank : report.first_divergence->ranks) std::cout << " " << rank;
   std::cout << "\n" << report.first_divergence->message << "\n";
+  std::cout << report.first_divergence->cause->name << ": " << report.first_divergence->cause->evidence << "\n";
 }
