@@ -24,7 +24,7 @@ struct TapTraits {
   /// Holds ids (the router's choice): compared as the set of its row, not by value.
   bool ids = false;
   /// Every right run gives one value throughout, so that a constant proves as much as there is to prove: the router's
-  /// weights where one expert is chosen and its weight renormalised.
+  /// weights where one expert is chosen and its weight renormalised; a single column where all tokens are the same one.
   bool constant_by_nature = false;
 };
 

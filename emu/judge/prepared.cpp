@@ -1,6 +1,8 @@
 #include "emu/judge/prepared.h"
 
+#include <algorithm>
 #include <chrono>
+#include <functional>
 #include <unordered_map>
 #include <utility>
 
@@ -9,9 +11,13 @@
 namespace shardproof {
 namespace {
 
-TapTraits traits_of(const ModelConfig& model, const TapId& id) {
+TapTraits traits_of(const ModelConfig& model, const Batch& batch, const TapId& id) {
   TapTraits traits{.ids = tap_row(id.kind).ids};
-  if (id.kind != TapKind::router_weights) return traits;
+  // Where every token is the same one, so is what comes of it at any position, and one column has one value.
+  const auto tokens = batch.tokens();
+  const bool one_token = std::ranges::adjacent_find(tokens, std::ranges::not_equal_to{}) == tokens.end();
+  traits.constant_by_nature = one_token && tap_width(model, id) == 1;
+  if (id.kind != TapKind::router_weights || traits.constant_by_nature) return traits;
   // One expert of one, or one whose weight is renormalised, weighs one.
   const FeedForwardSpec& spec = model.layers[id.layer].feed_forward;
   traits.constant_by_nature = spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
@@ -40,7 +46,7 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   prepared.held_to = HeldTo::own_inputs;
   for (const TapId& id : all_taps(plan.model, {.tp = plan.parallel.tp, .etp = plan.parallel.etp})) {
     prepared.expected.add_shape(id, tap_rows(plan.model, id, plan.workload.tokens()), tap_width(plan.model, id),
-                                traits_of(plan.model, id));
+                                traits_of(plan.model, prepared.batch, id));
   }
   return prepared;
 }
@@ -64,7 +70,7 @@ PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, cons
                         std::vector<double>&& values) {
     const TapId id = id_of(name);
     if (completed) completed(id);
-    prepared.expected.add(id, rows, cols, std::move(values), traits_of(plan.model, id));
+    prepared.expected.add(id, rows, cols, std::move(values), traits_of(plan.model, prepared.batch, id));
   };
   const auto count_bits = [&](const reference::TapName& name, std::string_view sum, int bits) {
     add_sum(prepared.sums, id_of(name), sum, bits);

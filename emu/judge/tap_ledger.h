@@ -55,7 +55,7 @@ class TapLedger {
   TapOutcome outcome;
 
   /// A part that was compared. True: nothing of the tap is missing any more, for the first time. `keep` is called where
-  /// nobody has brought any element of the block before.
+  /// the block has elements and nobody has brought any of them before: never after the tap is complete.
   template <class Keep>
   bool add(const ExpectedTap& expected, const Placement& placement, int rank, HeldPart part, const Keep& keep) {
     outcome.seen = true;
@@ -67,8 +67,10 @@ class TapLedger {
     }
     if (!fresh) return false;
     const std::int64_t before = covered_count_;
-    if (cover(expected, placement)) keep();
-    return covered_count_ == expected.size() && covered_count_ > before;
+    const bool fresh_elements = cover(expected, placement);
+    if (covered_count_ == before) return false;
+    if (fresh_elements) keep();
+    return covered_count_ == expected.size();
   }
 
   void add_partial_sum(PartialSum part);

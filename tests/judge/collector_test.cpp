@@ -46,6 +46,28 @@ TEST(TapCollector, AcceptsRowsInParts) {
   EXPECT_TRUE(outcome.replicas_equal);
 }
 
+TEST(TapCollector, GivesItsJudgeNothingOfATapThatIsComplete) {
+  struct Counting final : PartJudge {
+    void put(std::size_t, const Placement&, const TapValues&) override { ++(complete_at == 0 ? puts : late_puts); }
+    void complete(std::size_t) override { complete_at = puts; }
+    WorstElement worst_in(std::size_t, const Placement&) const override { return {}; }
+    int puts = 0;
+    int late_puts = 0;
+    int complete_at = 0;
+  } judge;
+  const ExpectedTaps expected = expected_y();
+  const Mesh mesh(Parallel{.tp = 3, .edp = 3});
+  TapCollector collector(expected, mesh, {.judge = &judge});
+  tap(collector, 0, rows_of_y(0, 3), Placement::shard(0, 4, 2, {0, 3}));
+  tap(collector, 1, rows_of_y(3, 1), Placement::shard(0, 4, 2, {3, 1}));
+  // A rank without tokens has a block of no rows, which is neither a replica of another nor missing.
+  tap(collector, 2, rows_of_y(4, 0), Placement::shard(0, 4, 2, {4, 0}));
+
+  EXPECT_EQ(judge.complete_at, 2);
+  EXPECT_EQ(judge.late_puts, 0);
+  EXPECT_EQ(collector.finish().front().problem, "");
+}
+
 TEST(TapCollector, MeasuresTheWorstElementByItsRow) {
   const ExpectedTaps expected = expected_y();
   const Mesh mesh(Parallel{.tp = 2, .edp = 2});

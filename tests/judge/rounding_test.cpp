@@ -9,6 +9,7 @@
 #include <string>
 
 #include "emu/judge/verify.h"
+#include "emu/plan/batch.h"
 #include "emu/plan/scale.h"
 #include "emu/report/json.h"
 #include "tests/support/shipped_plans.h"
@@ -74,6 +75,23 @@ TEST(Rounding, HoldsAWeightThatIsOneByNatureForNoLackOfData) {
   for (const ops::Format format : {ops::Format::exact, ops::Format::bf16}) {
     EXPECT_EQ(verify(plan, {.format = format}).verdict, Verdict::pass) << ops::to_string(format);
   }
+}
+
+TEST(Rounding, HoldsAColumnThatAllTokensShareForNoLackOfData) {
+  Plan plan = small_plan({.tp = 2, .edp = 2});
+  plan.model.vocab_size = 2;
+  plan.model.layers.edit([](LayerSpec& layer) { layer.feed_forward.num_experts = layer.feed_forward.top_k = 1; });
+  plan.workload.lengths = {1, 1};
+  int shared = 0;
+  for (plan.workload.seed = 1; plan.workload.seed <= 12; ++plan.workload.seed) {
+    const Batch batch(plan.workload, 2);
+    shared += batch.tokens()[0] == batch.tokens()[1] ? 1 : 0;
+    for (const ops::Format format : {ops::Format::exact, ops::Format::fp32}) {
+      EXPECT_EQ(verify(plan, {.format = format}).verdict, Verdict::pass) << plan.workload.seed;
+    }
+  }
+  EXPECT_GT(shared, 0);
+  EXPECT_LT(shared, 12);
 }
 
 TEST(Rounding, IsTheSameReportWhateverTheScheduleAndTheThreads) {
