@@ -31,7 +31,7 @@ class CountsView {
   template <std::ranges::contiguous_range R>
   requires(std::is_same_v<std::ranges::range_value_t<R>, std::size_t>&&
                std::ranges::borrowed_range<R>)  // an lvalue, or a view
-      // NOLINTNEXTLINE(google-explicit-constructor): counts are passed as they are
+      // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload): counts as they are
       CountsView(R&& counts)
       : counts_(std::ranges::data(counts), std::ranges::size(counts)) {}
   operator std::span<const std::size_t>() const { return counts_; }  // NOLINT(google-explicit-constructor): a view

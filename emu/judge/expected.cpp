@@ -47,7 +47,7 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
         fmt::format("tap '{}': {} values do not make a {} x {} tensor", name, values.size(), rows, cols));
   }
   ExpectedTap tap{.name = name,
-                  .kind = std::move(name),
+                  .kind = name,
                   .id = {},
                   .rows = rows,
                   .cols = cols,

@@ -57,7 +57,7 @@ class TapLedger {
   /// A part that was compared. True: nothing of the tap is missing any more, for the first time. `keep` is called where
   /// the block has elements and nobody has brought any of them before: never after the tap is complete.
   template <class Keep>
-  bool add(const ExpectedTap& expected, const Placement& placement, int rank, HeldPart part, const Keep& keep) {
+  bool add(const ExpectedTap& expected, const Placement& placement, int rank, HeldPart&& part, const Keep& keep) {
     outcome.seen = true;
     if (!placement.replicas.empty()) replicated_[block_of(placement)] = placement.replicas;
     const auto [holders, fresh] = blocks_.try_emplace(block_of(placement));

@@ -106,9 +106,7 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   report.reference_seconds = session.reference().seconds;
   RunResult run = session.run(session.sharded());
   judge_run(session, run, report);
-  if (report.verdict == Verdict::mismatch && report.first_divergence->verdict == TapVerdict::mismatch) {
-    report.first_divergence->cause = cause_of(session, run, report);
-  } else if (report.verdict == Verdict::mismatch && !run.stall) {
+  if (report.verdict == Verdict::mismatch && (report.first_divergence->verdict == TapVerdict::mismatch || !run.stall)) {
     report.first_divergence->cause = cause_of(session, run, report);
   }
   if (run.stall) note_stall(std::move(*run.stall), report);

@@ -36,7 +36,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
                       .make = faulty_reduction(plan, {op, layer, group}, fault, member)});
     // Of two ranks one may hold every token's row: then its partial sum is the sum.
     if (kEmbedding && fault == SumFault::repeated && plan.parallel.tp == 2) {
-      result.back().causes.push_back("partial_sum_doubled");
+      result.back().causes.emplace_back("partial_sum_doubled");
     }
   }
   return result;

@@ -170,7 +170,7 @@ Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
   });
   // Who has chosen both of two experts gets both all the same, each with the other's weight.
   if (experts == 2 && plan.model.layers[0].feed_forward.top_k == 2) {
-    for (Mutation& mutation : result) mutation.causes.push_back("router_weights_permuted");
+    for (Mutation& mutation : result) mutation.causes.emplace_back("router_weights_permuted");
   }
   return result;
 }

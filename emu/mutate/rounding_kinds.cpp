@@ -57,7 +57,7 @@ void combine_rounding_between(const Operands& operands, ops::MatrixView<float> r
 }
 
 /// On every rank that runs the layer; an op outside the layers has layer -1.
-Mutation edited(Op op, int layer, TapId tap, Format format, ResultEdit edit) {
+Mutation edited(Op op, int layer, TapId tap, Format format, const ResultEdit& edit) {
   return {.layer = layer,
           .tap = to_string(tap),
           .format = format,

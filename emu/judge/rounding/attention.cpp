@@ -41,7 +41,8 @@ std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Q
   const double u = profile.compute.relative;
   const double scale = 1.0 / std::sqrt(static_cast<double>(in.head_dim));
   const std::int64_t keys = query.keys();
-  const auto tiles = static_cast<double>((keys + ops::kAttentionTile - 1) / ops::kAttentionTile);
+  const std::int64_t whole_tiles = (keys + ops::kAttentionTile - 1) / ops::kAttentionTile;
+  const auto tiles = static_cast<double>(whole_tiles);
   std::vector<double> score(static_cast<std::size_t>(keys)), exponent(score.size());
   for (std::int64_t j = 0; j < keys; ++j) {
     const double* q = in.q.row(query.row) + query.column;
