@@ -18,7 +18,7 @@ constexpr Format kInFloat[] = {Format::fp32, Format::bf16, Format::fp16};
 constexpr Format kWiderThanBf16[] = {Format::fp32, Format::fp16};
 constexpr Format kStoredNarrow[] = {Format::bf16, Format::fp16};
 
-using ResultEdit = std::function<void(const Operands&, ops::MatrixView<float>)>;
+using ResultEdit = void (*)(const Operands&, ops::MatrixView<float>);
 
 float narrow(float value) {
   return ops::stored(value, Format::bf16);
@@ -57,7 +57,7 @@ void combine_rounding_between(const Operands& operands, ops::MatrixView<float> r
 }
 
 /// On every rank that runs the layer; an op outside the layers has layer -1.
-Mutation edited(Op op, int layer, TapId tap, Format format, const ResultEdit& edit) {
+Mutation edited(Op op, int layer, TapId tap, Format format, ResultEdit edit) {
   return {.layer = layer,
           .tap = to_string(tap),
           .format = format,
