@@ -257,6 +257,7 @@ std::string proof_text(const Proof& proof, TapLines lines) {
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
   if (report.stall) text += report.stall->text + "\n" + cause_text(report.stall->cause);
   if (proof.amplification) text += amplification_text(*proof.amplification);
+  for (const std::string& note : report.notes) text += fmt::format("  {}\n", note);
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
 }

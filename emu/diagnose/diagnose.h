@@ -9,7 +9,7 @@
 //   partial_sum_missing, partial_sum_doubled, averaged, wrong_reduction
 //   partial_group        the sum over part of the group     wrong_group      reduced over the ranks of another axis
 //   reduced_twice        the sum times the group's size     counted_n_times  a replica or a term counted n times
-//   term_on_every_rank   a replicated term added n times    constant_offset  a constant added to every element
+//   term_on_every_rank   a replicated term added n times    constant_offset  a constant, or a row, added to all
 //   wrong_slice          a rank holds another's slice       weights_of_another_layer
 //   heads_permuted, wrong_kv_head, vocabulary_shifted, positions, sequence_boundaries
 //   blocks_permuted      of a scheme of one's own: columns in blocks
@@ -20,6 +20,7 @@
 //   wrong_residual_sum   other multiples of the residual and of what is added to it
 //   layer_missing, layer_skipped, layer_repeated, layer_order
 //   rank_error           a rank's program threw             rounding         right in exact
+//   schedule_dependent   of a scheme: another schedule gives other bits
 //   unknown              no signature fits
 // Of a run that did not end (stall.h):
 //   call_sequence, call_arguments, split_sizes, message_lost, invalid_call

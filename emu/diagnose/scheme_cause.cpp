@@ -1,9 +1,11 @@
 #include "emu/diagnose/scheme_cause.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <string>
@@ -19,6 +21,9 @@ namespace {
 
 using Rows = std::vector<WrongRow>;
 
+/// A hypothesis is held to this at most, however wide the scheme's bound: under a wide one most would fit.
+constexpr double kWidest = 0.05;
+
 std::optional<Cause> value_cause(const Rows& rows, double tolerance) {
   const auto finite = [](double value) { return std::isfinite(value); };
   if (std::ranges::any_of(rows, [&](const WrongRow& row) { return !std::ranges::all_of(row.got, finite); })) {
@@ -26,14 +31,14 @@ std::optional<Cause> value_cause(const Rows& rows, double tolerance) {
   }
   if (all_zero(rows)) return Cause{"zero", fmt::format("every wrong value on {} is zero", diagnosis::ranks_of(rows))};
   if (const auto offset = constant_offset(rows, tolerance)) {
-    return Cause{"constant_offset",
-                 fmt::format("every value on {} is {:.6g} too large", diagnosis::ranks_of(rows), *offset)};
+    return Cause{"constant_offset", fmt::format("every wrong row on {} is {:.6g} too large throughout",
+                                                diagnosis::ranks_of(rows), *offset)};
   }
   return std::nullopt;
 }
 
-/// The size of a group, or its inverse.
-std::optional<Cause> ratio_cause(const Rows& rows, const Mesh& mesh, double tolerance) {
+/// The size of a group, or its inverse. `all`: the ranks hold no row that is right, and more than zeros.
+std::optional<Cause> ratio_cause(const Rows& rows, bool all, const Mesh& mesh, double tolerance) {
   std::map<double, std::string> names;
   for (const auto& [name, degree] : diagnosis::degrees(mesh.parallel())) {
     for (const double ratio : {static_cast<double>(degree), 1.0 / degree}) {
@@ -44,14 +49,35 @@ std::optional<Cause> ratio_cause(const Rows& rows, const Mesh& mesh, double tole
   for (const auto& [ratio, name] : names) candidates.push_back(ratio);
   const auto ratio = constant_ratio(rows, candidates, tolerance);
   if (!ratio) return std::nullopt;
-  const std::string text =
-      fmt::format("every value on {} is {:.6g} times what it should be", diagnosis::ranks_of(rows), *ratio);
+  const std::string name = *ratio > 1 ? "counted_n_times" : "averaged";
+  const std::string text = fmt::format("every {}value on {} is {:.6g} times what it should be", all ? "" : "wrong ",
+                                       diagnosis::ranks_of(rows), *ratio);
   const auto found = names.find(*ratio);
-  if (found == names.end()) return Cause{*ratio > 1 ? "counted_n_times" : "averaged", text};
+  if (!all || found == names.end()) return Cause{name, text};
   return Cause{
-      *ratio > 1 ? "counted_n_times" : "averaged",
-      fmt::format("{}, {}the size of {}: {}", text, *ratio < 1 ? "one over " : "", found->second,
-                  *ratio > 1 ? "reduced once more than it should be, or not averaged" : "averaged, not summed")};
+      name, fmt::format("{}, {}the size of {}: {}", text, *ratio < 1 ? "one over " : "", found->second,
+                        *ratio > 1 ? "reduced once more than it should be, or not averaged" : "averaged, not summed")};
+}
+
+/// What the members of a group handed in as partial sums.
+std::optional<Cause> partial_sums_cause(const ExpectedTap& expected, const SchemeParts& parts, double tolerance) {
+  std::map<std::vector<int>, std::vector<const TapPart*>> groups;
+  for (std::size_t i = 0; i < parts.partial_sums.size(); ++i) {
+    groups[parts.groups[i]].push_back(&parts.partial_sums[i]);
+  }
+  for (const auto& [group, members] : groups) {
+    if (group.size() < 2) continue;
+    const auto is_whole = [&](const TapPart* part) {
+      return wrong_rows(expected, std::span(part, 1), tolerance).empty();
+    };
+    if (std::ranges::all_of(members, is_whole)) {
+      return Cause{"counted_n_times",
+                   fmt::format("ranks {} each handed in the whole, which is no partial sum of theirs: "
+                               "it is counted {} times",
+                               fmt::join(group, ", "), group.size())};
+    }
+  }
+  return std::nullopt;
 }
 
 /// What the ranks of a group hold adds up to what each should: nobody added it.
@@ -63,7 +89,7 @@ std::optional<Cause> unreduced_cause(const Rows& rows, std::span<const TapPart> 
     const auto width = static_cast<std::size_t>(part.placement.col_part.count);
     for (std::int64_t i = 0; i < part.placement.row_part.count; ++i) {
       const auto begin = part.values.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(i) * width);
-      held[{part.rank, part.placement.row_part.begin + i, part.placement.col_part.begin}].assign(
+      held[{part.rank, part.placement.row(i), part.placement.col_part.begin}].assign(
           begin, begin + static_cast<std::ptrdiff_t>(width));
     }
   }
@@ -112,18 +138,60 @@ std::optional<Cause> order_cause(const Rows& rows, const ExpectedTap& expected, 
   return std::nullopt;
 }
 
+std::optional<Cause> shared_term_cause(const Rows& rows, double tolerance) {
+  const auto offset = constant_row(rows, tolerance);
+  if (!offset) return std::nullopt;
+  const auto shown = std::span(*offset).first(std::min<std::size_t>(offset->size(), 4));
+  return Cause{
+      "constant_offset",
+      fmt::format("every wrong row on {} is off by the same row, [{:.6g}{}]: a term that all rows share, as a "
+                  "bias, is in it too often or not at all",
+                  diagnosis::ranks_of(rows), fmt::join(shown, ", "), shown.size() < offset->size() ? ", ..." : "")};
+}
+
+/// Two ranks that handed in the same: said beside what is known, because it may be right.
+std::string same_partial_sums(std::span<const TapPart> parts) {
+  for (auto one = parts.begin(); one != parts.end(); ++one) {
+    if (std::ranges::all_of(one->values, [](double value) { return value == 0; })) continue;
+    const auto same = std::find_if(std::next(one), parts.end(), [&](const TapPart& other) {
+      return other.rank != one->rank && other.placement.row_part == one->placement.row_part &&
+             other.placement.col_part == one->placement.col_part && other.values == one->values;
+    });
+    if (same != parts.end()) {
+      return fmt::format("; ranks {} and {} handed in the same partial sum", one->rank, same->rank);
+    }
+  }
+  return {};
+}
+
 }  // namespace
 
-Cause scheme_cause(const ExpectedTap& expected, std::span<const TapPart> parts, const Mesh& mesh, double tolerance) {
-  const Rows rows = wrong_rows(expected, parts, tolerance);
-  if (rows.empty())
+Cause scheme_cause(const ExpectedTap& expected, const SchemeParts& parts, const Mesh& mesh, double tolerance) {
+  const Rows rows = wrong_rows(expected, parts.whole, tolerance);
+  if (rows.empty()) {
     return {"replicas_differ", "every value is close to what is expected, and replicas differ in their bits"};
-  const double absolute = tolerance * *std::ranges::max_element(expected.scale);
-  if (auto cause = value_cause(rows, absolute)) return *cause;
-  if (auto cause = ratio_cause(rows, mesh, absolute)) return *cause;
-  if (auto cause = unreduced_cause(rows, parts, mesh, absolute)) return *cause;
-  if (auto cause = order_cause(rows, expected, mesh, absolute)) return *cause;
-  return {"unknown", fmt::format("{} rows are wrong, on {}", rows.size(), diagnosis::ranks_of(rows))};
+  }
+  const double relative = std::min(tolerance, kWidest);
+  const double absolute = relative * *std::ranges::max_element(expected.scale);
+  std::vector<int> ranks;
+  for (const WrongRow& row : rows) ranks.push_back(row.rank);
+  const Rows right = right_rows(expected, parts.whole, tolerance, ranks);
+  const bool all = right.empty() || all_zero(right);
+
+  const auto general = [&]() -> std::optional<Cause> {
+    if (auto cause = value_cause(rows, absolute)) return cause;
+    if (auto cause = partial_sums_cause(expected, parts, relative)) return cause;
+    if (auto cause = ratio_cause(rows, all, mesh, absolute)) return cause;
+    // What partial sums add up to was added.
+    if (parts.partial_sums.empty()) {
+      if (auto cause = unreduced_cause(rows, parts.whole, mesh, absolute)) return cause;
+    }
+    if (auto cause = order_cause(rows, expected, mesh, absolute)) return cause;
+    return shared_term_cause(rows, absolute);
+  };
+  if (auto cause = general()) return *cause;
+  return {"unknown", fmt::format("{} rows are wrong, on {}{}", rows.size(), diagnosis::ranks_of(rows),
+                                 same_partial_sums(parts.partial_sums))};
 }
 
 }  // namespace shardproof

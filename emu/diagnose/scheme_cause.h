@@ -4,6 +4,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "emu/diagnose/capture.h"
 #include "emu/judge/cause.h"
@@ -12,7 +13,14 @@
 
 namespace shardproof {
 
+/// What the ranks handed in of one tensor.
+struct SchemeParts {
+  std::span<const TapPart> whole;         ///< blocks; of partial sums, what those of a group add up to, on every member
+  std::span<const TapPart> partial_sums;  ///< of groups in which every member handed in its own
+  std::span<const std::vector<int>> groups;  ///< of each partial sum: whose add up to the block
+};
+
 /// `tolerance` is relative to a row's scale (ExpectedTap::scale), as the scheme's bound.
-Cause scheme_cause(const ExpectedTap& expected, std::span<const TapPart> parts, const Mesh& mesh, double tolerance);
+Cause scheme_cause(const ExpectedTap& expected, const SchemeParts& parts, const Mesh& mesh, double tolerance);
 
 }  // namespace shardproof

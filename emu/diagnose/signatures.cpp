@@ -41,11 +41,12 @@ void for_each_row(const ExpectedTap& expected, std::span<const TapPart> parts, d
     const Range& cols = part.placement.col_part;
     const auto width = static_cast<std::size_t>(cols.count);
     if (part.placement.rows != expected.rows || part.placement.cols != expected.cols) continue;
-    if (rows.begin < 0 || rows.end() > expected.rows || cols.begin < 0 || cols.end() > expected.cols) continue;
+    if (part.placement.row_list.empty() && (rows.begin < 0 || rows.end() > expected.rows)) continue;
+    if (cols.begin < 0 || cols.end() > expected.cols) continue;
     if (part.values.size() != static_cast<std::size_t>(rows.count) * width) continue;
     for (std::int64_t i = 0; i < rows.count; ++i) {
       const std::span<const double> got = std::span(part.values).subspan(static_cast<std::size_t>(i) * width, width);
-      const std::int64_t row = rows.begin + i;
+      const std::int64_t row = part.placement.row(i);
       const std::span<const double> want = row_part(expected, row, cols.begin, width);
       const bool wrong = !close(got, want, tolerance * expected.scale[static_cast<std::size_t>(row)]);
       visit(wrong, WrongRow{part.rank, row, cols.begin, {got.begin(), got.end()}, {want.begin(), want.end()}});
@@ -106,6 +107,23 @@ std::optional<double> constant_offset(std::span<const WrongRow> rows, double tol
     return values;
   };
   if (offset == 0 || !explains(rows, shifted, tolerance)) return std::nullopt;
+  return offset;
+}
+
+std::optional<std::vector<double>> constant_row(std::span<const WrongRow> rows, double tolerance) {
+  const auto same_columns = [&](const WrongRow& row) {
+    return row.col == rows.front().col && row.got.size() == rows.front().got.size();
+  };
+  const auto another_row = [&](const WrongRow& row) { return row.row != rows.front().row; };
+  if (!std::ranges::all_of(rows, same_columns) || std::ranges::none_of(rows, another_row)) return std::nullopt;
+  std::vector<double> offset = rows.front().got;
+  for (std::size_t i = 0; i < offset.size(); ++i) offset[i] -= rows.front().want[i];
+  const auto shifted = [&](const WrongRow& row) {
+    std::vector<double> values = row.want;
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] += offset[i];
+    return values;
+  };
+  if (!explains(rows, shifted, tolerance)) return std::nullopt;
   return offset;
 }
 

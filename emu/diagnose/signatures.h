@@ -43,6 +43,8 @@ bool all_zero(std::span<const WrongRow> rows);
 std::optional<double> constant_ratio(std::span<const WrongRow> rows, std::span<const double> candidates, double step);
 /// got - want, when it is the same for every element.
 std::optional<double> constant_offset(std::span<const WrongRow> rows, double tolerance);
+/// got - want, when it is the same in every row, of two at least.
+std::optional<std::vector<double>> constant_row(std::span<const WrongRow> rows, double tolerance);
 /// For every wrong row the row of the expected tensor that it holds instead.
 std::optional<std::vector<std::int64_t>> row_sources(std::span<const WrongRow> rows, const ExpectedTap& expected,
                                                      double tolerance);

@@ -1,5 +1,7 @@
 #include "emu/judge/collector.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -35,6 +37,19 @@ HeldPart digest(ops::MatrixView<const T> part) {
     }
   }
   return result;
+}
+
+/// What is expected is known in numbers of 53 bits, which tell no larger integer from its neighbours.
+std::string integer_problem(ops::MatrixView<const std::int64_t> part) {
+  constexpr std::int64_t kLimit = std::int64_t{1} << std::numeric_limits<double>::digits;
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (const std::int64_t value : part.row(i)) {
+      if (value >= kLimit || value <= -kLimit) {
+        return fmt::format("{} is an integer of more than 53 bits, which are not told apart", value);
+      }
+    }
+  }
+  return {};
 }
 
 /// A row of ids is right when it holds the expected ids, each as often, in any order unless `in_order`.
@@ -74,8 +89,7 @@ TapCollector::~TapCollector() = default;
 
 void TapCollector::note_unexpected(const TapKey& key) {
   const std::lock_guard lock(mutex_);
-  const std::string name = key.name.empty() ? to_string(key.id) : std::string(key.name);
-  unexpected_.insert(name);
+  unexpected_.insert(name_of(key));
 }
 
 template <class T>
@@ -92,13 +106,21 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   if (problem.empty() && kIds != expected.traits.ids && options_.judge == nullptr && !options_.any_type) {
     problem = kIds ? "ids were tapped where values are expected" : "values were tapped where ids are expected";
   }
+  if (problem.empty()) problem = group_problem(placement, rank, mesh_.world());
+  if constexpr (std::is_same_v<T, std::int64_t>) {
+    if (problem.empty()) problem = integer_problem(part);
+  }
   if (!problem.empty()) {
     const std::lock_guard lock(ledger.mutex);
     ledger.outcome.seen = true;
     return ledger.note_problem(rank, problem);
   }
-  if (!placement.partial.empty()) {
-    TapLedger::PartialSum sum{rank, placement, ops::Matrix<double>(part.rows, part.cols)};
+  if (placement.is_partial_sum()) {
+    std::vector<int> group(placement.partial_ranks.begin(), placement.partial_ranks.end());
+    std::ranges::sort(group);
+    if (group.empty()) group = mesh_.group(placement.partial, rank);
+    TapLedger::PartialSum sum{rank, block_of(placement), std::move(group), placement.replicas,
+                              ops::Matrix<double>(part.rows, part.cols)};
     for (ops::Index i = 0; i < part.rows; ++i) {
       std::ranges::transform(part.row(i), sum.values.row(i).begin(),
                              [](T value) { return static_cast<double>(value); });
@@ -116,6 +138,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
     }
   }
   HeldPart held = digest(part);
+  held.replicas = placement.replicas;
   std::vector<std::int32_t> ids;
   for (ops::Index i = 0; i < part.rows && (kIds || options_.keep_parts); ++i) {
     for (const T value : part.row(i)) {

@@ -46,9 +46,17 @@ struct OddElement {
 /// A part as a rank handed it in.
 struct KeptPart {
   int rank = 0;
-  Placement placement;  ///< its list of rows is `row_list`
+  Placement placement;  ///< as placed() has it
   std::vector<std::int64_t> row_list;
   std::vector<double> values;
+  std::vector<int> group = {};  ///< of a partial sum: whose make the block
+
+  /// The placement, whose list of rows is this part's.
+  Placement placed() const {
+    Placement result = placement;
+    result.row_list = row_list;
+    return result;
+  }
 };
 
 /// What a run made of one expected tap.
@@ -66,14 +74,16 @@ struct TapOutcome {
   std::string problem;
   std::int64_t absent = 0;  ///< elements that no rank holds, where that is the problem
   std::vector<int> problem_ranks;
+  bool absent_ranks = false;  ///< they had to hand a part in (a partial sum, a declared replica), and did not
   /// Nothing is wrong with the parts but that some, or all, never came.
-  bool missing() const { return !seen || absent > 0; }
+  bool missing() const { return !seen || absent > 0 || absent_ranks; }
   /// Of a tap that a PartJudge held to what the run had: why nothing is to be said of it, or of its agreement.
   std::string undecided;
   std::string vacuous;
   /// For taps of ids: the first rank's value of every element, [rows * cols]; -1 where none arrived.
   std::vector<std::int32_t> ids;
-  std::vector<KeptPart> parts;  ///< all of them, where they are kept
+  std::vector<KeptPart> parts;         ///< all of them, where they are kept; of partial sums, what they add up to
+  std::vector<KeptPart> partial_sums;  ///< those of groups that are complete
 };
 
 /// Takes the parts of taps that are held to more than a tensor that is known before the run.

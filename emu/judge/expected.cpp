@@ -39,6 +39,10 @@ bool ExpectedTap::proves_nothing() const {
 
 void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
                        const TapTraits& traits) {
+  if (name.empty() || traits.step < -1) {
+    throw std::invalid_argument(
+        fmt::format("tap '{}' of step {}: a tap needs a name, and a step of at least 0 or none", name, traits.step));
+  }
   if (rows < 0 || cols < 0 || (cols > 0 && rows > std::numeric_limits<std::int64_t>::max() / cols)) {
     throw std::invalid_argument(fmt::format("tap '{}': a tensor cannot be {} x {}", name, rows, cols));
   }
@@ -46,7 +50,7 @@ void ExpectedTaps::add(std::string name, std::int64_t rows, std::int64_t cols, s
     throw std::invalid_argument(
         fmt::format("tap '{}': {} values do not make a {} x {} tensor", name, values.size(), rows, cols));
   }
-  ExpectedTap tap{.name = name,
+  ExpectedTap tap{.name = name_of({.id = {.step = traits.step}, .name = name}),
                   .kind = name,
                   .id = {},
                   .rows = rows,
@@ -119,6 +123,16 @@ RoutingReplay choices_of(const ExpectedTaps& expected) {
                            [](double id) { return static_cast<std::int32_t>(id); });
   }
   return choices;
+}
+
+int ExpectedTaps::find(const TapKey& key) const {
+  if (key.name.empty()) return find(key.id);
+  return key.id.step < 0 ? find(key.name) : find(name_of(key));
+}
+
+std::string name_of(const TapKey& key) {
+  if (key.name.empty()) return to_string(key.id);
+  return key.id.step < 0 ? std::string(key.name) : fmt::format("step.{}.{}", key.id.step, key.name);
 }
 
 int ExpectedTaps::find(std::string_view name) const {

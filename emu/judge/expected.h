@@ -26,6 +26,7 @@ struct TapTraits {
   /// Every right run gives one value throughout, so that a constant proves as much as there is to prove: the router's
   /// weights where one expert is chosen and its weight renormalised; a single column where all tokens are the same one.
   bool constant_by_nature = false;
+  int step = -1;  ///< of a scheme that goes in steps: in which it is tapped; -1 in none
 };
 
 /// One expected tensor, [rows, cols] row-major. A row is a token.
@@ -53,7 +54,8 @@ struct ExpectedTap {
 /// The expected tensors of a run, by name and in program order.
 class ExpectedTaps {
  public:
-  /// Both throw std::invalid_argument when a tensor of that name was added before, or the values are not rows * cols.
+  /// Both throw std::invalid_argument when a tensor of that name and step was added before, there is no name, or the
+  /// values are not rows * cols.
   void add(const TapId& id, std::int64_t rows, std::int64_t cols, std::vector<double> values,
            const TapTraits& traits = {});
   void add(std::string name, std::int64_t rows, std::int64_t cols, std::vector<double> values,
@@ -71,7 +73,7 @@ class ExpectedTaps {
   /// Index in `all()`, or -1.
   int find(std::string_view name) const;
   int find(const TapId& id) const;
-  int find(const TapKey& key) const { return key.name.empty() ? find(key.id) : find(key.name); }
+  int find(const TapKey& key) const;
 
  private:
   using IdKey = std::tuple<int, int, TapKind, int, int, int>;
@@ -83,6 +85,9 @@ class ExpectedTaps {
   std::map<std::string, int, std::less<>> index_;
   std::map<IdKey, int> index_of_id_;
 };
+
+/// "layer.3.attention.q", "y"; of a step, "step.2.y".
+std::string name_of(const TapKey& key);
 
 /// The experts that each layer's tokens should choose.
 RoutingReplay choices_of(const ExpectedTaps& expected);

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <string>
 #include <utility>
 
+#include "emu/judge/digits.h"
 #include "emu/judge/hash.h"
 
 namespace shardproof {
@@ -99,23 +101,16 @@ std::vector<int> wrong_ranks(const TapOutcome& outcome) {
   return ranks;
 }
 
-/// Both with as many digits as it takes to tell them apart.
-std::string expected_and_got(double expected, double got) {
-  for (const int digits : {6, 9, 12, 15}) {
-    const std::string wanted = fmt::format("{:.{}g}", expected, digits), came = fmt::format("{:.{}g}", got, digits);
-    if (wanted != came) return fmt::format("expected {}, got {}", wanted, came);
-  }
-  return fmt::format("expected {:.17g}, got {:.17g}", expected, got);
+/// "[1, 0, 3]", of a tensor whose dims but the last are folded into rows.
+std::string index_text(const ExpectedTap& tap, std::int64_t row, std::int64_t col) {
+  std::vector<std::int64_t> index(tap.dims.size(), col);
+  for (std::size_t i = tap.dims.size() - 1; i-- > 0; row /= tap.dims[i]) index[i] = row % tap.dims[i];
+  return fmt::format("[{}]", fmt::join(index, ", "));
 }
 
 /// Where an element is: the row of a tap of slots is one choice of a token.
 std::string place_text(const ExpectedTap& tap, const Divergence& divergence, const ModelConfig& model) {
-  if (!tap.dims.empty()) {
-    std::vector<std::int64_t> index(tap.dims.size(), divergence.col);
-    std::int64_t row = divergence.row;
-    for (std::size_t i = tap.dims.size() - 1; i-- > 0; row /= tap.dims[i]) index[i] = row % tap.dims[i];
-    return fmt::format("index [{}]", fmt::join(index, ", "));
-  }
+  if (!tap.dims.empty()) return fmt::format("index {}", index_text(tap, divergence.row, divergence.col));
   if (!tap.id || !tap_row(tap.id->kind).slots) {
     return fmt::format("token {}, element {}", divergence.row, divergence.col);
   }
@@ -123,18 +118,21 @@ std::string place_text(const ExpectedTap& tap, const Divergence& divergence, con
   return fmt::format("token {}, choice {}, element {}", divergence.row / top_k, divergence.row % top_k, divergence.col);
 }
 
-std::string divergence_message(const ExpectedTap& tap, const TapOutcome& outcome, const Divergence& divergence,
-                               const ModelConfig& model) {
-  if (!outcome.problem.empty()) return outcome.problem;
-  if (is_wrong(outcome.worst)) {
-    return fmt::format("{} at {}: off by {:.3g}, bound {:.3g}", expected_and_got(divergence.expected, divergence.got),
-                       place_text(tap, divergence, model), divergence.error, divergence.bound);
-  }
+std::string wrong_value_message(const ExpectedTap& tap, const Divergence& divergence, const ModelConfig& model) {
+  const auto [expected, got] = told_apart(divergence.expected, divergence.got);
+  const auto [error, bound] = told_apart(divergence.error, divergence.bound, 3);
+  return fmt::format("expected {}, got {} at {}: off by {}, bound {}", expected, got,
+                     place_text(tap, divergence, model), error, bound);
+}
+
+std::string odd_replica_message(const ExpectedTap& tap, const TapOutcome& outcome) {
   std::string text =
-      fmt::format("ranks {} hold bits that differ from their replicas'", fmt::join(divergence.ranks, ", "));
+      fmt::format("ranks {} hold bits that differ from their replicas'", fmt::join(outcome.odd_replicas, ", "));
   if (const std::optional<OddElement>& odd = outcome.odd_element) {
-    text += fmt::format(": rank {} has {:.17g} at row {}, column {}, rank {} {:.17g}", odd->rank, odd->value, odd->row,
-                        odd->col, odd->others, odd->value_of_others);
+    const auto [value, others] = told_apart(odd->value, odd->value_of_others);
+    const std::string place = tap.dims.empty() ? fmt::format("row {}, column {}", odd->row, odd->col)
+                                               : fmt::format("index {}", index_text(tap, odd->row, odd->col));
+    text += fmt::format(": rank {} has {} at {}, rank {} has {}", odd->rank, value, place, odd->others, others);
   }
   return text;
 }
@@ -152,11 +150,33 @@ Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict
                         .error = outcome.worst.error,
                         .bound = outcome.worst.bound,
                         .message = {}};
-  if (divergence.ranks.empty()) {
-    divergence.ranks = outcome.replicas_equal ? outcome.problem_ranks : outcome.odd_replicas;
+  // What is wrong with the parts comes before what is wrong in them, and what is missing last: ranks and message are of
+  // the same one.
+  const bool parts_fit = outcome.problem.empty() || outcome.missing();
+  if (parts_fit && is_wrong(outcome.worst)) {
+    divergence.message = wrong_value_message(tap, divergence, model);
+  } else if (parts_fit && !outcome.replicas_equal) {
+    divergence.message = odd_replica_message(tap, outcome);
+    divergence.ranks = outcome.odd_replicas;
+  } else {
+    divergence.message = outcome.problem;
+    divergence.ranks = outcome.problem_ranks;
   }
-  divergence.message = divergence_message(tap, outcome, divergence, model);
   return divergence;
+}
+
+/// A rank hands in a part before the call that it never leaves; of different ranks nothing orders the two.
+std::string which_came_first(const Divergence& divergence, const Stall& stall) {
+  const std::vector<int> stuck = stuck_ranks(stall);
+  std::vector<int> both;
+  std::ranges::copy_if(divergence.ranks, std::back_inserter(both),
+                       [&](int rank) { return std::ranges::find(stuck, rank) != stuck.end(); });
+  if (both.empty()) {
+    return fmt::format("{} was wrong too, on ranks that the stall does not hold: neither need explain the other",
+                       divergence.tap);
+  }
+  return fmt::format("{} was wrong on rank{} {} before the call that the run stalled in: it came first", divergence.tap,
+                     both.size() == 1 ? "" : "s", fmt::join(both, ", "));
 }
 
 }  // namespace
@@ -172,6 +192,7 @@ void judge(const Evidence& evidence, VerifyReport& report) {
     tap.verdict = proves || found == TapVerdict::missing ? found : TapVerdict::inconclusive;
     if (found == TapVerdict::missing) tap.max_error = std::numeric_limits<double>::infinity();
     if (found == TapVerdict::pass || report.first_divergence) continue;
+    if (found == TapVerdict::missing && evidence.stalled) continue;  // the stall explains it
     report.first_divergence = divergence_of(evidence, i, found, report.plan.model);
     proven_wrong = proves;
   }
@@ -182,12 +203,11 @@ void judge(const Evidence& evidence, VerifyReport& report) {
 }
 
 void note_stall(Stall stall, VerifyReport& report) {
+  if (report.verdict != Verdict::mismatch) report.first_divergence.reset();
   report.verdict = Verdict::deadlock;
-  report.stall = std::move(stall);
   report.problems.clear();
-  if (report.first_divergence && report.first_divergence->verdict != TapVerdict::mismatch) {
-    report.first_divergence.reset();
-  }
+  if (report.first_divergence) report.notes.push_back(which_came_first(*report.first_divergence, stall));
+  report.stall = std::move(stall);
 }
 
 }  // namespace shardproof

@@ -24,6 +24,7 @@ struct Evidence {
   std::vector<Problem> problems;            ///< of the run itself: what a rank threw
   std::span<const std::string> unexpected;  ///< taps that nothing is expected of
   std::string_view remedy;                  ///< what would make the reference prove something, after "; "
+  bool stalled = false;                     ///< the run did not end: that explains what is missing
 };
 
 /// Fills in the report's taps, first divergence, problems and verdict. A tap that differs is a mismatch, or missing;
@@ -33,8 +34,8 @@ struct Evidence {
 /// there is no problem.
 void judge(const Evidence& evidence, VerifyReport& report);
 
-/// What becomes of a judged report when the run did not end: the verdict is that, the first divergence stays if a tap
-/// was wrong before (what is only missing, the stall explains).
+/// What becomes of a judged report when the run did not end: the verdict is that. The first divergence stays if a tap
+/// was wrong, and a note says whether it came before the stall.
 void note_stall(Stall stall, VerifyReport& report);
 
 }  // namespace shardproof

@@ -60,7 +60,7 @@ struct TapReport {
 struct Divergence {
   std::string tap;
   TapVerdict verdict = TapVerdict::mismatch;
-  std::vector<int> ranks;  ///< whose part of it is wrong; none when the tap is missing
+  std::vector<int> ranks;  ///< whose part of it is wrong; of a missing tap, who is known to owe one
   std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
   std::int64_t col = 0;
   double expected = 0;
@@ -85,12 +85,13 @@ struct VerifyReport {
   ops::Format format = ops::Format::fp32;
   int threads = 0;
   std::optional<std::uint64_t> schedule;
-  std::vector<Problem> problems;   ///< why it is invalid or inconclusive; may stand beside a mismatch
-  std::vector<std::string> notes;  ///< of a scheme: which ranks tapped nothing of a tensor
-  /// Of a scheme that was run under many schedules: the first seed whose run differs.
-  std::optional<std::uint64_t> schedule_dependent;
-  std::vector<TapReport> taps;  ///< in program order
-  std::int64_t elements = 0;    ///< values compared, a replicated one once
+  std::vector<Problem> problems;  ///< why it is invalid or inconclusive; may stand beside a mismatch
+  /// Beside the verdict: of a stall, what was wrong before it; of a scheme, which ranks tapped nothing of a tensor.
+  std::vector<std::string> notes;
+  int schedules = 0;  ///< of a scheme: under so many more it was run, and held to the first run
+  std::optional<std::uint64_t> schedule_dependent;  ///< the first seed whose run differs
+  std::vector<TapReport> taps;                      ///< in program order
+  std::int64_t elements = 0;                        ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
   std::optional<ExactUse> exact_use;                         ///< of a run in `exact`
   std::int64_t router_choices = 0;                           ///< made: tokens of the batch times layers

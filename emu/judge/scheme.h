@@ -23,11 +23,12 @@ struct SchemeOptions {
 
 /// Runs the program on every rank of the mesh and holds what it taps to what is expected. Of the report, verdict, taps,
 /// first_divergence with its cause, problems, notes and stall are set; all parts are kept until the verdict. A run that
-/// depends on its schedule is a mismatch. What the program itself throws comes out as RankError.
+/// depends on its schedule is a mismatch, and first_divergence then says where two runs differ (`expected` is what the
+/// first had) unless a run was wrong by itself. What the program itself throws comes out as RankError.
 ///
 /// In `parallel`, tp, cp, dp and pp make the world; ep and etp must divide tp * cp * dp, and edp follows from them.
 /// Throws std::invalid_argument when they do not, a degree is below 1 or their product beyond kMaxSchemeRanks, the
-/// bound is negative, 1 or more, or not finite, or the schedules are negative.
+/// bound is negative, 1 or more, or not finite, or the threads or schedules are negative.
 VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& program, const ExpectedTaps& expected,
                            const SchemeOptions& options = {});
 

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 
 namespace shardproof {
@@ -41,6 +42,17 @@ Cause deadlock_cause(const DeadlockError& error) {
 }
 
 }  // namespace
+
+std::vector<int> stuck_ranks(const Stall& stall) {
+  std::set<int> ranks;
+  for (const CallInfo& call : stall.calls) ranks.insert(to_int(call.rank));
+  if (stall.graph) {
+    for (const Rendezvous& rendezvous : stall.graph->rendezvous) {
+      for (const CallInfo& call : rendezvous.arrived) ranks.insert(to_int(call.rank));
+    }
+  }
+  return {ranks.begin(), ranks.end()};
+}
 
 const char* to_string(StallKind kind) {
   return kind == StallKind::deadlock ? "deadlock" : "collective_mismatch";

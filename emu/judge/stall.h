@@ -30,4 +30,7 @@ struct Stall {
 
 Stall stall_of(const CollectiveError& error);
 
+/// The ranks in a call that does not end, ascending.
+std::vector<int> stuck_ranks(const Stall& stall);
+
 }  // namespace shardproof

@@ -7,8 +7,11 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
+#include <set>
 #include <span>
+#include <tuple>
 #include <utility>
 
 #include "emu/plan/random.h"
@@ -50,6 +53,28 @@ bool share_row(const Block& a, const Block& b) {
   std::vector<std::int64_t> both;
   std::ranges::set_intersection(one, other, std::back_inserter(both));
   return !both.empty();
+}
+
+std::string list_problem(const ExpectedTap& expected, const Placement& placement) {
+  const std::span<const std::int64_t> list = placement.row_list;
+  if (list.empty()) return {};
+  if (std::ssize(list) != placement.row_part.count) {
+    return fmt::format("a list of {} rows is placed as {}", list.size(), placement.row_part.count);
+  }
+  for (const std::int64_t row : list) {
+    if (row < 0 || row >= expected.rows) {
+      return fmt::format("row {} lies outside {} x {}", row, expected.rows, expected.cols);
+    }
+  }
+  std::vector<std::int64_t> sorted(list.begin(), list.end());
+  std::ranges::sort(sorted);
+  const auto twice = std::ranges::adjacent_find(sorted);
+  return twice == sorted.end() ? std::string() : fmt::format("row {} is in the list twice", *twice);
+}
+
+bool same_bits(std::span<const double> a, std::span<const double> b) {
+  return std::ranges::equal(
+      a, b, [](double x, double y) { return std::bit_cast<std::uint64_t>(x) == std::bit_cast<std::uint64_t>(y); });
 }
 
 }  // namespace
@@ -102,11 +127,7 @@ std::string shape_problem(const ExpectedTap& expected, const Placement& placemen
   if (row_part.count != rows || col_part.count != cols) {
     return fmt::format("a part of {} x {} is placed as {} x {}", rows, cols, row_part.count, col_part.count);
   }
-  for (const std::int64_t row : placement.row_list) {
-    if (row < 0 || row >= expected.rows) {
-      return fmt::format("row {} lies outside {} x {}", row, expected.rows, expected.cols);
-    }
-  }
+  if (std::string problem = list_problem(expected, placement); !problem.empty()) return problem;
   // Written so that no sum can overflow.
   const auto outside = [](const Range& part, std::int64_t extent) {
     return part.begin < 0 || part.count < 0 || part.begin > extent || part.count > extent - part.begin;
@@ -114,6 +135,18 @@ std::string shape_problem(const ExpectedTap& expected, const Placement& placemen
   if ((placement.row_list.empty() && outside(row_part, expected.rows)) || outside(col_part, expected.cols)) {
     return fmt::format("{} rows from {} and {} columns from {} reach outside {} x {}", row_part.count, row_part.begin,
                        col_part.count, col_part.begin, expected.rows, expected.cols);
+  }
+  return {};
+}
+
+std::string group_problem(const Placement& placement, int rank, int world) {
+  const std::span<const int> list = placement.partial_ranks;
+  if (list.empty()) return {};
+  if (!placement.partial.empty()) return "partial sums lie along axes or on ranks of a list, not both";
+  const std::set<int> ranks(list.begin(), list.end());
+  if (ranks.size() != list.size() || *ranks.begin() < 0 || *ranks.rbegin() >= world || !ranks.contains(rank)) {
+    return fmt::format("partial sums of ranks {}: each is one of 0 to {}, once, and this one is among them",
+                       fmt::join(list, ", "), world - 1);
   }
   return {};
 }
@@ -126,10 +159,14 @@ void TapLedger::add_partial_sum(PartialSum part) {
 void TapLedger::note_worst(const WorstElement& worst, int rank) {
   WorstElement& mine = outcome.rank_worst[static_cast<std::size_t>(rank)];
   if (worst.measure > mine.measure) mine = worst;
-  // The first row of the worst error, so that the outcome does not depend on who came first.
+  // The first row of the worst error, and of two errors of one element one by its bits: the outcome does not depend on
+  // who came first.
+  const auto order = [](const WorstElement& element) {
+    return std::tuple(element.row, element.col, std::bit_cast<std::uint64_t>(element.got));
+  };
   const WorstElement& seen = outcome.worst;
-  if (worst.measure > seen.measure || (worst.measure == seen.measure && worst.measure > 0 &&
-                                       std::tie(worst.row, worst.col) < std::tie(seen.row, seen.col))) {
+  if (worst.measure > seen.measure ||
+      (worst.measure == seen.measure && worst.measure > 0 && order(worst) < order(seen))) {
     outcome.worst = worst;
   }
 }
@@ -159,37 +196,57 @@ bool TapLedger::cover(const ExpectedTap& expected, const Placement& placement) {
 
 /// The partial sums of one block from one group are one part, summed in rank order; its ranks share its error. Every
 /// member hands in one.
-void TapLedger::add_partial_sums(const ExpectedTap& expected, const Mesh& mesh, double bound) {
+void TapLedger::add_partial_sums(const ExpectedTap& expected, double bound) {
+  // Those of a rank stay in the order of its program.
   std::ranges::stable_sort(partials_, {}, &PartialSum::rank);
-  std::map<Block, std::map<std::vector<int>, std::map<int, const PartialSum*>>> sums;  // by block and group
+  std::map<Block, std::map<std::vector<int>, Members>> sums;  // by group
   for (const PartialSum& partial : partials_) {
-    const auto [place, first] =
-        sums[block_of(partial.placement)][mesh.group(partial.placement.partial, partial.rank)].try_emplace(partial.rank,
-                                                                                                           &partial);
-    if (!first)
-      note_problem(partial.rank, "a rank handed in two partial sums of " + to_string(block_of(partial.placement)));
+    const auto [place, first] = sums[partial.block][partial.group].try_emplace(partial.rank, &partial);
+    if (!first && !same_bits(place->second->values.span(), partial.values.span())) {
+      note_problem(partial.rank, "a rank handed in two partial sums, with different bits: " + to_string(partial.block));
+    }
   }
   for (const auto& [block, groups] : sums) {
-    const Placement whole = block.in(expected);
+    const bool whole = blocks_.contains(block);
     for (const auto& [group, members] : groups) {
-      ops::Matrix<double> sum = members.begin()->second->values.copy();
-      for (auto member = std::next(members.begin()); member != members.end(); ++member) {
-        std::ranges::transform(sum.span(), member->second->values.span(), sum.span().begin(), std::plus{});
+      for (const auto& [rank, partial] : members) {
+        if (!whole) break;
+        note_problem(rank, "some ranks handed in partial sums, and others the block itself: " + to_string(block));
       }
-      const WorstElement worst = compare<double>(expected, whole, sum.view(), bound);
-      for (const auto& [rank, partial] : members) note_worst(worst, rank);
+      if (members.size() == group.size()) {
+        add_group(expected, block, group, members, bound);
+        continue;
+      }
       for (const int rank : group) {
-        if (!members.contains(rank)) {
-          note_problem(rank, "members of a group never handed in their partial sum of " + to_string(block));
-        }
+        if (members.contains(rank)) continue;
+        absences_["members of a group never handed in their partial sum of " + to_string(block)].insert(rank);
       }
-      // Groups beside one another have sums of their own, which are replicas.
-      HeldPart held;
-      for (const double value : sum.span()) held.hash = mix64(held.hash ^ std::bit_cast<std::uint64_t>(value));
-      for (const auto& [rank, partial] : members) blocks_[block].try_emplace(rank, held);
     }
-    cover(expected, whole);
   }
+}
+
+void TapLedger::add_group(const ExpectedTap& expected, const Block& block, const std::vector<int>& group,
+                          const Members& members, double bound) {
+  ops::Matrix<double> sum = members.begin()->second->values.copy();
+  for (auto member = std::next(members.begin()); member != members.end(); ++member) {
+    std::ranges::transform(sum.span(), member->second->values.span(), sum.span().begin(), std::plus{});
+  }
+  const Placement placement = block.in(expected);
+  const WorstElement worst = compare<double>(expected, placement, sum.view(), bound);
+  HeldPart held{.values = {sum.span().begin(), sum.span().end()}};
+  for (const double value : held.values) {
+    held.hash = mix64(held.hash ^ std::bit_cast<std::uint64_t>(value));
+    held.squares += value * value;
+  }
+  for (const auto& [rank, partial] : members) {
+    note_worst(worst, rank);
+    held.replicas = partial->replicas;
+    // Groups beside one another have sums of their own, which are replicas.
+    blocks_[block].try_emplace(rank, held);
+    const std::span<const double> own = partial->values.span();
+    outcome.partial_sums.push_back({rank, placement, block.row_list, {own.begin(), own.end()}, group});
+  }
+  cover(expected, placement);
 }
 
 /// Two different blocks that share an element.
@@ -219,17 +276,13 @@ void TapLedger::find_overlaps() {
 }
 
 void TapLedger::find_absent_replicas(const Mesh& mesh) {
-  for (const auto& [block, axes] : replicated_) {
-    const std::map<int, HeldPart>& holders = blocks_.at(block);
-    std::vector<int> absent;
+  for (const auto& [block, holders] : blocks_) {
     for (const auto& [holder, held] : holders) {
-      for (const int rank : mesh.group(axes, holder)) {
-        if (!holders.contains(rank)) absent.push_back(rank);
+      if (held.replicas.empty()) continue;
+      for (const int rank : mesh.group(held.replicas, holder)) {
+        if (!holders.contains(rank)) absences_["replicas never handed in " + to_string(block)].insert(rank);
       }
     }
-    std::ranges::sort(absent);
-    absent.erase(std::unique(absent.begin(), absent.end()), absent.end());
-    for (const int rank : absent) note_problem(rank, "replicas never handed in " + to_string(block));
   }
 }
 
@@ -292,35 +345,34 @@ void TapLedger::fold_blocks(const ExpectedTap& expected) {
   }
 }
 
-void TapLedger::note_absence(const ExpectedTap& expected) {
+/// What is wrong, the one of the lowest rank first, whatever came first; where nothing is, what is missing.
+void TapLedger::note_problems(const ExpectedTap& expected) {
+  const auto choose = [&](const auto& found) {
+    const auto& [problem, ranks] =
+        *std::ranges::min_element(found, {}, [](const auto& entry) { return *entry.second.begin(); });
+    outcome.problem = problem;
+    outcome.problem_ranks.assign(ranks.begin(), ranks.end());
+  };
+  if (!problems_.empty()) return choose(problems_);
   outcome.absent = expected.size() - covered_count_;
-  if (!outcome.seen) {
+  outcome.absent_ranks = !absences_.empty();
+  if (outcome.absent_ranks) {
+    choose(absences_);
+  } else if (!outcome.seen) {
     outcome.problem = "no rank produced it";
   } else if (outcome.absent > 0) {
-    const auto first = std::ranges::find(covered_, 0) - covered_.begin();
+    const auto first = covered_.empty() ? 0 : std::ranges::find(covered_, 0) - covered_.begin();
     outcome.problem = fmt::format("{} of {} elements were produced by no rank, the first at row {}, column {}",
                                   outcome.absent, expected.size(), first / expected.cols, first % expected.cols);
   }
 }
 
-/// The one of the lowest rank, whatever came first.
-void TapLedger::choose_problem() {
-  for (auto& [problem, ranks] : problems_) {
-    std::ranges::sort(ranks);
-    ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-    if (!outcome.problem.empty() && ranks.front() >= outcome.problem_ranks.front()) continue;
-    outcome.problem = problem;
-    outcome.problem_ranks = ranks;
-  }
-}
-
 void TapLedger::finish(const ExpectedTap& expected, const Mesh& mesh, double bound) {
-  add_partial_sums(expected, mesh, bound);
+  add_partial_sums(expected, bound);
   find_overlaps();
   find_absent_replicas(mesh);
   fold_blocks(expected);
-  choose_problem();
-  if (outcome.problem.empty()) note_absence(expected);
+  note_problems(expected);
 }
 
 }  // namespace shardproof

@@ -7,8 +7,9 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "emu/judge/collector.h"
@@ -23,9 +24,12 @@ struct Block {
 
   std::array<std::int64_t, 4> places() const { return {rows.begin, rows.count, cols.begin, cols.count}; }
   bool operator<(const Block& other) const {
-    return std::tuple(places(), row_list) < std::tuple(other.places(), other.row_list);
+    const auto mine = places(), others = other.places();
+    return mine != others ? mine < others : row_list < other.row_list;
   }
-  Placement in(const ExpectedTap& tap) const { return {tap.rows, tap.cols, rows, cols, {}, {}, row_list}; }
+  Placement in(const ExpectedTap& tap) const {
+    return {.rows = tap.rows, .cols = tap.cols, .row_part = rows, .col_part = cols, .row_list = row_list};
+  }
 };
 
 Block block_of(const Placement& placement);
@@ -35,11 +39,14 @@ std::string to_string(const Block& block);
 /// Why the part cannot be one of the tensor; empty when it can.
 std::string shape_problem(const ExpectedTap& expected, const Placement& placement, std::int64_t rows,
                           std::int64_t cols);
+/// Why the listed ranks cannot be those that the partial sums of a block come from; empty when they can.
+std::string group_problem(const Placement& placement, int rank, int world);
 
 /// A part as a rank handed it in.
 struct HeldPart {
   std::uint64_t hash = 0;           ///< of its bits
   double squares = 0;               ///< the sum of their squares
+  Axes replicas = {};               ///< along which others must have it too (Placement::replicas)
   std::vector<double> values = {};  ///< row-major, where parts are kept
 };
 
@@ -47,7 +54,9 @@ class TapLedger {
  public:
   struct PartialSum {
     int rank = 0;
-    Placement placement;
+    Block block;
+    std::vector<int> group;  ///< whose partial sums make the block, ascending
+    Axes replicas;
     ops::Matrix<double> values;
   };
 
@@ -59,7 +68,6 @@ class TapLedger {
   template <class Keep>
   bool add(const ExpectedTap& expected, const Placement& placement, int rank, HeldPart&& part, const Keep& keep) {
     outcome.seen = true;
-    if (!placement.replicas.empty()) replicated_[block_of(placement)] = placement.replicas;
     const auto [holders, fresh] = blocks_.try_emplace(block_of(placement));
     const auto [mine, first] = holders->second.try_emplace(rank, std::move(part));
     if (!first && mine->second.hash != part.hash) {
@@ -74,7 +82,7 @@ class TapLedger {
   }
 
   void add_partial_sum(PartialSum part);
-  void note_problem(int rank, const std::string& problem) { problems_[problem].push_back(rank); }
+  void note_problem(int rank, const std::string& problem) { problems_[problem].insert(rank); }
   void note_worst(const WorstElement& worst, int rank);
   /// Of ids: the values of the lowest rank that brought a block.
   void keep_ids(const ExpectedTap& expected, const Placement& placement, int rank, std::vector<std::int32_t> values);
@@ -86,21 +94,23 @@ class TapLedger {
 
  private:
   bool cover(const ExpectedTap& expected, const Placement& placement);
-  void add_partial_sums(const ExpectedTap& expected, const Mesh& mesh, double bound);
+  using Members = std::map<int, const PartialSum*>;
+  void add_partial_sums(const ExpectedTap& expected, double bound);
+  void add_group(const ExpectedTap& expected, const Block& block, const std::vector<int>& group, const Members& members,
+                 double bound);
   void find_overlaps();
   void find_absent_replicas(const Mesh& mesh);
   void fold_blocks(const ExpectedTap& expected);
   void fold_replicas(const Block& block, const std::map<int, HeldPart>& holders, const ExpectedTap& expected);
-  void note_absence(const ExpectedTap& expected);
-  void choose_problem();
+  void note_problems(const ExpectedTap& expected);
 
   std::map<Block, std::map<int, HeldPart>> blocks_;
-  std::map<Block, Axes> replicated_;
   std::map<Block, std::pair<int, std::vector<std::int32_t>>> ids_;
   std::vector<std::uint8_t> covered_;  // per element
   std::int64_t covered_count_ = 0;
   std::vector<PartialSum> partials_;
-  std::map<std::string, std::vector<int>> problems_;
+  std::map<std::string, std::set<int>> problems_;
+  std::map<std::string, std::set<int>> absences_;  // who had to hand something in, and never did
 };
 
 /// The worst element of a part, by its error relative to its row's scale.

@@ -59,7 +59,8 @@ void judge_run(const Session& session, RunResult& run, VerifyReport& report) {
                     .outcomes = run.outcomes,
                     .problems = {},
                     .unexpected = run.unexpected,
-                    .remedy = "; choose another seed or a larger scale"};
+                    .remedy = "; choose another seed or a larger scale",
+                    .stalled = run.stall.has_value()};
   if (!run.error.empty()) evidence.problems.push_back({"run", run.error});
   judge(evidence, report);
 }
@@ -106,9 +107,7 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   report.reference_seconds = session.reference().seconds;
   RunResult run = session.run(session.sharded());
   judge_run(session, run, report);
-  if (report.verdict == Verdict::mismatch && (report.first_divergence->verdict == TapVerdict::mismatch || !run.stall)) {
-    report.first_divergence->cause = cause_of(session, run, report);
-  }
+  if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(session, run, report);
   if (run.stall) note_stall(std::move(*run.stall), report);
   return report;
 }

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "emu/judge/digits.h"
+
 namespace shardproof {
 namespace {
 
@@ -86,8 +88,8 @@ JunitCase error_case(const std::string& plan, std::string name, Verdict verdict,
 /// What is said of a tap that is not the first divergence.
 std::string tap_message(const TapReport& tap) {
   if (tap.verdict == TapVerdict::missing) return "ranks produced none of it, or not all";
-  return fmt::format("error {:.3g}, bound {:.3g}{}", tap.max_error, tap.bound,
-                     tap.replicas_equal ? "" : ", replicas differ");
+  const auto [error, bound] = told_apart(tap.max_error, tap.bound, 3);
+  return fmt::format("error {}, bound {}{}", error, bound, tap.replicas_equal ? "" : ", replicas differ");
 }
 
 JunitCase tap_case(const std::string& plan, const TapReport& tap, const std::optional<Divergence>& first) {

@@ -155,8 +155,13 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   document["seed"] = report.plan.workload.seed;
   document["threads"] = report.threads;
   document["schedule"] = report.schedule ? Json(*report.schedule) : Json(nullptr);
+  if (report.schedules > 0) {
+    const std::optional<std::uint64_t>& seed = report.schedule_dependent;
+    document["schedules"] = {{"run", report.schedules}, {"first_that_differs", seed ? Json(*seed) : Json(nullptr)}};
+  }
   document["verdict"] = to_string(report.verdict);
   document["problems"] = problems_json(report.problems);
+  document["notes"] = report.notes;
   document["taps"] = taps_json(report.taps);
   document["first_divergence"] = divergence_json(report.first_divergence);
   if (algebra != nullptr) {

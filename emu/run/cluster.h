@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string_view>
 #include <vector>
 
@@ -62,10 +63,12 @@ class Rank {
     return group(std::vector<int>{first, more...});
   }
 
-  /// Hands a tensor to whoever holds the run to a reference; costs nothing when nobody does.
+  /// Hands a tensor to whoever holds the run to a reference; costs nothing when nobody does. A program that goes in
+  /// steps taps the same name in each, with its number. Throws std::invalid_argument for no name or a step below -1.
   template <class T>
-  void tap(std::string_view name, ops::MatrixView<const T> part, const Placement& placement) {
-    if (sink_ != nullptr) sink_->tap(id_, {.id = {}, .name = name}, placement, part);
+  void tap(std::string_view name, ops::MatrixView<const T> part, const Placement& placement, int step = -1) {
+    if (name.empty() || step < -1) throw std::invalid_argument("a tap needs a name, and a step of at least 0 or none");
+    if (sink_ != nullptr) sink_->tap(id_, {.id = {.step = step}, .name = name}, placement, part);
   }
   template <class T>
   void tap(const TapId& id, ops::MatrixView<const T> part, const Placement& placement) {

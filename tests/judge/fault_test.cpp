@@ -44,6 +44,18 @@ class SkippedCollective final : public FaultInjector {
   }
 };
 
+/// Rank 2 skips a collective of layer 1, after an all-reduce of layer 0 was dropped.
+class DroppedAndSkipped final : public FaultInjector {
+ public:
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
+    return dropped_.before_call(rank, call) && skipped_.before_call(rank, call);
+  }
+
+ private:
+  DroppedCall dropped_{Op::attention_reduce, 0};
+  SkippedCollective skipped_;
+};
+
 VerifyReport verify_with(FaultInjector& fault, const Plan& plan, ops::Format format) {
   return verify(plan, {.format = format, .fault = &fault});
 }
@@ -64,6 +76,19 @@ TEST_P(Faults, NameADroppedAllReduceWhereItIs) {
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.output");
   EXPECT_THAT(report.first_divergence->ranks, ElementsAre(0, 1, 2, 3));
+}
+
+TEST_P(Faults, StayInTheReportWhenTheRunStallsAfterThem) {
+  DroppedAndSkipped fault;
+
+  const VerifyReport report = verify_with(fault, small_plan({.tp = 2, .dp = 2, .ep = 4}), GetParam().format);
+
+  ASSERT_EQ(report.verdict, Verdict::deadlock);
+  ASSERT_TRUE(report.first_divergence.has_value());
+  EXPECT_EQ(report.first_divergence->tap, "layer.0.attention.output");
+  // An op is judged once all of its inputs came; of the microbatches after the stall they never do.
+  EXPECT_EQ(report.first_divergence->cause.has_value(), GetParam().format == ops::Format::exact);
+  EXPECT_THAT(report.notes, ElementsAre(HasSubstr("before the call that the run stalled in: it came first")));
 }
 
 TEST_P(Faults, NameAWrongExpertMap) {

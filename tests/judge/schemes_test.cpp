@@ -39,7 +39,7 @@ struct Scheme {
   Cluster::Program (*program)(bool wrong);
   ExpectedTaps (*expected)();
   const char* tap;    ///< that is wrong; empty: it stalls
-  const char* cause;  ///< of a tap or a stall
+  const char* cause;  ///< of a tap or a stall; null: a rank hands nothing in
   friend std::ostream& operator<<(std::ostream& out, const Scheme& scheme) { return out << scheme.name; }
 };
 
@@ -387,7 +387,11 @@ TEST_P(Schemes, AreCaughtAndNamedWhenTheyAreWrong) {
   }
   ASSERT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, scheme.tap);
-  if (scheme.cause == nullptr) return;
+  if (scheme.cause == nullptr) {
+    EXPECT_EQ(report.first_divergence->verdict, TapVerdict::missing);
+    EXPECT_FALSE(report.first_divergence->ranks.empty());
+    return;
+  }
   ASSERT_TRUE(report.first_divergence->cause.has_value());
   EXPECT_EQ(report.first_divergence->cause->name, scheme.cause) << report.first_divergence->cause->evidence;
 }

@@ -48,5 +48,20 @@ TEST(JsonDocuments, BeginWithTheirSchemaAndItsVersion) {
   }
 }
 
+TEST(JsonOfAScheme, SaysUnderHowManySchedulesItRanAndWhatElseIsNoted) {
+  const auto schedules = [](const VerifyReport& report) {
+    return nlohmann::ordered_json::parse(to_json(report)).value("schedules", nlohmann::ordered_json());
+  };
+  VerifyReport report{.plan = testing::small_plan({}), .notes = {"y: tapped by 1 of 2 ranks; not by 1"}};
+
+  EXPECT_TRUE(schedules(report).is_null());
+  report.schedules = 20;
+  EXPECT_TRUE(schedules(report)["first_that_differs"].is_null());
+  report.schedule_dependent = 7;
+  EXPECT_EQ(schedules(report)["run"], 20);
+  EXPECT_EQ(schedules(report)["first_that_differs"], 7);
+  EXPECT_EQ(nlohmann::ordered_json::parse(to_json(report))["notes"].front(), report.notes.front());
+}
+
 }  // namespace
 }  // namespace shardproof
