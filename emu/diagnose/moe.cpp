@@ -6,7 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <set>
+#include <vector>
 
 #include "emu/diagnose/internal/moe_slots.h"
 #include "ops/router.h"
@@ -89,6 +91,18 @@ std::optional<Cause> scaled_weights_cause(const WrongTap& wrong, const MoeSlots&
   if (!moe.explained_by_weights(other)) return std::nullopt;
   return Cause{"router_weights_scaled", fmt::format("the router's weights are {}renormalised on {}: they sum to {:.4g}",
                                                     normalised ? "not " : "", ranks_of(wrong.rows), shown)};
+}
+
+/// The wrong rows, and the right ones that the same ranks routed: all of a rank's weights are wrong, or none. A row is
+/// held by more ranks than the one that routed it.
+std::vector<WrongRow> routed_beside(const WrongTap& wrong) {
+  const auto router_of = [&](const WrongRow& row) { return wrong.model.routing_rank(wrong.layer, row.row); };
+  std::set<int> routers;
+  for (const WrongRow& row : wrong.rows) routers.insert(router_of(row));
+  std::vector<WrongRow> rows;
+  std::ranges::copy_if(wrong.witnesses, std::back_inserter(rows),
+                       [&](const WrongRow& row) { return routers.contains(router_of(row)); });
+  return rows;
 }
 
 std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
@@ -211,8 +225,8 @@ std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
-  // All of a rank's weights are wrong, or none: they have to explain its right rows too.
-  if (auto cause = weights_cause(wrong, MoeSlots(wrong, wrong.witnesses))) return cause;
+  const std::vector<WrongRow> routed = routed_beside(wrong);
+  if (auto cause = weights_cause(wrong, MoeSlots(wrong, routed))) return cause;
   const MoeSlots moe(wrong, wrong.rows);
   if (auto cause = reduction_cause(wrong, moe)) return cause;
   if (auto cause = expert_cause(wrong, moe)) return cause;

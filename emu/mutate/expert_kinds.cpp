@@ -29,6 +29,8 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
                       .tap = moe_output_tap(place.layer),
                       .causes = causes_of(fault),
                       .make = faulty_reduction(plan, site, fault, member)});
+    // Of two ranks one's result may be the only one that a token needs: the sum without the other is its own part.
+    if (fault == SumFault::missing && p.etp == 2) result.back().causes.emplace_back("reduction_dropped");
   }
   return result;
 }
