@@ -153,7 +153,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
     complete = ledger.add(expected, placement, rank, std::move(held), [&] {
       if (options_.judge != nullptr) options_.judge->put(tap, placement, part);
     });
-    if (kIds) ledger.keep_ids(expected, placement, rank, std::move(ids));
+    if (kIds) ledger.keep_ids(placement, rank, std::move(ids));
   }
   if (!complete) return;
   if (options_.judge != nullptr) options_.judge->complete(tap);

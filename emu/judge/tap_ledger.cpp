@@ -171,9 +171,7 @@ void TapLedger::note_worst(const WorstElement& worst, int rank) {
   }
 }
 
-void TapLedger::keep_ids(const ExpectedTap& expected, const Placement& placement, int rank,
-                         std::vector<std::int32_t> values) {
-  static_cast<void>(expected);
+void TapLedger::keep_ids(const Placement& placement, int rank, std::vector<std::int32_t> values) {
   const auto [kept, fresh] = ids_.try_emplace(block_of(placement), rank, values);
   if (!fresh && rank < kept->second.first) kept->second = {rank, std::move(values)};
 }

@@ -85,7 +85,7 @@ class TapLedger {
   void note_problem(int rank, const std::string& problem) { problems_[problem].insert(rank); }
   void note_worst(const WorstElement& worst, int rank);
   /// Of ids: the values of the lowest rank that brought a block.
-  void keep_ids(const ExpectedTap& expected, const Placement& placement, int rank, std::vector<std::int32_t> values);
+  void keep_ids(const Placement& placement, int rank, std::vector<std::int32_t> values);
 
   const std::map<Block, std::map<int, HeldPart>>& blocks() const { return blocks_; }
 

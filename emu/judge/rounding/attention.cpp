@@ -4,8 +4,8 @@
 //   the score of key j is off by at most e_j = gamma(d + 3) sum |q_i k_ji| / sqrt(d): the scale is rounded, its product
 //   with q, d products and sums;
 //   its exponential, from a maximum that all keys share in the end, has the exponent off by at most
-//   D_j = 2 e_max-free part: e_j + (t + 1) u (largest - s_j)  (each difference is rounded, and differences of running
-//   maxima add up) + (t + 1) kExpUnits u + t u  (an exponential and a product for each tile that moved the maximum);
+//   D_j = e_j + (t + 1) u (largest - s_j + e_j)  (each difference is rounded, and differences of running maxima add up)
+//         + (t + 1) kExpUnits u + t u  (an exponential and a product for each tile that moved the maximum);
 //   so with P_j (1 + x_j), |x_j| <= exp(D_j) - 1, in place of P_j:
 //   |out' - out| <= sum P_j |x_j| |v_j - out| / (1 - max |x_j|);
 //   the sums themselves add gamma(n + t + 2) (sum P_j |v_j| + |out|): products, sums, the scaling of what there is at

@@ -56,13 +56,16 @@ std::int64_t row_of_tap(const Product& product, std::int64_t row) {
   return product.rows.empty() ? row : product.rows[static_cast<std::size_t>(row)];
 }
 
-/// A turn of one pair, and the error of the angle: it is taken in double on both sides.
+/// A turn of one pair, and how far the angles of both sides may lie apart.
 struct Turn {
   double cosine = 1;
   double sine = 0;
   double angle_error = 0;
 };
 
+/// Each side takes the angle in double, as position times theta^(-2 i / d): the exponent is one quotient and the same
+/// on both, the power within a unit in the last place (2 u), the product within u. Twice 3 u; the rest is of second
+/// order.
 constexpr double kAngleUnits = 8;
 
 /// [positions, half].
