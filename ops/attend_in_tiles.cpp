@@ -1,6 +1,5 @@
 // Compiled with contraction on, as gemm.cpp is: `exact` takes the other road.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "ops/attention.h"
@@ -47,19 +46,21 @@ Matrix<T> column_panels(MatrixView<const T> v) {
 
 template <class T>
 struct Tile {
-  explicit Tile(Index width)
-      : queries(kQueries, width), scores(kQueries, kKeys), context(kQueries, panel::padded<T>(width)) {}
+  Tile(Index width, Index value_width)
+      : queries(kQueries, width), scores(kQueries, kKeys), context(kQueries, panel::padded<T>(value_width)) {}
   Matrix<T> queries;  // [kQueries, head_dim], times the scale
   Matrix<T> scores;   // [kQueries, kKeys], then the exponentials
-  Matrix<T> context;  // [kQueries, padded head_dim]
+  Matrix<T> context;  // [kQueries, padded value_dim]
   T largest[kQueries];
   T sum[kQueries];
 };
 
-/// Turns the first `keys` scores of a row into exponentials and rescales what the row has.
+/// Turns the scores `from` to `keys` of a row into exponentials, those before into zeros, and rescales what the row
+/// has.
 template <class T>
-void soften(Tile<T>& tile, Index row, Index keys) {
+void soften(Tile<T>& tile, Index row, Index from, Index keys) {
   T* scores = tile.scores.row(row).data();
+  std::fill_n(scores, from, -std::numeric_limits<T>::infinity());
   // Whole rounds of partial sums; the exponentials of what fills them up are zeros.
   constexpr Index kRound = simd::kPartials<T>;
   const Index padded = (keys + kRound - 1) / kRound * kRound;
@@ -89,10 +90,12 @@ void soften(Tile<T>& tile, Index row, Index keys) {
 
 /// Rows [0, rows) of the tile, the first of them token `first` of the sequence, against all keys that they may see.
 template <class T>
-void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys, const Matrix<T>& values) {
+void attend_block(Tile<T>& tile, Index first, Index rows, Index window, const Matrix<T>& keys,
+                  const Matrix<T>& values) {
   constexpr Index kWidth = panel::kWidth<T>;
   const Index depth = tile.queries.cols();
-  for (Index begin = 0; begin < first + rows; begin += kKeys) {
+  const Index earliest = std::max<Index>(0, first + 1 - window);
+  for (Index begin = earliest / kKeys * kKeys; begin < first + rows; begin += kKeys) {
     const Index seen = std::min(kKeys, first + rows - begin);
     for (Index j = 0; j < seen; j += kWidth) {
       const T* b = keys.row((begin + j) / kWidth).data();
@@ -104,16 +107,27 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
       }
     }
     const auto keys_of = [&](Index row) { return std::clamp(first + row + 1 - begin, Index{0}, kKeys); };
+    const auto from_of = [&](Index row) { return std::clamp(first + row + 1 - window - begin, Index{0}, kKeys); };
     for (Index i = 0; i < rows; ++i) {
-      if (keys_of(i) > 0) soften(tile, i, keys_of(i));
+      if (keys_of(i) > from_of(i)) soften(tile, i, from_of(i), keys_of(i));
     }
     for (Index d = 0; d < tile.context.cols(); d += kWidth) {
       const T* b = values.row(d / kWidth).data() + begin * kWidth;
       for (Index i = 0; i < rows; i += panel::kRows) {
         const Index count = std::min(panel::kRows, rows - i);
+        T* const context = tile.context.row(i).data() + d;
+        // Where a window begins inside the tile, each row alone: no row touches values that it does not see.
+        if (from_of(i + count - 1) > 0) {
+          for (Index r = 0; r < count; ++r) {
+            const Index from = from_of(i + r), seen_here = keys_of(i + r) - from;
+            if (seen_here <= 0) continue;
+            panel::multiply<T>(tile.scores.row(i + r).data() + from, kKeys, 1, b + from * kWidth, kWidth, seen_here,
+                               panel::Start::sum_so_far, context + r * tile.context.cols(), tile.context.cols());
+          }
+          continue;
+        }
         // What all rows see, together; the rest of each row alone, so that no row touches a later token's values.
         const Index common = keys_of(i);
-        T* const context = tile.context.row(i).data() + d;
         panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, kWidth, common, panel::Start::sum_so_far,
                            context, tile.context.cols());
         for (Index r = 1; r < count; ++r) {
@@ -130,39 +144,38 @@ void attend_block(Tile<T>& tile, Index first, Index rows, const Matrix<T>& keys,
 }  // namespace
 
 template <class T>
-void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
-                     MatrixView<T> out) {
-  const Index tokens = q.rows, width = k.cols;
-  const T scale = static_cast<T>(1.0 / std::sqrt(static_cast<double>(width)));
+void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, const HeadOptions<T>& options,
+                     Format format, MatrixView<T> out) {
+  const Index tokens = q.rows, width = k.cols, value_width = v.cols;
   const Matrix<T> keys = transposed_panels<T>(k);
   const Matrix<T> values = column_panels<T>(v);
-  Tile<T> tile(width);
+  Tile<T> tile(width, value_width);
   simd::with_rounding<T>(format, [&](auto rounding) {
-    for (Index head = 0; head < q.cols; head += width) {
+    for (Index head = 0; head < q.cols / width; ++head) {
       for (Index first = 0; first < tokens; first += kQueries) {
         const Index rows = std::min(kQueries, tokens - first);
         for (Index i = 0; i < rows; ++i) {
           simd::transform<T>(
-              width, tile.queries.row(i).data(), [&](auto value) { return value * scale; },
-              q.row(first + i).data() + head);
+              width, tile.queries.row(i).data(), [&](auto value) { return value * options.scale; },
+              q.row(first + i).data() + head * width);
           std::fill_n(tile.context.row(i).data(), tile.context.cols(), T{0});
-          tile.largest[i] = -std::numeric_limits<T>::infinity();
-          tile.sum[i] = 0;
+          tile.largest[i] = options.sinks == nullptr ? -std::numeric_limits<T>::infinity() : options.sinks[head];
+          tile.sum[i] = options.sinks == nullptr ? T{0} : T{1};
         }
-        attend_block(tile, first, rows, keys, values);
+        attend_block(tile, first, rows, options.window, keys, values);
         for (Index i = 0; i < rows; ++i) {
           simd::transform<T>(
-              width, out.row(first + i).data() + head, [&](auto value) { return rounding(value / tile.sum[i]); },
-              tile.context.row(i).data());
+              value_width, out.row(first + i).data() + head * value_width,
+              [&](auto value) { return rounding(value / tile.sum[i]); }, tile.context.row(i).data());
         }
       }
     }
   });
 }
 
-template void attend_in_tiles(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>, Format,
-                              MatrixView<float>);
-template void attend_in_tiles(MatrixView<const double>, MatrixView<const double>, MatrixView<const double>, Format,
-                              MatrixView<double>);
+template void attend_in_tiles(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>,
+                              const HeadOptions<float>&, Format, MatrixView<float>);
+template void attend_in_tiles(MatrixView<const double>, MatrixView<const double>, MatrixView<const double>,
+                              const HeadOptions<double>&, Format, MatrixView<double>);
 
 }  // namespace shardproof::ops

@@ -1,9 +1,40 @@
 #include "ops/elementwise.h"
 
 #include "ops/internal/rounding.h"
+#include "ops/internal/sigmoid.h"
 #include "ops/shape.h"
 
 namespace shardproof::ops {
+
+template <class T>
+void add_bias(MatrixView<T> x, std::span<const T> bias) {
+  require_equal("add_bias", "values of the bias", x.cols, static_cast<Index>(bias.size()));
+  for (Index i = 0; i < x.rows; ++i) {
+    T* const row = x.row(i).data();
+    simd::transform<T>(
+        x.cols, row, [](auto a, auto b) { return a + b; }, row, bias.data());
+  }
+}
+
+template <class T>
+void gate_rows(MatrixView<const T> x, MatrixView<const T> logits, Format format, MatrixView<T> out) {
+  require_equal("gate_rows", "rows of the logits", x.rows, logits.rows);
+  require_equal("gate_rows", "columns of the logits", 1, logits.cols);
+  require_equal("gate_rows", "rows of the output", x.rows, out.rows);
+  require_equal("gate_rows", "columns of the output", x.cols, out.cols);
+  simd::with_rounding<T>(format, [&](auto rounding) {
+    for (Index i = 0; i < x.rows; ++i) {
+      const T open = simd::sigmoid<T>(logits(i, 0), format);
+      simd::transform<T>(
+          x.cols, out.row(i).data(), [&](auto value) { return rounding(value * open); }, x.row(i).data());
+    }
+  });
+}
+
+template void add_bias(MatrixView<float>, std::span<const float>);
+template void add_bias(MatrixView<double>, std::span<const double>);
+template void gate_rows(MatrixView<const float>, MatrixView<const float>, Format, MatrixView<float>);
+template void gate_rows(MatrixView<const double>, MatrixView<const double>, Format, MatrixView<double>);
 
 template <class T>
 void add(MatrixView<const T> x, MatrixView<const T> y, Format format, MatrixView<T> out) {

@@ -1,5 +1,7 @@
-// Elementwise sums: the residual connection.
+// Elementwise sums and products: the residual connection, biases, gates.
 #pragma once
+
+#include <span>
 
 #include "ops/cost.h"
 #include "ops/format.h"
@@ -7,6 +9,14 @@
 
 namespace shardproof::ops {
 
+/// x(i, j) += bias[j], x [rows, cols], bias [cols]. Not rounded.
+template <class T>
+void add_bias(MatrixView<T> x, std::span<const T> bias);
+
+/// out(i, j) = stored(x(i, j) / (1 + exp(-logits(i, 0)))), x, out [rows, cols], logits [rows, 1]; out may be x. One
+/// operation of T a step: exponential, sum, 1 over it, product; in `exact`, that quotient is rounded to kExpStep.
+template <class T>
+void gate_rows(MatrixView<const T> x, MatrixView<const T> logits, Format format, MatrixView<T> out);
 /// out = stored(x + y); all [rows, cols]; out may be x or y.
 template <class T>
 void add(MatrixView<const T> x, MatrixView<const T> y, Format format, MatrixView<T> out);

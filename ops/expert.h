@@ -5,6 +5,8 @@
 // under expert tensor parallelism it is a partial sum, stored after its reduction.
 #pragma once
 
+#include <span>
+
 #include "ops/cost.h"
 #include "ops/format.h"
 #include "ops/matrix.h"
@@ -19,10 +21,19 @@ struct ExpertSteps {
   MatrixView<T> activation = {};
 };
 
+/// What some models' experts have. Biases that they do not have are empty.
+template <class T>
+struct ExpertOptions {
+  std::span<const T> gate_bias = {};  ///< [width], added to the product before it is stored; so the others
+  std::span<const T> up_bias = {};
+  std::span<const T> down_bias = {};  ///< [hidden], added to y
+  double swiglu_limit = 0;            ///< above 0: clamped_swiglu (swiglu.h)
+};
+
 /// x, y [tokens, hidden], w_gate, w_up [width, hidden], w_down [hidden, width]. No tokens cost nothing.
 template <class T>
 void expert(MatrixView<const T> x, MatrixView<const T> w_gate, MatrixView<const T> w_up, MatrixView<const T> w_down,
-            Format format, MatrixView<T> y, const ExpertSteps<T>& steps = {});
+            Format format, MatrixView<T> y, const ExpertSteps<T>& steps = {}, const ExpertOptions<T>& options = {});
 
 /// Three gemms and the activation; weights, x and y once, g, u and h written and read. Zero for no tokens.
 Cost expert_cost(Index tokens, Index hidden, Index width, int bytes_per_element);

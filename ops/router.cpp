@@ -1,16 +1,23 @@
 #include "ops/router.h"
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <string_view>
 #include <vector>
 
 #include "ops/internal/math.h"
+#include "ops/internal/sigmoid.h"
 #include "ops/shape.h"
 
 namespace shardproof::ops {
 
 namespace {
+
+/// Keeps the sum of no scores from dividing.
+constexpr double kLeastScoreSum = 1e-20;
 
 /// The expert of the largest logit among those that come after `last` in the order of falling logit, ties to the lower
 /// index, NaN after everything else. last < 0: the first of all.
@@ -60,11 +67,10 @@ void choose(std::span<const T> logits, std::vector<T>& left, std::span<std::int3
   }
 }
 
-}  // namespace
-
+/// Not stored.
 template <class T>
-void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
-                   MatrixView<T> weights) {
+void softmax_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
+                     MatrixView<T> weights) {
   require_choice_shape("route_weights", logits, ids, weights);
   const auto exponentials = [&](const T* in, Index count, T largest, T* out) {
     simd::transform<T>(
@@ -91,8 +97,119 @@ void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> id
       for (const T e : all) sum += e;
     }
     for (T& e : weight) e /= sum;
+  }
+}
+
+template <class T>
+void sigmoid(std::span<T> values, Format format) {
+  for (T& value : values) value = simd::sigmoid<T>(value, format);
+}
+
+/// Sets the scores of the groups that are not chosen from to minus infinity.
+template <class T>
+void close_groups(const RouteOptions<T>& options, std::span<T> scores) {
+  const auto groups = static_cast<std::size_t>(options.groups);
+  if (options.groups > static_cast<Index>(scores.size()) || scores.size() % groups != 0) {
+    throw ShapeError("choose_experts", "groups (a divisor of the experts)", static_cast<Index>(scores.size()),
+                     options.groups);
+  }
+  const std::size_t size = scores.size() / groups;
+  std::vector<T> best(groups);
+  for (std::size_t g = 0; g < groups; ++g) {
+    std::vector<T> of_group(scores.begin() + static_cast<std::ptrdiff_t>(g * size),
+                            scores.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
+    std::ranges::replace_if(
+        of_group, [](T score) { return std::isnan(score); }, -std::numeric_limits<T>::infinity());
+    std::ranges::partial_sort(of_group, of_group.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(2, size)),
+                              std::greater<>());
+    best[g] = options.sigmoid && size > 1 ? of_group[0] + of_group[1] : of_group[0];
+  }
+  std::vector<std::size_t> order(groups);
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return best[a] > best[b]; });
+  for (std::size_t i = static_cast<std::size_t>(options.top_groups); i < groups; ++i) {
+    std::fill_n(scores.begin() + static_cast<std::ptrdiff_t>(order[i] * size), size,
+                -std::numeric_limits<T>::infinity());
+  }
+}
+
+}  // namespace
+
+template <class T>
+void selection_scores(MatrixView<const T> logits, const RouteOptions<T>& options, Format format, MatrixView<T> scores) {
+  require_equal("selection_scores", "rows", logits.rows, scores.rows);
+  require_equal("selection_scores", "columns", logits.cols, scores.cols);
+  const bool biased = !options.selection_bias.empty();
+  if (biased) {
+    require_equal("selection_scores", "values of the bias", logits.cols,
+                  static_cast<Index>(options.selection_bias.size()));
+  }
+  for (Index t = 0; t < logits.rows; ++t) {
+    const std::span<T> row = scores.row(t);
+    std::ranges::copy(logits.row(t), row.begin());
+    if (options.sigmoid) sigmoid(row, format);
+    if (biased) {
+      for (std::size_t e = 0; e < row.size(); ++e) row[e] += options.selection_bias[e];
+    }
+  }
+}
+
+template <class T>
+void choose_experts(MatrixView<const T> scores, const RouteOptions<T>& options, MatrixView<std::int32_t> ids) {
+  require_equal("choose_experts", "rows of the ids", scores.rows, ids.rows);
+  if (scores.rows == 0) return;
+  if (ids.cols < 1 || ids.cols > scores.cols) {
+    throw ShapeError("choose_experts", "top_k (at most the experts)", scores.cols, ids.cols);
+  }
+  std::vector<T> left, open;
+  for (Index t = 0; t < scores.rows; ++t) {
+    std::span<const T> row = scores.row(t);
+    if (options.groups > 1) {
+      open.assign(row.begin(), row.end());
+      close_groups<T>(options, open);
+      row = open;
+    }
+    if (all_above_minus_infinity(row)) {
+      choose(row, left, ids.row(t));
+      continue;
+    }
+    Index last = -1;
+    for (std::int32_t& id : ids.row(t)) id = static_cast<std::int32_t>(last = next_expert(row, last));
+  }
+}
+
+template <class T>
+void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, const RouteOptions<T>& options,
+                   Format format, MatrixView<T> weights) {
+  if (!options.sigmoid && options.scale == 1) {
+    return route_weights<T>(logits, ids, options.normalise, format, weights);
+  }
+  require_choice_shape("route_weights", logits, ids, weights);
+  if (!options.sigmoid) {
+    softmax_weights<T>(logits, ids, options.normalise, format, weights);
+  }
+  for (Index t = 0; t < logits.rows; ++t) {
+    const std::span<T> weight = weights.row(t);
+    if (options.sigmoid) {
+      for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = logits(t, ids(t, slot));
+      sigmoid(weight, format);
+      if (options.normalise) {
+        T sum = 0;
+        for (const T score : weight) sum += score;
+        sum += static_cast<T>(kLeastScoreSum);
+        for (T& score : weight) score /= sum;
+      }
+    }
+    for (T& score : weight) score *= static_cast<T>(options.scale);
     round_to(weight, format);
   }
+}
+
+template <class T>
+void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
+                   MatrixView<T> weights) {
+  softmax_weights<T>(logits, ids, normalise, format, weights);
+  for (Index t = 0; t < weights.rows; ++t) round_to(weights.row(t), format);
 }
 
 template <class T>
@@ -114,6 +231,14 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
   route_weights<T>(logits, ids, normalise, format, weights);
 }
 
+template void selection_scores(MatrixView<const float>, const RouteOptions<float>&, Format, MatrixView<float>);
+template void choose_experts(MatrixView<const float>, const RouteOptions<float>&, MatrixView<std::int32_t>);
+template void route_weights(MatrixView<const float>, MatrixView<const std::int32_t>, const RouteOptions<float>&, Format,
+                            MatrixView<float>);
+template void selection_scores(MatrixView<const double>, const RouteOptions<double>&, Format, MatrixView<double>);
+template void choose_experts(MatrixView<const double>, const RouteOptions<double>&, MatrixView<std::int32_t>);
+template void route_weights(MatrixView<const double>, MatrixView<const std::int32_t>, const RouteOptions<double>&,
+                            Format, MatrixView<double>);
 template void route_weights(MatrixView<const float>, MatrixView<const std::int32_t>, bool, Format, MatrixView<float>);
 template void route_weights(MatrixView<const double>, MatrixView<const std::int32_t>, bool, Format, MatrixView<double>);
 template void route(MatrixView<const float>, Index, bool, Format, MatrixView<std::int32_t>, MatrixView<float>);

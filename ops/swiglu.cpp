@@ -8,8 +8,11 @@
 
 namespace shardproof::ops {
 
-template <class T>
-void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, MatrixView<T> out) {
+namespace {
+
+/// combine(gate, up, exponential) of every element, rounded.
+template <class T, class Combine>
+void gated(MatrixView<const T> gate, MatrixView<const T> up, Format format, MatrixView<T> out, const Combine& combine) {
   require_equal("swiglu", "rows of up", gate.rows, up.rows);
   require_equal("swiglu", "columns of up", gate.cols, up.cols);
   require_equal("swiglu", "rows of the output", gate.rows, out.rows);
@@ -20,7 +23,7 @@ void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, Mat
           out,
           [&](Index count, T* to, const T* g, const T* u) {
             simd::transform<T>(
-                count, to, [&](auto a, auto b) { return rounding((a / (exponential(-a) + T{1})) * b); }, g, u);
+                count, to, [&](auto a, auto b) { return rounding(combine(a, b, exponential)); }, g, u);
           },
           gate, up);
     };
@@ -36,6 +39,28 @@ void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, Mat
   });
 }
 
+}  // namespace
+
+template <class T>
+void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, MatrixView<T> out) {
+  gated<T>(gate, up, format, out,
+           [](auto a, auto b, const auto& exponential) { return (a / (exponential(-a) + T{1})) * b; });
+}
+
+template <class T>
+void clamped_swiglu(MatrixView<const T> gate, MatrixView<const T> up, double limit, Format format, MatrixView<T> out) {
+  const simd::Vec<T> most = simd::broadcast(static_cast<T>(limit)),
+                     alpha = simd::broadcast(static_cast<T>(kClampedSwigluAlpha));
+  gated<T>(gate, up, format, out, [&](simd::Vec<T> a, simd::Vec<T> b, const auto& exponential) {
+    const simd::Vec<T> g = a > most ? most : a;
+    const simd::Vec<T> u = b > most ? most : (b < -most ? -most : b);
+    const simd::Vec<T> activated = g / (exponential(-(alpha * g)) + T{1});
+    return (u + T{1}) * activated;
+  });
+}
+
+template void clamped_swiglu(MatrixView<const float>, MatrixView<const float>, double, Format, MatrixView<float>);
+template void clamped_swiglu(MatrixView<const double>, MatrixView<const double>, double, Format, MatrixView<double>);
 template void swiglu(MatrixView<const float>, MatrixView<const float>, Format, MatrixView<float>);
 template void swiglu(MatrixView<const double>, MatrixView<const double>, Format, MatrixView<double>);
 

@@ -15,6 +15,13 @@ inline constexpr double kSiluExponentMax = 20;
 template <class T>
 void swiglu(MatrixView<const T> gate, MatrixView<const T> up, Format format, MatrixView<T> out);
 
+inline constexpr double kClampedSwigluAlpha = 1.702;
+
+/// gpt-oss's: out = stored((u + 1) * (g / (1 + exp(-1.702 g)))), g = min(gate, limit), u = up held within
+/// -limit..limit. The same exponential, and one operation of T a step.
+template <class T>
+void clamped_swiglu(MatrixView<const T> gate, MatrixView<const T> up, double limit, Format format, MatrixView<T> out);
+
 /// 5 flops an element (negate, exp, add, divide, multiply); two reads and a write.
 constexpr Cost swiglu_cost(Index rows, Index cols, int bytes_per_element) {
   const double elements = static_cast<double>(rows) * static_cast<double>(cols);

@@ -62,17 +62,6 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
   return checkpoint;
 }
 
-void require_no_window(const Checkpoint& checkpoint, const Workload& workload) {
-  if (!checkpoint.sliding_window()) return;
-  const std::int64_t window = *checkpoint.sliding_window();
-  const std::int64_t longest = std::ranges::max(workload.lengths);
-  if (longest <= window) return;
-  throw UsageError(fmt::format(
-      "--checkpoint: sequences of {} tokens reach past the sliding window of {}, which is not emulated; use "
-      "--sequence {}",
-      longest, window, window));
-}
-
 }  // namespace
 
 Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
@@ -98,7 +87,6 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
 
 RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
   RunnablePlan run = original.scaled(request.scale);
-  if (request.checkpoint) require_no_window(*request.checkpoint, run.plan().workload);
   dry_run_of(request.name, [&] { require_memory(original.plan(), run.plan(), request.options.format); });
   return run;
 }

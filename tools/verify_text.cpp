@@ -223,7 +223,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   const AttentionSpec& attention = m.layers[0].attention;
-  const FeedForwardSpec& experts = m.layers[0].feed_forward;
+  const FeedForwardSpec& experts = m.experts();
   std::string text = toned(plan.name.empty() ? "plan" : plan.name, Tone::bold);
   text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
                       plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
@@ -243,7 +243,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   if (m != original.model || plan.workload.lengths != original.workload.lengths) {
     text += fmt::format("  scale {}: from hidden {}, head {}, intermediate size {}, vocabulary {}, {} tokens\n", scale,
                         original.model.hidden_size, original.model.layers[0].attention.head_dim,
-                        original.model.layers[0].feed_forward.intermediate_size, original.model.vocab_size,
+                        original.model.experts().intermediate_size, original.model.vocab_size,
                         with_thousands(original.workload.tokens()));
   }
   return text + "\n" + rank_table(plan) + "\n";

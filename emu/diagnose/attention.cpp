@@ -22,33 +22,30 @@ Projection projection_of(const WrongTap& wrong) {
   if (wrong.kind == TapKind::router_logits) return {.input = &wrong.model.tap(wrong.layer, TapKind::moe_norm)};
   return {.input = &wrong.model.tap(wrong.layer, TapKind::attention_norm),
           .rotated = wrong.kind != TapKind::attention_v,
-          .block = config.layers[wrong.layer].attention.head_dim};
+          .block = wrong.kind == TapKind::attention_v ? config.layers[wrong.layer].attention.value_dim()
+                                                      : config.layers[wrong.layer].attention.head_dim};
 }
 
 WeightSpec weight_of(const ModelConfig& model, TapKind kind, int layer) {
-  if (kind == TapKind::logits) return weight_spec(model, Weight::head);
-  if (kind == TapKind::router_logits) return weight_spec(model, Weight::router, layer);
-  if (kind == TapKind::attention_q) return weight_spec(model, Weight::attention_q, layer);
-  return kind == TapKind::attention_k ? weight_spec(model, Weight::attention_k, layer)
-                                      : weight_spec(model, Weight::attention_v, layer);
+  return kind == TapKind::logits ? weight_spec(model, Weight::head) : weight_spec(model, Weight::router, layer);
 }
 
-/// What a projected row is supposed to be made from.
-struct Origin {
-  std::int64_t row = 0;       ///< of the input
-  int layer = 0;              ///< of the weights
-  std::int64_t position = 0;  ///< that it is rotated for
-};
+/// Another layer of the same kind has the same weights to take for one's own.
+bool is_like(const WrongTap& wrong, int layer) {
+  const LayerList& layers = wrong.model.plan().model.layers;
+  return layer != wrong.layer && layers.kind_of(layer) == layers.kind_of(wrong.layer);
+}
+
+using Origin = Recompute::Origin;
 
 /// The columns of a wrong row, projected from there.
 std::vector<double> projected(const WrongTap& wrong, const Projection& projection, const WrongRow& row,
                               const Origin& from) {
   Recompute& model = wrong.model;
-  std::vector<double> y =
-      model.project(model.row(*projection.input, from.row), weight_of(model.plan().model, wrong.kind, from.layer),
-                    {row.col, std::ssize(row.got)});
-  if (projection.rotated) model.rotate(y, wrong.layer, from.position);
-  return y;
+  const Range cols{row.col, std::ssize(row.got)};
+  if (projection.block > 0) return model.heads(wrong.kind, wrong.layer, from, cols);
+  return model.project(model.row(*projection.input, from.row), weight_of(model.plan().model, wrong.kind, from.layer),
+                       cols);
 }
 
 std::optional<Cause> position_cause(const WrongTap& wrong, const Projection& projection) {
@@ -132,7 +129,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
       const auto with_weights = [&](const WrongRow& row) {
         return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row)});
       };
-      if (layer != wrong.layer && explains(wrong.rows, with_weights, wrong.tolerance)) {
+      if (is_like(wrong, layer) && explains(wrong.rows, with_weights, wrong.tolerance)) {
         return Cause{"weights_of_another_layer",
                      fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
       }
@@ -148,7 +145,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
-  const std::int64_t dim = spec.head_dim;
+  const std::int64_t dim = spec.value_dim();
   const std::int64_t share = spec.heads / spec.kv_heads;
   const auto rebuilt = [&](const WrongRow& row, std::int64_t first, auto kv_head_of) {
     std::vector<double> values;
@@ -237,7 +234,7 @@ std::optional<Cause> output_weights_cause(const WrongTap& wrong) {
   const int tp = wrong.model.plan().parallel.tp;
   const int layers = static_cast<int>(wrong.model.plan().model.layers.size());
   for (int layer = 0; layer < layers; ++layer) {
-    if (layer == wrong.layer) continue;
+    if (!is_like(wrong, layer)) continue;
     for (int member = -1; member < tp; ++member) {
       const auto weights = [&](int m) { return WeightsFrom{member < 0 || m == member ? layer : wrong.layer, m}; };
       if (!explained_by_weights(wrong, weights)) continue;
@@ -284,6 +281,19 @@ std::optional<Cause> output_term_cause(const WrongTap& wrong) {
 }
 
 }  // namespace
+
+std::optional<Cause> mlp_output_cause(const WrongTap& wrong) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  const PartialSumOf partial = [&](std::int64_t row, int m) { return model.mlp_partial_sum(wrong.layer, row, m); };
+  const PartialSums sum{.members = tp,
+                        .partial = [&](const WrongRow& row, int m) { return partial(row.row, m); },
+                        .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
+                        .finish = [&](std::vector<double>& values) { model.finish(values); }};
+  if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  if (tp > 1) return wrong_group_cause(wrong, partial);
+  return std::nullopt;
+}
 
 std::optional<Cause> attention_output_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;

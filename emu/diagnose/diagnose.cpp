@@ -68,14 +68,34 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
       return context_cause(wrong);
     case TapKind::attention_output:
       return attention_output_cause(wrong);
+    case TapKind::mlp_output:
+      return mlp_output_cause(wrong);
     case TapKind::attention_residual:
     case TapKind::moe_residual:
       return residual_cause(wrong);
     case TapKind::moe_output:
       return moe_output_cause(wrong);
+    case TapKind::attention_q_latent:
+    case TapKind::attention_q_latent_norm:
+    case TapKind::attention_kv_latent:
+    case TapKind::attention_kv_latent_norm:
+    case TapKind::router_scores:
     case TapKind::router_choice:
     case TapKind::router_weights:
+    case TapKind::shared_gate:
+    case TapKind::shared_output:
+    case TapKind::moe_sum:
+      break;
     // Only the rounding is judged by the steps of an op, and its cause is the rounding.
+    case TapKind::attention_q_projection:
+    case TapKind::attention_q_normed:
+    case TapKind::attention_kv_projection:
+    case TapKind::attention_k_projection:
+    case TapKind::attention_k_normed:
+    case TapKind::mlp_gate:
+    case TapKind::mlp_up:
+    case TapKind::mlp_activation:
+    case TapKind::mlp_partial:
     case TapKind::attention_partial:
     case TapKind::expert_gate:
     case TapKind::expert_up:

@@ -7,6 +7,7 @@
 
 #include "emu/diagnose/internal/wrong_tap.h"
 #include "ops/attention.h"
+#include "ops/elementwise.h"
 #include "ops/router.h"
 
 namespace shardproof::diagnosis {
@@ -43,9 +44,34 @@ Row projected(const WrongTap& wrong, const WrongRow& row, TapKind input, Weight 
                        weight_spec(model.plan().model, weight, wrong.layer), {row.col, std::ssize(row.got)});
 }
 
-Row rotated(const WrongTap& wrong, const WrongRow& row, Weight weight) {
-  Row y = projected(wrong, row, TapKind::attention_norm, weight);
-  wrong.model.rotate(y, wrong.layer, wrong.model.tokens().position(row.row));
+Row heads(const WrongTap& wrong, const WrongRow& row) {
+  return wrong.model.heads(wrong.kind, wrong.layer, {row.row, wrong.layer, wrong.model.tokens().position(row.row)},
+                           {row.col, std::ssize(row.got)});
+}
+
+/// RMSNorm of the first `count` elements of another tap.
+Row latent_norm(const WrongTap& wrong, const WrongRow& row, TapKind input, Weight weight) {
+  const WeightSpec spec = weight_spec(wrong.model.plan().model, weight, wrong.layer);
+  const std::span<const double> x = wrong.model.row(wrong.model.tap(wrong.layer, input), row.row);
+  return wrong.model.norm(x.first(static_cast<std::size_t>(spec.cols)), spec);
+}
+
+/// Of two taps of the row.
+Row sum_of_taps(const WrongTap& wrong, const WrongRow& row, TapKind x, TapKind y) {
+  const auto first = wrong.model.row(wrong.model.tap(wrong.layer, x), row.row);
+  const auto second = wrong.model.row(wrong.model.tap(wrong.layer, y), row.row);
+  Row sum(first.begin(), first.end());
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += second[i];
+  wrong.model.finish(sum);
+  return sum;
+}
+
+Row gated(const WrongTap& wrong, const WrongRow& row) {
+  const auto x = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::mlp_output), row.row);
+  const auto logit = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::shared_gate), row.row);
+  Row y(x.begin(), x.end());
+  const ops::MatrixView<double> out(y.data(), 1, std::ssize(y));
+  ops::gate_rows<double>(out, {logit.data(), 1, 1}, wrong.model.format(), out);
   return y;
 }
 
@@ -59,7 +85,8 @@ Row attended(const WrongTap& wrong, const WrongRow& row) {
     ++length;
   }
   Row values;
-  for (std::int64_t head = row.col / spec.head_dim; head < (row.col + std::ssize(row.got)) / spec.head_dim; ++head) {
+  for (std::int64_t head = row.col / spec.value_dim(); head < (row.col + std::ssize(row.got)) / spec.value_dim();
+       ++head) {
     const Row one = wrong.model.attend_in(wrong.layer, {row.row - position, length}, position,
                                           {head, head / (spec.heads / spec.kv_heads)});
     values.insert(values.end(), one.begin(), one.end());
@@ -71,7 +98,9 @@ Row residual(const WrongTap& wrong, const WrongRow& row) {
   Recompute& model = wrong.model;
   const bool moe = wrong.kind == TapKind::moe_residual;
   const auto x = model.row(model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm), row.row);
-  const auto y = model.row(model.tap(wrong.layer, moe ? TapKind::moe_output : TapKind::attention_output), row.row);
+  const auto y = model.row(model.tap(wrong.layer, moe ? feed_forward_addend(model.plan().model.layers[wrong.layer])
+                                                      : TapKind::attention_output),
+                           row.row);
   Row sum(x.begin(), x.end());
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
   model.finish(sum);
@@ -84,9 +113,26 @@ Row routed(const WrongTap& wrong, const WrongRow& row) {
   const auto logits = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::router_logits), row.row);
   const ops::MatrixView<const double> scores{logits.data(), 1, std::ssize(logits)};
   std::vector<std::int32_t> ids(static_cast<std::size_t>(spec.top_k));
-  Row weights(ids.size());
-  ops::route<double>(scores, spec.top_k, spec.norm_topk_prob, wrong.model.format(), {ids.data(), 1, spec.top_k},
-                     {weights.data(), 1, spec.top_k});
+  Row weights(ids.size()), by(logits.size());
+  ops::RouteOptions<double> options{.top_k = spec.top_k,
+                                    .normalise = spec.norm_topk_prob,
+                                    .sigmoid = spec.scoring == Scoring::sigmoid,
+                                    .groups = spec.groups,
+                                    .top_groups = spec.top_groups,
+                                    .scale = spec.routed_scaling_factor};
+  Row bias;
+  if (spec.selection_bias) {
+    const WeightSpec weight = weight_spec(wrong.model.plan().model, Weight::router_selection_bias, wrong.layer);
+    const LoadedWeight<double> loaded = wrong.model.whole(weight);
+    bias.assign(loaded.view().row(0).begin(), loaded.view().row(0).end());
+    options.selection_bias = bias;
+  }
+  const ops::MatrixView<double> by_row(by.data(), 1, std::ssize(by));
+  ops::selection_scores<double>(scores, options, wrong.model.format(), by_row);
+  if (wrong.kind == TapKind::router_scores) return by;
+  const ops::MatrixView<std::int32_t> ids_row(ids.data(), 1, spec.top_k);
+  ops::choose_experts<double>(by_row, options, ids_row);
+  ops::route_weights<double>(scores, ids_row, options, wrong.model.format(), {weights.data(), 1, spec.top_k});
   return wrong.kind == TapKind::router_choice ? Row(ids.begin(), ids.end()) : weights;
 }
 
@@ -116,12 +162,18 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
     case TapKind::final_norm:
       return columns(model.norm(model.row(model.norm_input(wrong.layer, wrong.kind), row.row), norm_weight_of(wrong)),
                      row);
+    case TapKind::attention_q_latent:
+      return projected(wrong, row, TapKind::attention_norm, Weight::attention_q_latent);
+    case TapKind::attention_q_latent_norm:
+      return columns(latent_norm(wrong, row, TapKind::attention_q_latent, Weight::attention_q_latent_norm), row);
+    case TapKind::attention_kv_latent:
+      return projected(wrong, row, TapKind::attention_norm, Weight::attention_kv_latent);
+    case TapKind::attention_kv_latent_norm:
+      return columns(latent_norm(wrong, row, TapKind::attention_kv_latent, Weight::attention_kv_latent_norm), row);
     case TapKind::attention_q:
-      return rotated(wrong, row, Weight::attention_q);
     case TapKind::attention_k:
-      return rotated(wrong, row, Weight::attention_k);
     case TapKind::attention_v:
-      return projected(wrong, row, TapKind::attention_norm, Weight::attention_v);
+      return heads(wrong, row);
     case TapKind::attention_context:
       return attended(wrong, row);
     case TapKind::attention_output:
@@ -135,13 +187,36 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
       return columns(residual(wrong, row), row);
     case TapKind::router_logits:
       return projected(wrong, row, TapKind::moe_norm, Weight::router);
+    case TapKind::router_scores:
     case TapKind::router_choice:
     case TapKind::router_weights:
       return columns(routed(wrong, row), row);
     case TapKind::moe_output:
       return columns(combined(wrong, row), row);
+    case TapKind::mlp_output:
+      return columns(sum_of_parts(model, tp, [&](int m) { return model.mlp_partial_sum(wrong.layer, row.row, m); }),
+                     row);
+    case TapKind::shared_gate:
+      return projected(wrong, row, TapKind::moe_norm, Weight::shared_gate);
+    case TapKind::shared_output:
+      return columns(gated(wrong, row), row);
+    case TapKind::moe_sum:
+      return columns(
+          sum_of_taps(wrong, row, TapKind::moe_output,
+                      model.plan().model.layers[wrong.layer].feed_forward.shared_gate ? TapKind::shared_output
+                                                                                      : TapKind::mlp_output),
+          row);
     case TapKind::logits:
       return projected(wrong, row, TapKind::final_norm, Weight::head);
+    case TapKind::attention_q_projection:
+    case TapKind::attention_q_normed:
+    case TapKind::attention_kv_projection:
+    case TapKind::attention_k_projection:
+    case TapKind::attention_k_normed:
+    case TapKind::mlp_gate:
+    case TapKind::mlp_up:
+    case TapKind::mlp_activation:
+    case TapKind::mlp_partial:
     case TapKind::attention_partial:
     case TapKind::expert_gate:
     case TapKind::expert_up:

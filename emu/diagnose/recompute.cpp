@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "emu/run/rope_pairs.h"
 #include "ops/attention.h"
 #include "ops/expert.h"
+#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
@@ -60,6 +62,26 @@ const ExpectedTap& Recompute::norm_input(int layer, TapKind norm) const {
   return before < 0 ? tap(-1, TapKind::embedding) : tap(before, TapKind::moe_residual);
 }
 
+namespace {
+
+/// What is added to the product with a weight, where a layer has it.
+std::optional<Weight> bias_of(Weight weight) {
+  switch (weight) {
+    case Weight::attention_q:
+      return Weight::attention_q_bias;
+    case Weight::attention_k:
+      return Weight::attention_k_bias;
+    case Weight::attention_v:
+      return Weight::attention_v_bias;
+    case Weight::router:
+      return Weight::router_bias;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
 LoadedWeight<double> Recompute::slice(const WeightSpec& spec, Range rows, Range cols) {
   return reference_.slices->get(spec, rows, cols);
 }
@@ -73,33 +95,98 @@ Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weig
 Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows) {
   Row y(static_cast<std::size_t>(rows.count));
   ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
+  if (const auto bias = bias_of(weight.weight); bias && has_weight(plan_.model, *bias, weight.layer)) {
+    const Row values = vector(weight_spec(plan_.model, *bias, weight.layer), rows);
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] += values[i];
+  }
   finish(y);
+  return y;
+}
+
+Recompute::Row Recompute::vector(const WeightSpec& spec, Range cols) {
+  const LoadedWeight<double> loaded = slice(spec, {0, 1}, cols);
+  const std::span<const double> values = loaded.view().row(0);
+  return {values.begin(), values.end()};
+}
+
+Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Range cols) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  if (spec.latent()) return latent_heads(kind, layer, from, cols);
+  const Weight weight = kind == TapKind::attention_q   ? Weight::attention_q
+                        : kind == TapKind::attention_k ? Weight::attention_k
+                                                       : Weight::attention_v;
+  Row y =
+      project(row(tap(layer, TapKind::attention_norm), from.row), weight_spec(plan_.model, weight, from.layer), cols);
+  if (kind == TapKind::attention_v) return y;
+  if (spec.query_key_norm == QueryKeyNorm::head) {
+    const Weight norm_weight = kind == TapKind::attention_q ? Weight::attention_q_norm : Weight::attention_k_norm;
+    const LoadedWeight<double> scale = whole(weight_spec(plan_.model, norm_weight, from.layer));
+    const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
+    ops::rms_norm<double>(by_head, scale.view().row(0), plan_.model.rms_norm_eps, format(), by_head);
+  }
+  rotate(y, layer, from.position);
+  return y;
+}
+
+Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& from, Range cols) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  if (kind == TapKind::attention_q) {
+    const TapKind source = spec.q_lora_rank > 0 ? TapKind::attention_q_latent_norm : TapKind::attention_norm;
+    Row y = project(row(tap(layer, source), from.row), weight_spec(plan_.model, Weight::attention_q, from.layer), cols);
+    rotate(y, layer, from.position);
+    return y;
+  }
+  const std::int64_t turned = spec.rope.dim, width = kind == TapKind::attention_k ? spec.head_dim : spec.value_dim();
+  const std::int64_t both = spec.head_dim - turned + spec.value_dim();
+  const Range wanted{cols.begin / width, cols.count / width};
+  const Row product =
+      project(row(tap(layer, TapKind::attention_kv_latent_norm), from.row),
+              weight_spec(plan_.model, Weight::attention_kv, from.layer), {wanted.begin * both, wanted.count * both});
+  const std::span<const double> shared =
+      row(tap(layer, TapKind::attention_kv_latent), from.row).subspan(static_cast<std::size_t>(spec.kv_lora_rank));
+  ops::Matrix<double> k(1, wanted.count * spec.head_dim), v(1, wanted.count * spec.value_dim());
+  ops::split_latent_heads<double>(one_row(product), one_row(shared), spec.value_dim(), k, v);
+  const std::span<const double> values =
+      kind == TapKind::attention_k ? std::as_const(k).row(0) : std::as_const(v).row(0);
+  Row y(values.begin(), values.end());
+  if (kind == TapKind::attention_k) rotate(y, layer, from.position);
   return y;
 }
 
 void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
   const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), spec.head_dim, spec.rope_theta,
-                    format());
+  const ops::RopeTable<double> table(position + 1, rope_pairs(spec), format());
+  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), table);
 }
 
 Recompute::Row Recompute::attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads) {
-  const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
-  const auto block = [&](TapKind kind, std::int64_t index) {
+  const AttentionSpec& attention = plan_.model.layers[layer].attention;
+  const auto block = [&](TapKind kind, std::int64_t index, std::int64_t dim) {
     const ExpectedTap& source = tap(layer, kind);
     const double* first = source.values.data() + rows.begin * source.cols;
     return ConstView{first, rows.count, source.cols, source.cols}.col_range(index * dim, dim);
   };
   const std::vector<std::int64_t> offsets{0, rows.count};
-  ops::Matrix<double> out(rows.count, dim);
-  ops::attention<double>(block(TapKind::attention_q, heads.query), block(TapKind::attention_k, heads.key_value),
-                         block(TapKind::attention_v, heads.key_value), offsets, dim, format(), out);
+  ops::Matrix<double> out(rows.count, attention.value_dim());
+  ops::AttentionOptions<double> options{.head_dim = attention.head_dim,
+                                        .value_dim = attention.value_dim(),
+                                        .scale = attention.score_scale(),
+                                        .window = attention.sliding_window};
+  Row sink;
+  if (attention.sinks) {
+    sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer), {heads.query, 1});
+    options.sinks = sink;
+  }
+  ops::attention<double>(block(TapKind::attention_q, heads.query, attention.head_dim),
+                         block(TapKind::attention_k, heads.key_value, attention.head_dim),
+                         block(TapKind::attention_v, heads.key_value, attention.value_dim()), offsets, options,
+                         format(), out);
   const std::span<const double> last = std::as_const(out).row(place);
   return {last.begin(), last.end()};
 }
 
 Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, const WeightsFrom& from) {
-  const std::int64_t dim = plan_.model.layers[layer].attention.head_dim;
+  const std::int64_t dim = plan_.model.layers[layer].attention.value_dim();
   const Range heads = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).heads;
   const Range held = layouts_by_tp_[static_cast<std::size_t>(from.tp)].layer(plan_.model, layer).heads;
   const WeightSpec spec = weight_spec(plan_.model, Weight::attention_output, from.layer);
@@ -109,6 +196,22 @@ Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_inde
   ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
                                               static_cast<std::size_t>(heads.count * dim))),
                       w, one_row(y));
+  if (tp == 0 && has_weight(plan_.model, Weight::attention_output_bias, from.layer)) {
+    const Row bias = vector(weight_spec(plan_.model, Weight::attention_output_bias, from.layer), {0, std::ssize(y)});
+    for (std::size_t i = 0; i < y.size(); ++i) y[i] += bias[i];
+  }
+  return y;
+}
+
+Recompute::Row Recompute::mlp_partial_sum(int layer, std::int64_t row_index, int tp) {
+  const Range part = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).mlp_size;
+  const std::int64_t hidden = plan_.model.hidden_size;
+  const std::span<const double> x = row(tap(layer, TapKind::moe_norm), row_index);
+  Row y(static_cast<std::size_t>(hidden));
+  ops::expert<double>(one_row(x), slice(weight_spec(plan_.model, Weight::mlp_gate, layer), part, {0, hidden}),
+                      slice(weight_spec(plan_.model, Weight::mlp_up, layer), part, {0, hidden}),
+                      slice(weight_spec(plan_.model, Weight::mlp_down, layer), {0, hidden}, part), format(),
+                      one_row(y));
   return y;
 }
 
@@ -134,10 +237,19 @@ std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t ro
     };
     const ExpectedTap& x = tap(layer, TapKind::moe_norm);
     y = ops::Matrix<double>(x.rows, x.cols);
+    ops::ExpertOptions<double> options{.swiglu_limit = model.layers[layer].feed_forward.swiglu_limit};
+    Row gate_bias, up_bias, down_bias;
+    if (model.layers[layer].feed_forward.expert_bias) {
+      options.gate_bias = gate_bias = vector(spec(Weight::expert_gate_bias), part);
+      options.up_bias = up_bias = vector(spec(Weight::expert_up_bias), part);
+      if (slices.down == 0) {
+        options.down_bias = down_bias = vector(spec(Weight::expert_down_bias), {0, model.hidden_size});
+      }
+    }
     ops::expert<double>({x.values.data(), x.rows, x.cols},
                         slice(spec(Weight::expert_gate), part, {0, model.hidden_size}),
                         slice(spec(Weight::expert_up), part, {0, model.hidden_size}),
-                        slice(spec(Weight::expert_down), {0, model.hidden_size}, down), format(), y);
+                        slice(spec(Weight::expert_down), {0, model.hidden_size}, down), format(), y, {}, options);
   }
   return std::as_const(y).row(row_index);
 }

@@ -67,7 +67,15 @@ class Recompute {
   LoadedWeight<double> whole(const WeightSpec& spec) { return slice(spec, {0, spec.rows}, {0, spec.cols}); }
 
   Row norm(std::span<const double> x, const WeightSpec& weight);
-  /// stored(x W^T), the given rows of W.
+  /// Where a row of q, k or v is supposed to be from.
+  struct Origin {
+    std::int64_t row = 0;       ///< of what it is projected from
+    int layer = 0;              ///< of the weights
+    std::int64_t position = 0;  ///< that it is rotated for
+  };
+  /// Columns, whole heads, of attention.q, k or v of the layer.
+  Row heads(TapKind kind, int layer, const Origin& from, Range cols);
+  /// stored(x W^T + b), the given rows of W.
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
   void rotate(Row& heads, int layer, std::int64_t position) const;
   /// One head of attention for the last of the rows, which attends to all of them.
@@ -78,6 +86,8 @@ class Recompute {
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);
   Row embedding_partial_sum(std::int64_t row, int tp);
+  /// Of the MLP that serves every token; not rounded.
+  Row mlp_partial_sum(int layer, std::int64_t row, int tp);
   /// What an expert makes of the layer's normed row, of one slice over etp; not rounded.
   std::span<const double> expert_partial_sum(int layer, std::int64_t row, const ExpertFrom& from,
                                              const EtpSlices& slices);
@@ -86,6 +96,9 @@ class Recompute {
   void finish(Row& values) const;
 
  private:
+  Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);
+  Row vector(const WeightSpec& spec, Range cols);
+
   const Plan& plan_;
   Mesh mesh_;
   Stages stages_;

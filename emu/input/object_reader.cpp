@@ -29,6 +29,16 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 
 }  // namespace
 
+namespace {
+
+bool same_scalar(const JsonValue& a, const JsonValue& b) {
+  if (a.kind != b.kind) return false;
+  return (a.is(Kind::integer) && a.integer == b.integer) || (a.is(Kind::number) && a.number == b.number) ||
+         (a.is(Kind::boolean) && a.boolean == b.boolean) || (a.is(Kind::string) && a.text == b.text);
+}
+
+}  // namespace
+
 ObjectReader::ObjectReader(const JsonValue& object, std::string path, std::vector<Problem>& problems, Null null)
     : object_(object), path_(std::move(path)), problems_(problems), null_(null) {
   if (!object_.is(Kind::object)) {
@@ -52,6 +62,8 @@ std::optional<ObjectReader::Found> ObjectReader::find(Names names) {
     const JsonValue* value = object_.find(name);
     if (value == nullptr || (null_ == Null::absent && value->is(Kind::null))) continue;
     if (found) {
+      // Published configs name some things twice.
+      if (null_ == Null::absent && same_scalar(*found->value, *value)) continue;
       problem(field(name), fmt::format("given together with {}, which means the same; keep one", in_quotes(first)));
       continue;
     }
@@ -104,6 +116,11 @@ std::optional<std::string> ObjectReader::string(Names names) {
   if (found->value->is(Kind::string)) return found->value->text;
   problem(found->field, fmt::format("{} where a string is needed", describe(*found->value)));
   return std::nullopt;
+}
+
+bool ObjectReader::says_null(std::string_view name) const {
+  const JsonValue* const value = object_.find(name);
+  return value != nullptr && value->is(JsonValue::Kind::null);
 }
 
 void ObjectReader::missing(std::string_view name, std::string_view what) {

@@ -1,6 +1,7 @@
 // Reads the members of one JSON object by name, and remembers which were asked for: what is left is unknown.
 //
-// Names come as a list: the first is ours, the others aliases of it. A key given together with an alias is a problem.
+// Names come as a list: the first is ours, the others aliases of it. A key given together with an alias is a problem,
+// unless null counts as absent, as in other people's configs, and both say the same.
 // A reader never throws on input; each problem goes to the list, and the value that cannot be used is empty.
 #pragma once
 
@@ -33,6 +34,9 @@ class ObjectReader {
   std::optional<double> number(Names names, double least, double most);
   std::optional<bool> boolean(Names names);
   std::optional<std::string> string(Names names);
+
+  /// The key stands there, and is null.
+  bool says_null(std::string_view name) const;
 
   /// Reports that a member is missing; returns nothing of use.
   void missing(std::string_view name, std::string_view what);

@@ -21,6 +21,15 @@ namespace shardproof {
 enum class TapKind : std::int8_t {
   embedding,
   attention_norm,
+  attention_q_latent,  ///< latent attention: what queries are made by way of
+  attention_q_latent_norm,
+  attention_q_projection,  ///< before norm and rotary embedding, where more than the one product leads to q
+  attention_q_normed,      ///< inside each head
+  attention_kv_latent,     ///< latent attention: what keys and values are made by way of, and the key that heads share
+  attention_kv_latent_norm,
+  attention_kv_projection,  ///< latent attention: each head's key and value from there
+  attention_k_projection,
+  attention_k_normed,
   attention_q,  ///< after the rotary embedding, as is k
   attention_k,
   attention_v,
@@ -30,6 +39,7 @@ enum class TapKind : std::int8_t {
   attention_residual,
   moe_norm,
   router_logits,
+  router_scores,  ///< what the choice is made by, where that is not the logits; not stored
   router_choice,  ///< expert ids, best first
   router_weights,
   expert_gate,
@@ -38,6 +48,14 @@ enum class TapKind : std::int8_t {
   expert_partial,  ///< of an expert's output, before its reduction, as stored
   expert_output,   ///< after its reduction, back with its token
   moe_output,      ///< combined
+  mlp_gate,        ///< of the MLP that serves every token
+  mlp_up,
+  mlp_activation,
+  mlp_partial,    ///< of its output, before its reduction, as stored
+  mlp_output,     ///< after its reduction
+  shared_gate,    ///< the logit of the gate on it
+  shared_output,  ///< behind the gate
+  moe_sum,        ///< of the experts and what serves every token
   moe_residual,
   final_norm,
   logits,
@@ -54,6 +72,7 @@ enum class TapRows {
 /// Where every rank along an axis has a partial sum, a tap is one rank's of them (TapId::part).
 enum class TapParts { whole, over_tp, over_etp };
 
+/// A layer in which it is 0 wide has no such tap.
 struct TapRow {
   TapKind kind{};
   std::string_view name;
@@ -108,6 +127,9 @@ std::vector<TapId> all_taps(const ModelConfig& model, const TapPartCounts& parts
 
 /// Rows of the whole tensor, of a batch of so many tokens.
 std::int64_t tap_rows(const ModelConfig& model, const TapId& id, std::int64_t tokens);
+
+/// What the second block of a layer adds to the residual stream.
+TapKind feed_forward_addend(const LayerSpec& layer);
 
 /// Elements of a row.
 std::int64_t tap_width(const ModelConfig& model, const TapId& id);

@@ -13,7 +13,7 @@ using Causes = std::vector<std::string>;
 
 /// With both of two experts chosen, the other expert's output is the other slot's: one error, two names.
 Causes or_weights(const Plan& plan, std::string cause) {
-  if (plan.model.layers[0].feed_forward.top_k == 2 && plan.model.layers[0].feed_forward.num_experts == 2)
+  if (plan.model.experts().top_k == 2 && plan.model.experts().num_experts == 2)
     return {std::move(cause), "router_weights_permuted"};
   return {std::move(cause)};
 }
@@ -114,7 +114,7 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   const int ep = plan.parallel.ep;
   // An owner that is handed more experts than it holds ends in an error of its rank.
-  if (ep < 2 || plan.model.layers[0].feed_forward.num_experts % ep != 0) return {};
+  if (ep < 2 || plan.model.experts().num_experts % ep != 0) return {};
   const int rank = fault == MapFault::rotated ? -1 : sites.first_rank({.pp = plan.parallel.pp - 1});
   const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
   return {{.layer = layer,
@@ -161,7 +161,7 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
 }
 
 Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
-  const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
+  const auto experts = static_cast<std::int32_t>(plan.model.experts().num_experts);
   if (experts < 2) return {};
   Instances result = routing(plan, limit, "expert_map", [=](const FaultSite&, Scores, Ids ids, Weights) {
     for (std::int64_t t = 0; t < ids.rows; ++t) {
@@ -169,14 +169,14 @@ Instances off_by_one(const MutablePlan& plan, std::size_t limit) {
     }
   });
   // Who has chosen both of two experts gets both all the same, each with the other's weight.
-  if (experts == 2 && plan.model.layers[0].feed_forward.top_k == 2) {
+  if (experts == 2 && plan.model.experts().top_k == 2) {
     for (Mutation& mutation : result) mutation.causes.emplace_back("router_weights_permuted");
   }
   return result;
 }
 
 Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
-  const auto experts = static_cast<std::int32_t>(plan.model.layers[0].feed_forward.num_experts);
+  const auto experts = static_cast<std::int32_t>(plan.model.experts().num_experts);
   // In the last microbatch that has tokens, so that all before it are complete.
   const Sites sites(plan);
   const auto rows_of = [&](std::int64_t m, int dp) { return sites.tokens.rows({.dp = dp}, m).count(); };
@@ -197,21 +197,21 @@ Instances nonexistent_expert(const MutablePlan& plan, std::size_t limit) {
 }
 
 Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.layers[0].feed_forward.top_k < 2) return {};
+  if (plan.model.experts().top_k < 2) return {};
   return routing(plan, limit, "router_weights_permuted", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) std::ranges::reverse(weights.row(t));
   });
 }
 
 Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
-  const bool normalise = !plan.model.layers[0].feed_forward.norm_topk_prob;
+  const bool normalise = !plan.model.experts().norm_topk_prob;
   return routing(plan, limit, "router_weights_scaled", [=](const FaultSite&, Scores logits, Ids ids, Weights weights) {
     if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
   });
 }
 
 Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.layers[0].feed_forward.top_k < 2) return {};
+  if (plan.model.experts().top_k < 2) return {};
   return routing(plan, limit, "slot_dropped", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
   });

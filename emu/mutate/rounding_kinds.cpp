@@ -117,7 +117,7 @@ Instances stored_narrow(const MutablePlan& plan, std::size_t limit) {
 }
 
 Instances rounded_between(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.layers[0].feed_forward.top_k < 2) return {};
+  if (plan.model.experts().top_k < 2) return {};
   return in_layers(plan, kStoredNarrow, limit, [](int layer, Format format) {
     return edited(
         Op::moe_combine, layer, {.layer = layer, .kind = TapKind::moe_output}, format,

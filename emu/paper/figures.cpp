@@ -81,8 +81,8 @@ void add_memory(const Plan& plan, const ListFigures& folded, RankFigures& figure
 void add_cache(const Plan& plan, const Layout& layout, std::int64_t longest, RankFigures& figures) {
   double bytes_of_token = 0;
   for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
-    bytes_of_token += 2.0 * static_cast<double>(layout.layer(plan.model, layer).kv_heads.count *
-                                                plan.model.layers[layer].attention.head_dim);
+    bytes_of_token += static_cast<double>(
+        cached_elements(plan.model.layers[layer].attention, layout.layer(plan.model, layer).kv_heads.count));
   }
   bytes_of_token *= static_cast<double>(dtype_bytes(plan.model)) / plan.parallel.cp;
   figures.kv_cache_bytes = bytes_of_token * static_cast<double>(figures.tokens);
@@ -92,7 +92,14 @@ void add_cache(const Plan& plan, const Layout& layout, std::int64_t longest, Ran
 void fill_layout(const Plan& plan, const Layout& layout, RankFigures& figures) {
   figures.at = layout.at;
   figures.layers = layout.layers;
-  const LayerLayout& layer = layout.layer(plan.model, layout.layers.begin);
+  // What stages have of layers with experts, where they have such layers.
+  std::int64_t index = layout.layers.begin;
+  for (std::int64_t i = layout.layers.end() - 1; i >= layout.layers.begin; --i) {
+    if (plan.model.layers[i].feed_forward.dense()) continue;
+    ++figures.expert_layers;
+    index = i;
+  }
+  const LayerLayout& layer = layout.layer(plan.model, index);
   figures.heads = layer.heads;
   figures.kv_heads = layer.kv_heads;
   figures.experts = layer.experts;

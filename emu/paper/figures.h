@@ -45,6 +45,7 @@ struct PassFigures {
 struct RankFigures {
   int rank = 0;
   Coordinates at;
+  std::int64_t expert_layers = 0;  ///< of its layers, those with experts
   Range layers, heads, kv_heads, experts, intermediate_size, vocabulary;
   ParameterCount parameters;
   std::int64_t sequences = 0;             ///< of the batch, over all microbatches of the rank's replica

@@ -33,12 +33,12 @@ QuantityValue world(const QuantityContext& context) {
 }
 
 double modules_of(const Plan& plan, const RankFigures& rank) {
-  const auto layers = static_cast<double>(rank.layers.count);
-  return layers * (1.0 / plan.parallel.tp + static_cast<double>(rank.experts.count) / plan.parallel.etp);
+  return static_cast<double>(rank.layers.count) / plan.parallel.tp +
+         static_cast<double>(rank.expert_layers * rank.experts.count) / plan.parallel.etp;
 }
 
 double expert_equivalents(const Plan& plan, const RankFigures& rank) {
-  return static_cast<double>(rank.layers.count * rank.experts.count) / plan.parallel.etp;
+  return static_cast<double>(rank.expert_layers * rank.experts.count) / plan.parallel.etp;
 }
 
 void add_degrees(std::vector<QuantityDefinition>& table) {
@@ -68,21 +68,21 @@ void add_model(std::vector<QuantityDefinition>& table) {
   size(
       "layers", [](Model m) { return m.layers.size(); }, "layers of the model");
   size(
-      "experts", [](Model m) { return m.layers[0].feed_forward.num_experts; }, "experts of a layer");
+      "experts", [](Model m) { return m.experts().num_experts; }, "experts of a layer");
   size(
-      "top_k", [](Model m) { return m.layers[0].feed_forward.top_k; }, "experts that serve a token");
+      "top_k", [](Model m) { return m.experts().top_k; }, "experts that serve a token");
   size(
       "heads", [](Model m) { return m.layers[0].attention.heads; }, "query heads of a layer");
   size(
       "kv_heads", [](Model m) { return m.layers[0].attention.kv_heads; }, "key-value heads of a layer");
-  table.push_back(
-      entry("expert_instances", "experts", Dimension::count, "layers * experts", [](const QuantityContext& context) {
-        const ModelConfig& model = context.plan.model;
-        return number(
-            static_cast<double>(model.layers.size() * model.layers[0].feed_forward.num_experts),
-            fmt::format("{} layers * {} experts = {}", model.layers.size(), model.layers[0].feed_forward.num_experts,
-                        model.layers.size() * model.layers[0].feed_forward.num_experts));
-      }));
+  table.push_back(entry("expert_instances", "experts", Dimension::count, "layers with experts * experts",
+                        [](const QuantityContext& context) {
+                          const ModelConfig& model = context.plan.model;
+                          return number(static_cast<double>(model.moe_layers() * model.experts().num_experts),
+                                        fmt::format("{} layers * {} experts = {}", model.moe_layers(),
+                                                    model.experts().num_experts,
+                                                    model.moe_layers() * model.experts().num_experts));
+                        }));
 }
 
 void add_gpus(std::vector<QuantityDefinition>& table) {
@@ -170,8 +170,8 @@ void add_placement(std::vector<QuantityDefinition>& table) {
             context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
             [&](const RankFigures& r) {
               return fmt::format(
-                  "{} experts of a layer / ep {} = {}{}", plan.model.layers[0].feed_forward.num_experts,
-                  plan.parallel.ep, r.experts.count,
+                  "{} experts of a layer / ep {} = {}{}", plan.model.experts().num_experts, plan.parallel.ep,
+                  r.experts.count,
                   plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
             });
       }));
@@ -196,10 +196,10 @@ void add_modules(std::vector<QuantityDefinition>& table) {
               return over_ranks(
                   context, [&](const RankFigures& r) { return modules_of(plan, r); },
                   [&](const RankFigures& r) {
-                    return fmt::format(
-                        "{} layers * (1/{} attention + {}/{} experts) = {:.6g}; {} modules / {} GPUs", r.layers.count,
-                        plan.parallel.tp, r.experts.count, plan.parallel.etp, modules_of(plan, r),
-                        plan.model.layers.size() * (1 + plan.model.layers[0].feed_forward.num_experts), plan.world());
+                    return fmt::format("{} layers * (1/{} attention + {}/{} experts) = {:.6g}; {} modules / {} GPUs",
+                                       r.layers.count, plan.parallel.tp, r.experts.count, plan.parallel.etp,
+                                       modules_of(plan, r),
+                                       plan.model.layers.size() * (1 + plan.model.experts().num_experts), plan.world());
                   });
             }));
   table.push_back(entry("modules_variance", "modules^2", Dimension::count, "variance of modules_per_gpu over the GPUs",

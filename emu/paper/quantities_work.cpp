@@ -10,8 +10,8 @@ namespace {
 
 /// The chance that an expert serves at least one of t tokens, each choosing top_k of the experts evenly.
 double active_share(const ModelConfig& model, double tokens) {
-  return 1 - std::pow(1 - static_cast<double>(model.layers[0].feed_forward.top_k) /
-                              static_cast<double>(model.layers[0].feed_forward.num_experts),
+  if (model.dense()) return 1;
+  return 1 - std::pow(1 - static_cast<double>(model.experts().top_k) / static_cast<double>(model.experts().num_experts),
                       tokens);
 }
 
@@ -81,7 +81,7 @@ void add_active(std::vector<QuantityDefinition>& table) {
   active.arguments = 1;
   active.compute = [](const QuantityContext& context, std::span<const double> arguments) {
     const ModelConfig& m = context.plan.model;
-    const FeedForwardSpec& experts = m.layers[0].feed_forward;
+    const FeedForwardSpec& experts = m.experts();
     const double tokens = std::max(0.0, arguments[0]);
     return number(active_share(m, tokens),
                   fmt::format("1 - (1 - {}/{})^{:.6g} = {}", experts.top_k, experts.num_experts, tokens,
@@ -92,7 +92,7 @@ void add_active(std::vector<QuantityDefinition>& table) {
                         "(1 - top_k / experts)^T, T the mean tokens of a replica's microbatch, routing being even",
                         [](const QuantityContext& context) {
                           const ModelConfig& m = context.plan.model;
-                          const FeedForwardSpec& experts = m.layers[0].feed_forward;
+                          const FeedForwardSpec& experts = m.experts();
                           const double tokens = tokens_of_microbatch(context.plan);
                           return number(
                               1 - active_share(m, tokens),

@@ -19,7 +19,7 @@ std::string shares(std::int64_t count, int degree) {
 std::string split_by(const Plan& plan, Axis axis) {
   const ModelConfig& m = plan.model;
   const AttentionSpec& attention = m.layers[0].attention;
-  const FeedForwardSpec& experts = m.layers[0].feed_forward;
+  const FeedForwardSpec& experts = m.experts();
   const Parallel& p = plan.parallel;
   switch (axis) {
     case Axis::tp: {

@@ -16,7 +16,10 @@ LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const
                    std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)},
       .experts = partition(feed_forward.num_experts, parallel.ep, at.ep),
       .most_experts = (feed_forward.num_experts + parallel.ep - 1) / parallel.ep,
-      .intermediate_size = partition(feed_forward.intermediate_size, parallel.etp, at.etp),
+      .intermediate_size = partition(feed_forward.dense() ? 0 : feed_forward.intermediate_size, parallel.etp, at.etp),
+      .mlp_size =
+          partition(feed_forward.dense() ? feed_forward.intermediate_size : feed_forward.shared_intermediate_size,
+                    parallel.tp, at.tp),
       .expert_owner = std::vector<int>(static_cast<std::size_t>(feed_forward.num_experts)),
   };
   for (int owner = 0; owner < parallel.ep; ++owner) {
@@ -56,19 +59,21 @@ Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
 }
 
 Range part_of(const Layout& layout, const ModelConfig& model, Split split, int layer, std::int64_t extent) {
-  const auto in_elements = [&](Range heads) {
-    const std::int64_t dim = model.layers[layer].attention.head_dim;
-    return Range{heads.begin * dim, heads.count * dim};
+  // The extent is that of all heads.
+  const auto in_elements = [&](Range heads, std::int64_t all) {
+    return Range{heads.begin * (extent / all), heads.count * (extent / all)};
   };
   switch (split) {
     case Split::q_heads:
-      return in_elements(layout.layer(model, layer).heads);
+      return in_elements(layout.layer(model, layer).heads, model.layers[layer].attention.heads);
     case Split::kv_heads:
-      return in_elements(layout.layer(model, layer).kv_heads);
+      return in_elements(layout.layer(model, layer).kv_heads, model.layers[layer].attention.kv_heads);
     case Split::vocabulary:
       return layout.vocabulary;
     case Split::intermediate_size:
       return layout.layer(model, layer).intermediate_size;
+    case Split::mlp_size:
+      return layout.layer(model, layer).mlp_size;
     case Split::none:
       break;
   }
@@ -86,6 +91,7 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
   }
   ParameterCount parameters;
   const auto add = [&](const TensorRow& row, int layer, std::int64_t copies) {
+    if (!has_weight(model, row.weight, layer)) return;
     const WeightSpec spec = weight_spec(model, row.weight, layer, row.scope == TensorScope::expert ? 0 : -1);
     const Range rows = part_of(layout, model, spec.row_split, layer, spec.rows);
     const Range cols = part_of(layout, model, spec.col_split, layer, spec.cols);

@@ -17,6 +17,7 @@ struct LayerLayout {
   Range experts;                  ///< of the layer
   std::int64_t most_experts = 0;  ///< that an ep rank holds: the first hold one more where they do not divide
   Range intermediate_size;        ///< part of every local expert
+  Range mlp_size;                 ///< part of the MLP that serves every token
   std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
 };
 
@@ -54,7 +55,7 @@ template <class Visit>
 void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit& visit) {
   const auto scope = [&](TensorScope wanted, int layer, int expert) {
     for (const TensorRow& row : tensor_table()) {
-      if (row.scope != wanted) continue;
+      if (row.scope != wanted || !has_weight(model, row.weight, layer)) continue;
       if (row.weight == Weight::head && model.tie_word_embeddings && layout.first_stage()) continue;
       const WeightSpec spec = weight_spec(model, row.weight, layer, expert);
       visit(spec, part_of(layout, model, spec.row_split, layer, spec.rows),

@@ -334,16 +334,6 @@ Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Pro
   }
   const auto workload = reader.find({"workload"});
   plan.workload = read_workload(workload ? workload->value : nullptr, plan.parallel.dp, problems);
-  if (loaded.sliding_window) {
-    const auto longest = std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
-    if (longest != plan.workload.lengths.end() && *loaded.sliding_window < *longest) {
-      problems.push_back(
-          {"model.sliding_window",
-           fmt::format("{} is shorter than the longest sequence, {}: windowed attention is not computed; "
-                       "null, or at least {}, is needed",
-                       *loaded.sliding_window, *longest, *longest)});
-    }
-  }
   if (const auto notes = reader.find({"notes"})) plan.notes = read_notes(*notes->value, problems);
   plan.notes.insert(plan.notes.end(), loaded.notes.begin(), loaded.notes.end());
   if (const auto claims = reader.find({"claims"})) {

@@ -32,18 +32,21 @@ bool tp_fits(std::int64_t tp, const ModelConfig& model) {
   return std::ranges::all_of(model.layers.kinds(), [&](const LayerSpec& layer) {
     const AttentionSpec& attention = layer.attention;
     if (attention.heads < 1 || attention.kv_heads < 1) return false;
-    return attention.heads % tp == 0 && (attention.kv_heads % tp == 0 || tp % attention.kv_heads == 0);
+    return attention.heads % tp == 0 && (attention.kv_heads % tp == 0 || tp % attention.kv_heads == 0) &&
+           layer.feed_forward.mlp_size() % tp == 0;
   });
 }
 
 bool ep_fits(std::int64_t ep, const ModelConfig& model) {
+  if (model.dense()) return ep == 1;
   return std::ranges::all_of(model.layers.kinds(),
                              [&](const LayerSpec& layer) { return layer.feed_forward.num_experts % ep == 0; });
 }
 
 bool etp_fits(std::int64_t etp, const ModelConfig& model) {
-  return std::ranges::all_of(model.layers.kinds(),
-                             [&](const LayerSpec& layer) { return layer.feed_forward.intermediate_size % etp == 0; });
+  return std::ranges::all_of(model.layers.kinds(), [&](const LayerSpec& layer) {
+    return layer.feed_forward.dense() || layer.feed_forward.intermediate_size % etp == 0;
+  });
 }
 
 /// The least of a size over all layers: no degree beyond it can divide.
@@ -57,10 +60,10 @@ std::int64_t least_heads(const ModelConfig& model) {
   return least_of(model, [](const LayerSpec& layer) { return layer.attention.heads; });
 }
 std::int64_t least_experts(const ModelConfig& model) {
-  return least_of(model, [](const LayerSpec& layer) { return layer.feed_forward.num_experts; });
+  return std::max<std::int64_t>(model.experts().num_experts, 1);
 }
 std::int64_t least_intermediate(const ModelConfig& model) {
-  return least_of(model, [](const LayerSpec& layer) { return layer.feed_forward.intermediate_size; });
+  return model.experts().intermediate_size;
 }
 
 std::vector<int> divisors(std::int64_t n) {

@@ -30,10 +30,21 @@ std::vector<Problem> not_executed(const Plan& plan) {
 }
 
 std::vector<Problem> not_computed(const Plan& plan) {
-  const auto has_norms = [](const LayerSpec& layer) { return layer.attention.query_key_norm; };
-  if (std::ranges::none_of(plan.model.layers.kinds(), has_norms)) return {};
-  return {{"model.model_type", fmt::format("{}: the norms of queries and keys inside each head are not computed yet",
-                                           plan.model.model_type)}};
+  std::vector<Problem> problems;
+  const ModelConfig& model = plan.model;
+  const auto refuse_if = [&](bool has, std::string_view what) {
+    if (has) problems.push_back({"model.model_type", fmt::format("{}: {} not computed yet", model.model_type, what)});
+  };
+  const auto any = [&](const auto& has) { return std::ranges::any_of(model.layers.kinds(), has); };
+  refuse_if(any([](const LayerSpec& layer) { return layer.attention.query_key_norm == QueryKeyNorm::full; }),
+            "norms of queries and keys over all heads are");
+  refuse_if(any([](const LayerSpec& layer) { return layer.attention.rope.type == RopeType::longrope; }),
+            "a rotary embedding scaled by \"longrope\" is");
+  refuse_if(model.layer_norm, "LayerNorm and sparsemixer routing are");
+  refuse_if(model.head_bias, "a bias of the output head is");
+  refuse_if(model.embedding_multiplier != 1 || model.residual_multiplier != 1 || model.logits_scaling != 1,
+            "multipliers of embedding, residual and logits are");
+  return problems;
 }
 
 Runnable make_runnable(Plan plan) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "emu/model/families/family.h"
 #include "emu/model/fields.h"
 
 namespace shardproof {
@@ -10,12 +11,143 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// Of a model whose layers are all alike, which is what the loader reads.
+/// The first layer with experts, or without; null when there is none.
+const LayerSpec* first_layer(const ModelConfig& model, bool dense) {
+  const auto found = std::ranges::find_if(model.layers.kinds(),
+                                          [&](const LayerSpec& kind) { return kind.feed_forward.dense() == dense; });
+  return found == model.layers.kinds().end() ? nullptr : &*found;
+}
+
+void add_rope(const AttentionSpec& attention, bool stretches_by_default, Json& json) {
+  const RopeSpec& rope = attention.rope;
+  if (!attention.latent() && rope.dim > 0) {
+    json["partial_rotary_factor"] = static_cast<double>(rope.dim) / static_cast<double>(attention.head_dim);
+  }
+  Json scaling = {{"rope_type", to_string(rope.type)}};
+  switch (rope.type) {
+    case RopeType::plain:
+      // gpt-oss stretches where nothing is said.
+      if (!stretches_by_default) return;
+      break;
+    case RopeType::longrope:
+      break;
+    case RopeType::linear:
+      scaling["factor"] = rope.factor;
+      break;
+    case RopeType::llama3:
+      scaling["factor"] = rope.factor;
+      scaling["low_freq_factor"] = rope.low_freq_factor;
+      scaling["high_freq_factor"] = rope.high_freq_factor;
+      scaling["original_max_position_embeddings"] = rope.original_context;
+      break;
+    case RopeType::yarn:
+      scaling["factor"] = rope.factor;
+      scaling["original_max_position_embeddings"] = rope.original_context;
+      scaling["beta_fast"] = rope.beta_fast;
+      scaling["beta_slow"] = rope.beta_slow;
+      scaling["truncate"] = rope.truncate;
+      scaling["attention_factor"] = rope.amplitude;
+      if (attention.latent()) scaling["mscale_all_dim"] = rope.mscale_all_dim;
+      break;
+  }
+  json["rope_scaling"] = scaling;
+}
+
+void add_attention(const Family& family, const AttentionSpec& attention, Json& json) {
+  if (attention.latent()) {
+    json["q_lora_rank"] = attention.q_lora_rank > 0 ? Json(attention.q_lora_rank) : Json(nullptr);
+    json["kv_lora_rank"] = attention.kv_lora_rank;
+    json["qk_nope_head_dim"] = attention.head_dim - attention.rope.dim;
+    json["qk_rope_head_dim"] = attention.rope.dim;
+    json["v_head_dim"] = attention.value_dim();
+    json.erase("head_dim");
+    if (family.layer.attention.rope.interleaved) json["rope_interleave"] = attention.rope.interleaved;
+  }
+  if (family.attention_bias == AttentionBias::qkv) {
+    json["qkv_bias"] = attention.qkv_bias;
+  } else if (family.attention_bias != AttentionBias::never) {
+    json["attention_bias"] = attention.qkv_bias;
+  }
+  if (family.qk_norm_by_key) json["use_qk_norm"] = attention.query_key_norm != QueryKeyNorm::none;
+  add_rope(attention, family.model_type == "gpt_oss", json);
+}
+
+void add_windows(const Family& family, const ModelConfig& model, Json& json) {
+  std::int64_t window = 0;
+  for (const LayerSpec& kind : model.layers.kinds()) window = std::max(window, kind.attention.sliding_window);
+  if (family.window == Window::none) return;
+  json["sliding_window"] = window > 0 ? Json(window) : Json(nullptr);
+  if (family.window == Window::every_layer) return;
+  if (family.window != Window::alternating) json["use_sliding_window"] = window > 0;
+  if (family.window == Window::with_switch) return;
+  Json types = Json::array();
+  for (std::int64_t i = 0; i < model.layers.size(); ++i) {
+    types.push_back(model.layers[i].attention.sliding_window > 0 ? "sliding_attention" : "full_attention");
+  }
+  json["layer_types"] = types;
+}
+
+void add_dense_layers(const Family& family, const ModelConfig& model, Json& json) {
+  if (family.mixture == Mixture::after_first) {
+    std::int64_t first = 0;
+    while (first < model.layers.size() && model.layers[first].feed_forward.dense()) ++first;
+    json["first_k_dense_replace"] = first;
+  } else if (family.mixture == Mixture::sparse_step) {
+    Json dense = Json::array();
+    for (std::int64_t i = 0; i < model.layers.size(); ++i) {
+      if (model.layers[i].feed_forward.dense()) dense.push_back(i);
+    }
+    json["mlp_only_layers"] = dense;
+  }
+}
+
+void add_experts(const Family& family, const FeedForwardSpec& experts, Json& json) {
+  if (family.moe_intermediate_size) json["moe_intermediate_size"] = experts.intermediate_size;
+  if (family.counts_shared_experts) {
+    json["n_shared_experts"] = experts.shared_intermediate_size / experts.intermediate_size;
+    json["n_group"] = experts.groups;
+    json["topk_group"] = experts.top_groups;
+    json["routed_scaling_factor"] = experts.routed_scaling_factor;
+    if (experts.scoring == Scoring::softmax) {
+      json["topk_method"] = experts.groups > 1 ? "group_limited_greedy" : "greedy";
+    }
+  } else if (experts.shared_intermediate_size > 0) {
+    json["shared_expert_intermediate_size"] = experts.shared_intermediate_size;
+  }
+  if (experts.swiglu_limit > 0) json["swiglu_limit"] = experts.swiglu_limit;
+}
+
+/// As the config of its family, with every value written out.
 Json model_json(const ModelConfig& model) {
+  const Family* const known = find_family(model.model_type);
+  const Family& family = known != nullptr ? *known : families().front();
+  const LayerSpec *const experts = first_layer(model, false), *const dense = first_layer(model, true);
   Json json = {{"model_type", model.model_type}};
   visit_fields(model, [&](const FieldInfo& field, const auto& value) {
-    if (!field.from_family) json[std::string(field.key)] = value;
+    using Value = std::decay_t<decltype(value)>;
+    if constexpr (!std::is_enum_v<Value>) {
+      const bool is_zero_size = std::is_same_v<Value, std::int64_t> && value == Value{};
+      if (!field.from_family && !is_zero_size) json[std::string(field.key)] = value;
+    }
   });
+  if (family.mixture == Mixture::no_layer) json.erase(std::string(fields::kNormTopkProb.key));
+  if (experts != nullptr) {
+    json[std::string(fields::kNormTopkProb.key)] = experts->feed_forward.norm_topk_prob;
+    json["intermediate_size"] = experts->feed_forward.intermediate_size;
+    add_experts(family, experts->feed_forward, json);
+  }
+  if (family.moe_intermediate_size) json.erase("intermediate_size");
+  if (dense != nullptr) json["intermediate_size"] = dense->feed_forward.intermediate_size;
+  if (!model.layers.kinds().empty()) add_attention(family, model.layers.kinds().front().attention, json);
+  add_windows(family, model, json);
+  add_dense_layers(family, model, json);
+  if (family.layer_norm) json["lm_head_bias"] = model.head_bias;
+  if (family.model_type == "granitemoe") {
+    json["embedding_multiplier"] = model.embedding_multiplier;
+    json["residual_multiplier"] = model.residual_multiplier;
+    json["logits_scaling"] = model.logits_scaling;
+    json["attention_multiplier"] = model.layers[0].attention.attention_multiplier;
+  }
   json["torch_dtype"] = model.dtype;
   return json;
 }

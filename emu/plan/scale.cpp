@@ -31,14 +31,58 @@ struct Widths {
   std::function<std::int64_t(std::int64_t)> intermediate_size;
 };
 
+/// Of an embedding that is more than plain, at least so many pairs go on turning: what stretches them needs fast and
+/// slow ones.
+constexpr std::int64_t kTurningElements = 8;
+
+/// Heads keep what they are made of: a part that turns and one that does not, latents that are narrower than they.
+void set_heads(AttentionSpec& attention, const Widths& widths) {
+  RopeSpec& rope = attention.rope;
+  const std::int64_t dim = attention.head_dim, turned = attention.rope_dim(), still = dim - turned;
+  const double score_scale = attention.score_scale();
+  const bool plain = rope.type == RopeType::plain && still == 0;
+  const auto shrunk = [&](std::int64_t size) { return multiple_at_least(widths.head_dim(size), 2, size); };
+  if (plain) {
+    attention.head_dim = shrunk(dim);
+  } else {
+    const std::int64_t turning = std::min(turned, std::max(shrunk(turned), kTurningElements));
+    attention.head_dim = turning + (still > 0 ? std::max<std::int64_t>(still * turning / turned / 2 * 2, 2) : 0);
+    if (rope.dim > 0) rope.dim = turning;
+  }
+  if (attention.v_head_dim > 0) {
+    attention.v_head_dim = std::min(attention.v_head_dim, widths.head_dim(attention.v_head_dim));
+  }
+  for (std::int64_t* rank : {&attention.q_lora_rank, &attention.kv_lora_rank}) {
+    if (*rank > 0) *rank = std::min(*rank, std::max<std::int64_t>(widths.intermediate_size(*rank), 2));
+  }
+  // A scale that is stated means a head of its width.
+  if (attention.attention_multiplier > 0) {
+    attention.attention_multiplier =
+        score_scale * std::sqrt(static_cast<double>(dim)) / std::sqrt(static_cast<double>(attention.head_dim));
+  }
+}
+
+/// Widths stay multiples of what splits them; a shared expert stays so many experts wide.
+void set_mlps(FeedForwardSpec& spec, const Parallel& parallel, const Widths& widths) {
+  std::int64_t& width = spec.intermediate_size;
+  const std::int64_t before = width, times = spec.shared_intermediate_size / std::max<std::int64_t>(before, 1);
+  const bool whole_times = times > 0 && times * before == spec.shared_intermediate_size;
+  std::int64_t step = spec.dense() ? parallel.tp : parallel.etp;
+  if (whole_times) step = std::lcm(step, parallel.tp / std::gcd<std::int64_t>(parallel.tp, times));
+  width = multiple_at_least(widths.intermediate_size(width), step, width);
+  if (spec.shared_intermediate_size == 0) return;
+  spec.shared_intermediate_size = whole_times
+                                      ? times * width
+                                      : multiple_at_least(widths.intermediate_size(spec.shared_intermediate_size),
+                                                          parallel.tp, spec.shared_intermediate_size);
+}
+
 void set_widths(Plan& plan, const Widths& widths) {
   ModelConfig& model = plan.model;
   model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(widths.hidden, 1));
   model.layers.edit([&](LayerSpec& layer) {
-    std::int64_t& dim = layer.attention.head_dim;
-    std::int64_t& intermediate = layer.feed_forward.intermediate_size;
-    dim = multiple_at_least(widths.head_dim(dim), 2, dim);
-    intermediate = multiple_at_least(widths.intermediate_size(intermediate), plan.parallel.etp, intermediate);
+    set_heads(layer.attention, widths);
+    set_mlps(layer.feed_forward, plan.parallel, widths);
   });
   const std::int64_t vocabulary = model.vocab_size;
   model.vocab_size = std::min(vocabulary, std::max<std::int64_t>({widths.vocabulary, plan.parallel.tp, 2}));
@@ -95,6 +139,21 @@ void shrink_lengths(std::vector<std::int64_t>& lengths, std::int64_t cp) {
 
 }  // namespace
 
+/// Windows and the context before it was stretched shrink as the longest sequence does: what lay outside still does.
+void shrink_windows(const Plan& plan, Plan& small) {
+  const std::int64_t before = std::ranges::max(plan.workload.lengths), now = std::ranges::max(small.workload.lengths);
+  if (now >= before) return;
+  const auto shrunk = [&](std::int64_t size, std::int64_t least) {
+    return std::min(size, std::max(least, size * now / before));
+  };
+  small.model.layers.edit([&](LayerSpec& layer) {
+    std::int64_t& window = layer.attention.sliding_window;
+    std::int64_t& context = layer.attention.rope.original_context;
+    if (window > 0) window = window >= before ? std::max(window * now / before, now) : shrunk(window, 2);
+    if (context > 0) context = shrunk(context, 8);
+  });
+}
+
 Plan scaled(const Plan& plan, const ScaleOptions& options) {
   Plan small = plan;
   const ModelConfig& model = plan.model;
@@ -120,6 +179,7 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
   } else if (options.mode == Mode::automatic) {
     shrink_lengths(workload.lengths, plan.parallel.cp);
   }
+  shrink_windows(plan, small);
   const std::int64_t largest = (workload.batch() + plan.parallel.dp - 1) / plan.parallel.dp;
   workload.microbatches = std::min(workload.microbatches, largest);
   return small;

@@ -4,6 +4,23 @@
 #include <numeric>
 
 namespace shardproof {
+namespace {
+
+/// The query at place p of its sequence sees min(p + 1, window) keys.
+double pairs_of(const std::vector<SequenceSpan>& sequences, std::int64_t window) {
+  const auto keys_up_to = [&](double places) {
+    const double beyond = window > 0 ? std::max(0.0, places - static_cast<double>(window)) : 0;
+    return places * (places + 1) / 2 - beyond * (beyond + 1) / 2;
+  };
+  double sum = 0;
+  for (const SequenceSpan& sequence : sequences) {
+    const auto past = static_cast<double>(sequence.past);
+    sum += keys_up_to(past + static_cast<double>(sequence.length)) - keys_up_to(past);
+  }
+  return sum;
+}
+
+}  // namespace
 
 Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int dp) {
   return partition(sequences, parallel.dp, dp);
@@ -31,14 +48,21 @@ Range TokenMap::microbatch_rows(int dp, std::int64_t microbatch) const {
   return {first, offsets_[static_cast<std::size_t>(part.end())] - first};
 }
 
-double TokenMap::pairs(int dp, std::int64_t microbatch) const {
+std::vector<SequenceSpan> TokenMap::spans(int dp, std::int64_t microbatch) const {
   const Range part = sequences(dp, microbatch);
-  double sum = 0;
+  std::vector<SequenceSpan> result;
   for (auto s = static_cast<std::size_t>(part.begin); s < static_cast<std::size_t>(part.end()); ++s) {
-    const auto length = static_cast<double>(offsets_[s + 1] - offsets_[s]);
-    sum += length * (length + 1) / 2 + (past_.empty() ? 0 : length * static_cast<double>(past_[s]));
+    result.push_back({offsets_[s + 1] - offsets_[s], past_.empty() ? 0 : past_[s]});
   }
-  return sum;
+  return result;
+}
+
+double TokenMap::pairs(int dp, std::int64_t microbatch, std::int64_t window) const {
+  return pairs_of(spans(dp, microbatch), window);
+}
+
+double RankTokens::pairs_within(std::int64_t window) const {
+  return pairs_of(sequences, window) / cp;
 }
 
 Range TokenMap::own_places(std::int64_t rows, int tp) const {
@@ -64,7 +88,8 @@ RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch)
   RankTokens result{
       .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
   // Shares of a context-parallel group are balanced.
-  result.pairs = pairs(at.dp, microbatch) / parallel_.cp;
+  result.sequences = spans(at.dp, microbatch);
+  result.cp = parallel_.cp;
   const std::int64_t count = result.rows.count();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};

@@ -21,6 +21,12 @@
 
 namespace shardproof {
 
+/// Tokens of a sequence, and those before them that are there already.
+struct SequenceSpan {
+  std::int64_t length = 0;
+  std::int64_t past = 0;
+};
+
 /// What one rank holds of a microbatch. `own` and `stream` are places among `rows`.
 struct RankTokens {
   TokenRows rows;                        ///< that its attention works on
@@ -29,7 +35,12 @@ struct RankTokens {
   std::vector<std::int64_t> own_counts;  ///< rows own to each rank of its tp group
   std::vector<std::int64_t> offsets;     ///< where each sequence of the microbatch begins, and their end; sequences + 1
   std::vector<std::int64_t> positions;   ///< of each row within its sequence
-  double pairs = 0;  ///< of a query and a key that it sees, which the rank's attention works on: causal, past included
+  std::vector<SequenceSpan> sequences;   ///< of the microbatch, over all of cp
+  int cp = 1;                            ///< ranks that share them evenly
+
+  /// Pairs of a query and a key that it sees, which the rank's attention works on: causal, past included, within a
+  /// window of so many keys (0: all).
+  double pairs_within(std::int64_t window) const;
 };
 
 /// Where a row is routed: the rank that it is own to, in every stage (pp and the expert axes are left 0).
@@ -62,7 +73,8 @@ class TokenMap {
   /// The same without `positions`, in no more time than there are sequences.
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
   /// Pairs of a query and a key that it sees, over the sequences of the microbatch: causal, past included.
-  double pairs(int dp, std::int64_t microbatch) const;
+  double pairs(int dp, std::int64_t microbatch, std::int64_t window = 0) const;
+  std::vector<SequenceSpan> spans(int dp, std::int64_t microbatch) const;
 
   /// How many tokens of each sequence came before these rows, and are attended to.
   void set_past(std::vector<std::int64_t> tokens) { past_ = std::move(tokens); }

@@ -49,6 +49,7 @@ class Checker {
       good &= at_least_one("model.num_key_value_heads", layer.attention.kv_heads);
       good &= at_least_one("model.head_dim", layer.attention.head_dim);
       good &= at_least_one("model.intermediate_size", layer.feed_forward.intermediate_size);
+      if (layer.feed_forward.dense()) continue;
       good &= at_least_one("model.num_local_experts", layer.feed_forward.num_experts);
       good &= at_least_one("model.num_experts_per_tok", layer.feed_forward.top_k);
     }
@@ -59,7 +60,7 @@ class Checker {
       problem("model.rms_norm_eps", fmt::format("{}; a finite number, 0 or above, is needed", model_.rms_norm_eps));
     }
     for (const LayerSpec& layer : model_.layers.kinds()) {
-      const double theta = layer.attention.rope_theta;
+      const double theta = layer.attention.rope.theta;
       if (std::isfinite(theta) && theta > 0) continue;
       problem("model.rope_theta", fmt::format("{}; a finite number above 0 is needed", theta));
     }
@@ -77,9 +78,46 @@ class Checker {
       problem("model.num_key_value_heads", fmt::format("{} query heads / {} key-value heads = {} remainder {}; {}",
                                                        heads, kv, heads / kv, heads % kv, divisors_near(heads, kv)));
     }
+    check_rope(layer.attention);
+    check_groups(layer.feed_forward);
     if (top_k > experts) {
       problem("model.num_experts_per_tok",
               fmt::format("{} experts for a token, but a layer has {}; 1 to {} is needed", top_k, experts, experts));
+    }
+  }
+
+  void check_rope(const AttentionSpec& attention) {
+    const std::int64_t turned = attention.rope_dim();
+    if (turned % 2 != 0 || turned < 2 || turned > attention.head_dim) {
+      problem(attention.latent() ? "model.qk_rope_head_dim" : "model.partial_rotary_factor",
+              fmt::format("{} of {} elements of a head turn; an even number of them is needed", turned,
+                          attention.head_dim));
+    } else if (attention.latent() && turned == attention.head_dim) {
+      problem("model.qk_nope_head_dim", "0; at least 1 is needed");
+    }
+    if (attention.latent() && attention.kv_heads != attention.heads) {
+      problem("model.num_key_value_heads",
+              fmt::format("{}; latent attention has as many as query heads, {}", attention.kv_heads, attention.heads));
+    }
+  }
+
+  void check_groups(const FeedForwardSpec& spec) {
+    if (spec.groups <= 1) return;
+    if (spec.num_experts % spec.groups != 0) {
+      problem("model.n_group", fmt::format("{} experts / {} groups = {} remainder {}; {}", spec.num_experts,
+                                           spec.groups, spec.num_experts / spec.groups, spec.num_experts % spec.groups,
+                                           divisors_near(spec.num_experts, spec.groups)));
+      return;
+    }
+    const std::int64_t size = spec.num_experts / spec.groups;
+    if (spec.top_groups < 1 || spec.top_groups > spec.groups) {
+      problem("model.topk_group",
+              fmt::format("{} of {} groups; 1 to {} is needed", spec.top_groups, spec.groups, spec.groups));
+    } else if (spec.top_groups * size < spec.top_k) {
+      problem("model.topk_group", fmt::format("{} groups of {} experts have fewer than the {} that serve a token",
+                                              spec.top_groups, size, spec.top_k));
+    } else if (spec.scoring == Scoring::sigmoid && size < 2) {
+      problem("model.n_group", fmt::format("{} groups of one expert; a group is as good as its two best", spec.groups));
     }
   }
 
@@ -157,6 +195,8 @@ class Checker {
     for (const LayerSpec& layer : model_.layers.kinds()) {
       const std::int64_t kv = layer.attention.kv_heads;
       divides("parallel.tp", layer.attention.heads, "query heads", "tp", p_.tp);
+      divides("parallel.tp", layer.feed_forward.mlp_size(),
+              layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts", "tp", p_.tp);
       if (kv % p_.tp == 0 || p_.tp % kv == 0) continue;
       const std::int64_t more = std::max<std::int64_t>(kv, p_.tp), less = std::min<std::int64_t>(kv, p_.tp);
       problem("parallel.tp",
@@ -168,11 +208,16 @@ class Checker {
       problem("parallel.tp", fmt::format("a vocabulary of {} cannot be split over tp {}", model_.vocab_size, p_.tp));
     }
     for (const LayerSpec& layer : model_.layers.kinds()) {
+      if (layer.feed_forward.dense()) continue;
       if (p_.ep > layer.feed_forward.num_experts) {
         problem("parallel.ep", fmt::format("{} experts cannot be spread over ep {}; at most ep {} is needed",
                                            layer.feed_forward.num_experts, p_.ep, layer.feed_forward.num_experts));
       }
       divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
+    }
+    if (model_.dense() && p_.ep > 1) {
+      problem("parallel.ep",
+              fmt::format("{}, but no layer of \"{}\" has experts; 1 is needed", p_.ep, model_.model_type));
     }
     if (p_.pp > model_.layers.size()) {
       problem("parallel.pp", fmt::format("{} stages for {} layers leaves {} stages empty; at most {} is needed", p_.pp,
@@ -252,6 +297,7 @@ class Checker {
   }
 
   void check_routed(const std::string& field, const std::vector<std::int64_t>& row, const FeedForwardSpec& spec) {
+    if (spec.dense()) return;
     if (std::ssize(row) != spec.num_experts) {
       problem(field, fmt::format("{} counts for {} experts", row.size(), spec.num_experts));
       return;
@@ -289,8 +335,8 @@ class Checker {
     }
     const std::int64_t layers = model_.layers.size();
     const LayerSpec& first = model_.layers[0];
-    const std::int64_t experts = first.feed_forward.num_experts;
-    if (p_.tp > 1 && first.attention.heads % p_.tp != 0 && layers % p_.tp != 0 && experts % p_.tp != 0) {
+    const std::int64_t experts = model_.experts().num_experts;
+    if (p_.tp > 1 && experts > 0 && first.attention.heads % p_.tp != 0 && layers % p_.tp != 0 && experts % p_.tp != 0) {
       add(fmt::format("{} layers and {} experts do not divide by {} either ({} remainder {}, {} remainder {})", layers,
                       experts, p_.tp, layers / p_.tp, layers % p_.tp, experts / p_.tp, experts % p_.tp));
     }

@@ -59,10 +59,18 @@ double largest_row_sum(std::span<const double> values, std::int64_t cols) {
   return largest_magnitude(sums_of_rows);
 }
 
-void SumRecorder::linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w) const {
+void SumRecorder::bias(const TapName& tap, std::span<const double> bias) const {
+  if (!sink_) return;
+  require_on_grid(tap, bias);
+  if (largest_magnitude(bias) <= kLargestBias) return;
+  throw std::invalid_argument("reference: a bias that goes into " + to_string(tap) + " is larger than 2^10");
+}
+
+void SumRecorder::linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w,
+                         double more) const {
   if (!sink_) return;
   require_on_grid(tap, w);
-  tell(tap, sum, largest_magnitude(x.values) * largest_row_sum(w, x.cols), kActivationStep * kWeightStep);
+  tell(tap, sum, largest_magnitude(x.values) * largest_row_sum(w, x.cols) + more, kActivationStep * kWeightStep);
 }
 
 void SumRecorder::squares(const TapName& tap, const Tensor& x) const {
@@ -71,25 +79,25 @@ void SumRecorder::squares(const TapName& tap, const Tensor& x) const {
   tell(tap, "x^2 over the width", static_cast<double>(x.cols) * largest * largest, kActivationStep * kActivationStep);
 }
 
-void SumRecorder::rotation(const TapName& tap, const Tensor& x) const {
+void SumRecorder::rotation(const TapName& tap, const Tensor& x, double amplitude) const {
   if (!sink_) return;
-  tell(tap, "x cos - y sin of RoPE", 2 * largest_magnitude(x.values), kActivationStep * kExpStep);
+  tell(tap, "x cos - y sin of RoPE", 2 * amplitude * largest_magnitude(x.values), kActivationStep * kExpStep);
 }
 
 void SumRecorder::attention(const TapName& tap, const Tensor& q, const Tensor& k, const Tensor& v,
-                            std::int64_t head_dim, std::span<const std::int64_t> lengths) const {
+                            std::int64_t head_dim, std::span<const std::int64_t> lengths, bool sinks) const {
   if (!sink_) return;
   const auto keys = static_cast<double>(lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end()));
   tell(tap, "q . k", static_cast<double>(head_dim) * largest_magnitude(q.values) * largest_magnitude(k.values),
        kActivationStep * kActivationStep);
-  tell(tap, "p over the keys", keys, kExpStep);
+  tell(tap, "p over the keys", keys + (sinks ? 1 : 0), kExpStep);
   tell(tap, "p v over the keys", keys * largest_magnitude(v.values), kExpStep * kActivationStep);
 }
 
-void SumRecorder::silu(const TapName& tap, const Tensor& gate) const {
+void SumRecorder::silu(const TapName& tap, const Tensor& gate, double slope) const {
   if (!sink_) return;
   double largest = -std::numeric_limits<double>::infinity();
-  for (const double g : gate.values) largest = std::max(largest, -g);
+  for (const double g : gate.values) largest = std::max(largest, -slope * g);
   tell(tap, "1 + exp(-gate)", 1 + exponential(std::clamp(largest, -40.0, 20.0), Arithmetic::exact), kExpStep);
 }
 

@@ -4,14 +4,14 @@
 // any order: every partial sum is an integer below 2^53, times the step. The magnitudes are bounded by what goes in:
 //
 //   sum                                            step          magnitudes add up to at most
-//   x W^T, a linear layer                          2^-10 2^-16   max |x| * largest row sum of |W|
+//   x W^T, a linear layer                          2^-10 2^-16   max |x| * largest row sum of |W|, + 2^10 with a bias
 //   x^2, RMSNorm                                   2^-10 2^-10   width * max |x|^2
-//   x cos - y sin, RoPE                            2^-10 2^-20   2 max |x|
+//   x cos - y sin, RoPE                            2^-10 2^-20   2 max |x| * amplitude
 //   q . k, attention scores                        2^-10 2^-10   head_dim * max |q| * max |k|
 //   p, the softmax's denominator                   2^-20         keys (p <= 1)
 //   p v, attention                                 2^-20 2^-10   keys * max |v|
-//   1 + exp(-gate), SiLU                           2^-20         1 + exp(the largest -gate, held in [-40, 20])
-//   exp, the router's denominator                  2^-20         experts
+//   1 + exp(-gate), SiLU and sigmoids              2^-20         1 + exp(the largest -gate, held in [-40, 20])
+//   exp or sigmoid, the router's denominator       2^-20         experts
 //   weight * output, over the experts of a token   2^-10 2^-10   largest row sum of weights * max |output|
 //   x + y, the residual                            2^-10         max |x| + max |y|
 //
@@ -32,6 +32,8 @@ namespace shardproof::reference {
 
 /// The multiple of which the weights of linear layers and of the embedding are.
 inline constexpr double kWeightStep = 0x1p-16;
+/// What a sum allows for a bias that joins it.
+inline constexpr double kLargestBias = 0x1p10;
 /// Significant bits of a double.
 inline constexpr int kBudgetBits = 53;
 /// What bits_needed() says of a sum that is not finite.
@@ -62,13 +64,18 @@ class SumRecorder {
  public:
   explicit SumRecorder(SumSink sink) : sink_(std::move(sink)) {}
 
-  /// Throws std::invalid_argument when a weight is finite and no multiple of kWeightStep.
-  void linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w) const;
+  /// With `more` for what else is added. Throws std::invalid_argument when a weight is finite and no multiple of
+  /// kWeightStep.
+  void linear(const TapName& tap, std::string_view sum, const Tensor& x, std::span<const double> w,
+              double more = 0) const;
+  /// That a bias is on the grid, and no larger than kLargestBias: throws std::invalid_argument, as above.
+  void bias(const TapName& tap, std::span<const double> bias) const;
   void squares(const TapName& tap, const Tensor& x) const;
-  void rotation(const TapName& tap, const Tensor& x) const;
+  void rotation(const TapName& tap, const Tensor& x, double amplitude) const;
   void attention(const TapName& tap, const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t head_dim,
-                 std::span<const std::int64_t> lengths) const;
-  void silu(const TapName& tap, const Tensor& gate) const;
+                 std::span<const std::int64_t> lengths, bool sinks) const;
+  /// Of an exponential of `slope` times the negative gate.
+  void silu(const TapName& tap, const Tensor& gate, double slope) const;
   void routing(const TapName& tap, std::int64_t experts) const;
   void combination(const TapName& tap, const Tensor& weights, const Tensor& outputs) const;
   void addition(const TapName& tap, const Tensor& x, const Tensor& y) const;

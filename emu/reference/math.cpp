@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -61,6 +62,18 @@ double exponential(double x, Arithmetic arithmetic) {
   return rounded(std::exp(x), kExpStep, arithmetic);
 }
 
+double sigmoid(double x, Arithmetic arithmetic) {
+  const double argument = arithmetic == Arithmetic::exact ? std::clamp(-x, -40.0, 20.0) : -x;
+  return rounded(1.0 / (1.0 + exponential(argument, arithmetic)), kExpStep, arithmetic);
+}
+
+double clamped_swiglu(double gate, double up, double limit, Arithmetic arithmetic) {
+  const double g = std::min(gate, limit), u = std::clamp(up, -limit, limit);
+  const double turned = -(1.702 * g);
+  const double argument = arithmetic == Arithmetic::exact ? std::clamp(turned, -40.0, 20.0) : turned;
+  return (u + 1.0) * (g / (1.0 + exponential(argument, arithmetic)));
+}
+
 double silu(double gate, Arithmetic arithmetic) {
   const double argument = arithmetic == Arithmetic::exact ? std::clamp(-gate, -40.0, 20.0) : -gate;
   return gate / (1.0 + exponential(argument, arithmetic));
@@ -109,21 +122,66 @@ Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, Ari
   return stored(std::move(y), arithmetic);
 }
 
-Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta,
-            Arithmetic arithmetic) {
-  const std::int64_t half = head_dim / 2;
-  Tensor y(x.rows, x.cols);
-  for (std::int64_t i = 0; i < half; ++i) {
-    const double frequency = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+std::vector<double> frequencies(const RopeSpec& spec, std::int64_t d) {
+  const double pi = std::acos(-1.0), context = static_cast<double>(spec.original_context);
+  std::vector<double> result;
+  // Yarn: the pair that turns so many times in the original context.
+  const auto pair_of = [&](double turns) {
+    return static_cast<double>(d) * std::log(context / (turns * 2 * pi)) / (2 * std::log(spec.theta));
+  };
+  double first = spec.type == RopeType::yarn ? pair_of(spec.beta_fast) : 0;
+  double last = spec.type == RopeType::yarn ? pair_of(spec.beta_slow) : 1;
+  if (spec.truncate) {
+    first = std::floor(first);
+    last = std::ceil(last);
+  }
+  first = std::max(first, 0.0);
+  last = std::min(last, static_cast<double>(d - 1));
+  if (first == last) last += 0.001;
+  for (std::int64_t i = 0; i < d / 2; ++i) {
+    const double f = std::pow(spec.theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+    switch (spec.type) {
+      case RopeType::plain:
+      case RopeType::longrope:
+        result.push_back(f);
+        break;
+      case RopeType::linear:
+        result.push_back(f / spec.factor);
+        break;
+      case RopeType::llama3: {
+        const double turns = context * f / (2 * pi);
+        const double share =
+            std::clamp((turns - spec.low_freq_factor) / (spec.high_freq_factor - spec.low_freq_factor), 0.0, 1.0);
+        result.push_back((1 - share) * (f / spec.factor) + share * f);
+        break;
+      }
+      case RopeType::yarn: {
+        const double ramp = std::clamp((static_cast<double>(i) - first) / (last - first), 0.0, 1.0);
+        result.push_back(f / spec.factor * ramp + f * (1 - ramp));
+        break;
+      }
+    }
+  }
+  return result;
+}
+
+Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, std::int64_t begin,
+            const RopeSpec& spec, Arithmetic arithmetic) {
+  const std::vector<double> frequency = frequencies(spec, spec.dim > 0 ? spec.dim : head_dim);
+  const auto pairs = static_cast<std::int64_t>(frequency.size());
+  Tensor y = x;
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const std::int64_t a = spec.interleaved ? begin + 2 * i : begin + i;
+    const std::int64_t b = spec.interleaved ? a + 1 : a + pairs;
     for (std::int64_t t = 0; t < x.rows; ++t) {
-      const double angle = static_cast<double>(positions[static_cast<std::size_t>(t)]) * frequency;
-      const double cosine = rounded(std::cos(angle), kExpStep, arithmetic);
-      const double sine = rounded(std::sin(angle), kExpStep, arithmetic);
+      const double angle =
+          static_cast<double>(positions[static_cast<std::size_t>(t)]) * frequency[static_cast<std::size_t>(i)];
+      const double cosine = rounded(spec.amplitude * std::cos(angle), kExpStep, arithmetic);
+      const double sine = rounded(spec.amplitude * std::sin(angle), kExpStep, arithmetic);
       for (std::int64_t head = 0; head < x.cols; head += head_dim) {
-        const double x0 = x.row(t)[head + i];
-        const double x1 = x.row(t)[head + i + half];
-        y.row(t)[head + i] = x0 * cosine - x1 * sine;
-        y.row(t)[head + i + half] = x1 * cosine + x0 * sine;
+        const double x0 = x.row(t)[head + a], x1 = x.row(t)[head + b];
+        y.row(t)[head + a] = x0 * cosine - x1 * sine;
+        y.row(t)[head + b] = x1 * cosine + x0 * sine;
       }
     }
   }
@@ -131,37 +189,40 @@ Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
-                 std::int64_t head_dim, Arithmetic arithmetic) {
-  const std::int64_t heads = q.cols / head_dim;
-  const std::int64_t queries_per_kv = heads / (k.cols / head_dim);
-  const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  Tensor out(q.rows, q.cols);
+                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic) {
+  const std::int64_t dim = spec.head_dim, value_dim = spec.value_dim();
+  const std::int64_t heads = q.cols / dim, share = heads / (k.cols / dim);
+  const double scale = spec.score_scale();
+  Tensor out(q.rows, heads * value_dim);
   std::vector<double> p;
   std::int64_t begin = 0;
   for (const std::int64_t length : lengths) {
-    for (std::int64_t head = 0; head < heads; ++head) {
-      const std::int64_t column = head * head_dim;
-      const std::int64_t kv_column = head / queries_per_kv * head_dim;
-      for (std::int64_t t = begin; t < begin + length; ++t) {
-        const std::int64_t keys = t - begin + 1;
-        p.resize(static_cast<std::size_t>(keys));
-        for (std::int64_t j = 0; j < keys; ++j) {
-          const double* query = q.row(t) + column;
-          const double* key = k.row(begin + j) + kv_column;
+    for (std::int64_t t = begin; t < begin + length; ++t) {
+      const std::int64_t first = spec.sliding_window > 0 ? std::max(begin, t + 1 - spec.sliding_window) : begin;
+      for (std::int64_t head = 0; head < heads; ++head) {
+        const double* query = q.row(t) + head * dim;
+        const std::int64_t kv_head = head / share;
+        p.assign(static_cast<std::size_t>(t - first + 1), 0.0);
+        for (std::int64_t j = first; j <= t; ++j) {
+          const double* key = k.row(j) + kv_head * dim;
           double dot = 0.0;
-          for (std::int64_t d = 0; d < head_dim; ++d) dot += query[d] * key[d];
-          p[static_cast<std::size_t>(j)] = rounded(dot * scale, kActivationStep, arithmetic);
+          for (std::int64_t i = 0; i < dim; ++i) dot += query[i] * key[i];
+          p[static_cast<std::size_t>(j - first)] = rounded(dot * scale, kActivationStep, arithmetic);
         }
-        const double largest = *std::max_element(p.begin(), p.end());
-        double* context = out.row(t) + column;
+        double largest = *std::max_element(p.begin(), p.end());
+        if (!sinks.empty()) largest = std::max(largest, sinks[static_cast<std::size_t>(head)]);
         double sum = 0.0;
-        for (std::int64_t j = 0; j < keys; ++j) {
-          const double weight = exponential(p[static_cast<std::size_t>(j)] - largest, arithmetic);
-          const double* value = v.row(begin + j) + kv_column;
-          sum += weight;
-          for (std::int64_t d = 0; d < head_dim; ++d) context[d] += weight * value[d];
+        for (double& value : p) {
+          value = exponential(value - largest, arithmetic);
+          sum += value;
         }
-        for (std::int64_t d = 0; d < head_dim; ++d) context[d] /= sum;
+        if (!sinks.empty()) sum += exponential(sinks[static_cast<std::size_t>(head)] - largest, arithmetic);
+        double* const context = out.row(t) + head * value_dim;
+        for (std::int64_t j = first; j <= t; ++j) {
+          const double* value = v.row(j) + kv_head * value_dim;
+          for (std::int64_t i = 0; i < value_dim; ++i) context[i] += p[static_cast<std::size_t>(j - first)] * value[i];
+        }
+        for (std::int64_t i = 0; i < value_dim; ++i) context[i] /= sum;
       }
     }
     begin += length;
@@ -169,22 +230,73 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<co
   return stored(std::move(out), arithmetic);
 }
 
-Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, Arithmetic arithmetic) {
-  Routing routing{Tensor(logits.rows, top_k), Tensor(logits.rows, top_k)};
-  std::vector<std::int64_t> order(static_cast<std::size_t>(logits.cols));
+namespace {
+
+/// Which experts may be chosen.
+std::vector<bool> open_experts(const double* scores, const FeedForwardSpec& spec) {
+  const std::int64_t size = spec.num_experts / spec.groups;
+  std::vector<double> best;
+  for (std::int64_t group = 0; group < spec.groups; ++group) {
+    std::vector<double> sorted(scores + group * size, scores + (group + 1) * size);
+    std::sort(sorted.begin(), sorted.end(), std::greater<>());
+    best.push_back(spec.scoring == Scoring::sigmoid && size > 1 ? sorted[0] + sorted[1] : sorted[0]);
+  }
+  std::vector<std::int64_t> order(best.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return best[static_cast<std::size_t>(a)] > best[static_cast<std::size_t>(b)];
+  });
+  std::vector<bool> open(static_cast<std::size_t>(spec.num_experts), false);
+  for (std::int64_t i = 0; i < spec.top_groups; ++i) {
+    for (std::int64_t e = 0; e < size; ++e) {
+      open[static_cast<std::size_t>(order[static_cast<std::size_t>(i)] * size + e)] = true;
+    }
+  }
+  return open;
+}
+
+}  // namespace
+
+Routing route(const Tensor& logits, const FeedForwardSpec& spec, std::span<const double> selection_bias,
+              Arithmetic arithmetic) {
+  const bool sigmoids = spec.scoring == Scoring::sigmoid;
+  Routing routing{Tensor(logits.rows, logits.cols), Tensor(logits.rows, spec.top_k), Tensor(logits.rows, spec.top_k)};
+  std::vector<double> score(static_cast<std::size_t>(logits.cols));
   for (std::int64_t t = 0; t < logits.rows; ++t) {
     const double* logit = logits.row(t);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return logit[a] > logit[b]; });
-    const double largest = logit[order[0]];
-    double sum = 0.0;
-    for (std::int64_t slot = 0; slot < (normalise ? top_k : logits.cols); ++slot) {
-      sum += exponential(logit[order[static_cast<std::size_t>(slot)]] - largest, arithmetic);
+    double* const by = routing.scores.row(t);
+    for (std::int64_t e = 0; e < logits.cols; ++e) {
+      const auto index = static_cast<std::size_t>(e);
+      score[index] = sigmoids ? sigmoid(logit[e], arithmetic) : 0.0;
+      by[e] = sigmoids ? score[index] : logit[e];
+      if (!selection_bias.empty()) by[e] += selection_bias[index];
     }
-    for (std::int64_t slot = 0; slot < top_k; ++slot) {
+    std::vector<std::int64_t> order(static_cast<std::size_t>(logits.cols));
+    std::iota(order.begin(), order.end(), 0);
+    if (spec.groups > 1) {
+      const std::vector<bool> open = open_experts(by, spec);
+      std::erase_if(order, [&](std::int64_t e) { return !open[static_cast<std::size_t>(e)]; });
+    }
+    std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) { return by[a] > by[b]; });
+    const double largest = *std::max_element(logit, logit + logits.cols);
+    if (!sigmoids) {
+      for (std::int64_t e = 0; e < logits.cols; ++e) {
+        score[static_cast<std::size_t>(e)] = exponential(logit[e] - largest, arithmetic);
+      }
+    }
+    double sum = 0.0;
+    if (spec.norm_topk_prob) {
+      for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
+        sum += score[static_cast<std::size_t>(order[static_cast<std::size_t>(slot)])];
+      }
+      if (sigmoids) sum += 1e-20;
+    } else {
+      sum = sigmoids ? 1.0 : std::accumulate(score.begin(), score.end(), 0.0);
+    }
+    for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
       const std::int64_t expert = order[static_cast<std::size_t>(slot)];
       routing.choice.row(t)[slot] = static_cast<double>(expert);
-      routing.weights.row(t)[slot] = exponential(logit[expert] - largest, arithmetic) / sum;
+      routing.weights.row(t)[slot] = score[static_cast<std::size_t>(expert)] / sum * spec.routed_scaling_factor;
     }
   }
   routing.weights = stored(std::move(routing.weights), arithmetic);

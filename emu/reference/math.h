@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "emu/model/config.h"
+
 namespace shardproof::reference {
 
 struct Tensor {
@@ -38,6 +40,9 @@ Tensor stored(Tensor x, Arithmetic arithmetic);
 /// E(x) = exp(x), rounded to a multiple of kExpStep in `exact`.
 double exponential(double x, Arithmetic arithmetic);
 
+/// gpt-oss's activation: (u + 1) * (g / (1 + E(-1.702 g))), g = min(gate, limit), u = up held within -limit..limit.
+double clamped_swiglu(double gate, double up, double limit, Arithmetic arithmetic);
+
 /// silu(g) = g / (1 + E(-g)). In `exact`, -g is first clamped to [-40, 20], so that 1 + E(-g) needs at most 50 bits.
 double silu(double gate, Arithmetic arithmetic);
 
@@ -48,23 +53,35 @@ Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs);
 /// y[t, i] = stored((x[t, i] * inv) * weight[i]), inv = 1 / sqrt(sum over i of x[t, i]^2 / cols + eps).
 Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, Arithmetic arithmetic);
 
-/// Rotates each head: pairs (i, i + head_dim / 2) by the angle position * theta^(-2 i / head_dim), and stores the
-/// result. positions has one entry a row.
-Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, double theta,
-            Arithmetic arithmetic);
+/// The angle a position of each pair of elements that turns, d / 2 of them (RopeType, emu/model/config.h).
+std::vector<double> frequencies(const RopeSpec& spec, std::int64_t d);
 
-/// Causal grouped-query attention inside each sequence: query head h reads key-value head h / (heads / kv_heads).
-/// s_j = stored(q . k_j / sqrt(head_dim)), p_j = E(s_j - max s), out = stored((sum_j p_j v_j) / (sum_j p_j)).
+/// Rotates each head of head_dim elements, of which those from `begin` on turn: pair i by the angle
+/// position * frequency[i]. A pair is (begin + i, begin + i + pairs), or neighbours where the spec interleaves them.
+/// Stores the result. positions has one entry a row.
+Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64_t head_dim, std::int64_t begin,
+            const RopeSpec& spec, Arithmetic arithmetic);
+
+/// Causal grouped-query attention inside each sequence: query head h reads key-value head h / (heads / kv_heads), a
+/// token the keys of the spec's window. s_j = stored(score_scale q . k_j), p_j = E(s_j - m), m the largest s_j, out =
+/// stored((sum_j p_j v_j) / (sum_j p_j)). A head's sink is one more s_j, of value zero.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
-                 std::int64_t head_dim, Arithmetic arithmetic);
+                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic);
+
+/// 1 / (1 + E(-x)), itself rounded to kExpStep in `exact`, where -x is clamped as silu() says.
+double sigmoid(double x, Arithmetic arithmetic);
 
 struct Routing {
-  Tensor choice;   ///< [tokens, top_k] expert ids by falling logit, of equal ones the lower id first
+  Tensor scores;   ///< [tokens, experts]: with sigmoid, what the choice is made by
+  Tensor choice;   ///< [tokens, top_k] expert ids by falling logit or score, of equal ones the lower id first
   Tensor weights;  ///< [tokens, top_k]
 };
 
-/// weight = stored(e / sum of e), e = E(logit - the row's largest logit), the sum over the chosen experts if
-/// `normalise`, else over all.
-Routing route(const Tensor& logits, std::int64_t top_k, bool normalise, Arithmetic arithmetic);
+/// Of softmax, weight = stored(scale e / sum of e), e = E(logit - the row's largest logit), the sum over the chosen
+/// experts if they are normalised, else over all. Of sigmoid, scores s = sigmoid(logit); the choice is by s + bias; a
+/// weight is stored(scale s / (sum of the chosen s + 1e-20)), or stored(scale s). With groups, only experts of the best
+/// ones are chosen: by the sum of the two best s + bias, or by the best logit.
+Routing route(const Tensor& logits, const FeedForwardSpec& spec, std::span<const double> selection_bias,
+              Arithmetic arithmetic);
 
 }  // namespace shardproof::reference

@@ -37,12 +37,23 @@ struct Model {
     return values;
   }
 
-  /// stored(x W^T) for the weight of that name, [outputs, x.cols]. `into` is the tap that it goes into.
+  /// stored(x W^T + b) for the weight of that name, [outputs, x.cols], and the bias, if it has one. `into` is the tap
+  /// that it goes into.
   Tensor project(const Tensor& x, const std::string& name, std::int64_t outputs, std::string_view into,
-                 std::string_view sum = "x W^T") const {
+                 std::string_view sum = "x W^T", const std::string& bias_name = "") const {
     const std::span<const double> w = weight(name, outputs, x.cols);
-    sums.linear(at(into), sum, x, w);
-    return stored(linear(x, w, outputs), arithmetic);
+    Tensor y = linear(x, w, outputs);
+    if (bias_name.empty()) {
+      sums.linear(at(into), sum, x, w);
+      return stored(std::move(y), arithmetic);
+    }
+    sums.linear(at(into), sum, x, w, kLargestBias);
+    const std::span<const double> bias = weight(bias_name, 1, outputs);
+    sums.bias(at(into), bias);
+    for (std::int64_t t = 0; t < y.rows; ++t) {
+      for (std::int64_t o = 0; o < outputs; ++o) y.row(t)[o] += bias[static_cast<std::size_t>(o)];
+    }
+    return stored(std::move(y), arithmetic);
   }
 
   Tensor norm(const Tensor& x, const std::string& name, std::string_view into) const {
@@ -50,9 +61,22 @@ struct Model {
     return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, arithmetic);
   }
 
-  Tensor rotated(const Tensor& x, const AttentionSpec& spec, std::string_view into) const {
-    sums.rotation(at(into), x);
-    return rope(x, positions, spec.head_dim, spec.rope_theta, arithmetic);
+  /// Of each head by itself.
+  Tensor head_norm(Tensor x, std::int64_t head_dim, const std::string& name, std::string_view into) const {
+    const std::int64_t rows = x.rows, cols = x.cols;
+    x.rows = rows * cols / head_dim;
+    x.cols = head_dim;
+    Tensor y = norm(x, name, into);
+    y.rows = rows;
+    y.cols = cols;
+    return y;
+  }
+
+  /// Heads of `dim` elements, of which those from `begin` on turn.
+  Tensor rotated(const Tensor& x, const AttentionSpec& spec, std::int64_t dim, std::int64_t begin,
+                 std::string_view into) const {
+    sums.rotation(at(into), x, spec.rope.amplitude);
+    return rope(x, positions, dim, begin, spec.rope, arithmetic);
   }
 
   /// stored(x + y)
@@ -68,6 +92,9 @@ struct Model {
 };
 
 void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths) {
+  require(!model.layer_norm && !model.head_bias && model.embedding_multiplier == 1 && model.residual_multiplier == 1 &&
+              model.logits_scaling == 1,
+          "LayerNorm, a bias of the head and multipliers are not computed");
   require(model.hidden_size > 0 && model.vocab_size > 0, "hidden size and vocabulary must be positive");
   for (const LayerSpec& layer : model.layers.kinds()) {
     const AttentionSpec& attention = layer.attention;
@@ -75,8 +102,12 @@ void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::
     require(attention.head_dim > 0 && attention.head_dim % 2 == 0, "head_dim must be positive and even");
     require(attention.kv_heads > 0 && attention.heads > 0 && attention.heads % attention.kv_heads == 0,
             "kv_heads must divide heads");
-    require(!attention.query_key_norm, "norms of queries and keys are not computed");
+    require(attention.query_key_norm != QueryKeyNorm::full && attention.rope.type != RopeType::longrope,
+            "norms over all heads and longrope are not computed");
+    require(!attention.latent() || attention.kv_heads == attention.heads, "latent attention has keys for every head");
     require(experts.intermediate_size > 0, "intermediate_size must be positive");
+    require(experts.dense() || experts.num_experts % experts.groups == 0, "groups must divide the experts");
+    if (experts.dense()) continue;
     require(experts.top_k >= 1 && experts.top_k <= experts.num_experts, "top_k must be in 1..num_experts");
   }
   std::int64_t total = 0;
@@ -116,90 +147,202 @@ Tensor embed(const Model& model, std::span<const std::int32_t> tokens) {
   return stored(std::move(x), model.arithmetic);
 }
 
+/// Columns begin..begin+count of each block of `block` columns, one block after another.
+Tensor columns_of_blocks(const Tensor& x, std::int64_t block, std::int64_t begin, std::int64_t count) {
+  Tensor y(x.rows, x.cols / block * count);
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    for (std::int64_t i = 0; i * block < x.cols; ++i) {
+      std::copy_n(x.row(t) + i * block + begin, count, y.row(t) + i * count);
+    }
+  }
+  return y;
+}
+
+struct Heads {
+  Tensor q, k, v;
+};
+
+/// Queries, keys and values of grouped-query attention.
+Heads project_heads(const Model& model, const AttentionSpec& spec, const Tensor& n, const std::string& weights) {
+  const std::int64_t dim = spec.head_dim;
+  const auto project = [&](const char* name, std::int64_t width, std::string_view into) {
+    const std::string bias = spec.qkv_bias ? weights + name + ".bias" : "";
+    return model.project(n, weights + name + ".weight", width, into, "x W^T", bias);
+  };
+  const bool normed = spec.query_key_norm == QueryKeyNorm::head;
+  Tensor q = project("q_proj", spec.heads * dim, "attention.q");
+  if (normed) q = model.head_norm(std::move(q), dim, weights + "q_norm.weight", "attention.q");
+  Tensor k = project("k_proj", spec.kv_heads * dim, "attention.k");
+  if (normed) k = model.head_norm(std::move(k), dim, weights + "k_norm.weight", "attention.k");
+  return {model.rotated(q, spec, dim, 0, "attention.q"), model.rotated(k, spec, dim, 0, "attention.k"),
+          project("v_proj", spec.kv_heads * spec.value_dim(), "attention.v")};
+}
+
+/// Of latent attention (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1): q = Wqb rms(Wqa n), or Wq n; [c, r] = Wkva n; of
+/// each head [k, v] = Wkvb rms(c); the last elements of q turn, and so does r, which every head's key ends with.
+Heads project_latent(const Model& model, const AttentionSpec& spec, const Tensor& n, const std::string& weights) {
+  const std::int64_t dim = spec.head_dim, turned = spec.rope.dim, still = dim - turned, value_dim = spec.value_dim();
+  Tensor source = n;
+  if (spec.q_lora_rank > 0) {
+    const Tensor latent = model.project(n, weights + "q_a_proj.weight", spec.q_lora_rank, "attention.q_latent");
+    model.tap("attention.q_latent", latent);
+    source = model.norm(latent, weights + "q_a_layernorm.weight", "attention.q_latent_norm");
+    model.tap("attention.q_latent_norm", source);
+  }
+  const Tensor q = model.project(source, weights + "q_proj.weight", spec.heads * dim, "attention.q");
+  const Tensor latent =
+      model.project(n, weights + "kv_a_proj_with_mqa.weight", spec.kv_lora_rank + turned, "attention.kv_latent");
+  model.tap("attention.kv_latent", latent);
+  const Tensor c = model.norm(columns_of_blocks(latent, latent.cols, 0, spec.kv_lora_rank),
+                              weights + "kv_a_layernorm.weight", "attention.kv_latent_norm");
+  model.tap("attention.kv_latent_norm", c);
+  const Tensor r =
+      model.rotated(columns_of_blocks(latent, latent.cols, spec.kv_lora_rank, turned), spec, turned, 0, "attention.k");
+  const Tensor both =
+      model.project(c, weights + "kv_b_proj.weight", spec.heads * (still + value_dim), "attention.k", "c W^T");
+  Heads heads{model.rotated(q, spec, dim, still, "attention.q"), Tensor(n.rows, spec.heads * dim),
+              columns_of_blocks(both, still + value_dim, still, value_dim)};
+  for (std::int64_t t = 0; t < n.rows; ++t) {
+    for (std::int64_t head = 0; head < spec.heads; ++head) {
+      std::copy_n(both.row(t) + head * (still + value_dim), still, heads.k.row(t) + head * dim);
+      std::copy_n(r.row(t), turned, heads.k.row(t) + head * dim + still);
+    }
+  }
+  return heads;
+}
+
 /// x + Wo attention(...)
 Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tensor& x, const std::string& weights) {
   const std::string projections = weights + "self_attn.";
-  const std::int64_t query_width = spec.heads * spec.head_dim;
-  const std::int64_t kv_width = spec.kv_heads * spec.head_dim;
-
   const Tensor n = model.norm(x, weights + "input_layernorm.weight", "attention.norm");
   model.tap("attention.norm", n);
-  const Tensor q =
-      model.rotated(model.project(n, projections + "q_proj.weight", query_width, "attention.q"), spec, "attention.q");
-  model.tap("attention.q", q);
-  const Tensor k =
-      model.rotated(model.project(n, projections + "k_proj.weight", kv_width, "attention.k"), spec, "attention.k");
-  model.tap("attention.k", k);
-  const Tensor v = model.project(n, projections + "v_proj.weight", kv_width, "attention.v");
-  model.tap("attention.v", v);
-  model.sums.attention(model.at("attention.context"), q, k, v, spec.head_dim, model.lengths);
-  const Tensor context = attention(q, k, v, model.lengths, spec.head_dim, model.arithmetic);
+  const Heads heads =
+      spec.latent() ? project_latent(model, spec, n, projections) : project_heads(model, spec, n, projections);
+  model.tap("attention.q", heads.q);
+  model.tap("attention.k", heads.k);
+  model.tap("attention.v", heads.v);
+  model.sums.attention(model.at("attention.context"), heads.q, heads.k, heads.v, spec.head_dim, model.lengths,
+                       spec.sinks);
+  std::vector<double> sinks;
+  if (spec.sinks) {
+    const std::span<const double> read = model.weight(projections + "sinks", 1, spec.heads);
+    sinks.assign(read.begin(), read.end());
+  }
+  const Tensor context = attention(heads.q, heads.k, heads.v, model.lengths, spec, sinks, model.arithmetic);
   model.tap("attention.context", context);
-  const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output");
+  const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output", "x W^T",
+                                      spec.output_bias ? projections + "o_proj.bias" : "");
   model.tap("attention.output", output);
   Tensor residual = model.sum(x, output, "attention.residual");
   model.tap("attention.residual", residual);
   return residual;
 }
 
-/// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x.
-Tensor expert(const Model& model, const FeedForwardSpec& spec, const Tensor& x, const std::string& weights,
-              std::string_view into) {
-  const Tensor gate =
-      model.project(x, weights + "w1.weight", spec.intermediate_size, into, "x W^T of an expert's gate");
-  const Tensor up = model.project(x, weights + "w3.weight", spec.intermediate_size, into, "x W^T of an expert's up");
-  model.sums.silu(model.at(into), gate);
-  Tensor h(x.rows, spec.intermediate_size);
+/// What a gated MLP's weights are called.
+struct MlpNames {
+  std::string gate, up, down;
+};
+
+/// stored(h W2^T), h = stored(silu(g) * u), g = stored(x W1^T), u = stored(x W3^T), for the rows of x; with biases, and
+/// clamped, where the spec says so.
+Tensor gated_mlp(const Model& model, const FeedForwardSpec& spec, std::int64_t width, bool biased, const Tensor& x,
+                 const MlpNames& names, std::string_view into) {
+  const auto bias = [&](const std::string& name) { return biased ? name + ".bias" : std::string(); };
+  const Tensor gate = model.project(x, names.gate + ".weight", width, into, "x W^T of an MLP's gate", bias(names.gate));
+  const Tensor up = model.project(x, names.up + ".weight", width, into, "x W^T of an MLP's up", bias(names.up));
+  model.sums.silu(model.at(into), gate, spec.swiglu_limit > 0 ? 1.702 : 1.0);
+  Tensor h(x.rows, width);
   for (std::size_t i = 0; i < h.values.size(); ++i) {
-    h.values[i] = silu(gate.values[i], model.arithmetic) * up.values[i];
+    h.values[i] = spec.swiglu_limit > 0
+                      ? clamped_swiglu(gate.values[i], up.values[i], spec.swiglu_limit, model.arithmetic)
+                      : silu(gate.values[i], model.arithmetic) * up.values[i];
   }
-  return model.project(stored(std::move(h), model.arithmetic), weights + "w2.weight", x.cols, into,
-                       "h W^T of an expert's down");
+  return model.project(stored(std::move(h), model.arithmetic), names.down + ".weight", x.cols, into,
+                       "h W^T of an MLP's down", bias(names.down));
 }
 
-/// x + sum over the chosen experts, in the order of the choice, of weight * expert(norm(x)).
-Tensor moe_block(const Model& model, const FeedForwardSpec& spec, const Tensor& x, const std::string& weights) {
-  const std::string moe = weights + "block_sparse_moe.";
+/// The MLP that serves every token.
+Tensor mlp_for_all(const Model& model, const FeedForwardSpec& spec, const Tensor& n, const std::string& weights) {
+  const std::string mlp = weights + "mlp.";
+  Tensor output = gated_mlp(model, spec, spec.mlp_size(), false, n,
+                            {mlp + "gate_proj", mlp + "up_proj", mlp + "down_proj"}, "mlp.output");
+  model.tap("mlp.output", output);
+  if (!spec.shared_gate) return output;
+  const Tensor gate = model.project(n, mlp + "shared_expert_gate.weight", 1, "mlp.shared_gate");
+  model.tap("mlp.shared_gate", gate);
+  model.sums.silu(model.at("mlp.shared_output"), gate, 1.0);
+  for (std::int64_t t = 0; t < output.rows; ++t) {
+    const double open = sigmoid(gate.row(t)[0], model.arithmetic);
+    for (std::int64_t i = 0; i < output.cols; ++i) output.row(t)[i] *= open;
+  }
+  output = stored(std::move(output), model.arithmetic);
+  model.tap("mlp.shared_output", output);
+  return output;
+}
 
-  const Tensor n = model.norm(x, weights + "post_attention_layernorm.weight", "moe.norm");
-  model.tap("moe.norm", n);
-  const Tensor logits = model.project(n, moe + "gate.weight", spec.num_experts, "moe.router_logits");
+/// The sum over the chosen experts, in the order of the choice, of weight * expert(n).
+Tensor experts_of(const Model& model, const FeedForwardSpec& spec, const Tensor& n, const std::string& weights) {
+  const std::string moe = weights + "block_sparse_moe.";
+  const Tensor logits = model.project(n, moe + "gate.weight", spec.num_experts, "moe.router_logits", "x W^T",
+                                      spec.router_bias ? moe + "gate.bias" : "");
   model.tap("moe.router_logits", logits);
   model.sums.routing(model.at("moe.router_weights"), spec.num_experts);
-  const Routing routing = route(logits, spec.top_k, spec.norm_topk_prob, model.arithmetic);
+  if (spec.scoring == Scoring::sigmoid) model.sums.silu(model.at("moe.router_scores"), logits, 1.0);
+  std::vector<double> selection_bias;
+  if (spec.selection_bias) {
+    const std::span<const double> read = model.weight(moe + "gate.e_score_correction_bias", 1, spec.num_experts);
+    selection_bias.assign(read.begin(), read.end());
+  }
+  const Routing routing = route(logits, spec, selection_bias, model.arithmetic);
+  if (spec.scoring == Scoring::sigmoid) model.tap("moe.router_scores", routing.scores);
   model.tap("moe.router_choice", routing.choice);
   model.tap("moe.router_weights", routing.weights);
 
   // by_slot.row(t * top_k + slot) is what the expert that token t chose in that slot makes of it.
-  Tensor by_slot(x.rows * spec.top_k, x.cols);
+  Tensor by_slot(n.rows * spec.top_k, n.cols);
   for (std::int64_t e = 0; e < spec.num_experts; ++e) {
     std::vector<std::int64_t> slots;
     for (std::int64_t s = 0; s < by_slot.rows; ++s) {
       if (routing.choice.values[static_cast<std::size_t>(s)] == static_cast<double>(e)) slots.push_back(s);
     }
     if (slots.empty()) continue;
-    Tensor inputs(static_cast<std::int64_t>(slots.size()), x.cols);
+    Tensor inputs(static_cast<std::int64_t>(slots.size()), n.cols);
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       const double* token = n.row(slots[static_cast<std::size_t>(r)] / spec.top_k);
       std::copy_n(token, n.cols, inputs.row(r));
     }
-    const Tensor outputs = expert(model, spec, inputs, moe + "experts." + std::to_string(e) + ".", "moe.output");
+    const std::string names = moe + "experts." + std::to_string(e) + ".";
+    const Tensor outputs = gated_mlp(model, spec, spec.intermediate_size, spec.expert_bias, inputs,
+                                     {names + "w1", names + "w3", names + "w2"}, "moe.output");
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
       std::copy_n(outputs.row(r), outputs.cols, by_slot.row(slots[static_cast<std::size_t>(r)]));
     }
   }
 
   model.sums.combination(model.at("moe.output"), routing.weights, by_slot);
-  Tensor output(x.rows, x.cols);
-  for (std::int64_t t = 0; t < x.rows; ++t) {
+  Tensor output(n.rows, n.cols);
+  for (std::int64_t t = 0; t < n.rows; ++t) {
     for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
       const double weight = routing.weights.row(t)[slot];
       const double* y = by_slot.row(t * spec.top_k + slot);
-      for (std::int64_t i = 0; i < x.cols; ++i) output.row(t)[i] += weight * y[i];
+      for (std::int64_t i = 0; i < n.cols; ++i) output.row(t)[i] += weight * y[i];
     }
   }
   output = stored(std::move(output), model.arithmetic);
   model.tap("moe.output", output);
+  return output;
+}
+
+/// x + what the experts, and an MLP for all tokens, make of norm(x).
+Tensor feed_forward_block(const Model& model, const FeedForwardSpec& spec, const Tensor& x,
+                          const std::string& weights) {
+  const Tensor n = model.norm(x, weights + "post_attention_layernorm.weight", "moe.norm");
+  model.tap("moe.norm", n);
+  Tensor output = spec.dense() ? mlp_for_all(model, spec, n, weights) : experts_of(model, spec, n, weights);
+  if (spec.shared_intermediate_size > 0) {
+    output = model.sum(std::move(output), mlp_for_all(model, spec, n, weights), "moe.sum");
+    model.tap("moe.sum", output);
+  }
   Tensor residual = model.sum(x, output, "moe.residual");
   model.tap("moe.residual", residual);
   return residual;
@@ -221,7 +364,7 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     model.layer = static_cast<int>(layer);
     x = attention_block(model, config.layers[layer].attention, x, "model." + prefix);
-    x = moe_block(model, config.layers[layer].feed_forward, x, "model." + prefix);
+    x = feed_forward_block(model, config.layers[layer].feed_forward, x, "model." + prefix);
   }
   model.layer = -1;
   const Tensor final_norm = model.norm(x, "model.norm.weight", "final_norm");

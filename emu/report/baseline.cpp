@@ -55,10 +55,14 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   Hasher hasher;
   visit_fields(plan.model, [&](const FieldInfo& field, const auto& value) {
     if (field.added_later) {
-      if (value == std::decay_t<decltype(value)>{}) return;
+      if (static_cast<double>(value) == field.later_default) return;
       hasher.add(random_key(0, field.key));
     }
-    hasher.add(value);
+    if constexpr (std::is_enum_v<std::decay_t<decltype(value)>>) {
+      hasher.add(static_cast<std::int64_t>(value));
+    } else {
+      hasher.add(value);
+    }
   });
   // Layers that are not all alike: which is which.
   for (std::int64_t i = 0; plan.model.layers.kinds().size() > 1 && i < plan.model.layers.size(); ++i) {

@@ -6,6 +6,63 @@
 
 namespace shardproof {
 
+namespace {
+
+template <class T>
+struct Heads {
+  TensorOf<T> q, k, v;
+};
+
+/// Queries, keys and values of the rank's heads, before the rotary embedding; of all rows.
+template <class T>
+Heads<T> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full) {
+  Heads<T> heads;
+  heads.q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q, Weight::attention_q_bias);
+  heads.k = ctx.linear(Op::attention_k, layer, full, Weight::attention_k, Weight::attention_k_bias);
+  heads.v = ctx.linear(Op::attention_v, layer, full, Weight::attention_v, Weight::attention_v_bias);
+  ctx.tap_if(TapKind::attention_q_projection, layer, heads.q);
+  ctx.tap_if(TapKind::attention_k_projection, layer, heads.k);
+  if (ctx.model().layers[layer].attention.query_key_norm == QueryKeyNorm::head) {
+    ctx.head_norm(Op::attention_q_norm, layer, heads.q, Weight::attention_q_norm);
+    ctx.head_norm(Op::attention_k_norm, layer, heads.k, Weight::attention_k_norm);
+    ctx.tap(TapKind::attention_q_normed, layer, heads.q);
+    ctx.tap(TapKind::attention_k_normed, layer, heads.k);
+  }
+  return heads;
+}
+
+/// The same by way of latents, which every rank of tp computes whole: what a cache would hold is theirs together.
+template <class T>
+Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
+  using Tensor = TensorOf<T>;
+  const AttentionSpec& spec = ctx.model().layers[layer].attention;
+  Heads<T> heads;
+  if (spec.q_lora_rank > 0) {
+    const Tensor latent = ctx.linear(Op::attention_q_latent, layer, full, Weight::attention_q_latent);
+    ctx.tap(TapKind::attention_q_latent, layer, latent);
+    const Tensor norm = ctx.rms_norm(Op::attention_q_latent_norm, layer, latent, Weight::attention_q_latent_norm);
+    ctx.tap(TapKind::attention_q_latent_norm, layer, norm);
+    heads.q = ctx.linear(Op::attention_q, layer, norm, Weight::attention_q);
+  } else {
+    heads.q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q);
+  }
+  ctx.tap(TapKind::attention_q_projection, layer, heads.q);
+  const Tensor latent = ctx.linear(Op::attention_kv_latent, layer, full, Weight::attention_kv_latent);
+  ctx.tap(TapKind::attention_kv_latent, layer, latent);
+  const Tensor norm = ctx.rms_norm(Op::attention_kv_latent_norm, layer, ctx.columns(latent, 0, spec.kv_lora_rank),
+                                   Weight::attention_kv_latent_norm);
+  ctx.tap(TapKind::attention_kv_latent_norm, layer, norm);
+  const Tensor product = ctx.linear(Op::attention_kv, layer, norm, Weight::attention_kv);
+  ctx.tap(TapKind::attention_kv_projection, layer, product);
+  const Tensor shared = ctx.columns(latent, spec.kv_lora_rank, spec.rope.dim);
+  typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_heads, layer, product, shared);
+  heads.k = std::move(split.k);
+  heads.v = std::move(split.v);
+  return heads;
+}
+
+}  // namespace
+
 template <class T>
 Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   using Tensor = TensorOf<T>;
@@ -13,22 +70,22 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   ctx.tap(TapKind::attention_norm, layer, norm);
   const Tensor full = co_await gather_stream(ctx, Op::attention_gather, layer, std::move(norm));
 
-  Tensor q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q);
-  Tensor k = ctx.linear(Op::attention_k, layer, full, Weight::attention_k);
-  Tensor v = ctx.linear(Op::attention_v, layer, full, Weight::attention_v);
-  ctx.rope(Op::attention_rope_q, layer, q);
-  ctx.rope(Op::attention_rope_k, layer, k);
-  ctx.tap(TapKind::attention_q, layer, q);
-  ctx.tap(TapKind::attention_k, layer, k);
-  ctx.tap(TapKind::attention_v, layer, v);
+  const bool latent = ctx.model().layers[layer].attention.latent();
+  Heads<T> heads = latent ? project_latent(ctx, layer, full) : project_heads(ctx, layer, full);
+  ctx.rope(Op::attention_rope_q, layer, heads.q);
+  ctx.rope(Op::attention_rope_k, layer, heads.k);
+  ctx.tap(TapKind::attention_q, layer, heads.q);
+  ctx.tap(TapKind::attention_k, layer, heads.k);
+  ctx.tap(TapKind::attention_v, layer, heads.v);
   if (ctx.parallel().cp > 1) {
-    k = co_await ctx.gather_over_cp(Op::attention_gather_k, layer, std::move(k));
-    v = co_await ctx.gather_over_cp(Op::attention_gather_v, layer, std::move(v));
+    heads.k = co_await ctx.gather_over_cp(Op::attention_gather_k, layer, std::move(heads.k));
+    heads.v = co_await ctx.gather_over_cp(Op::attention_gather_v, layer, std::move(heads.v));
   }
-  const Tensor context = ctx.attention(Op::attention_context, layer, q, k, v);
+  const Tensor context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   ctx.tap(TapKind::attention_context, layer, context);
 
-  Tensor partial = ctx.partial_linear(Op::attention_output, layer, context, Weight::attention_output);
+  Tensor partial =
+      ctx.partial_linear(Op::attention_output, layer, context, Weight::attention_output, Weight::attention_output_bias);
   ctx.tap(TapKind::attention_partial, layer, partial);
   const Tensor output = co_await reduce_to_stream(ctx, Op::attention_reduce, layer, std::move(partial));
   ctx.tap(TapKind::attention_output, layer, output);

@@ -11,6 +11,7 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/expert.h"
+#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/permute.h"
@@ -78,13 +79,24 @@ typename Computations<T>::Tensor Computations<T>::rms_norm(Op op, int layer, con
 }
 
 template <class T>
-typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View x, Weight weight) {
+void Computations<T>::add_bias([[maybe_unused]] int layer, [[maybe_unused]] std::optional<Weight> bias,
+                               [[maybe_unused]] Tensor& y) const {
+  if constexpr (!kDry) {
+    if (!bias || !has_weight(model_, *bias, layer)) return;
+    ops::add_bias<T>(y, slice(*bias, layer).load().view().row(0));
+  }
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View x, Weight weight,
+                                                         std::optional<Weight> bias) {
   const ShapeMatrix w = slice_shape(weight, layer);
   Tensor y(rows_of(x), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
     const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
     ops::linear<T>(x, loaded, y);
+    add_bias(layer, bias, y);
     inject_result_fault(op, layer, y.view(), x, loaded.view());
     ops::round_to<T>(y.span(), format_);
   }
@@ -93,18 +105,60 @@ typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View 
 }
 
 template <class T>
-typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int layer, const Tensor& x, Weight weight) {
+typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int layer, const Tensor& x, Weight weight,
+                                                                 std::optional<Weight> bias) {
   const ShapeMatrix w = slice_shape(weight, layer);
   Tensor y(x.rows(), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
     const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
     ops::linear<T>(x, loaded, y);
+    if (layout_.at.tp == 0) add_bias(layer, bias, y);
     inject_result_fault(op, layer, y.view(), x.view(), loaded.view());
   }
   round_partial(y, layout_.parallel.tp);
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));
   return y;
+}
+
+template <class T>
+void Computations<T>::head_norm(Op op, int layer, Tensor& heads, Weight weight) {
+  const std::int64_t dim = model_.layers[layer].attention.head_dim;
+  if constexpr (!kDry) {
+    const ops::MatrixView<T> by_head(heads.data(), heads.size() / dim, dim);
+    ops::rms_norm<T>(by_head, slice(weight, layer).load().view().row(0), model_.rms_norm_eps, format_, by_head);
+    inject_result_fault(op, layer, heads.view());
+  }
+  record(op, layer, heads.rows(), heads.cols(),
+         ops::rms_norm_cost(heads.rows() * heads.cols() / dim, dim, element_bytes()));
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[maybe_unused]] std::int64_t begin,
+                                                          std::int64_t count) const {
+  Tensor y(x.rows(), count);
+  if constexpr (!kDry) {
+    for (std::int64_t i = 0; i < x.rows(); ++i) {
+      std::ranges::copy(x.view().col_range(begin, count).row(i), y.row(i).begin());
+    }
+  }
+  return y;
+}
+
+template <class T>
+typename Computations<T>::KeysAndValues Computations<T>::split_heads(Op op, int layer, const Tensor& product,
+                                                                     const Tensor& shared) {
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  const std::int64_t heads = held(layer).heads.count;
+  KeysAndValues result{Tensor(product.rows(), heads * spec.head_dim), Tensor(product.rows(), heads * spec.value_dim())};
+  if constexpr (!kDry) {
+    ops::split_latent_heads<T>(product, shared, spec.value_dim(), result.k, result.v);
+    inject_result_fault(op, layer, result.k.view());
+  }
+  record(op, layer, result.k.rows(), result.k.cols() + result.v.cols(),
+         ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), result.k.cols(), result.v.cols(),
+                                      element_bytes()));
+  return result;
 }
 
 template <class T>
@@ -121,16 +175,22 @@ template <class T>
 typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q,
                                                             [[maybe_unused]] const Tensor& k,
                                                             [[maybe_unused]] const Tensor& v) {
-  const std::int64_t dim = model_.layers[layer].attention.head_dim;
-  Tensor context(rows(), q.cols());
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  Tensor context(rows(), q.cols() / spec.head_dim * spec.value_dim());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    ops::attention<T>(q, k, v, tokens_.offsets, dim, format_, context);
+    ops::AttentionOptions<T> options{.head_dim = spec.head_dim,
+                                     .value_dim = spec.value_dim(),
+                                     .scale = spec.score_scale(),
+                                     .window = spec.sliding_window};
+    std::optional<LoadedWeight<T>> sinks;
+    if (spec.sinks) options.sinks = sinks.emplace(slice(Weight::attention_sinks, layer).load()).view().row(0);
+    ops::attention<T>(q, k, v, tokens_.offsets, options, format_, context);
     inject_result_fault(op, layer, context.view());
   }
-  record(op, layer, rows(), q.cols(),
-         ops::attention_cost(tokens_.pairs, rows(), held(layer).heads.count, held(layer).kv_heads.count, dim,
-                             element_bytes()));
+  record(op, layer, rows(), context.cols(),
+         ops::attention_cost(tokens_.pairs_within(spec.sliding_window), rows(), held(layer).heads.count,
+                             held(layer).kv_heads.count, spec.head_dim, spec.value_dim(), element_bytes()));
   return context;
 }
 
@@ -159,11 +219,32 @@ void Computations<T>::inject_routing_fault([[maybe_unused]] int layer, [[maybe_u
 }
 
 template <class T>
+ops::RouteOptions<typename Computations<T>::Scalar> Computations<T>::route_options(int layer) const {
+  const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
+  return {.top_k = spec.top_k,
+          .normalise = spec.norm_topk_prob,
+          .sigmoid = spec.scoring == Scoring::sigmoid,
+          .selection_bias = {},
+          .groups = spec.groups,
+          .top_groups = spec.top_groups,
+          .scale = spec.routed_scaling_factor};
+}
+
+template <class T>
 typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const Tensor& logits) {
   const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
   Routing routing{{logits.rows(), spec.top_k}, {logits.rows(), spec.top_k}};
   if constexpr (!kDry) {
-    ops::route<T>(logits, spec.top_k, spec.norm_topk_prob, format_, routing.ids, routing.weights);
+    ops::RouteOptions<T> options = route_options(layer);
+    std::optional<LoadedWeight<T>> bias;
+    if (spec.selection_bias) {
+      options.selection_bias = bias.emplace(slice(Weight::router_selection_bias, layer).load()).view().row(0);
+    }
+    Tensor scores(logits.rows(), logits.cols());
+    ops::selection_scores<T>(logits, options, format_, scores);
+    if (options.sigmoid) tap(TapKind::router_scores, layer, scores);
+    ops::choose_experts<T>(scores, options, routing.ids);
+    ops::route_weights<T>(logits, routing.ids, options, format_, routing.weights);
     tap(TapKind::router_choice, layer, routing.ids);
     if (ground_.program.replay != nullptr) {
       const ops::Matrix<std::int32_t>& replayed = (*ground_.program.replay)[static_cast<std::size_t>(layer)];
@@ -171,7 +252,7 @@ typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const
       for (std::int64_t i = 0; i < routing.ids.rows(); ++i) {
         std::ranges::copy(replayed.row(own[i]), routing.ids.row(i).begin());
       }
-      ops::route_weights<T>(logits, routing.ids, spec.norm_topk_prob, format_, routing.weights);
+      ops::route_weights<T>(logits, routing.ids, options, format_, routing.weights);
     }
     tap(TapKind::router_weights, layer, routing.weights);
     if (ground_.program.fault != nullptr) inject_routing_fault(layer, logits, routing);
@@ -199,9 +280,20 @@ void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] cons
       return whole.rows() == 0 ? ops::MatrixView<T>() : whole.view().row_range(rows.begin, rows.count);
     };
     const LoadedWeight<Scalar> down = slice(Weight::expert_down, layer, index).load();
+    ops::ExpertOptions<T> options{.swiglu_limit = model_.layers[layer].feed_forward.swiglu_limit};
+    std::vector<LoadedWeight<T>> biases;
+    if (model_.layers[layer].feed_forward.expert_bias) {
+      for (const Weight bias : {Weight::expert_gate_bias, Weight::expert_up_bias, Weight::expert_down_bias}) {
+        biases.push_back(slice(bias, layer, index).load());
+      }
+      options.gate_bias = biases[0].view().row(0);
+      options.up_bias = biases[1].view().row(0);
+      // The sum over etp has it once.
+      if (layout_.at.etp == 0) options.down_bias = biases[2].view().row(0);
+    }
     ops::expert<T>(x.view().row_range(rows.begin, rows.count), slice(Weight::expert_gate, layer, index).load(),
                    slice(Weight::expert_up, layer, index).load(), down, format_, part(y),
-                   {part(steps.gate), part(steps.up), part(steps.activation)});
+                   {part(steps.gate), part(steps.up), part(steps.activation)}, options);
     inject_result_fault(op, layer, part(y), part(steps.activation), down.view());
   }
   record(op, layer, rows.count, y.cols(),
@@ -218,6 +310,38 @@ typename Computations<T>::Tensor Computations<T>::combine(Op op, int layer, [[ma
     inject_result_fault(op, layer, y.view(), outputs.view(), weights.view(), permutation.positions.view());
   }
   record(op, layer, y.rows(), y.cols(), ops::combine_cost(y.rows(), weights.cols(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::mlp(Op op, int layer, const Tensor& x,
+                                                      [[maybe_unused]] ExpertSteps& steps) {
+  const std::int64_t width = held(layer).mlp_size.count;
+  Tensor y(x.rows(), model_.hidden_size);
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    if (tapped_inside()) {
+      for (Tensor* step : {&steps.gate, &steps.up, &steps.activation}) *step = Tensor(x.rows(), width);
+    }
+    const LoadedWeight<Scalar> down = slice(Weight::mlp_down, layer).load();
+    ops::expert<T>(x, slice(Weight::mlp_gate, layer).load(), slice(Weight::mlp_up, layer).load(), down, format_, y,
+                   {steps.gate, steps.up, steps.activation});
+    inject_result_fault(op, layer, y.view(), steps.activation.view(), down.view());
+  }
+  round_partial(y, layout_.parallel.tp);
+  record(op, layer, y.rows(), y.cols(), ops::expert_cost(y.rows(), y.cols(), width, element_bytes()));
+  return y;
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::gated(Op op, int layer, const Tensor& x,
+                                                        [[maybe_unused]] const Tensor& logits) {
+  Tensor y(x.rows(), x.cols());
+  if constexpr (!kDry) {
+    ops::gate_rows<T>(x, logits, format_, y);
+    inject_result_fault(op, layer, y.view());
+  }
+  record(op, layer, y.rows(), y.cols(), ops::add_cost(y.rows(), y.cols(), element_bytes()));
   return y;
 }
 
@@ -324,6 +448,11 @@ void Computations<T>::tap([[maybe_unused]] TapKind kind, [[maybe_unused]] int la
       first += run.count;
     }
   }
+}
+
+template <class T>
+void Computations<T>::tap_if(TapKind kind, int layer, const Tensor& tensor) const {
+  if (tap_width(model_, {.layer = layer, .kind = kind}) > 0) tap(kind, layer, tensor);
 }
 
 template <class T>

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -23,6 +24,7 @@
 #include "emu/run/trace.h"
 #include "ops/cost.h"
 #include "ops/format.h"
+#include "ops/router.h"
 
 namespace shardproof {
 
@@ -72,10 +74,20 @@ class Computations {
   /// [all rows, hidden].
   Tensor embed(Op op);
   Tensor rms_norm(Op op, int layer, const Tensor& x, Weight weight);
-  /// x W^T, [rows of x, rows of W].
-  Tensor linear(Op op, int layer, View x, Weight weight);
-  /// The same, a partial sum over tp: rounded as a kernel stores one that is to be sent, if it is.
-  Tensor partial_linear(Op op, int layer, const Tensor& x, Weight weight);
+  /// x W^T + b, [rows of x, rows of W]; b only where the layer has that bias.
+  Tensor linear(Op op, int layer, View x, Weight weight, std::optional<Weight> bias = std::nullopt);
+  /// The same, a partial sum over tp: rounded as a kernel stores one that is to be sent, if it is. The first rank of tp
+  /// adds the bias, so that the sum has it once.
+  Tensor partial_linear(Op op, int layer, const Tensor& x, Weight weight, std::optional<Weight> bias = std::nullopt);
+  /// Norms each head [all rows, heads * head_dim] in place.
+  void head_norm(Op op, int layer, Tensor& heads, Weight weight);
+  /// Latent attention: columns begin..begin+count of x.
+  Tensor columns(const Tensor& x, std::int64_t begin, std::int64_t count) const;
+  struct KeysAndValues {
+    Tensor k, v;
+  };
+  /// Latent attention: of local heads, from their product with the latent and the key that they share.
+  KeysAndValues split_heads(Op op, int layer, const Tensor& product, const Tensor& shared);
   /// Rotates heads [all rows, heads * head_dim] in place.
   void rope(Op op, int layer, Tensor& heads);
   /// Of local heads over all rows.
@@ -97,6 +109,11 @@ class Computations {
   void expert(Op op, int layer, int expert, const Tensor& x, Range rows, Tensor& y, ExpertSteps& steps);
   /// Own rows [own rows, hidden] from the experts' outputs, each at its place in the dispatch.
   Tensor combine(Op op, int layer, const Tensor& outputs, const Permutation& permutation, const Tensor& weights);
+  /// The rank's slice of the MLP that serves every token; a partial sum over tp, stored as partial_linear() says. What
+  /// led to it into `steps`, if somebody takes the inner taps.
+  Tensor mlp(Op op, int layer, const Tensor& x, ExpertSteps& steps);
+  /// x times the sigmoid of its row's logit.
+  Tensor gated(Op op, int layer, const Tensor& x, const Tensor& logits);
   void round(Tensor& x) const;
   /// As a kernel stores a partial sum that is to be reduced over so many ranks; of one nothing is sent.
   void round_partial(Tensor& x, int ranks) const;
@@ -112,6 +129,8 @@ class Computations {
   /// Hands a tensor to whoever holds the run to the reference, as the table of taps places it.
   template <class M>
   void tap(TapKind kind, int layer, const M& tensor) const;
+  /// The same where the layer has such a tap.
+  void tap_if(TapKind kind, int layer, const Tensor& tensor) const;
   /// Somebody takes the inner taps.
   bool tapped_inside() const;
   /// The same for an inner tap whose rows are slots: `slots` has each row's. One that does not fit is not handed out.
@@ -137,6 +156,9 @@ class Computations {
   /// Shape of the rank's slice of a weight.
   ShapeMatrix slice_shape(Weight weight, int layer) const;
   const WeightSlice<Scalar>& slice(Weight weight, int layer, int expert = -1) const;
+  /// Adds the layer's bias, if it has one, to an unrounded result.
+  void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
+  ops::RouteOptions<Scalar> route_options(int layer) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;
   /// Lets a fault change a float result, if there is one.
   template <class... From>

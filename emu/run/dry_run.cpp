@@ -36,7 +36,7 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
   const TokenMap& tokens = deployment.tokens;
   std::vector<std::int64_t> key{layout.at.pp, layout.vocabulary.count};
   for (const LayerLayout& kind : layout.kinds) {
-    for (const Range& part : {kind.heads, kind.kv_heads, kind.experts, kind.intermediate_size}) {
+    for (const Range& part : {kind.heads, kind.kv_heads, kind.experts, kind.intermediate_size, kind.mlp_size}) {
       key.push_back(part.count);
     }
   }
@@ -48,10 +48,15 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
           std::bit_cast<std::int64_t>(tokens.pairs(layout.at.dp, m))}) {
       key.push_back(n);
     }
+    for (const LayerSpec& kind : model.layers.kinds()) {
+      const std::int64_t window = kind.attention.sliding_window;
+      if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at.dp, m, window)));
+    }
     // Layers of one kind are alike where the routing is; else each is asked.
     std::vector<bool> asked(layout.kinds.size(), false);
     for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
       const auto kind = static_cast<std::size_t>(model.layers.kind_of(layer));
+      if (model.layers[layer].feed_forward.dense()) continue;
       if (run.same_in_every_layer() && asked[kind]) continue;
       asked[kind] = true;
       add_counts(model, run, static_cast<int>(layer), m, layout, key);
@@ -71,6 +76,7 @@ void require_few(const Plan& plan, const StatedRouting& routing) {
   }
   std::int64_t experts = 0;
   for (const LayerSpec& kind : layers.kinds()) experts = std::max(experts, kind.feed_forward.num_experts);
+  if (experts == 0) return;
   const std::int64_t counted =
       routing.same_in_every_layer() ? std::ssize(layers.kinds()) : layers.size() / plan.parallel.pp;
   if (passes * counted > kMostCounts / experts) {

@@ -87,21 +87,68 @@ Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Cont
   co_return ctx.combine(Op::moe_combine, layer, outputs, permutation, routing.weights);
 }
 
+/// The experts' part of the block: [stream rows, hidden].
+template <class T>
+Task<TensorOf<T>> run_router_and_experts(Context<T>& ctx, int layer, const TensorOf<T>& norm) {
+  using Tensor = TensorOf<T>;
+  const typename Context<T>::View own = ctx.own_of(norm);
+  const Tensor logits = ctx.linear(Op::router_logits, layer, own, Weight::router, Weight::router_bias);
+  ctx.tap(TapKind::router_logits, layer, logits);
+  const typename Context<T>::Routing routing = ctx.route(Op::router_choice, layer, logits);
+  Tensor combined = co_await dispatch_and_combine(ctx, layer, own, routing);
+  Tensor output = co_await own_rows_to_stream(ctx, Op::moe_gather, layer, std::move(combined));
+  ctx.tap(TapKind::moe_output, layer, output);
+  co_return output;
+}
+
+/// The MLP that serves every token, sliced over tp: [stream rows, hidden].
+template <class T>
+Task<TensorOf<T>> run_mlp(Context<T>& ctx, int layer, const TensorOf<T>& norm) {
+  using Tensor = TensorOf<T>;
+  const bool gated = ctx.model().layers[layer].feed_forward.shared_gate;
+  Tensor gate;
+  if (gated) {
+    gate = ctx.linear(Op::shared_gate, layer, norm, Weight::shared_gate);
+    ctx.tap(TapKind::shared_gate, layer, gate);
+  }
+  const Tensor full = co_await gather_stream(ctx, Op::mlp_gather, layer, norm.copy());
+  typename Context<T>::ExpertSteps steps;
+  Tensor partial = ctx.mlp(Op::mlp, layer, full, steps);
+  if (ctx.tapped_inside()) {
+    ctx.tap(TapKind::mlp_gate, layer, steps.gate);
+    ctx.tap(TapKind::mlp_up, layer, steps.up);
+    ctx.tap(TapKind::mlp_activation, layer, steps.activation);
+  }
+  ctx.tap(TapKind::mlp_partial, layer, partial);
+  Tensor output = co_await reduce_to_stream(ctx, Op::mlp_reduce, layer, std::move(partial));
+  ctx.tap(TapKind::mlp_output, layer, output);
+  if (gated) {
+    output = ctx.gated(Op::shared_output, layer, output, gate);
+    ctx.tap(TapKind::shared_output, layer, output);
+  }
+  co_return output;
+}
+
 }  // namespace
 
 template <class T>
 Task<> moe_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   using Tensor = TensorOf<T>;
+  const FeedForwardSpec& spec = ctx.model().layers[layer].feed_forward;
   const Tensor norm = ctx.rms_norm(Op::moe_norm, layer, x, Weight::moe_norm);
   ctx.tap(TapKind::moe_norm, layer, norm);
-
-  const typename Context<T>::View own = ctx.own_of(norm);
-  const Tensor logits = ctx.linear(Op::router_logits, layer, own, Weight::router);
-  ctx.tap(TapKind::router_logits, layer, logits);
-  const typename Context<T>::Routing routing = ctx.route(Op::router_choice, layer, logits);
-  Tensor combined = co_await dispatch_and_combine(ctx, layer, own, routing);
-  const Tensor output = co_await own_rows_to_stream(ctx, Op::moe_gather, layer, std::move(combined));
-  ctx.tap(TapKind::moe_output, layer, output);
+  Tensor output;
+  if (!spec.dense()) output = co_await run_router_and_experts(ctx, layer, norm);
+  if (spec.mlp_size() > 0) {
+    const Tensor for_all = co_await run_mlp(ctx, layer, norm);
+    if (spec.dense()) {
+      ctx.add(Op::moe_residual, layer, x, for_all);
+      ctx.tap(TapKind::moe_residual, layer, x);
+      co_return;
+    }
+    ctx.add(Op::moe_sum, layer, output, for_all);
+    ctx.tap(TapKind::moe_sum, layer, output);
+  }
   ctx.add(Op::moe_residual, layer, x, output);
   ctx.tap(TapKind::moe_residual, layer, x);
 }

@@ -18,9 +18,17 @@ enum class Op : std::int16_t {
   stage_receive,     ///< of the residual stream, over pp
   attention_norm,
   attention_gather,  ///< of the rows over tp, under sequence parallelism
+  attention_q_latent,
+  attention_q_latent_norm,
   attention_q,
   attention_k,
   attention_v,
+  attention_kv_latent,
+  attention_kv_latent_norm,
+  attention_kv,
+  attention_heads,  ///< each head's key and value from what latent attention makes
+  attention_q_norm,
+  attention_k_norm,
   attention_rope_q,
   attention_rope_k,
   attention_gather_k,  ///< over cp
@@ -44,6 +52,12 @@ enum class Op : std::int16_t {
   combine_return,  ///< over ep: rows back
   moe_combine,
   moe_gather,  ///< of the combined rows over tp, without sequence parallelism
+  mlp_gather,  ///< of the rows over tp, under sequence parallelism
+  mlp,         ///< a partial sum over tp
+  mlp_reduce,  ///< over tp
+  shared_gate,
+  shared_output,
+  moe_sum,
   moe_residual,
   stage_send,  ///< of the residual stream, over pp
   final_norm,

@@ -94,6 +94,10 @@ StatedRouting StatedRouting::of(const Plan& plan) {
   };
   std::vector<int> cycle_of_kind(layers.kinds().size(), -1);
   for (int layer = 0; layer < layers.size(); ++layer) {
+    if (layers[layer].feed_forward.dense()) {
+      result.cycle_of_layer_.push_back(-1);
+      continue;
+    }
     int& of_kind = cycle_of_kind[static_cast<std::size_t>(layers.kind_of(layer))];
     if (!result.by_kind_ || of_kind < 0) {
       of_kind = static_cast<int>(result.cycles_.size());

@@ -19,6 +19,7 @@ class ShapeMatrix {
   std::int64_t rows() const { return rows_; }
   std::int64_t cols() const { return cols_; }
   std::int64_t size() const { return rows_ * cols_; }
+  ShapeMatrix copy() const { return *this; }
 
  private:
   std::int64_t rows_ = 0;

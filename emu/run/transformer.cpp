@@ -7,6 +7,7 @@
 #include "emu/run/context.h"
 #include "emu/run/fault.h"
 #include "emu/run/program.h"
+#include "emu/run/rope_pairs.h"
 
 namespace shardproof {
 namespace {
@@ -33,7 +34,7 @@ std::vector<ops::RopeTable<T>> rope_tables(const TransformerProgram<T>& program,
   for (const std::int64_t position : tokens.positions) positions = std::max(positions, position + 1);
   std::vector<ops::RopeTable<T>> tables;
   for (const LayerSpec& kind : program.model.layers.kinds()) {
-    tables.emplace_back(positions, kind.attention.head_dim, kind.attention.rope_theta, program.format);
+    tables.emplace_back(positions, rope_pairs(kind.attention), program.format);
   }
   return tables;
 }

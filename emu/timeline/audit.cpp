@@ -156,7 +156,7 @@ class Auditor {
       if (!held[static_cast<std::size_t>(i)]) missing.push_back(i);
     }
     std::vector<std::int64_t> absent;
-    for (std::int64_t e = 0; e < plan_.model.layers[0].feed_forward.num_experts; ++e) {
+    for (std::int64_t e = 0; e < plan_.model.experts().num_experts; ++e) {
       if (!experts.contains(e)) absent.push_back(e);
     }
     if (!missing.empty() || !absent.empty()) {
@@ -165,8 +165,7 @@ class Auditor {
                "{} expert node{}; {} of {} expert-parallel groups have none{}, and {} of {} experts appear nowhere{}",
                count(Role::expert), count(Role::expert) == 1 ? "" : "s", missing.size(), degree,
                missing.empty() ? "" : fmt::format(" (ep {})", ranges(missing)), absent.size(),
-               plan_.model.layers[0].feed_forward.num_experts,
-               absent.empty() ? "" : fmt::format(" ({})", ranges(absent))));
+               plan_.model.experts().num_experts, absent.empty() ? "" : fmt::format(" ({})", ranges(absent))));
     }
   }
 
@@ -249,7 +248,7 @@ class Auditor {
     std::size_t whole = 0;
     std::string first;
     std::string first_whole;
-    const auto width = static_cast<double>(plan_.model.layers[0].feed_forward.intermediate_size);
+    const auto width = static_cast<double>(plan_.model.experts().intermediate_size);
     const double part = width / plan_.parallel.etp;
     for (std::size_t i = 0; i < graph_.nodes.size(); ++i) {
       const std::vector<double>& shape = graph_.nodes[i].shape;
@@ -261,8 +260,7 @@ class Auditor {
       }
       if (!sound && impossible++ == 0) first = fmt::format("{} of {}", shape_text(shape), id_of(i));
       if (roles_[i] == Role::expert && plan_.parallel.etp > 1 && shape.size() > 1 && shape.back() == width &&
-          shape.back() > part && plan_.model.hidden_size != plan_.model.layers[0].feed_forward.intermediate_size &&
-          whole++ == 0) {
+          shape.back() > part && plan_.model.hidden_size != plan_.model.experts().intermediate_size && whole++ == 0) {
         first_whole = fmt::format("{} of {}", shape_text(shape), id_of(i));
       }
     }
@@ -273,8 +271,8 @@ class Auditor {
     if (whole > 0) {
       find("impossible_shape",
            fmt::format("{} expert node{} the whole width {}, but etp {} leaves a GPU {:.6g}: the first {}", whole,
-                       whole == 1 ? " has" : "s have", plan_.model.layers[0].feed_forward.intermediate_size,
-                       plan_.parallel.etp, part, first_whole));
+                       whole == 1 ? " has" : "s have", plan_.model.experts().intermediate_size, plan_.parallel.etp,
+                       part, first_whole));
     }
   }
 

@@ -105,6 +105,14 @@ class Builder {
       case Op::attention_norm:
         begin_block();
         return step_to(on_rank(rank, record, "attention_norm", "compute"));
+      case Op::attention_q_latent:
+      case Op::attention_q_latent_norm:
+      case Op::attention_kv_latent:
+      case Op::attention_kv_latent_norm:
+      case Op::attention_kv:
+      case Op::attention_heads:
+      case Op::attention_q_norm:
+      case Op::attention_k_norm:
       case Op::attention_q:
       case Op::attention_k:
       case Op::attention_v:
@@ -117,7 +125,7 @@ class Builder {
         return end_block(on_rank(rank, record, "attention_residual", "agg"));
       case Op::moe_norm:
         begin_block();
-        return step_to(on_rank(rank, record, "router", "compute"));
+        return step_to(on_rank(rank, record, is_dense(record.layer) ? "mlp" : "router", "compute"));
       case Op::router_logits:
       case Op::router_choice:
       case Op::moe_permute:
@@ -133,6 +141,15 @@ class Builder {
       case Op::expert_reduce:
       case Op::moe_gather:
         return step_to(collective(rank, record, "", ""));
+      case Op::mlp_gather:
+      case Op::mlp_reduce:
+        return step_to(collective(rank, record, "", "_mlp"));
+      case Op::mlp:
+      case Op::shared_gate:
+      case Op::shared_output:
+        return step_to(on_rank(rank, record, is_dense(record.layer) ? "mlp" : "shared_expert", "compute"));
+      case Op::moe_sum:
+        return step_to(on_rank(rank, record, "shared_agg", "agg"));
       case Op::combine_return:
         return step_to(collective(rank, record, "", "_return"));
       case Op::moe_sort:
@@ -156,6 +173,8 @@ class Builder {
         return step_to(on_rank(rank, record, "head", "compute"));
     }
   }
+
+  bool is_dense(int layer) const { return plan_.model.layers[layer].feed_forward.dense(); }
 
   /// The activations that arrive at a stage.
   int message(int rank, const OpRecord& record) {

@@ -6,6 +6,7 @@
 #include <set>
 #include <stdexcept>
 #include <system_error>
+#include <type_traits>
 
 #include "emu/input/json_value.h"
 #include "emu/model/families/load.h"
@@ -83,7 +84,6 @@ void Checkpoint::read_config(const fs::path& path) {
   }
   if (!problems.empty()) fail(path, problems);
   model_ = loaded.model;
-  sliding_window_ = loaded.sliding_window;
 }
 
 void Checkpoint::open_files(const fs::path& directory) {
@@ -160,7 +160,7 @@ void Checkpoint::check_weight(const WeightSpec& spec, const std::string& directo
   if (found == places_.end()) throw CheckpointError(directory, in_quotes(spec.name), "is missing; the model needs it");
   const std::vector<std::int64_t>& shape = found->second.entry->shape;
   const std::vector<std::int64_t> needed =
-      spec.kind == WeightKind::norm ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
+      is_vector(spec.kind) ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
   if (shape != needed) {
     throw CheckpointError(
         found->second.file->name(), in_quotes(spec.name) + ".shape",
@@ -209,7 +209,11 @@ std::vector<Problem> compare_models(const ModelConfig& plan, const ModelConfig& 
   const auto values_of = [](const ModelConfig& model) {
     std::vector<Value> values;
     visit_fields(model, [&](const FieldInfo& field, const auto& value) {
-      values.push_back({field.key, fmt::format("{}", value)});
+      if constexpr (std::is_enum_v<std::decay_t<decltype(value)>>) {
+        values.push_back({field.key, std::string(to_string(value))});
+      } else {
+        values.push_back({field.key, fmt::format("{}", value)});
+      }
     });
     return values;
   };

@@ -27,8 +27,6 @@ class Checkpoint final : public WeightSource {
   explicit Checkpoint(const std::filesystem::path& directory);
 
   const ModelConfig& model() const { return model_; }
-  /// Sequences longer than this would attend through a window, which is not emulated.
-  std::optional<std::int64_t> sliding_window() const { return sliding_window_; }
 
   /// Throws std::out_of_range for a name that the checkpoint lacks, and as SafetensorsFile::read does.
   void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override;
@@ -50,7 +48,6 @@ class Checkpoint final : public WeightSource {
   const Place& place(std::string_view name) const;
 
   ModelConfig model_;
-  std::optional<std::int64_t> sliding_window_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Place, std::less<>> places_;
 };

@@ -19,6 +19,20 @@ double scale_of(const WeightSpec& spec) {
   return std::exp2(-std::round(std::log2(kIntegerDeviation * std::sqrt(fan_in))));
 }
 
+/// What the integers of a vector that is no norm are multiplied by; 0 for what is no such vector.
+double vector_step(WeightKind kind) {
+  switch (kind) {
+    case WeightKind::bias:
+      return 0x1p-9;
+    case WeightKind::sink:
+      return 0x1p-6;
+    case WeightKind::selection_bias:
+      return 0x1p-10;
+    default:
+      return 0;
+  }
+}
+
 /// Integers uniform in 0..kBound-1 become values by `value_of`. A block of integers at a time, so that the generator
 /// and the conversion are each a loop over one kind of register.
 template <std::uint64_t kBound, class T, class ValueOf>
@@ -41,7 +55,10 @@ void generate(std::uint64_t seed, const WeightSpec& spec, Range rows, Range cols
   const T scale = static_cast<T>(scale_of(spec));
   for (std::int64_t i = 0; i < rows.count; ++i) {
     const auto first = static_cast<std::uint64_t>((rows.begin + i) * spec.cols + cols.begin);
-    if (spec.kind == WeightKind::norm) {
+    if (const double step = vector_step(spec.kind); step > 0) {
+      generate<255>(key, first, out.row(i),
+                    [step](std::int32_t k) { return static_cast<T>(k - 127) * static_cast<T>(step); });
+    } else if (spec.kind == WeightKind::norm) {
       generate<65>(key, first, out.row(i), [](std::int32_t k) { return 1 + static_cast<T>(k - 32) / 128; });
     } else {
       generate<255>(key, first, out.row(i), [scale](std::int32_t k) { return static_cast<T>(k - 127) * scale; });

@@ -37,6 +37,9 @@ class WeightSource {
 ///   linear     uniform in [-127, 127] * 2^-s with standard deviation near 1/sqrt(cols)
 ///   embedding  the same, standard deviation near 1
 ///   norm       1 + k/128, k uniform in [-32, 32]
+///   bias       uniform in [-127, 127] / 512
+///   sink       uniform in [-127, 127] / 64, a logit
+///   selection  uniform in [-127, 127] / 1024: a score lies between 0 and 1
 class GeneratedWeights final : public WeightSource {
  public:
   explicit GeneratedWeights(std::uint64_t seed) : seed_(seed) {}

@@ -6,17 +6,24 @@
 
 namespace shardproof::ops {
 
-/// q, out [tokens, group * head_dim], k, v [tokens, head_dim]. The definition, in two passes with the true maximum of
-/// each row; one score buffer of `tokens`.
 template <class T>
-void attend_in_two_passes(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
-                          MatrixView<T> out);
+struct HeadOptions {
+  T scale;                   ///< times q . k
+  Index window;              ///< keys that a token sees, itself included
+  const T* sinks = nullptr;  ///< of each query head, if there are any
+};
+
+/// q [tokens, group * head_dim], k [tokens, head_dim], v [tokens, value_dim], out [tokens, group * value_dim]. The
+/// definition, in two passes with the true maximum of each row; one score buffer of `tokens`.
+template <class T>
+void attend_in_two_passes(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
+                          const HeadOptions<T>& options, Format format, MatrixView<T> out);
 
 /// The same in tiles of queries and keys with a running maximum: per row m = max s, l = sum exp(s - m), and the
 /// weighted sum of values, all rescaled by exp(m_old - m_new) when a tile raises m (Dao et al. 2022). Keys go in order.
-/// 1/sqrt(head_dim) is multiplied into the queries. Memory: a copy of k and v, and one tile.
+/// The scale is multiplied into the queries. Memory: a copy of k and v, and one tile.
 template <class T>
-void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, Format format,
-                     MatrixView<T> out);
+void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, const HeadOptions<T>& options,
+                     Format format, MatrixView<T> out);
 
 }  // namespace shardproof::ops

@@ -86,7 +86,7 @@ TEST(OpsWithAnotherParameter, AreNoFaultOfTheSharding) {
             "op_differs");
   EXPECT_EQ(
       cause_against(
-          [](ModelConfig& model) { model.layers.edit([](LayerSpec& layer) { layer.attention.rope_theta = 900; }); },
+          [](ModelConfig& model) { model.layers.edit([](LayerSpec& layer) { layer.attention.rope.theta = 900; }); },
           "layer.0.attention.q"),
       "op_differs");
   EXPECT_EQ(cause_against(

@@ -109,8 +109,8 @@ TEST(BitBudget, IsReportedForEverySumOfEveryKindOfTap) {
   EXPECT_THAT(use.sums, SizeIs(22));
   EXPECT_THAT(use.sums, Each(Field(&SumBits::bits, Le(kSumBudget))));
   for (const char* sum : {"x W^T", "q . k", "p over the keys", "p v over the keys", "x^2 over the width",
-                          "x cos - y sin of RoPE", "1 + exp(-gate)", "h W^T of an expert's down",
-                          "exp over the experts", "weight * output over the experts of a token", "x + y"}) {
+                          "x cos - y sin of RoPE", "1 + exp(-gate)", "h W^T of an MLP's down", "exp over the experts",
+                          "weight * output over the experts of a token", "x + y"}) {
     EXPECT_THAT(use.sums, Contains(Field(&SumBits::sum, sum)));
   }
   EXPECT_EQ(use.widest->bits, std::ranges::max(use.sums, {}, &SumBits::bits).bits);

@@ -151,7 +151,7 @@ TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
 
 TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
 
   const VerifyReport report = verify(plan, {.format = ops::Format::exact});
 

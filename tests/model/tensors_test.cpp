@@ -44,7 +44,21 @@ TEST(TensorTable, NamesEveryWeightOnce) {
 TEST(TensorTable, UsesEveryRow) {
   std::set<Weight> used;
 
-  for (const WeightSpec& spec : all_weights(small_model())) used.insert(spec.weight);
+  ModelConfig all = small_model();
+  all.layer_norm = all.head_bias = true;
+  LayerSpec full = all.layers.kinds().front();
+  full.attention.query_key_norm = QueryKeyNorm::head;
+  full.attention.qkv_bias = full.attention.output_bias = full.attention.sinks = true;
+  full.feed_forward.shared_intermediate_size = 4;
+  full.feed_forward.shared_gate = full.feed_forward.selection_bias = true;
+  full.feed_forward.router_bias = full.feed_forward.expert_bias = true;
+  all.layers.push_back(full);
+  full.attention.kv_heads = full.attention.heads;
+  full.attention.rope.dim = 2;
+  full.attention.q_lora_rank = full.attention.kv_lora_rank = 3;
+  all.layers.push_back(full);
+
+  for (const WeightSpec& spec : all_weights(all)) used.insert(spec.weight);
 
   EXPECT_EQ(static_cast<int>(used.size()), kWeights);
 }

@@ -29,7 +29,7 @@ TEST(RunnablePlan, HoldsThePlanAndItsMesh) {
 
 TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   Plan plan = small_plan({.tp = 3, .cp = 2, .edp = 6});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
 
   const Runnable made = make_runnable(plan);
 
@@ -49,12 +49,12 @@ TEST(RunnablePlan, HasNoContextParallelism) {
 
 TEST(RunnablePlan, LeavesNothingOfItsModelOut) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = true; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
 
   EXPECT_THAT(validate(plan), IsEmpty());
   EXPECT_THAT(not_executed(plan), IsEmpty());
   EXPECT_THAT(make_runnable(plan).problems,
-              ElementsAre(Field(&Problem::message, HasSubstr("norms of queries and keys inside each head"))));
+              ElementsAre(Field(&Problem::message, HasSubstr("norms of queries and keys over all heads"))));
 }
 
 TEST(RunnablePlan, StaysRunnableAtAnotherSizeAndSeed) {

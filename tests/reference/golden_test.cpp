@@ -104,7 +104,7 @@ TEST_P(GoldenOutputs, AgreeWithTheReferenceToFloat32Rounding) {
 TEST_P(GoldenOutputs, WouldShowASlightlyWrongModel) {
   const Golden golden(GetParam());
   ModelConfig other_theta = golden.checkpoint.model(), other_eps = other_theta;
-  other_theta.layers.kind(0).attention.rope_theta *= 1.5;
+  other_theta.layers.kind(0).attention.rope.theta *= 1.5;
   other_eps.rms_norm_eps += 1e-3;
   const Change one_weight = [](const std::string& name, std::vector<double> values) {
     if (name == "model.layers.0.self_attn.v_proj.weight") values[0] += 0.01;

@@ -68,7 +68,7 @@ TEST(HashInputs, LeavesOutTheDegreesOnlyInExact) {
   sharded.parallel.ep = 2;
   sharded.workload.microbatches = 2;
   other_lengths.workload.lengths = {2, 3};
-  other_model.model.layers.kind(0).attention.rope_theta = 1e4;
+  other_model.model.layers.kind(0).attention.rope.theta = 1e4;
 
   EXPECT_EQ(hash_inputs(plan, ops::Format::exact), hash_inputs(sharded, ops::Format::exact));
   EXPECT_NE(hash_inputs(plan, ops::Format::fp32), hash_inputs(sharded, ops::Format::fp32));

@@ -70,7 +70,7 @@ ModelConfig draw_model(Draw& draw, const Parallel& p) {
   m.vocab_size = p.tp + draw.between(8, 60);
   m.layers.kind(0).feed_forward.norm_topk_prob = draw.chance(70);
   m.tie_word_embeddings = draw.chance(30);
-  m.layers.kind(0).attention.rope_theta = draw.one_of({10000, 1000000});
+  m.layers.kind(0).attention.rope.theta = draw.one_of({10000, 1000000});
   return m;
 }
 

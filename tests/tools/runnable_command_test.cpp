@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 using testing::shardproof;
 using testing::temporary_file;
 
-constexpr const char* kNorms = "qwen3_moe: the norms of queries and keys inside each head";
+constexpr const char* kNorms = "olmoe: norms of queries and keys over all heads are not computed yet";
 constexpr const char* kContext = "parallel.cp: cp = 2: context parallelism is not executed yet";
 
 std::string plan_of(const std::string& model_type, const std::string& parallel) {
@@ -29,7 +29,7 @@ std::string plan_of(const std::string& model_type, const std::string& parallel) 
 }
 
 TEST(RunnableCommand, AModelThatIsNotComputedWholeGetsNoVerdict) {
-  const std::string plan = plan_of("qwen3_moe", R"({"tp": 2, "ep": 2})");
+  const std::string plan = plan_of("olmoe", R"({"tp": 2, "ep": 2})");
 
   for (const std::string command : {"verify ", "verify --format exact ", "mutate "}) {
     const CommandResult result = shardproof(command + plan);
@@ -40,7 +40,7 @@ TEST(RunnableCommand, AModelThatIsNotComputedWholeGetsNoVerdict) {
 }
 
 TEST(RunnableCommand, AModelThatIsNotComputedWholeIsCheckedAndDrawnWithANote) {
-  const std::string plan = plan_of("qwen3_moe", R"({"tp": 2, "ep": 2})");
+  const std::string plan = plan_of("olmoe", R"({"tp": 2, "ep": 2})");
 
   const CommandResult check = shardproof("check " + plan);
   const CommandResult graph = shardproof("graph " + plan);

@@ -72,9 +72,9 @@ TEST(Checkpoint, OpensEveryGoldenCheckpoint) {
   const Checkpoint half(kGolden / "float16_tied");
 
   EXPECT_EQ(grouped.model().layers[0].attention.kv_heads, 2);
-  EXPECT_EQ(grouped.sliding_window(), 4096);
+  EXPECT_EQ(grouped.model().layers[0].attention.sliding_window, 4096);
   EXPECT_EQ(sharded.model().layers.size(), 3);
-  EXPECT_EQ(sharded.model().layers[0].attention.rope_theta, 10000.0);
+  EXPECT_EQ(sharded.model().layers[0].attention.rope.theta, 10000.0);
   EXPECT_TRUE(tied.model().tie_word_embeddings);
   EXPECT_EQ(bfloat.model().dtype, "bfloat16");
   EXPECT_EQ(half.model().dtype, "float16");

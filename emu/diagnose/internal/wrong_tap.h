@@ -42,6 +42,7 @@ std::optional<Cause> norm_cause(const WrongTap& wrong);
 std::optional<Cause> projection_cause(const WrongTap& wrong);
 std::optional<Cause> context_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
+std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
 std::optional<Cause> moe_output_cause(const WrongTap& wrong);
 std::optional<Cause> residual_cause(const WrongTap& wrong);
 /// What needs no knowledge of the tap.

@@ -1,7 +1,7 @@
-// The rule of attention: out = sum_j P_j v_j, P the softmax of the scores s_j = q . k_j / sqrt(head_dim).
+// The rule of attention: out = sum_j P_j v_j, P the softmax of the scores s_j = scale q . k_j.
 //
 // As the op computes it (ops/attention.h), with d = head_dim, n keys in tiles of ops::kAttentionTile, t of them:
-//   the score of key j is off by at most e_j = gamma(d + 3) sum |q_i k_ji| / sqrt(d): the scale is rounded, its product
+//   the score of key j is off by at most e_j = gamma(d + 3) scale sum |q_i k_ji|: the scale is rounded, its product
 //   with q, d products and sums;
 //   its exponential, from a maximum that all keys share in the end, has the exponent off by at most
 //   D_j = e_j + (t + 1) u (largest - s_j + e_j)  (each difference is rounded, and differences of running maxima add up)
@@ -10,6 +10,7 @@
 //   |out' - out| <= sum P_j |x_j| |v_j - out| / (1 - max |x_j|);
 //   the sums themselves add gamma(n + t + 2) (sum P_j |v_j| + |out|): products, sums, the scaling of what there is at
 //   each tile, and the quotient;
+//   a head's sink is one more P_j, exact, of value 0, and one more maximum to move;
 //   keys below exp(-86.6) of the largest count as none: n kExpFlush max |v|.
 #include "ops/attention.h"
 
@@ -26,35 +27,43 @@ namespace {
 struct Query {
   std::int64_t row = 0;
   std::int64_t first_key = 0;  ///< the row of the first key that it sees; the last is its own
-  std::int64_t column = 0;     ///< of the head
-  std::int64_t kv_column = 0;
+  std::int64_t head = 0;
+  std::int64_t kv_head = 0;
   std::int64_t keys() const { return row - first_key + 1; }
 };
 
 struct Tensors {
   reference::Tensor q, k, v;
-  std::int64_t head_dim = 0;
+  const AttentionSpec& spec;
+  std::vector<double> sinks;
 };
 
-/// The bounds of all elements of one query's context, [head_dim].
+/// The bounds of all elements of one query's context, [value_dim].
 std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Query& query, const double* out) {
   const double u = profile.compute.relative;
-  const double scale = 1.0 / std::sqrt(static_cast<double>(in.head_dim));
+  const std::int64_t dim = in.spec.head_dim, value_dim = in.spec.value_dim();
+  const double scale = in.spec.score_scale();
   const std::int64_t keys = query.keys();
-  const std::int64_t whole_tiles = (keys + ops::kAttentionTile - 1) / ops::kAttentionTile;
+  // A window may begin inside a tile.
+  const std::int64_t whole_tiles = (keys + ops::kAttentionTile - 1) / ops::kAttentionTile +
+                                   (in.spec.sliding_window > 0 ? 1 : 0) + (in.sinks.empty() ? 0 : 1);
   const auto tiles = static_cast<double>(whole_tiles);
   std::vector<double> score(static_cast<std::size_t>(keys)), exponent(score.size());
   for (std::int64_t j = 0; j < keys; ++j) {
-    const double* q = in.q.row(query.row) + query.column;
-    const double* k = in.k.row(query.first_key + j) + query.kv_column;
+    const double* q = in.q.row(query.row) + query.head * dim;
+    const double* k = in.k.row(query.first_key + j) + query.kv_head * dim;
     double dot = 0, magnitude = 0;
-    for (std::int64_t i = 0; i < in.head_dim; ++i) {
+    for (std::int64_t i = 0; i < dim; ++i) {
       dot += q[i] * k[i];
       magnitude += std::abs(q[i] * k[i]);
     }
     score[static_cast<std::size_t>(j)] = dot * scale;
-    exponent[static_cast<std::size_t>(j)] = gamma(static_cast<double>(in.head_dim) + 3, u) * magnitude * scale +
-                                            static_cast<double>(in.head_dim) * profile.compute.underflow;
+    exponent[static_cast<std::size_t>(j)] = gamma(static_cast<double>(dim) + 3, u) * magnitude * scale +
+                                            static_cast<double>(dim) * profile.compute.underflow;
+  }
+  if (!in.sinks.empty()) {
+    score.push_back(in.sinks[static_cast<std::size_t>(query.head)]);
+    exponent.push_back(0);
   }
   const double largest = *std::ranges::max_element(score);
   double sum = 0, worst = 0;
@@ -64,17 +73,18 @@ std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Q
     sum += score[j];
     worst = std::max(worst, score[j] > 0 ? std::expm1(exponent[j]) : 0);
   }
-  std::vector<double> errors(static_cast<std::size_t>(in.head_dim));
-  const double sums = gamma(static_cast<double>(keys) + tiles + 2, u);
-  for (std::int64_t i = 0; i < in.head_dim; ++i) {
+  std::vector<double> errors(static_cast<std::size_t>(value_dim));
+  const double sums = gamma(static_cast<double>(score.size()) + tiles + 2, u);
+  for (std::int64_t i = 0; i < value_dim; ++i) {
     double by_scores = 0, magnitude = 0, largest_value = 0;
     for (std::int64_t j = 0; j < keys; ++j) {
-      const double value = in.v.row(query.first_key + j)[query.kv_column + i];
+      const double value = in.v.row(query.first_key + j)[query.kv_head * value_dim + i];
       const double share = score[static_cast<std::size_t>(j)] / sum;
       by_scores += share * std::expm1(exponent[static_cast<std::size_t>(j)]) * std::abs(value - out[i]);
       magnitude += share * std::abs(value);
       largest_value = std::max(largest_value, std::abs(value));
     }
+    if (!in.sinks.empty()) by_scores += score.back() / sum * std::expm1(exponent.back()) * std::abs(out[i]);
     // Where a score is off by as much as it takes to change everything, no bound is given.
     const double moved = worst < 1 ? by_scores / (1 - worst) : std::numeric_limits<double>::infinity();
     const double error = moved + sums * (1 + worst) * (magnitude + std::abs(out[i]) + moved) +
@@ -90,27 +100,29 @@ Judged judge_attention(const Rule& rule) {
   const Rules& rules = rule.rules();
   const AttentionSpec& spec = rule.layer().attention;
   const Tensors in{rule.input(TapKind::attention_q), rule.input(TapKind::attention_k), rule.input(TapKind::attention_v),
-                   spec.head_dim};
+                   spec, vector_of(rule, Weight::attention_sinks)};
   const reference::Tensor context =
-      reference::attention(in.q, in.k, in.v, rules.batch.lengths(), spec.head_dim, reference::Arithmetic::float64);
+      reference::attention(in.q, in.k, in.v, rules.batch.lengths(), spec, in.sinks, reference::Arithmetic::float64);
+  const std::int64_t value_dim = spec.value_dim();
   Comparison comparison = rule.comparison();
   Query candidate;
   std::int64_t candidate_at = 0;
   for (std::int64_t row = 0; row < context.rows; ++row) {
     for (std::int64_t head = 0; head < spec.heads; ++head) {
-      const Query query{row, row - rules.positions[static_cast<std::size_t>(row)], head * spec.head_dim,
-                        head / (spec.heads / spec.kv_heads) * spec.head_dim};
-      const double* out = context.row(row) + query.column;
+      const std::int64_t before = rules.positions[static_cast<std::size_t>(row)];
+      const std::int64_t seen = spec.sliding_window > 0 ? std::min(before, spec.sliding_window - 1) : before;
+      const Query query{row, row - seen, head, head / (spec.heads / spec.kv_heads)};
+      const double* out = context.row(row) + head * value_dim;
       // As if the scores were exact and the values had one sign.
       const double sums = 2 * gamma(static_cast<double>(query.keys()) + 3, rules.profile.compute.relative);
       std::vector<double> errors;
-      for (std::int64_t i = 0; i < spec.head_dim; ++i) {
+      for (std::int64_t i = 0; i < value_dim; ++i) {
         const double least = stored_error(rules.profile, out[i], sums * std::abs(out[i]));
         const auto whole = [&] {
           if (errors.empty()) errors = errors_of(rules.profile, in, query, out);
           return errors[static_cast<std::size_t>(i)];
         };
-        if (comparison.element(row, query.column + i, out[i], least, least, whole)) {
+        if (comparison.element(row, head * value_dim + i, out[i], least, least, whole)) {
           candidate = query;
           candidate_at = i;
         }
@@ -118,7 +130,7 @@ Judged judge_attention(const Rule& rule) {
     }
   }
   if (comparison.candidate()) {
-    const double* out = context.row(candidate.row) + candidate.column;
+    const double* out = context.row(candidate.row) + candidate.head * value_dim;
     comparison.settle(errors_of(rules.profile, in, candidate, out)[static_cast<std::size_t>(candidate_at)]);
   }
   return std::move(comparison).finish();

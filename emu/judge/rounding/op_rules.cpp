@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "emu/judge/rounding/internal/rule.h"
@@ -29,6 +30,27 @@ TapId stream_before(int layer) {
   return layer == 0 ? TapId{.kind = TapKind::embedding} : TapId{.layer = layer - 1, .kind = TapKind::moe_residual};
 }
 
+/// What queries are projected from.
+TapKind query_source(const LayerSpec& layer) {
+  return layer.attention.q_lora_rank > 0 ? TapKind::attention_q_latent_norm : TapKind::attention_norm;
+}
+
+/// What is rotated: norms, a product with its bias, or, held together with its product, what that is of.
+TapKind before_rotation(const ModelConfig& model, const TapId& tap, TapKind projection, TapKind normed) {
+  const auto has = [&](TapKind kind) { return tap_width(model, {.layer = tap.layer, .kind = kind}) > 0; };
+  return has(normed) ? normed : has(projection) ? projection : TapKind::attention_norm;
+}
+
+/// What the experts are chosen by.
+TapKind choice_source(const LayerSpec& layer) {
+  return layer.feed_forward.scoring == Scoring::sigmoid ? TapKind::router_scores : TapKind::router_logits;
+}
+
+/// What is added to the experts' output.
+TapKind shared_addend(const LayerSpec& layer) {
+  return layer.feed_forward.shared_gate ? TapKind::shared_output : TapKind::mlp_output;
+}
+
 Judged judge_embedding(const Rule& rule) {
   const Rules& rules = rule.rules();
   const WeightSpec table = weight_spec(rules.model, Weight::embedding);
@@ -50,37 +72,12 @@ Judged judge_embedding(const Rule& rule) {
   return std::move(comparison).finish();
 }
 
-/// y = x weight / sqrt(v), v = sum x^2 / n + eps. v is off by gamma(n + 2) relatively, all its terms being positive: n
-/// products and sums, the mean (or the rounding of eps), the addition. The inverse of its root by half as much and two
-/// operations, and two products follow; one more covers what is of second order.
-Judged judge_norm(const Rule& rule, const Tensor& x, Weight weight) {
-  const Rules& rules = rule.rules();
-  const WeightSpec spec = weight_spec(rules.model, weight, rule.tap().layer);
-  ops::Matrix<double> scale(1, spec.cols);
-  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, rules.format, scale.view());
-  const Tensor y = reference::rms_norm(x, scale.span(), rules.model.rms_norm_eps, reference::Arithmetic::float64);
-  const Unit& unit = rules.profile.compute;
-  const double relative = gamma((static_cast<double>(x.cols) + 2) / 2 + 5, unit.relative);
-  Comparison comparison = rule.comparison();
-  for (std::int64_t t = 0; t < y.rows; ++t) {
-    double squares = 0;
-    for (std::int64_t i = 0; i < x.cols; ++i) squares += x.row(t)[i] * x.row(t)[i];
-    if (squares > rules.profile.largest_scalar) comparison.overflow(t, 0, squares);
-    const double v = squares / static_cast<double>(x.cols) + rules.model.rms_norm_eps;
-    const double underflow = v > 0 ? unit.underflow / v : 0;
-    for (std::int64_t i = 0; i < y.cols; ++i) {
-      const double value = y.row(t)[i];
-      const double error = (relative + underflow) * std::abs(value) + 2 * unit.underflow;
-      comparison.element(t, i, value, stored_error(rules.profile, value, error));
-    }
-  }
-  return std::move(comparison).finish();
-}
-
-Judged judge_product(const Rule& rule, const Tensor& x, Weight weight, bool stored = true) {
+Judged judge_product(const Rule& rule, const Tensor& x, Weight weight, std::optional<Weight> bias = std::nullopt,
+                     bool stored = true) {
   const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
-  compare_product(rule, {x, {}, spec, {0, spec.cols}, stored}, comparison);
+  const std::vector<double> values = bias ? vector_of(rule, *bias) : std::vector<double>();
+  compare_product(rule, {x, {}, spec, {0, spec.cols}, stored, values}, comparison);
   return std::move(comparison).finish();
 }
 
@@ -91,13 +88,14 @@ Judged judge_rotated(const Rule& rule, const Tensor& x, Weight weight) {
   return std::move(comparison).finish();
 }
 
-/// A rank's part of the columns; stored where it is sent.
-Judged judge_attention_partial(const Rule& rule) {
-  const Range cols = rule.part_of_weight(Weight::attention_output);
-  const WeightSpec spec = weight_spec(rule.rules().model, Weight::attention_output, rule.tap().layer);
+/// A rank's part of the columns; stored where it is sent. The first rank's has the bias.
+Judged judge_partial(const Rule& rule, TapKind input, Weight weight, std::optional<Weight> bias = std::nullopt) {
+  const Range cols = rule.part_of_weight(weight);
+  const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
-  const Tensor x = rule.input(TapKind::attention_context, cols);
-  compare_product(rule, {x, {}, spec, cols, rule.rules().plan.parallel.tp > 1}, comparison);
+  const Tensor x = rule.input(input, cols);
+  const std::vector<double> values = bias && rule.tap().part == 0 ? vector_of(rule, *bias) : std::vector<double>();
+  compare_product(rule, {x, {}, spec, cols, rule.rules().plan.parallel.tp > 1, values}, comparison);
   return std::move(comparison).finish();
 }
 
@@ -138,68 +136,9 @@ Judged judge_reduction(const Rule& rule, TapKind partial, int parts, const Reduc
   return std::move(comparison).finish();
 }
 
-/// The choice must be that of the run's own logits, in their order.
-Judged judge_choice(const Rule& rule) {
-  const FeedForwardSpec& spec = rule.layer().feed_forward;
-  const Tensor logits = rule.input(TapKind::router_logits);
-  const reference::Routing routing =
-      reference::route(logits, spec.top_k, spec.norm_topk_prob, reference::Arithmetic::float64);
-  Judged judged{.done = true};
-  const double infinite = std::numeric_limits<double>::infinity();
-  for (std::int64_t t = 0; t < logits.rows; ++t) {
-    const auto finite = [](double value) { return std::isfinite(value); };
-    if (!std::all_of(logits.row(t), logits.row(t) + logits.cols, finite)) {
-      if (judged.not_finite.empty()) judged.not_finite = "the router's logits are not finite";
-      continue;
-    }
-    for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
-      const double expected = routing.choice.row(t)[slot], got = rule.got().ids(t, slot);
-      if (expected == got) continue;
-      const WorstElement element{infinite, 0, infinite, t, slot, expected, got};
-      if (judged.wrong.empty()) judged.worst = element;
-      judged.wrong.emplace(std::pair{t, std::int64_t{0}}, element);
-    }
-  }
-  return judged;
-}
-
-/// w_i = e_i / sum e, e_i = exp(l_i - largest): the difference is rounded, then the exponential; the terms of the sum
-/// are positive, so that it is off by their relative errors, each as far as it counts.
-Judged judge_router_weights(const Rule& rule) {
-  const Profile& profile = rule.rules().profile;
-  const FeedForwardSpec& spec = rule.layer().feed_forward;
-  const Tensor logits = rule.input(TapKind::router_logits);
-  const double u = profile.compute.relative;
-  const auto summed = static_cast<double>(spec.norm_topk_prob ? spec.top_k : spec.num_experts);
-  const auto error_of = [&](double difference) { return std::expm1(u * (kExpUnits - difference)); };
-  Comparison comparison = rule.comparison();
-  for (std::int64_t t = 0; t < logits.rows; ++t) {
-    const double* logit = logits.row(t);
-    const double largest = *std::max_element(logit, logit + logits.cols);
-    double sum = 0, sum_error = 0;
-    const auto add = [&](double value) {
-      sum += std::exp(value - largest);
-      sum_error += std::exp(value - largest) * error_of(value - largest);
-    };
-    if (spec.norm_topk_prob) {
-      for (const std::int32_t expert : rule.choice().row(t)) add(logit[expert]);
-    } else {
-      for (std::int64_t expert = 0; expert < logits.cols; ++expert) add(logit[expert]);
-    }
-    for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
-      const double difference = logit[rule.choice()(t, slot)] - largest;
-      const double value = std::exp(difference) / sum;
-      const double relative =
-          (1 + error_of(difference)) * (1 + gamma(summed + 1, u)) / std::max(0.5, 1 - sum_error / sum) - 1;
-      const double error = relative * value + (summed + 1) * kExpFlush + profile.compute.underflow;
-      comparison.element(t, slot, value, stored_error(profile, value, error));
-    }
-  }
-  return std::move(comparison).finish();
-}
-
 /// Of the slots that chose each expert, x a row for each slot or for each token.
-Judged judge_expert_product(const Rule& rule, const Tensor& x, bool by_token, Weight weight, Range cols, bool stored) {
+Judged judge_expert_product(const Rule& rule, const Tensor& x, bool by_token, Weight weight, Weight bias, Range cols,
+                            bool stored) {
   const FeedForwardSpec& spec = rule.layer().feed_forward;
   Comparison comparison = rule.comparison();
   for (int expert = 0; expert < spec.num_experts; ++expert) {
@@ -211,25 +150,9 @@ Judged judge_expert_product(const Rule& rule, const Tensor& x, bool by_token, We
       std::copy_n(x.row(by_token ? slot / spec.top_k : slot), x.cols, rows.row(i));
     }
     const WeightSpec expert_weight = weight_spec(rule.rules().model, weight, rule.tap().layer, expert);
-    compare_product(rule, {rows, std::move(slots), expert_weight, cols, stored}, comparison);
-  }
-  return std::move(comparison).finish();
-}
-
-/// g / (1 + exp(-g)) * u: the exponential, a sum, a quotient, a product.
-Judged judge_activation(const Rule& rule) {
-  const Profile& profile = rule.rules().profile;
-  const Tensor gate = rule.input(TapKind::expert_gate), up = rule.input(TapKind::expert_up);
-  const double relative = gamma(kExpUnits + 3, profile.compute.relative);
-  Comparison comparison = rule.comparison();
-  for (std::int64_t t = 0; t < gate.rows; ++t) {
-    for (std::int64_t i = 0; i < gate.cols; ++i) {
-      const double g = gate.row(t)[i], u = up.row(t)[i];
-      const double value = g / (1 + std::exp(-g)) * u;
-      const double error =
-          relative * std::abs(value) + std::abs(g * u) * kExpFlush + (1 + std::abs(u)) * profile.compute.underflow;
-      comparison.element(t, i, value, stored_error(profile, value, error));
-    }
+    // Of partial sums, the first rank's has it.
+    const std::vector<double> values = rule.tap().part <= 0 ? vector_of(rule, bias, expert) : std::vector<double>();
+    compare_product(rule, {rows, std::move(slots), expert_weight, cols, stored, values}, comparison);
   }
   return std::move(comparison).finish();
 }
@@ -273,6 +196,16 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
+}
+
+std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
+  const Rules& rules = rule.rules();
+  if (!has_weight(rules.model, weight, rule.tap().layer)) return {};
+  const WeightSpec spec = weight_spec(rules.model, weight, rule.tap().layer, expert);
+  std::vector<double> values(static_cast<std::size_t>(spec.cols));
+  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, rules.format,
+                            ops::MatrixView<double>{values.data(), 1, spec.cols});
+  return values;
 }
 
 Tensor Rule::stream() const {
@@ -324,10 +257,32 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return {};
     case TapKind::attention_norm:
       return {stream_before(tap.layer)};
-    case TapKind::attention_q:
-    case TapKind::attention_k:
-    case TapKind::attention_v:
+    case TapKind::attention_q_latent:
+    case TapKind::attention_kv_latent:
+    case TapKind::attention_k_projection:
       return {of(TapKind::attention_norm)};
+    case TapKind::attention_q_latent_norm:
+      return {of(TapKind::attention_q_latent)};
+    case TapKind::attention_kv_latent_norm:
+      return {of(TapKind::attention_kv_latent)};
+    case TapKind::attention_kv_projection:
+      return {of(TapKind::attention_kv_latent_norm)};
+    case TapKind::attention_q_projection:
+      return {of(query_source(plan.model.layers[tap.layer]))};
+    case TapKind::attention_q_normed:
+      return {of(TapKind::attention_q_projection)};
+    case TapKind::attention_k_normed:
+      return {of(TapKind::attention_k_projection)};
+    case TapKind::attention_q:
+      return {of(before_rotation(plan.model, tap, TapKind::attention_q_projection, TapKind::attention_q_normed))};
+    case TapKind::attention_k:
+      if (plan.model.layers[tap.layer].attention.latent()) {
+        return {of(TapKind::attention_kv_projection), of(TapKind::attention_kv_latent)};
+      }
+      return {of(before_rotation(plan.model, tap, TapKind::attention_k_projection, TapKind::attention_k_normed))};
+    case TapKind::attention_v:
+      return {of(plan.model.layers[tap.layer].attention.latent() ? TapKind::attention_kv_projection
+                                                                 : TapKind::attention_norm)};
     case TapKind::attention_context:
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
     case TapKind::attention_partial:
@@ -340,8 +295,10 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return {of(TapKind::attention_residual)};
     case TapKind::router_logits:
       return {of(TapKind::moe_norm)};
-    case TapKind::router_choice:
+    case TapKind::router_scores:
       return {of(TapKind::router_logits)};
+    case TapKind::router_choice:
+      return {of(choice_source(plan.model.layers[tap.layer]))};
     case TapKind::router_weights:
       return {of(TapKind::router_logits), of(TapKind::router_choice)};
     case TapKind::expert_gate:
@@ -355,8 +312,22 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return parts(TapKind::expert_partial, plan.parallel.etp);
     case TapKind::moe_output:
       return {of(TapKind::expert_output), of(TapKind::router_weights)};
+    case TapKind::mlp_gate:
+    case TapKind::mlp_up:
+    case TapKind::shared_gate:
+      return {of(TapKind::moe_norm)};
+    case TapKind::mlp_activation:
+      return {of(TapKind::mlp_gate), of(TapKind::mlp_up)};
+    case TapKind::mlp_partial:
+      return {of(TapKind::mlp_activation)};
+    case TapKind::mlp_output:
+      return parts(TapKind::mlp_partial, plan.parallel.tp);
+    case TapKind::shared_output:
+      return {of(TapKind::mlp_output), of(TapKind::shared_gate)};
+    case TapKind::moe_sum:
+      return {of(TapKind::moe_output), of(shared_addend(plan.model.layers[tap.layer]))};
     case TapKind::moe_residual:
-      return {of(TapKind::attention_residual), of(TapKind::moe_output)};
+      return {of(TapKind::attention_residual), of(feed_forward_addend(plan.model.layers[tap.layer]))};
     case TapKind::final_norm:
       return {stream_before(static_cast<int>(plan.model.layers.size()))};
     case TapKind::logits:
@@ -367,30 +338,66 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
 
 Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
   const Rule rule(rules, tensors, tap);
+  const std::int64_t hidden = rules.model.hidden_size;
+  const auto attention = [&]() -> const AttentionSpec& { return rule.layer().attention; };
   switch (tap.kind) {
     case TapKind::embedding:
       return judge_embedding(rule);
     case TapKind::attention_norm:
-      return judge_norm(rule, rule.stream(), Weight::attention_norm);
-    case TapKind::attention_q:
+      return judge_norm(rule, rule.stream(), Weight::attention_norm, hidden);
+    case TapKind::attention_q_latent:
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_q_latent);
+    case TapKind::attention_q_latent_norm:
+      return judge_norm(rule, rule.input(TapKind::attention_q_latent), Weight::attention_q_latent_norm,
+                        attention().q_lora_rank);
+    case TapKind::attention_q_projection:
+      return judge_product(rule, rule.input(query_source(rule.layer())), Weight::attention_q, Weight::attention_q_bias);
+    case TapKind::attention_q_normed:
+      return judge_norm(rule, rule.input(TapKind::attention_q_projection), Weight::attention_q_norm,
+                        attention().head_dim);
+    case TapKind::attention_kv_latent:
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_kv_latent);
+    case TapKind::attention_kv_latent_norm:
+      return judge_norm(rule, rule.input(TapKind::attention_kv_latent, Range{0, attention().kv_lora_rank}),
+                        Weight::attention_kv_latent_norm, attention().kv_lora_rank);
+    case TapKind::attention_kv_projection:
+      return judge_product(rule, rule.input(TapKind::attention_kv_latent_norm), Weight::attention_kv);
+    case TapKind::attention_k_projection:
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_k, Weight::attention_k_bias);
+    case TapKind::attention_k_normed:
+      return judge_norm(rule, rule.input(TapKind::attention_k_projection), Weight::attention_k_norm,
+                        attention().head_dim);
+    case TapKind::attention_q: {
+      const TapKind before =
+          before_rotation(rules.model, tap, TapKind::attention_q_projection, TapKind::attention_q_normed);
+      if (before != TapKind::attention_norm) return judge_rotation(rule, rule.input(before));
       return judge_rotated(rule, rule.input(TapKind::attention_norm), Weight::attention_q);
-    case TapKind::attention_k:
+    }
+    case TapKind::attention_k: {
+      if (attention().latent()) return judge_rotation(rule, latent_keys(rule));
+      const TapKind before =
+          before_rotation(rules.model, tap, TapKind::attention_k_projection, TapKind::attention_k_normed);
+      if (before != TapKind::attention_norm) return judge_rotation(rule, rule.input(before));
       return judge_rotated(rule, rule.input(TapKind::attention_norm), Weight::attention_k);
+    }
     case TapKind::attention_v:
-      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_v);
+      if (attention().latent()) return judge_copy(rule, latent_values(rule));
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_v, Weight::attention_v_bias);
     case TapKind::attention_context:
       return judge_attention(rule);
     case TapKind::attention_partial:
-      return judge_attention_partial(rule);
+      return judge_partial(rule, TapKind::attention_context, Weight::attention_output, Weight::attention_output_bias);
     case TapKind::attention_output:
       return judge_reduction(rule, TapKind::attention_partial, rules.plan.parallel.tp, rules.reduce_over_tp,
                              rules.path_over_tp);
     case TapKind::attention_residual:
       return judge_sum(rule, rule.stream(), rule.input(TapKind::attention_output));
     case TapKind::moe_norm:
-      return judge_norm(rule, rule.input(TapKind::attention_residual), Weight::moe_norm);
+      return judge_norm(rule, rule.input(TapKind::attention_residual), Weight::moe_norm, hidden);
     case TapKind::router_logits:
-      return judge_product(rule, rule.input(TapKind::moe_norm), Weight::router);
+      return judge_product(rule, rule.input(TapKind::moe_norm), Weight::router, Weight::router_bias);
+    case TapKind::router_scores:
+      return judge_router_scores(rule);
     case TapKind::router_choice:
       return judge_choice(rule);
     case TapKind::router_weights:
@@ -399,24 +406,43 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
     case TapKind::expert_up:
       return judge_expert_product(rule, rule.input(TapKind::moe_norm), true,
                                   tap.kind == TapKind::expert_gate ? Weight::expert_gate : Weight::expert_up,
-                                  {0, rules.model.hidden_size}, true);
+                                  tap.kind == TapKind::expert_gate ? Weight::expert_gate_bias : Weight::expert_up_bias,
+                                  {0, hidden}, true);
     case TapKind::expert_activation:
-      return judge_activation(rule);
+      return judge_activation(rule, rule.input(TapKind::expert_gate), rule.input(TapKind::expert_up),
+                              rule.layer().feed_forward.swiglu_limit);
     case TapKind::expert_partial: {
       const Range cols = rule.part_of_weight(Weight::expert_down);
-      return judge_expert_product(rule, rule.input(TapKind::expert_activation, cols), false, Weight::expert_down, cols,
-                                  rules.plan.parallel.etp > 1);
+      return judge_expert_product(rule, rule.input(TapKind::expert_activation, cols), false, Weight::expert_down,
+                                  Weight::expert_down_bias, cols, rules.plan.parallel.etp > 1);
     }
     case TapKind::expert_output:
       return judge_reduction(rule, TapKind::expert_partial, rules.plan.parallel.etp, rules.reduce_over_etp,
                              rules.path_over_etp);
     case TapKind::moe_output:
       return judge_combination(rule);
+    case TapKind::mlp_gate:
+      return judge_product(rule, rule.input(TapKind::moe_norm), Weight::mlp_gate);
+    case TapKind::mlp_up:
+      return judge_product(rule, rule.input(TapKind::moe_norm), Weight::mlp_up);
+    case TapKind::mlp_activation:
+      return judge_activation(rule, rule.input(TapKind::mlp_gate), rule.input(TapKind::mlp_up), 0);
+    case TapKind::mlp_partial:
+      return judge_partial(rule, TapKind::mlp_activation, Weight::mlp_down);
+    case TapKind::mlp_output:
+      return judge_reduction(rule, TapKind::mlp_partial, rules.plan.parallel.tp, rules.reduce_over_tp,
+                             rules.path_over_tp);
+    case TapKind::shared_gate:
+      return judge_product(rule, rule.input(TapKind::moe_norm), Weight::shared_gate);
+    case TapKind::shared_output:
+      return judge_gated(rule, rule.input(TapKind::mlp_output), rule.input(TapKind::shared_gate));
+    case TapKind::moe_sum:
+      return judge_sum(rule, rule.input(TapKind::moe_output), rule.input(shared_addend(rule.layer())));
     case TapKind::moe_residual:
-      return judge_sum(rule, rule.input(TapKind::attention_residual), rule.input(TapKind::moe_output));
+      return judge_sum(rule, rule.input(TapKind::attention_residual), rule.input(feed_forward_addend(rule.layer())));
     case TapKind::final_norm:
       return judge_norm(rule, rule.input(stream_before(static_cast<int>(rules.model.layers.size()))),
-                        Weight::final_norm);
+                        Weight::final_norm, hidden);
     case TapKind::logits:
       return judge_product(rule, rule.input(TapId{.kind = TapKind::final_norm}), Weight::head);
   }

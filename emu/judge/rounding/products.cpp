@@ -67,18 +67,25 @@ struct Turn {
 /// on both, the power within a unit in the last place (2 u), the product within u. Twice 3 u; the rest is of second
 /// order.
 constexpr double kAngleUnits = 8;
+/// Scaled frequencies are means of two such ones, f / s r + f (1 - r): a quotient, 1 - r, two products and the sum,
+/// twice 5 u more. A ramp r is a difference over a difference, clamped: of a position in the context (llama3), twice 6
+/// u of at most high / (high - low); of a pair (yarn), whose end points come from two logarithms, are rounded to whole
+/// ones on both sides alike or, where they are not, are off by twice 6 u of at most the pairs of a head, 2^10 of them.
+constexpr double kScaledAngleUnits = 8 + 10 + 12 * 1024;
+
+double angle_units(const RopeSpec& rope) {
+  const bool scaled = rope.type == RopeType::yarn || rope.type == RopeType::llama3;
+  return scaled ? kScaledAngleUnits : kAngleUnits + (rope.type == RopeType::linear ? 2 : 0);
+}
 
 /// [positions, half].
-std::vector<Turn> turns_at(const std::vector<std::int64_t>& positions, std::int64_t half, double theta) {
-  std::vector<double> frequencies;
-  for (std::int64_t i = 0; i < half; ++i) {
-    frequencies.push_back(std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(2 * half)));
-  }
+std::vector<Turn> turns_at(const std::vector<std::int64_t>& positions, std::int64_t half, const RopeSpec& rope) {
+  const std::vector<double> frequencies = reference::frequencies(rope, 2 * half);
   std::vector<Turn> turns;
   for (const std::int64_t position : positions) {
     for (const double frequency : frequencies) {
       const double angle = static_cast<double>(position) * frequency;
-      turns.push_back({std::cos(angle), std::sin(angle), kAngleUnits * 0x1p-53 * std::abs(angle)});
+      turns.push_back({std::cos(angle), std::sin(angle), angle_units(rope) * 0x1p-53 * std::abs(angle)});
     }
   }
   return turns;
@@ -105,26 +112,71 @@ struct Rotated {
   }
 };
 
+/// The same of values that are stored already.
+double rotation_error(const Profile& profile, double amplitude, const Turn& turn, double a, double b, double value) {
+  const double c = amplitude * turn.cosine, s = amplitude * turn.sine;
+  const double turning = gamma(5, profile.compute.relative) * (std::abs(c * a) + std::abs(s * b));
+  const double angle = amplitude * turn.angle_error * (std::abs(a) + std::abs(b));
+  return stored_error(profile, value, turning + angle + 3 * profile.compute.underflow);
+}
+
 }  // namespace
+
+Judged judge_rotation(const Rule& rule, const reference::Tensor& before) {
+  const Rules& rules = rule.rules();
+  const AttentionSpec& attention = rule.layer().attention;
+  const RopeSpec& rope = attention.rope;
+  const std::int64_t dim = attention.head_dim, pairs = attention.rope_dim() / 2;
+  const std::int64_t begin = attention.latent() ? dim - 2 * pairs : 0;
+  const std::vector<Turn> turns = turns_at(rules.positions, pairs, rope);
+  Comparison comparison = rule.comparison();
+  for (std::int64_t t = 0; t < before.rows; ++t) {
+    const double* x = before.row(t);
+    for (std::int64_t head = 0; head < before.cols; head += dim) {
+      for (std::int64_t i = 0; i < dim; ++i) {
+        if (i < begin || i >= begin + 2 * pairs) comparison.element(t, head + i, x[head + i], 0);
+      }
+      for (std::int64_t i = 0; i < pairs; ++i) {
+        const std::int64_t low = head + begin + (rope.interleaved ? 2 * i : i);
+        const std::int64_t high = low + (rope.interleaved ? 1 : pairs);
+        const Turn& turn = turns[static_cast<std::size_t>(t * pairs + i)];
+        const double c = rope.amplitude * turn.cosine, s = rope.amplitude * turn.sine;
+        const double first = x[low] * c - x[high] * s, second = x[high] * c + x[low] * s;
+        comparison.element(t, low, first, rotation_error(rules.profile, rope.amplitude, turn, x[low], x[high], first));
+        comparison.element(t, high, second,
+                           rotation_error(rules.profile, rope.amplitude, turn, x[high], x[low], second));
+      }
+    }
+  }
+  return std::move(comparison).finish();
+}
 
 void compare_product(const Rule& rule, const Product& product, Comparison& comparison) {
   const Profile& profile = rule.rules().profile;
   const std::int64_t terms = product.cols.count;
   const std::vector<double> x_norms = row_norms(product.x.values.data(), product.x.rows, terms);
+  // A bias is one term more.
+  const bool biased = !product.bias.empty();
+  const auto bias_of = [&](std::int64_t output) {
+    return biased ? product.bias[static_cast<std::size_t>(output)] : 0.0;
+  };
   const auto bound = [&](double value, double magnitude) {
-    const double error = product_error(profile, terms, magnitude);
+    const double error = product_error(profile, terms + (biased ? 1 : 0), magnitude);
     return product.stored ? stored_error(profile, value, error) : error;
   };
   for_each_block(rule.rules(), product, 1, [&](const OutputBlock& block) {
     const auto whole = [&](std::int64_t row, std::int64_t output) {
-      return bound(block.y.row(row)[output], magnitude_of(product.x.row(row), block.weight(output, terms), terms));
+      const double bias = bias_of(block.outputs.begin + output);
+      return bound(block.y.row(row)[output] + bias,
+                   magnitude_of(product.x.row(row), block.weight(output, terms), terms) + std::abs(bias));
     };
     std::pair<std::int64_t, std::int64_t> candidate;
     for (std::int64_t row = 0; row < block.y.rows; ++row) {
       const std::int64_t tap_row = row_of_tap(product, row);
       for (std::int64_t output = 0; output < block.outputs.count; ++output) {
-        const double value = block.y.row(row)[output];
-        const double likely = x_norms[static_cast<std::size_t>(row)] * block.norms[static_cast<std::size_t>(output)];
+        const double bias = bias_of(block.outputs.begin + output), value = block.y.row(row)[output] + bias;
+        const double likely =
+            x_norms[static_cast<std::size_t>(row)] * block.norms[static_cast<std::size_t>(output)] + std::abs(bias);
         if (comparison.element(tap_row, block.outputs.begin + output, value, bound(value, std::abs(value)),
                                bound(value, likely), [&] { return whole(row, output); })) {
           candidate = {row, output};
@@ -140,7 +192,7 @@ void compare_rotated(const Rule& rule, const Product& product, Comparison& compa
   const AttentionSpec& attention = rule.layer().attention;
   const std::int64_t terms = product.cols.count, half = attention.head_dim / 2;
   const std::vector<double> x_norms = row_norms(product.x.values.data(), product.x.rows, terms);
-  const std::vector<Turn> turns = turns_at(rules.positions, half, attention.rope_theta);
+  const std::vector<Turn> turns = turns_at(rules.positions, half, attention.rope);
   for_each_block(rules, product, attention.head_dim, [&](const OutputBlock& block) {
     const auto magnitude = [&](std::int64_t row, std::int64_t output) {
       return magnitude_of(product.x.row(row), block.weight(output, terms), terms);

@@ -2,198 +2,21 @@
 
 #include <fmt/format.h>
 
-#include <initializer_list>
+#include <algorithm>
 #include <string_view>
 
 #include "emu/input/object_reader.h"
 #include "emu/model/families/family.h"
+#include "emu/model/families/internal/feed_forward.h"
+#include "emu/model/families/internal/keys.h"
+#include "emu/model/families/internal/rope.h"
+#include "emu/model/families/internal/windows.h"
 #include "emu/model/fields.h"
 
 namespace shardproof {
 namespace {
 
 using Kind = JsonValue::Kind;
-
-/// Keys of Hugging Face configs that say nothing about the forward pass of a decoder in evaluation.
-constexpr std::string_view kIrrelevant[] = {"auto_map",
-                                            "transformers_version",
-                                            "_name_or_path",
-                                            "_commit_hash",
-                                            "name_or_path",
-                                            "model_max_length",
-                                            "max_position_embeddings",
-                                            "initializer_range",
-                                            "use_cache",
-                                            "cache_implementation",
-                                            "bos_token_id",
-                                            "eos_token_id",
-                                            "pad_token_id",
-                                            "sep_token_id",
-                                            "decoder_start_token_id",
-                                            "attention_dropout",
-                                            "hidden_dropout",
-                                            "embd_pdrop",
-                                            "resid_pdrop",
-                                            "router_jitter_noise",
-                                            "router_aux_loss_coef",
-                                            "aux_loss_alpha",
-                                            "seq_aux",
-                                            "output_router_logits",
-                                            "output_attentions",
-                                            "output_hidden_states",
-                                            "return_dict",
-                                            "return_dict_in_generate",
-                                            "torchscript",
-                                            "use_bfloat16",
-                                            "_attn_implementation",
-                                            "attn_implementation",
-                                            "_attn_implementation_autoset",
-                                            "pretraining_tp",
-                                            "ep_size",
-                                            "max_window_layers",
-                                            "gradient_checkpointing",
-                                            "use_flash_attn",
-                                            "is_decoder",
-                                            "id2label",
-                                            "label2id",
-                                            "num_labels",
-                                            "finetuning_task",
-                                            "task_specific_params",
-                                            "problem_type",
-                                            "tokenizer_class",
-                                            "prefix",
-                                            "tie_encoder_decoder",
-                                            "chunk_size_feed_forward",
-                                            "pruned_heads",
-                                            "tf_legacy_loss",
-                                            "architecture",
-                                            "bad_words_ids",
-                                            "begin_suppress_tokens",
-                                            "suppress_tokens",
-                                            "forced_bos_token_id",
-                                            "forced_eos_token_id",
-                                            "temperature",
-                                            "top_p",
-                                            "typical_p",
-                                            "do_sample",
-                                            "early_stopping",
-                                            "num_beams",
-                                            "num_beam_groups",
-                                            "num_return_sequences",
-                                            "max_length",
-                                            "min_length",
-                                            "length_penalty",
-                                            "repetition_penalty",
-                                            "no_repeat_ngram_size",
-                                            "encoder_no_repeat_ngram_size",
-                                            "diversity_penalty",
-                                            "exponential_decay_length_penalty",
-                                            "output_scores",
-                                            "remove_invalid_values",
-                                            "cross_attention_hidden_size"};
-
-/// The keys may be absent, null or 0; anything else adds a part to the layer that is not computed.
-void refuse_unless_zero(ObjectReader& reader, ObjectReader::Names names, std::string_view why) {
-  const auto found = reader.find(names);
-  if (!found) return;
-  const JsonValue& value = *found->value;
-  const bool none = (value.is(Kind::integer) && value.integer == 0) || (value.is(Kind::boolean) && !value.boolean) ||
-                    (value.is(Kind::array) && value.items.empty());
-  if (!none) reader.problem(found->field, fmt::format("{}: {}", describe(value), why));
-}
-
-void refuse_unless_one(ObjectReader& reader, ObjectReader::Names names, std::string_view why) {
-  const auto found = reader.find(names);
-  if (!found) return;
-  const JsonValue& value = *found->value;
-  const bool one = (value.is(Kind::integer) || value.is(Kind::number)) && value.number == 1.0;
-  if (!one) reader.problem(found->field, fmt::format("{}: {}", describe(value), why));
-}
-
-void refuse_unless_text(ObjectReader& reader, ObjectReader::Names names,
-                        std::initializer_list<std::string_view> allowed, std::string_view why) {
-  const auto found = reader.find(names);
-  if (!found) return;
-  if (found->value->is(Kind::string)) {
-    for (const std::string_view text : allowed) {
-      if (found->value->text == text) return;
-    }
-  }
-  reader.problem(found->field, fmt::format("{}: {}", describe(*found->value), why));
-}
-
-/// "layer_types" may only say of every layer what it is anyway.
-void refuse_other_layer_types(ObjectReader& reader) {
-  const auto found = reader.find({"layer_types"});
-  if (!found) return;
-  if (!found->value->is(Kind::array)) {
-    reader.problem(found->field, fmt::format("{} where an array of names is needed", describe(*found->value)));
-    return;
-  }
-  for (std::size_t i = 0; i < found->value->items.size(); ++i) {
-    const JsonValue& type = found->value->items[i];
-    if (type.is(Kind::string) && type.text == "full_attention") continue;
-    reader.problem(fmt::format("{}[{}]", found->field, i),
-                   fmt::format("{}: only \"full_attention\" is computed", describe(type)));
-    return;
-  }
-}
-
-void refuse_other_mathematics(ObjectReader& reader) {
-  refuse_other_layer_types(reader);
-  refuse_unless_zero(reader, {"add_cross_attention"}, "attention to an encoder is not computed");
-  refuse_unless_zero(reader, {"is_encoder_decoder"}, "encoders are not computed");
-  refuse_unless_text(reader, {"hidden_act", "hidden_activation"}, {"silu", "swish"},
-                     "only silu is computed (SwiGLU experts)");
-  refuse_unless_zero(reader, {"attention_bias", "qkv_bias", "use_qkv_bias"}, "biases in attention are not computed");
-  refuse_unless_zero(reader, {"mlp_bias", "use_bias"}, "biases in the experts are not computed");
-  refuse_unless_zero(reader, {"lm_head_bias"}, "a bias of the output head is not computed");
-  refuse_unless_zero(reader, {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"},
-                     "shared experts are not computed");
-  refuse_unless_zero(reader, {"mlp_only_layers", "first_k_dense_replace", "moe_num_dense_layers"},
-                     "every layer must have experts; dense layers are not computed");
-  refuse_unless_one(reader, {"decoder_sparse_step", "moe_layer_freq"}, "every layer must have experts");
-  refuse_unless_text(reader, {"scoring_func", "moe_router_score_function"}, {"softmax"},
-                     "only softmax routing is computed");
-  refuse_unless_text(reader, {"topk_method"}, {"greedy"}, "only plain top-k routing is computed");
-  refuse_unless_one(reader, {"n_group"}, "grouped routing is not computed");
-  refuse_unless_one(reader, {"topk_group"}, "grouped routing is not computed");
-  refuse_unless_one(reader, {"routed_scaling_factor"}, "a scale on the experts' output is not computed");
-  refuse_unless_one(reader, {"partial_rotary_factor"}, "rotary embeddings over part of a head are not computed");
-  refuse_unless_zero(reader, {"use_qk_norm", "qk_norm", "qk_layernorm"}, "norms of queries and keys are not computed");
-  refuse_unless_zero(reader, {"clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"},
-                     "clipping and soft caps are not computed");
-  if (const auto found = reader.find({"quantization_config"})) {
-    reader.problem(found->field,
-                   "quantised weights are not emulated; state the formats bfloat16, float16, float32 or "
-                   "float64 in torch_dtype");
-  }
-}
-
-/// rope_theta stands at the top level, or inside rope_parameters or rope_scaling, whose type must change nothing.
-std::optional<double> read_rope_theta(ObjectReader& reader, const FieldInfo& field, std::vector<Problem>& problems) {
-  std::optional<double> theta = reader.number({field.key, field.aliases[0]}, field.least_number, field.most_number);
-  const auto nested = reader.find({"rope_parameters", "rope_scaling"});
-  if (!nested) return theta;
-  ObjectReader rope(*nested->value, nested->field, problems, ObjectReader::Null::absent);
-  const auto type = rope.find({"rope_type", "type"});
-  const bool linear = type && type->value->is(Kind::string) && type->value->text == "linear";
-  // Positions over a factor of one are the positions.
-  if (linear && !rope.find({"factor"})) rope.missing("factor", "\"linear\" needs one");
-  if (!linear) {
-    refuse_unless_text(rope, {"rope_type", "type"}, {"default"},
-                       "only unscaled rotary embeddings (\"default\", or \"linear\" with factor 1) are computed");
-  }
-  refuse_unless_one(rope, {"factor"}, "scaled rotary embeddings are not computed");
-  refuse_unless_one(rope, {"partial_rotary_factor"}, "rotary embeddings over part of a head are not computed");
-  const std::optional<double> inner = rope.number({field.key}, field.least_number, field.most_number);
-  rope.finish();
-  if (theta && inner && *theta != *inner) {
-    reader.problem(rope.field(field.key),
-                   fmt::format("{} contradicts {} = {}", *inner, reader.field(field.key), *theta));
-  }
-  return inner ? inner : theta;
-}
 
 /// "architectures": the name of the class that the config was saved from. It says which family the config is of where
 /// model_type is missing, and must not contradict it.
@@ -205,11 +28,10 @@ std::optional<const Family*> read_architecture(ObjectReader& reader, const Famil
   if (!first.is(Kind::string)) return std::nullopt;
   const Family* named = family_of_architecture(first.text);
   if (named == nullptr) {
-    reader.problem(found->field, fmt::format("{}: {}; the layers computed are those of \"mixtral\" (and of "
-                                             "\"qwen3_moe\" without its query and key norms)",
-                                             in_quotes(first.text),
+    reader.problem(found->field, fmt::format("{}: {}; the families known are {}", in_quotes(first.text),
                                              by_type == nullptr ? "there is no model_type, and this is another family's"
-                                                                : "another family's than model_type says"));
+                                                                : "another family's than model_type says",
+                                             family_names()));
     return nullptr;
   }
   if (by_type != nullptr && named != by_type) {
@@ -219,20 +41,16 @@ std::optional<const Family*> read_architecture(ObjectReader& reader, const Famil
   return named;
 }
 
-void read_type(ObjectReader& reader, LoadedModel& loaded) {
+const Family* read_type(ObjectReader& reader, LoadedModel& loaded) {
   const Family* family = nullptr;
   if (const auto found = reader.find({"model_type"})) {
     if (found->value->is(Kind::string)) {
       loaded.model.model_type = found->value->text;
       family = find_family(found->value->text);
-    } else {
-      family = nullptr;
     }
     if (family == nullptr) {
       reader.problem(found->field,
-                     fmt::format("{}: the layers computed are those of \"mixtral\" (and of \"qwen3_moe\" without "
-                                 "its query and key norms)",
-                                 describe(*found->value)));
+                     fmt::format("{}: the families known are {}", describe(*found->value), family_names()));
       reader.ignore({"architectures"});
     } else {
       family = read_architecture(reader, family).value_or(family);
@@ -241,10 +59,7 @@ void read_type(ObjectReader& reader, LoadedModel& loaded) {
     family = read_architecture(reader, nullptr).value_or(find_family(loaded.model.model_type));
     if (family != nullptr) loaded.model.model_type = family->model_type;
   }
-  loaded.model.layers = LayerList(1, family != nullptr ? family->layer : LayerSpec{});
-  if (family != nullptr && !family->left_out.empty()) {
-    loaded.notes.push_back(fmt::format("{}: {}", family->model_type, family->left_out));
-  }
+  return family;
 }
 
 void read_dtype(ObjectReader& reader, ModelConfig& model) {
@@ -278,90 +93,242 @@ auto with_names(const FieldInfo& field, const Use& use) {
   return use({field.key, field.aliases[0], field.aliases[1]});
 }
 
-/// Reads the fields of a model whose layers are all alike.
+/// Reads the fields of a model whose layers are all alike, less what its family reads.
 class FieldReader {
  public:
-  FieldReader(ObjectReader& reader, const JsonValue& config, const Family& family, std::vector<Problem>& problems)
-      : reader_(reader), config_(config), family_(family), problems_(problems) {}
+  FieldReader(ObjectReader& reader, const Family& family, std::vector<Problem>& problems)
+      : reader_(reader), family_(family), problems_(problems) {}
 
   void operator()(const FieldInfo& field, std::int64_t& value) const {
-    if (field.key == fields::kIntermediateSize.key && config_.find("moe_intermediate_size") != nullptr &&
-        family_.moe_intermediate_size) {
-      // Where both stand, intermediate_size is the width of dense layers, of which there are none.
-      value = reader_.integer({"moe_intermediate_size"}, 1, field.most).value_or(0);
-      reader_.ignore({field.key});
-      return;
-    }
+    if (field.from_family || field.key == fields::kIntermediateSize.key) return;
+    const bool of_experts = field.key == fields::kExperts.key || field.key == fields::kTopK.key;
+    if (of_experts && family_.mixture == Mixture::no_layer) return;
     // A width that is absent is one problem; a present one that cannot be used has been reported already.
     const std::size_t before = problems_.size();
     const auto read =
         with_names(field, [&](ObjectReader::Names names) { return reader_.integer(names, 1, field.most); });
-    if (!read && !field.needed.empty() && problems_.size() == before) reader_.missing(field.key, field.needed);
-    value = read.value_or(0);
+    if (!read && !field.needed.empty() && problems_.size() == before) {
+      // The default of the family's class, where it is not another model's size.
+      if (field.key == fields::kTopK.key && value > 0) return;
+      reader_.missing(field.key, field.needed);
+    }
+    value = read.value_or(value);
   }
 
   void operator()(const FieldInfo& field, double& value) const {
-    const auto read = field.key == fields::kRopeTheta.key
-                          ? read_rope_theta(reader_, field, problems_)
-                          : with_names(field, [&](ObjectReader::Names names) {
-                              return reader_.number(names, field.least_number, field.most_number);
-                            });
+    if (field.from_family || field.key == fields::kRopeTheta.key) return;
+    const auto read = with_names(
+        field, [&](ObjectReader::Names names) { return reader_.number(names, field.least_number, field.most_number); });
     value = read.value_or(value);
   }
 
   void operator()(const FieldInfo& field, bool& value) const {
     if (field.from_family) return;
+    if (field.key == fields::kNormTopkProb.key && family_.mixture == Mixture::no_layer) return;
     value = with_names(field, [&](ObjectReader::Names names) { return reader_.boolean(names); }).value_or(value);
   }
 
+  template <class Enumeration>
+  void operator()(const FieldInfo& /*field*/, Enumeration& /*value*/) const {}
+
  private:
   ObjectReader& reader_;
-  const JsonValue& config_;
   const Family& family_;
   std::vector<Problem>& problems_;
 };
 
+/// The ranks and dims of latent attention; head_dim and rope.dim follow from them.
+void read_latent(ObjectReader& reader, AttentionSpec& attention) {
+  const auto size = [&](std::string_view key, std::int64_t otherwise) {
+    return reader.integer({key}, 1, kMaxWidth).value_or(otherwise);
+  };
+  const auto rank = reader.find({"q_lora_rank"});
+  const bool direct = !rank && reader.find({"kv_lora_rank"});
+  attention.q_lora_rank = direct ? 0 : size("q_lora_rank", attention.q_lora_rank);
+  attention.kv_lora_rank = size("kv_lora_rank", attention.kv_lora_rank);
+  attention.rope.dim = size("qk_rope_head_dim", attention.rope.dim);
+  attention.head_dim = size("qk_nope_head_dim", 128) + attention.rope.dim;
+  attention.v_head_dim = size("v_head_dim", 128);
+  if (attention.v_head_dim == attention.head_dim) attention.v_head_dim = 0;
+  attention.rope.interleaved = reader.boolean({"rope_interleave"}).value_or(attention.rope.interleaved);
+  reader.ignore({"head_dim"});
+  reader.ignore({"qk_head_dim"});
+  if (attention.kv_heads != attention.heads) {
+    reader.problem(reader.field("num_key_value_heads"),
+                   fmt::format("{} with {} query heads; latent attention makes keys and values for each of them",
+                               attention.kv_heads, attention.heads));
+  }
+}
+
 /// Key-value heads and head_dim have defaults that depend on other fields.
-void set_derived(ObjectReader& reader, const JsonValue& config, ModelConfig& model) {
-  model.layers.edit([&](LayerSpec& layer) {
-    AttentionSpec& attention = layer.attention;
-    if (attention.kv_heads == 0) attention.kv_heads = attention.heads;
-    if (attention.head_dim != 0 || attention.heads == 0 || model.hidden_size == 0) return;
-    const JsonValue* const given = config.find("head_dim");
-    if (given != nullptr && !given->is(Kind::null)) return;
-    if (model.hidden_size % attention.heads != 0) {
-      reader.missing("head_dim", fmt::format("and hidden_size {} / num_attention_heads {} = {} remainder {}",
-                                             model.hidden_size, attention.heads, model.hidden_size / attention.heads,
-                                             model.hidden_size % attention.heads));
+void set_derived(ObjectReader& reader, const JsonValue& config, std::int64_t hidden, AttentionSpec& attention) {
+  const JsonValue* const kv_heads = config.find(fields::kKvHeads.key);
+  const bool null = kv_heads != nullptr && kv_heads->is(Kind::null);
+  if (attention.kv_heads == 0 || null) attention.kv_heads = attention.heads;
+  if (attention.latent()) return read_latent(reader, attention);
+  if (attention.head_dim != 0 || attention.heads == 0 || hidden == 0) return;
+  const JsonValue* const given = config.find(fields::kHeadDim.key);
+  if (given != nullptr && !given->is(Kind::null)) return;
+  if (hidden % attention.heads != 0) {
+    reader.missing("head_dim", fmt::format("and hidden_size {} / num_attention_heads {} = {} remainder {}", hidden,
+                                           attention.heads, hidden / attention.heads, hidden % attention.heads));
+  }
+  attention.head_dim = hidden / attention.heads;
+}
+
+void read_biases(ObjectReader& reader, const Family& family, AttentionSpec& attention) {
+  switch (family.attention_bias) {
+    case AttentionBias::never:
+      keys::refuse_unless_zero(reader, {"attention_bias", "qkv_bias", "use_qkv_bias"},
+                               "this family's attention has no biases");
+      return;
+    case AttentionBias::qkv:
+      attention.qkv_bias = reader.boolean({"qkv_bias"}).value_or(attention.qkv_bias);
+      keys::refuse_unless(reader, {"attention_bias"}, attention.qkv_bias, "this family's key is qkv_bias");
+      return;
+    case AttentionBias::qkv_by_key:
+    case AttentionBias::all_by_key: {
+      const bool all = family.attention_bias == AttentionBias::all_by_key;
+      attention.qkv_bias = reader.boolean({"attention_bias"}).value_or(attention.qkv_bias);
+      attention.output_bias = all && attention.qkv_bias;
+      keys::refuse_unless(reader, {"qkv_bias", "use_qkv_bias"}, attention.qkv_bias,
+                          "this family's key is attention_bias");
+      return;
     }
-    attention.head_dim = model.hidden_size / attention.heads;
-  });
+  }
+}
+
+void read_query_key_norm(ObjectReader& reader, const Family& family, AttentionSpec& attention) {
+  if (family.qk_norm_by_key) {
+    if (reader.boolean({"use_qk_norm", "qk_norm", "qk_layernorm"}).value_or(false))
+      attention.query_key_norm = QueryKeyNorm::head;
+    return;
+  }
+  const bool has = attention.query_key_norm != QueryKeyNorm::none;
+  keys::refuse_unless(reader, {"use_qk_norm", "qk_norm", "qk_layernorm"}, has,
+                      has ? "this family always has them" : "this family has none");
+}
+
+void read_multipliers(ObjectReader& reader, const Family& family, ModelConfig& model, AttentionSpec& attention) {
+  constexpr double kMost = 1e6;
+  if (family.model_type != "granitemoe") return;
+  const auto number = [&](std::string_view key) { return reader.number({key}, 1e-6, kMost).value_or(1); };
+  model.embedding_multiplier = number("embedding_multiplier");
+  model.residual_multiplier = number("residual_multiplier");
+  model.logits_scaling = number("logits_scaling");
+  attention.attention_multiplier = number("attention_multiplier");
+}
+
+void refuse_other_mathematics(ObjectReader& reader, const Family& family) {
+  keys::refuse_unless_zero(reader, {"add_cross_attention"}, "attention to an encoder is not computed");
+  keys::refuse_unless_zero(reader, {"is_encoder_decoder"}, "encoders are not computed");
+  keys::refuse_unless_text(reader, {"hidden_act", "hidden_activation"}, {"silu", "swish"}, "only silu is computed");
+  keys::refuse_unless_zero(reader, {"mlp_bias", "use_bias"}, "biases in the MLPs of this family are not computed");
+  keys::refuse_unless_zero(reader, {"clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"},
+                           "clipping and soft caps are not computed");
+  if (!family.counts_shared_experts && family.model_type != "qwen2_moe") {
+    keys::refuse_unless_zero(reader, {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"},
+                             "this family has no shared experts");
+  }
+}
+
+/// Heads of further tokens' prediction (MTP): the family's own implementation does not run them either.
+void read_prediction_layers(ObjectReader& reader, const Family& family, LoadedModel& loaded) {
+  if (!family.skips_prediction_layers) {
+    keys::refuse_unless_zero(reader, {"num_nextn_predict_layers", "num_mtp_layers"},
+                             "layers that predict further tokens are not computed");
+    return;
+  }
+  const std::int64_t layers = reader.integer({"num_nextn_predict_layers", "num_mtp_layers"}, 0, kMaxLayers).value_or(0);
+  if (layers == 0) return;
+  loaded.notes.push_back(
+      fmt::format("{} layer{} that predict{} further tokens (MTP) {} left out, as the model's own forward pass does",
+                  layers, layers == 1 ? "" : "s", layers == 1 ? "s" : "", layers == 1 ? "is" : "are"));
+}
+
+/// What a plan says of quantised weights changes how they are stored, not the mathematics.
+void read_quantization(ObjectReader& reader, LoadedModel& loaded) {
+  const auto found = reader.find({"quantization_config"});
+  if (!found) return;
+  const JsonValue* const method = found->value->find("quant_method");
+  if (!found->value->is(Kind::object) || method == nullptr || !method->is(Kind::string)) {
+    reader.problem(found->field, fmt::format("{}: an object with a quant_method is needed", describe(*found->value)));
+    return;
+  }
+  loaded.notes.push_back(fmt::format("quantization_config ({}): weights are computed and counted as {}",
+                                     in_quotes(method->text), loaded.model.dtype));
+}
+
+/// A model for text and other things says in text_config what its decoder of text is.
+const JsonValue* wrapped_text(const JsonValue& config) {
+  const JsonValue* const text = config.find("text_config");
+  return text != nullptr && text->is(Kind::object) ? text : nullptr;
+}
+
+LoadedModel read_wrapped(const JsonValue& config, const JsonValue& text, const std::string& path,
+                         std::vector<Problem>& problems) {
+  ObjectReader reader(config, path, problems, ObjectReader::Null::absent);
+  keys::ignore_irrelevant(reader);
+  for (const std::string_view key :
+       {"model_type", "architectures", "text_config", "vision_config", "audio_config", "image_token_id",
+        "video_token_id", "vision_start_token_id", "vision_end_token_id", "image_token_index", "boi_token_index",
+        "eoi_token_index", "torch_dtype", "dtype", "projector_hidden_act", "multimodal_projector_bias",
+        "spatial_merge_size", "vision_feature_layer"}) {
+    reader.ignore({key});
+  }
+  LoadedModel loaded = read_model(text, reader.field("text_config"), problems);
+  loaded.model.tie_word_embeddings = reader.boolean({"tie_word_embeddings"}).value_or(loaded.model.tie_word_embeddings);
+  loaded.notes.push_back("the decoder of text_config alone: what is not text does not pass through it");
+  reader.finish();
+  return loaded;
 }
 
 }  // namespace
 
 LoadedModel read_model(const JsonValue& config, const std::string& path, std::vector<Problem>& problems) {
   LoadedModel loaded;
+  if (config.is(Kind::object)) {
+    if (const JsonValue* const text = wrapped_text(config)) return read_wrapped(config, *text, path, problems);
+  }
   ObjectReader reader(config, path, problems, ObjectReader::Null::absent);
   if (!config.is(Kind::object)) return loaded;
-  for (const std::string_view key : kIrrelevant) reader.ignore({key});
-  read_type(reader, loaded);
-  const Family* const known = find_family(loaded.model.model_type);
+  ModelConfig& model = loaded.model;
+  keys::ignore_irrelevant(reader);
+  const Family* const known = read_type(reader, loaded);
   const Family& family = known != nullptr ? *known : families().front();
-  if (!family.moe_intermediate_size) {
-    if (const auto width = reader.find({"moe_intermediate_size"})) {
-      reader.problem(width->field, fmt::format("{}: \"{}\" has no such key; the width of its experts is "
-                                               "intermediate_size",
-                                               describe(*width->value), family.model_type));
-    }
+  LayerSpec layer = family.layer;
+  model.layers = LayerList(1, layer);
+  model.rms_norm_eps = family.rms_norm_eps;
+  model.layer_norm = family.layer_norm;
+  visit_fields(model, FieldReader(reader, family, problems));
+  layer = model.layers.kinds().front();
+  set_derived(reader, config, model.hidden_size, layer.attention);
+  read_biases(reader, family, layer.attention);
+  read_query_key_norm(reader, family, layer.attention);
+  family_config::read_rope(reader, family, layer.attention, problems);
+  read_multipliers(reader, family, model, layer.attention);
+  read_dtype(reader, model);
+  if (family.layer_norm) model.head_bias = reader.boolean({"lm_head_bias"}).value_or(false);
+  if (!family.layer_norm)
+    keys::refuse_unless_zero(reader, {"lm_head_bias"}, "a bias of the output head is not computed");
+  const FeedForwardSpec dense = family_config::read_feed_forward(reader, family, layer.feed_forward, problems);
+  const std::vector<bool> is_dense = family_config::read_dense_layers(reader, family, model.layers.size(), problems);
+  if (family.mixture != Mixture::no_layer && dense.intermediate_size == 0 &&
+      std::ranges::find(is_dense, true) != is_dense.end() && reader.find({"intermediate_size"}) == std::nullopt) {
+    reader.missing("intermediate_size", "the width of the dense layers is needed");
   }
-  visit_fields(loaded.model, FieldReader(reader, config, family, problems));
-  set_derived(reader, config, loaded.model);
-  read_dtype(reader, loaded.model);
-  refuse_other_mathematics(reader);
-  const bool window_used = reader.boolean({"use_sliding_window"}).value_or(true);
-  const auto window = reader.integer({"sliding_window"}, 1, INT64_MAX);
-  if (window_used) loaded.sliding_window = window;
+  const std::vector<bool> windowed = family_config::read_windows(reader, family, model.layers.size(), layer.attention);
+  refuse_other_mathematics(reader, family);
+  read_prediction_layers(reader, family, loaded);
+  read_quantization(reader, loaded);
+  LayerList layers;
+  for (std::size_t i = 0; i < is_dense.size(); ++i) {
+    LayerSpec spec = layer;
+    if (is_dense[i]) spec.feed_forward = dense;
+    if (!windowed[i]) spec.attention.sliding_window = 0;
+    layers.push_back(spec);
+  }
+  if (!is_dense.empty()) model.layers = layers;
   reader.finish();
   return loaded;
 }

@@ -1,7 +1,6 @@
 // Reads the `model` part of a plan: a Hugging Face config.json object.
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,14 +11,13 @@ namespace shardproof {
 
 struct LoadedModel {
   ModelConfig model;
-  /// A sliding attention window, when the config has one: it changes nothing for sequences no longer than it.
-  std::optional<std::int64_t> sliding_window;
   /// What of the config is left out of the emulation without changing how tensors are sharded.
   std::vector<std::string> notes;
 };
 
-/// Mixtral's keys, and aliases of other Mixture-of-Experts configs. Keys that cannot change the forward pass are
-/// skipped; keys that would change it in a way the emulation does not compute are refused, each with the reason.
+/// The keys of the config's family (family.h), and aliases of them. Keys that cannot change the forward pass are
+/// skipped; keys that would change it in a way that is not understood are refused, each with the reason. Null is
+/// absent.
 LoadedModel read_model(const JsonValue& config, const std::string& path, std::vector<Problem>& problems);
 
 }  // namespace shardproof

@@ -47,12 +47,34 @@ struct Product {
   WeightSpec weight;
   Range cols;  ///< of the weight
   bool stored = true;
+  std::vector<double> bias = {};  ///< added to every row before it is stored; or none
 };
+
+/// The values of a vector of the layer, as the format holds them; none where it has no such vector.
+std::vector<double> vector_of(const Rule& rule, Weight weight, int expert = -1);
 
 void compare_product(const Rule& rule, const Product& product, Comparison& comparison);
 /// The same, each head rotated by its token's position.
 void compare_rotated(const Rule& rule, const Product& product, Comparison& comparison);
 
 Judged judge_attention(const Rule& rule);
+
+/// RMSNorm of blocks of `block` elements of each row by themselves.
+Judged judge_norm(const Rule& rule, const reference::Tensor& x, Weight weight, std::int64_t block);
+/// Queries or keys from what is rotated in them, [tokens, heads * head_dim]; the rest is passed on.
+Judged judge_rotation(const Rule& rule, const reference::Tensor& before);
+/// Latent attention: keys, unrotated, and values, from the taps that they are copied from.
+reference::Tensor latent_keys(const Rule& rule);
+reference::Tensor latent_values(const Rule& rule);
+/// Held to x itself.
+Judged judge_copy(const Rule& rule, const reference::Tensor& x);
+
+Judged judge_router_scores(const Rule& rule);
+Judged judge_choice(const Rule& rule);
+Judged judge_router_weights(const Rule& rule);
+/// The activation of an expert or of the MLP for all tokens.
+Judged judge_activation(const Rule& rule, const reference::Tensor& gate, const reference::Tensor& up, double limit);
+/// x times the sigmoid of its row's logit.
+Judged judge_gated(const Rule& rule, const reference::Tensor& x, const reference::Tensor& logits);
 
 }  // namespace shardproof::rounding
