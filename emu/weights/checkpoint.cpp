@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <system_error>
 
@@ -65,6 +67,7 @@ Checkpoint::Checkpoint(const fs::path& directory) {
 }
 
 void Checkpoint::read_config(const fs::path& path) {
+  file_names_.push_back(path.string());
   const JsonValue config = read_json(path, kMaxConfigBytes, kMaxConfigDepth);
   std::vector<Problem> problems;
   LoadedModel loaded = read_model(config, "", problems);
@@ -103,6 +106,7 @@ void Checkpoint::open_files(const fs::path& directory) {
 }
 
 void Checkpoint::add_file(const fs::path& path) {
+  file_names_.push_back(path.string());
   files_.push_back(std::make_unique<SafetensorsFile>(path));
   const SafetensorsFile& file = *files_.back();
   for (const TensorEntry& entry : file.header().tensors) {
@@ -115,6 +119,7 @@ void Checkpoint::add_file(const fs::path& path) {
 }
 
 void Checkpoint::open_index(const fs::path& directory, const fs::path& index) {
+  file_names_.push_back(index.string());
   const JsonValue document = read_json(index, kMaxIndexBytes, kMaxIndexDepth);
   if (!document.is(Kind::object)) throw CheckpointError(index.string(), "", "an object is needed");
   for (const JsonMember& member : document.members) {
@@ -191,6 +196,17 @@ const Checkpoint::Place& Checkpoint::place(std::string_view name) const {
 void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const {
   const Place& held = place(spec.name);
   held.file->read<double>(*held.entry, rows, cols, out);
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const std::span<const double> row = out.row(i);
+    const auto bad = std::ranges::find_if_not(row, [](double value) { return std::isfinite(value); });
+    if (bad == row.end()) continue;
+    // A norm is stored as one dim.
+    const std::int64_t col = cols.begin + (bad - row.begin());
+    const std::string at =
+        spec.kind == WeightKind::norm ? fmt::format("{}", col) : fmt::format("{}, {}", rows.begin + i, col);
+    throw CheckpointError(held.file->name(), fmt::format("{}[{}]", in_quotes(spec.name), at),
+                          fmt::format("{}; a finite number is needed", *bad));
+  }
 }
 
 std::vector<double> Checkpoint::tensor(std::string_view name) const {

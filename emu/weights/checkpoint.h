@@ -1,5 +1,5 @@
 // A Hugging Face checkpoint: a directory with config.json and model.safetensors, or shards with
-// model.safetensors.index.json. The files are mapped; a rank reads its slices and nothing else.
+// model.safetensors.index.json. A rank reads its slices and nothing else; the files must stay as they are meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,11 @@ class Checkpoint final : public WeightSource {
   /// Sequences longer than this would attend through a window, which is not emulated.
   std::optional<std::int64_t> sliding_window() const { return sliding_window_; }
 
-  /// Throws std::out_of_range for a name that the checkpoint lacks, and as SafetensorsFile::read does.
+  /// Every file that it was read from.
+  const std::vector<std::string>& files() const { return file_names_; }
+
+  /// Throws std::out_of_range for a name that the checkpoint lacks, CheckpointError for a value that is not finite, and
+  /// as SafetensorsFile::read does.
   void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override;
   /// The whole tensor of that name, row-major. Throws std::out_of_range.
   std::vector<double> tensor(std::string_view name) const;
@@ -51,6 +55,7 @@ class Checkpoint final : public WeightSource {
 
   ModelConfig model_;
   std::optional<std::int64_t> sliding_window_;
+  std::vector<std::string> file_names_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Place, std::less<>> places_;
 };
