@@ -2,14 +2,15 @@
 
 #include <fmt/format.h>
 
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "collectives/bandwidth.h"
 #include "collectives/make_executor.h"
+#include "tools/arguments.h"
 #include "tools/exit_code.h"
+#include "tools/terminal.h"
 
 namespace shardproof::tools {
 namespace {
@@ -45,14 +46,14 @@ int run_collectives(const CollectivesFlags& flags) {
   for (const std::size_t bytes : sizes) {
     what.bytes = bytes;
     if (bytes_moved(what) > kMostBytes) {
-      fmt::print(stderr,
-                 "sizes from {} bytes on are left out: {} ranks would need more than {} GiB for their buffers\n", bytes,
-                 what.ranks, kMostBytes / (1 << 30));
+      complain(
+          fmt::format("sizes from {} bytes on are left out: {} ranks would need more than {} GiB for their buffers",
+                      bytes, what.ranks, kMostBytes / (1 << 30)));
       break;
     }
     rows.push_back(measure_bandwidth(*executor, what));
   }
-  fmt::print("{}", bandwidth_table(rows));
+  say(bandwidth_table(rows));
   for (const BandwidthRow& row : rows) {
     if (row.wrong > 0) return kMismatch;
   }
@@ -73,17 +74,9 @@ void add_collectives_command(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"rank_order", "ring", "tree", "recursive_doubling", "hierarchical"}))
       ->type_name("NAME")
       ->capture_default_str();
-  command->add_option("--ranks", flags->ranks, "How many ranks")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N")
-      ->capture_default_str();
-  command->add_option("--gpus-per-node", flags->gpus_per_node, "Ranks of a node, for hierarchical")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N")
-      ->capture_default_str();
-  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
+  add_whole(*command, "--ranks", flags->ranks, {1, 1024}, "How many ranks");
+  add_whole(*command, "--gpus-per-node", flags->gpus_per_node, {1, 1024}, "Ranks of a node, for hierarchical");
+  add_threads(*command, flags->threads);
   command->callback([flags, &exit_code] { exit_code = run_collectives(*flags); });
 }
 

@@ -44,7 +44,7 @@ void require_memory(const Plan& original, const Plan& plan, ops::Format format) 
 }
 
 /// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
-std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request) {
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request, FileUses& files) {
   if (directory.empty()) return nullptr;
   if (request.scale.mode == ScaleOptions::Mode::divide) {
     throw UsageError(fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out",
@@ -57,6 +57,7 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
       throw UsageError(fmt::format("--checkpoint: {}", error.what()));
     }
   }();
+  for (const std::string& file : checkpoint->files()) files.reads("part of --checkpoint", file);
   const std::vector<Problem> problems = compare_models(request.original.model, checkpoint->model());
   if (!problems.empty()) throw UsageError(problems_text(request.name, problems));
   return checkpoint;
@@ -75,10 +76,10 @@ void require_no_window(const Checkpoint& checkpoint, const Workload& workload) {
 
 }  // namespace
 
-Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
-  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan), .scale = scale};
+Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUses& files) {
+  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan, files), .scale = scale};
   if (flags.seed) request.original.workload.seed = *flags.seed;
-  request.checkpoint = open_checkpoint(flags.checkpoint, request);
+  request.checkpoint = open_checkpoint(flags.checkpoint, request, files);
   if (request.checkpoint) request.scale.mode = ScaleOptions::Mode::full;
   request.options = {.format = chosen_format(flags, request.original.model),
                      .threads = flags.threads,
@@ -88,6 +89,11 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
                      .accumulate = parsed(flags.accumulate),
                      .amplification = flags.amplification,
                      .max_amplification = flags.max_amplification};
+  if (request.options.format == ops::Format::exact && (flags.amplification || flags.max_amplification)) {
+    throw UsageError(fmt::format("{}: nothing rounds in exact; name another --format{}",
+                                 flags.max_amplification ? "--max-amplification" : "--amplification",
+                                 flags.uses_baseline() && !flags.format ? " (a baseline is in exact otherwise)" : ""));
+  }
   if (flags.all_reduce == kAllOrders) {
     request.orders.assign(kAlgorithms.begin(), kAlgorithms.end());
   } else {
