@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -63,7 +64,7 @@ struct KeptPart {
 struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
-  std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part, or none that is wrong
+  std::map<int, WorstElement> rank_worst;  ///< by rank; of those whose parts have an error
   double norm = 0;                       ///< square root of the sum of squares, block by block
   std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
