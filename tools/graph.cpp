@@ -24,6 +24,7 @@
 #include "tools/arguments.h"
 #include "tools/exit_code.h"
 #include "tools/interrupt.h"
+#include "tools/memory.h"
 #include "tools/output_error.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
@@ -153,7 +154,13 @@ int run_graph(const GraphFlags& flags) {
   if (!flags.ranks.empty()) std::tie(selection.first_rank, selection.last_rank) = parse_range("--ranks", flags.ranks);
   OutputFile output(files, "--output", flags.output);
   const Plan plan = scaled(original, flags.scale.options());
-  DeploymentGraph graph = selected(dry_run_of(file, [&] { return deployment_graph(plan); }), selection);
+  const auto draw = [&] {
+    require_memory("the graph", estimated_graph_bytes(plan), [](double) {
+      return "it has a node for each op of each GPU: fewer GPUs or microbatches need less";
+    });
+    return deployment_graph(plan);
+  };
+  DeploymentGraph graph = selected(dry_run_of(file, draw), selection);
   if (graph.nodes.empty()) throw UsageError("--layers, --ranks: nothing of the plan lies there");
   if (flags.fold) graph = folded(graph, plan);
   output.write(flags.format == "json" ? to_json(graph) : flags.format == "dot" ? to_dot(graph) : svg_of(to_dot(graph)));

@@ -21,6 +21,7 @@
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
 #include "tools/progress.h"
+#include "tools/run_memory.h"
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
 
@@ -122,6 +123,10 @@ RunnablePlan plan_of(const MutateFlags& flags, FileUses& files) {
   if (!runnable.plan) {
     throw UsageError(problems_text(plan_name(flags.plan), runnable.problems));
   }
+  dry_run_of(plan_name(flags.plan), [&] {
+    // Its runs of the algebra and of each float format follow one another, beside what the formats are held to.
+    require_memory_to_run(runnable.plan->plan(), scale, false, ops::Format::bf16);
+  });
   return runnable.plan->scaled(scale);
 }
 

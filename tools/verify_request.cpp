@@ -6,8 +6,7 @@
 #include <utility>
 
 #include "emu/paper/figures.h"
-#include "tools/memory.h"
-#include "tools/terminal.h"
+#include "tools/run_memory.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
@@ -22,25 +21,6 @@ ops::Format chosen_format(const VerifyFlags& flags, const ModelConfig& model) {
 
 std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
   return format ? ops::parse_format(*format) : std::nullopt;
-}
-
-/// Refuses a run that cannot fit, with a scale that would.
-void require_memory(const Plan& original, const Plan& plan, ops::Format format) {
-  const double available = available_memory();
-  const double needed = estimated_bytes(plan, format);
-  if (needed <= available) return;
-  std::string advice = "use --scale auto, or fewer and shorter sequences (--batch, --sequence)";
-  for (std::int64_t divisor = 2; divisor <= 4096; divisor *= 2) {
-    ScaleOptions smaller{.mode = ScaleOptions::Mode::divide, .divisor = divisor};
-    smaller.batch = plan.workload.batch();
-    const Plan candidate = scaled(original, smaller);
-    if (estimated_bytes(candidate, format) <= available) {
-      advice = fmt::format("--scale {} would need {}", divisor, human_bytes(estimated_bytes(candidate, format)));
-      break;
-    }
-  }
-  throw UsageError(fmt::format("--scale: this run needs about {} of memory, {} are available; {}", human_bytes(needed),
-                               human_bytes(available), advice));
 }
 
 /// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
@@ -105,7 +85,9 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUs
 RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
   RunnablePlan run = original.scaled(request.scale);
   if (request.checkpoint) require_no_window(*request.checkpoint, run.plan().workload);
-  dry_run_of(request.name, [&] { require_memory(original.plan(), run.plan(), request.options.format); });
+  dry_run_of(request.name, [&] {
+    require_memory_to_run(original.plan(), request.scale, request.checkpoint != nullptr, request.options.format);
+  });
   return run;
 }
 

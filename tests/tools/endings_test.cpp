@@ -122,29 +122,56 @@ TEST(Endings, ACheckpointThatChangesDuringTheRunIsNamedAndNoVerdictGiven) {
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+/// What the loader says, before there is any code of ours.
+bool could_not_be_loaded(const CommandResult& result) {
+  return result.err.find("shared librar") != std::string::npos;
+}
+
 TEST(Endings, WithoutMemoryThereIsAMessageAndNothingHalfWritten) {
   const Folder folder;
   folder.write("plan.json", testing::kTinyPlan);
   int without = 0;
-  for (int kilobytes = 16'000; kilobytes <= 512'000; kilobytes = kilobytes * 5 / 4) {
-    const CommandResult result =
-        testing::shardproof_in(folder.path(""), "verify plan.json --threads 8 --json report.json",
-                               "ulimit -v " + std::to_string(kilobytes) + "; timeout 60");
+  for (const std::string arguments :
+       {"verify plan.json --threads 8 --json report.json", "check plan.json --json report.json"}) {
+    for (int kilobytes = 8'000; kilobytes <= 512'000; kilobytes = kilobytes * 10 / 9) {
+      const CommandResult result =
+          testing::shardproof_in(folder.path(""), arguments, "ulimit -v " + std::to_string(kilobytes) + "; timeout 60");
+      if (could_not_be_loaded(result)) continue;
 
-    // What the loader says, before there is any code of ours.
-    if (result.err.find("shared librar") != std::string::npos) continue;
-    const bool written = std::filesystem::exists(folder.path("report.json"));
-    EXPECT_EQ(result.exit_code, written ? 0 : 70) << kilobytes << result.err;
-    EXPECT_EQ(folder.entries(), written ? 2U : 1U);
-    if (!written) {
-      ++without;
-      EXPECT_THAT(result.err, StartsWith("shardproof: ")) << kilobytes;
-    } else {
-      EXPECT_THAT(folder.read("report.json"), ::testing::EndsWith("}\n"));
-      std::filesystem::remove(folder.path("report.json"));
+      // It is seen before that it will not fit, or runs out of memory, or is done.
+      const bool written = std::filesystem::exists(folder.path("report.json"));
+      EXPECT_EQ(folder.entries(), written ? 2U : 1U);
+      if (written) {
+        EXPECT_EQ(result.exit_code, 0) << kilobytes << result.err;
+        EXPECT_THAT(folder.read("report.json"), ::testing::EndsWith("}\n"));
+        std::filesystem::remove(folder.path("report.json"));
+      } else {
+        ++without;
+        EXPECT_THAT(result.exit_code, ::testing::AnyOf(2, 70)) << kilobytes << result.err;
+        EXPECT_THAT(result.err, StartsWith("shardproof: ")) << kilobytes;
+        if (result.exit_code == 2) {
+          EXPECT_THAT(result.err, HasSubstr("are available under ulimit -v; "));
+        }
+      }
     }
   }
-  EXPECT_GT(without, 2);
+  EXPECT_GT(without, 4);
+}
+
+TEST(Endings, MemoryThatIsNotForeseenEndsWithExitCode70) {
+  // A graph to be audited takes as much as it is large.
+  const Folder folder;
+  std::string text = "{\"nodes\": [";
+  for (int i = 0; i < 100'000; ++i)
+    text += std::string(i == 0 ? "" : ",") + "{\"id\": \"node_" + std::to_string(i) + "\"}";
+  folder.write("graph.json", text + "]}");
+
+  const CommandResult result =
+      testing::shardproof_in(folder.path(""), "graph --audit graph.json --json report.json", "ulimit -v 30000;");
+
+  EXPECT_EQ(result.exit_code, 70);
+  EXPECT_THAT(result.err, StartsWith("shardproof: out of memory"));
+  EXPECT_EQ(folder.entries(), 1U);
 }
 #endif
 
