@@ -65,8 +65,8 @@ struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
   std::map<int, WorstElement> rank_worst;  ///< by rank; of those whose parts have an error
-  double norm = 0;                       ///< square root of the sum of squares, block by block
-  std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
+  double norm = 0;                         ///< square root of the sum of squares, block by block
+  std::uint64_t bits = 0;                  ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
   std::vector<int> odd_replicas;          ///< ranks that differ from most of those that hold the same block
   std::optional<OddElement> odd_element;  ///< where the first of them does, if parts are kept
