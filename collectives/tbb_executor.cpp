@@ -28,6 +28,7 @@ struct TbbExecutor::State {
   oneapi::tbb::task_arena arena;
   oneapi::tbb::task_group group;
   bool running = false;
+  bool broken = false;
   std::size_t asked_before_run = 0;  // a task belongs to the arena of the thread that makes it
 
   // Tasks that leave when they are idle, so that their threads can help with parallel loops inside the ranks' work.
@@ -41,7 +42,10 @@ struct TbbExecutor::State {
 };
 
 TbbExecutor::TbbExecutor(int threads) : state_(std::make_unique<State>(std::max(1, threads))) {}
-TbbExecutor::~TbbExecutor() = default;
+TbbExecutor::~TbbExecutor() {
+  // oneTBB would wait for workers that it could not start.
+  if (state_->broken) static_cast<void>(state_.release());  // NOLINT(bugprone-unused-return-value): left on purpose
+}
 
 int TbbExecutor::threads() const {
   return state_->threads;
@@ -57,12 +61,18 @@ void TbbExecutor::post(Work work) {
 }
 
 void TbbExecutor::run() {
-  state_->arena.execute([this] {
-    state_->running = true;
-    state_->add_workers(std::exchange(state_->asked_before_run, 0));
-    state_->group.wait();
-    state_->running = false;
-  });
+  try {
+    state_->arena.execute([this] {
+      state_->running = true;
+      state_->add_workers(std::exchange(state_->asked_before_run, 0));
+      state_->group.wait();
+      state_->running = false;
+    });
+  } catch (...) {
+    // No work of ours throws: a thread could not be made.
+    state_->broken = true;
+    throw;
+  }
 }
 
 }  // namespace shardproof

@@ -9,10 +9,12 @@
 #include "emu/paper/check.h"
 #include "emu/report/json.h"
 #include "emu/report/markdown.h"
+#include "tools/arguments.h"
 #include "tools/check_text.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
+#include "tools/terminal.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
@@ -29,21 +31,25 @@ struct CheckFlags {
 
 int run_check(const CheckFlags& flags) {
   if (flags.list_quantities) {
-    fmt::print("{}", quantity_list());
+    if (!flags.plan.empty() || !flags.json.empty() || !flags.markdown.empty()) {
+      throw UsageError("--list-quantities needs no plan and writes no report; leave PLAN, --json and --markdown out");
+    }
+    say(quantity_list());
     return kPass;
   }
-  OutputFile json("--json", flags.json);
-  OutputFile markdown("--markdown", flags.markdown);
+  FileUses files;
+  OutputFile json(files, "--json", flags.json);
+  OutputFile markdown(files, "--markdown", flags.markdown);
   if (json.is_stdout() && markdown.is_stdout()) {
     throw UsageError("--json and --markdown cannot both go to standard output");
   }
-  const CheckReport report = dry_run_of(plan_name(flags.plan), [&] { return check(read_plan(flags.plan)); });
+  const CheckReport report = dry_run_of(plan_name(flags.plan), [&] { return check(read_plan(flags.plan, files)); });
   say_what_is_left_out(report.plan);
   if (json.wanted()) json.write(to_json(report));
   if (markdown.wanted()) markdown.write(to_markdown(report));
   const bool invalid = report.ranks.empty();
   if (!invalid && !json.is_stdout() && !markdown.is_stdout()) {
-    fmt::print("{}", check_text(report, {.all_quantities = flags.all}));
+    say(check_text(report, {.all_quantities = flags.all}));
   }
   if (!report.problems.empty()) {
     throw UsageError(problems_text(plan_name(flags.plan), report.problems));

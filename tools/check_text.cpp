@@ -54,10 +54,11 @@ std::string claim_text(const JudgedClaim& judged) {
       std::isfinite(judged.computed) ? fmt::format("; computed {:.4g} {}", judged.computed, claim.unit) : std::string();
   const std::string word = fmt::format("{:<10}", to_string(judged.verdict));
   std::string text = fmt::format("  {}  {}{}\n", toned(word, tone_of(judged.verdict)),
-                                 claim.document.empty() ? "" : claim.document + ": ", claim.text);
-  text +=
-      wrapped(fmt::format("{} {} {:.6g} {}{}", claim.quantity, claim.relation, claim.stated, claim.unit, computed), 14);
-  return text + wrapped(judged.arithmetic, 14);
+                                 claim.document.empty() ? "" : one_line(claim.document) + ": ", one_line(claim.text));
+  text += wrapped(
+      one_line(fmt::format("{} {} {:.6g} {}{}", claim.quantity, claim.relation, claim.stated, claim.unit, computed)),
+      14);
+  return text + wrapped(one_line(judged.arithmetic), 14);
 }
 
 std::string claims_summary(const CheckReport& report) {
@@ -85,7 +86,7 @@ bool is_zero(const QuantityValue& value) {
 
 std::string check_text(const CheckReport& report, const CheckTextOptions& options) {
   const Plan& plan = report.plan;
-  std::string text = fmt::format("{}  {}\n", toned(plan.name, Tone::bold), describe(plan.parallel));
+  std::string text = fmt::format("{}  {}\n", toned(one_line(plan.name), Tone::bold), describe(plan.parallel));
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs are idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }

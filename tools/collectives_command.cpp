@@ -2,20 +2,30 @@
 
 #include <fmt/format.h>
 
-#include <cstdio>
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "collectives/bandwidth.h"
 #include "collectives/make_executor.h"
+#include "tools/arguments.h"
 #include "tools/exit_code.h"
+#include "tools/memory.h"
+#include "tools/terminal.h"
+#include "tools/usage_error.h"
 
 namespace shardproof::tools {
 namespace {
 
-// Of all ranks' buffers together; the copies that they are held to need as much again.
-constexpr double kMostBytes = 2.0 * (1 << 30);
+// Larger sizes say nothing new, and take long.
+constexpr double kMostBytes = 4.0 * (1 << 30);
+
+/// Of all ranks' buffers together, of the copies that they are held to, and of the sum; beside it the process itself.
+double bytes_needed(const BandwidthCase& what) {
+  constexpr double kProcess = 16e6;
+  return 2 * bytes_moved(what) + static_cast<double>(what.bytes) + kProcess;
+}
 
 struct CollectivesFlags {
   std::string operation = "all_reduce";
@@ -42,17 +52,22 @@ int run_collectives(const CollectivesFlags& flags) {
   std::vector<BandwidthRow> rows;
   const std::vector<std::size_t> sizes =
       what.operation == Operation::barrier ? std::vector<std::size_t>{0} : bandwidth_sizes();
+  const AvailableMemory available = available_memory();
   for (const std::size_t bytes : sizes) {
     what.bytes = bytes;
-    if (bytes_moved(what) > kMostBytes) {
-      fmt::print(stderr,
-                 "sizes from {} bytes on are left out: {} ranks would need more than {} GiB for their buffers\n", bytes,
-                 what.ranks, kMostBytes / (1 << 30));
+    if (const double needed = bytes_needed(what); needed > std::min(kMostBytes, available.bytes)) {
+      const std::string most = available.bytes < kMostBytes ? fmt::format("the {} that are available {}",
+                                                                          human_bytes(available.bytes), available.of)
+                                                            : human_bytes(kMostBytes);
+      const std::string text = fmt::format("sizes from {} bytes on are left out: {} ranks would need {}, more than {}",
+                                           bytes, what.ranks, human_bytes(needed), most);
+      if (rows.empty()) throw UsageError("--ranks: " + text);
+      complain(text);
       break;
     }
     rows.push_back(measure_bandwidth(*executor, what));
   }
-  fmt::print("{}", bandwidth_table(rows));
+  say(bandwidth_table(rows));
   for (const BandwidthRow& row : rows) {
     if (row.wrong > 0) return kMismatch;
   }
@@ -73,17 +88,9 @@ void add_collectives_command(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"rank_order", "ring", "tree", "recursive_doubling", "hierarchical"}))
       ->type_name("NAME")
       ->capture_default_str();
-  command->add_option("--ranks", flags->ranks, "How many ranks")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N")
-      ->capture_default_str();
-  command->add_option("--gpus-per-node", flags->gpus_per_node, "Ranks of a node, for hierarchical")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N")
-      ->capture_default_str();
-  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
-      ->check(CLI::Range(1, 1024))
-      ->type_name("N");
+  add_whole(*command, "--ranks", flags->ranks, {1, 1024}, "How many ranks");
+  add_whole(*command, "--gpus-per-node", flags->gpus_per_node, {1, 1024}, "Ranks of a node, for hierarchical");
+  add_threads(*command, flags->threads);
   command->callback([flags, &exit_code] { exit_code = run_collectives(*flags); });
 }
 

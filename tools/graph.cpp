@@ -6,10 +6,10 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <charconv>
-#include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <string>
@@ -21,7 +21,11 @@
 #include "emu/report/json.h"
 #include "emu/timeline/audit.h"
 #include "emu/timeline/graph.h"
+#include "tools/arguments.h"
 #include "tools/exit_code.h"
+#include "tools/interrupt.h"
+#include "tools/memory.h"
+#include "tools/output_error.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
 #include "tools/terminal.h"
@@ -45,46 +49,41 @@ struct GraphFlags {
 };
 
 /// "3" or "2-5".
-std::pair<int, int> parse_range(std::string_view flag, const std::string& text) {
-  const auto refuse = [&]() -> std::pair<int, int> {
-    throw UsageError(fmt::format("{}: '{}' is neither a number nor a range like 0-3", flag, text));
+std::pair<int, int> parse_range(std::string_view flag, std::string_view text) {
+  const std::size_t dash = text.find('-');
+  const auto number = [&](std::string_view part) {
+    try {
+      return static_cast<int>(parse_whole(flag, part, 0, std::numeric_limits<int>::max()));
+    } catch (const UsageError&) {
+      throw UsageError(fmt::format("{}: '{}' is neither a number nor a range like 0-3", flag, text));
+    }
   };
-  const char* end = text.data() + text.size();
-  std::pair<int, int> range{};
-  auto [stop, error] = std::from_chars(text.data(), end, range.first);
-  if (error != std::errc{} || range.first < 0) return refuse();
-  range.second = range.first;
-  if (stop != end) {
-    if (*stop != '-') return refuse();
-    const auto last = std::from_chars(stop + 1, end, range.second);
-    if (last.ec != std::errc{} || last.ptr != end || range.second < range.first) return refuse();
-  }
-  return range;
+  const int first = number(text.substr(0, dash));
+  const int last = dash == std::string_view::npos ? first : number(text.substr(dash + 1));
+  if (last >= first) return {first, last};
+  throw UsageError(
+      fmt::format("{}: '{}' is neither a number nor a range like 0-3: it ends before it begins", flag, text));
 }
 
-/// A file that is gone at the end of the scope.
-class TemporaryFile {
- public:
-  TemporaryFile() {
-    descriptor_ = mkstemp(path_.data());
-    if (descriptor_ < 0) throw UsageError("--format svg: no temporary file can be made");
-    close(descriptor_);
+/// An empty file that is gone at the end of the scope.
+ListedFile temporary_file() {
+  std::error_code error;
+  ListedFile file;
+  const int descriptor = file.create((std::filesystem::temp_directory_path(error) / "shardproof-graph-").string());
+  if (descriptor < 0) {
+    throw UsageError(fmt::format("--format svg: no temporary file can be made (TMPDIR): {}", std::strerror(errno)));
   }
-  TemporaryFile(const TemporaryFile&) = delete;
-  TemporaryFile& operator=(const TemporaryFile&) = delete;
-  ~TemporaryFile() { std::remove(path_.c_str()); }
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_ = (std::filesystem::temp_directory_path() / "shardproof-graph-XXXXXX").string();
-  int descriptor_ = -1;
-};
+  close(descriptor);
+  return file;
+}
 
 /// Has Graphviz lay the graph out.
 std::string svg_of(const std::string& dot) {
-  const TemporaryFile in;
-  const TemporaryFile out;
-  std::ofstream(in.path()) << dot;
+  const ListedFile in = temporary_file();
+  const ListedFile out = temporary_file();
+  if (!(std::ofstream(in.path()) << dot << std::flush)) {
+    throw OutputError(fmt::format("--format svg: writing '{}': {}", in.path(), std::strerror(errno)));
+  }
   std::string arguments[] = {"dot", "-Tsvg", "-o", out.path(), in.path()};
   char* argv[] = {arguments[0].data(), arguments[1].data(), arguments[2].data(),
                   arguments[3].data(), arguments[4].data(), nullptr};
@@ -92,6 +91,7 @@ std::string svg_of(const std::string& dot) {
   if (posix_spawnp(&child, "dot", nullptr, nullptr, argv, environ) != 0) {
     throw UsageError("--format svg needs Graphviz's dot (package graphviz); --format dot writes its input");
   }
+  const ListedProcess listed(child);
   int status = 0;
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
@@ -105,28 +105,46 @@ std::string svg_of(const std::string& dot) {
   return text.str();
 }
 
-int run_audit(const GraphFlags& flags, const Plan& plan) {
-  OutputFile json("--json", flags.json);
+int run_audit(const GraphFlags& flags, const Plan& plan, FileUses& files) {
+  files.reads("--audit", flags.audit);
+  OutputFile json(files, "--json", flags.json);
   const LoadedGraph loaded = load_graph(flags.audit);
   if (!loaded.graph) throw UsageError(problems_text(flags.audit, loaded.problems));
   const std::vector<Finding> findings = audit(*loaded.graph, plan);
   if (json.wanted()) json.write(to_json(findings, plan));
   if (json.is_stdout()) return findings.empty() ? kPass : kMismatch;
-  fmt::print("{}: {} nodes, {} edges, held to {} ({} GPUs)\n", flags.audit, loaded.graph->nodes.size(),
-             loaded.graph->edges.size(), plan.name, plan.world());
+  say(fmt::format("{}: {} nodes, {} edges, held to {} ({} GPUs)\n", one_line(flags.audit), loaded.graph->nodes.size(),
+                  loaded.graph->edges.size(), one_line(plan.name), plan.world()));
   for (const Finding& finding : findings) {
-    fmt::print("  {}  {}\n", toned(fmt::format("{:<22}", finding.kind), Tone::bad), finding.message);
+    say(fmt::format("  {}  {}\n", toned(fmt::format("{:<22}", finding.kind), Tone::bad), finding.message));
   }
-  fmt::print("{}\n", findings.empty() ? toned("no findings", Tone::good) : fmt::format("{} findings", findings.size()));
+  say(fmt::format("{}\n",
+                  findings.empty() ? toned("no findings", Tone::good) : fmt::format("{} findings", findings.size())));
   return findings.empty() ? kPass : kMismatch;
 }
 
+/// Either a graph is drawn or one is audited: what belongs to the other would be dropped in silence.
+void refuse_flags_that_do_nothing(const GraphFlags& flags) {
+  if (flags.audit.empty()) {
+    if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");
+    return;
+  }
+  const bool drawn = !flags.layers.empty() || !flags.ranks.empty() || flags.fold || flags.output != "-" ||
+                     flags.format != "json" || flags.scale.given();
+  if (drawn) {
+    throw UsageError(
+        "--audit draws nothing: --format, --layers, --ranks, --fold, --output, --scale, --batch and --sequence do not "
+        "go with it; its findings are written with --json");
+  }
+}
+
 int run_graph(const GraphFlags& flags) {
-  const Plan original = read_plan(flags.plan);
+  refuse_flags_that_do_nothing(flags);
+  FileUses files;
+  const Plan original = read_plan(flags.plan, files);
   const std::string file = plan_name(flags.plan);
   if (const auto problems = validate(original); !problems.empty()) throw UsageError(problems_text(file, problems));
-  if (!flags.audit.empty()) return run_audit(flags, original);
-  if (!flags.json.empty()) throw UsageError("--json belongs to --audit; a graph is written with --output");
+  if (!flags.audit.empty()) return run_audit(flags, original, files);
   if (const auto problems = not_executed(original); !problems.empty()) throw UsageError(problems_text(file, problems));
   say_what_is_left_out(original);
 
@@ -134,9 +152,15 @@ int run_graph(const GraphFlags& flags) {
   if (!flags.layers.empty())
     std::tie(selection.first_layer, selection.last_layer) = parse_range("--layers", flags.layers);
   if (!flags.ranks.empty()) std::tie(selection.first_rank, selection.last_rank) = parse_range("--ranks", flags.ranks);
-  OutputFile output("--output", flags.output);
+  OutputFile output(files, "--output", flags.output);
   const Plan plan = scaled(original, flags.scale.options());
-  DeploymentGraph graph = selected(dry_run_of(file, [&] { return deployment_graph(plan); }), selection);
+  const auto draw = [&] {
+    require_memory("the graph", estimated_graph_bytes(plan), [](double) {
+      return "it has a node for each op of each GPU: fewer GPUs or microbatches need less";
+    });
+    return deployment_graph(plan);
+  };
+  DeploymentGraph graph = selected(dry_run_of(file, draw), selection);
   if (graph.nodes.empty()) throw UsageError("--layers, --ranks: nothing of the plan lies there");
   if (flags.fold) graph = folded(graph, plan);
   output.write(flags.format == "json" ? to_json(graph) : flags.format == "dot" ? to_dot(graph) : svg_of(to_dot(graph)));

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,9 +16,12 @@
 #include "emu/mutate/mutation.h"
 #include "emu/plan/runnable.h"
 #include "emu/report/json.h"
+#include "tools/arguments.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
+#include "tools/progress.h"
+#include "tools/run_memory.h"
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
 
@@ -113,54 +115,61 @@ std::string score_text(const MutationScore& score, bool all) {
   return text;
 }
 
-RunnablePlan plan_of(const MutateFlags& flags) {
+RunnablePlan plan_of(const MutateFlags& flags, FileUses& files) {
   const ScaleOptions scale = flags.scale.options();
-  Plan original = read_plan(flags.plan);
+  Plan original = read_plan(flags.plan, files);
   if (flags.seed) original.workload.seed = *flags.seed;
   const Runnable runnable = make_runnable(std::move(original));
   if (!runnable.plan) {
     throw UsageError(problems_text(plan_name(flags.plan), runnable.problems));
   }
+  dry_run_of(plan_name(flags.plan), [&] {
+    // Its runs of the algebra and of each float format follow one another, beside what the formats are held to.
+    require_memory_to_run(runnable.plan->plan(), scale, false, ops::Format::bf16);
+  });
   return runnable.plan->scaled(scale);
 }
 
 int run_mutate(const MutateFlags& flags) {
-  OutputFile json("--json", flags.json);
+  FileUses files;
+  OutputFile json(files, "--json", flags.json);
   for (const std::string& name : flags.kinds) {
     if (std::ranges::none_of(mutation_kinds(), [&](const MutationKind& kind) { return kind.name == name; })) {
       throw UsageError(fmt::format("--kind: there is no mutation '{}'", name));
     }
   }
-  const RunnablePlan runnable = plan_of(flags);
+  const RunnablePlan runnable = plan_of(flags, files);
   const Plan& plan = runnable.plan();
   const VerifyReport clean =
       verify(runnable, {.format = ops::Format::exact, .threads = flags.threads, .diagnose = false});
   if (clean.verdict != Verdict::pass) {
-    fmt::print(stderr, "shardproof: the plan itself does not pass ({}): mutations would prove nothing\n",
-               to_string(clean.verdict));
+    complain(
+        fmt::format("the plan itself does not pass ({}): mutations would prove nothing", to_string(clean.verdict)));
     return clean.verdict == Verdict::inconclusive ? kInconclusive : kMismatch;
   }
   MutationOptions options{.per_kind = flags.per_kind, .threads = flags.threads};
   if (!flags.kinds.empty()) {
     options.wanted = [&](std::string_view name) { return std::ranges::find(flags.kinds, name) != flags.kinds.end(); };
   }
-  const bool shown = stderr_is_terminal();
-  if (shown) {
-    options.progress = [](const MutationResult& result) {
-      fmt::print(stderr, "\r\x1b[K  {}", result.mutation.kind);
-      std::fflush(stderr);
-    };
-  }
+  ProgressLine line(static_cast<double>(mutation_kinds().size()));
+  options.progress = [&](const MutationResult& result) {
+    const auto kind = std::ranges::find(mutation_kinds(), result.mutation.kind, &MutationKind::name);
+    line.show(result.mutation.kind, static_cast<double>(kind - mutation_kinds().begin()));
+  };
   const MutationScore score = run_mutations(runnable, options);
-  if (shown) fmt::print(stderr, "\r\x1b[K");
+  line.clear();
   json.write(json.wanted() ? to_json(std::span(&score, 1)) : std::string());
   if (!json.is_stdout()) {
-    fmt::print("{}: {} virtual GPU ranks, seed {}\n\n{}", plan.name.empty() ? "plan" : plan.name, plan.world(),
-               plan.workload.seed, score_text(score, flags.all));
+    say(fmt::format("{}: {} virtual GPU ranks, seed {}\n\n{}", plan.name.empty() ? "plan" : one_line(plan.name),
+                    plan.world(), plan.workload.seed, score_text(score, flags.all)));
   }
-  const bool all_seen =
-      score.counts(MutationClass::sharding).missed == 0 && score.counts(MutationClass::rounding).missed == 0;
-  return all_seen ? kPass : kMismatch;
+  MutationCounts counts = score.counts(MutationClass::sharding);
+  counts.add(score.counts(MutationClass::rounding));
+  if (counts.missed > 0) return kMismatch;
+  if (counts.detected > 0) return kPass;
+  complain(counts.instances == 0 ? "the plan has no place for such a mutation: nothing was planted, nothing is shown"
+                                 : "every mutant leaves all bits as they are: nothing is shown");
+  return kInconclusive;
 }
 
 }  // namespace
@@ -171,15 +180,10 @@ void add_mutate_command(CLI::App& app, int& exit_code) {
       "mutate", "Inject each known sharding bug into a plan's run; print what verify detects and names");
   command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
   flags->scale.add_to(*command);
-  command->add_option("--seed", flags->seed, "Seed of weights and tokens (default: the plan's)")->type_name("N");
-  command->add_option("--per-kind", flags->per_kind, "Places to try each mutation at, at most")
-      ->type_name("N")
-      ->check(CLI::Range(1, 5))
-      ->capture_default_str();
+  add_seed(*command, "--seed", flags->seed, "Seed of weights and tokens (default: the plan's)");
+  add_whole(*command, "--per-kind", flags->per_kind, {1, 5}, "Places to try each mutation at, at most");
   command->add_option("--kind", flags->kinds, "Only this mutation (may be repeated)")->type_name("NAME");
-  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1024));
+  add_threads(*command, flags->threads);
   command->add_option("--json", flags->json, "Write the score as JSON; - for standard output")->type_name("FILE|-");
   command->add_flag("--all", flags->all, "Show every mutation, not only those not named rightly");
   command->callback([flags, &exit_code] { exit_code = run_mutate(*flags); });

@@ -6,73 +6,115 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstdio>
 #include <cstring>
-#include <stdexcept>
+#include <filesystem>
+#include <thread>
 #include <utility>
 
+#include "tools/output_error.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
 namespace {
 
-/// A device or a pipe is written in place: there is nothing to keep, and renaming over it would replace it.
-bool is_special(const std::string& path) {
-  struct stat status {};
-  return stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
+[[noreturn]] void fail(const std::string& what, int error) {
+  throw OutputError(fmt::format("{}: {}", what, std::strerror(error)));
 }
 
-void write_all(int descriptor, std::string_view text, const std::string& path) {
+void write_all(int descriptor, std::string_view text, const std::string& what) {
   while (!text.empty()) {
     const ssize_t written = ::write(descriptor, text.data(), text.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw std::runtime_error(fmt::format("writing {}: {}", path, std::strerror(errno)));
+    if (written < 0) fail(what, errno);
     text.remove_prefix(static_cast<std::size_t>(written));
   }
 }
 
+/// Opening a pipe for writing would wait for somebody who reads it, for ever: who starts both sides at once gets a
+/// second.
+int open_for_writing(const std::string& path) {
+  constexpr int kTries = 20;
+  for (int i = 0;; ++i) {
+    const int descriptor = open(path.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (descriptor >= 0 || errno != ENXIO || i == kTries) return descriptor;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+}
+
+/// The mode that a new file would get.
+mode_t mode_of_new_files() {
+  const mode_t mask = umask(0);
+  umask(mask);
+  return 0666 & ~mask;
+}
+
 }  // namespace
 
-OutputFile::OutputFile(std::string_view flag, std::string path) : flag_(flag), path_(std::move(path)) {
-  if (path_.empty() || path_ == "-") return;
+OutputFile::OutputFile(FileUses& files, std::string_view flag, std::string path) : flag_(flag), path_(std::move(path)) {
+  if (!wanted() || is_stdout()) return;
   struct stat status {};
-  if (stat(path_.c_str(), &status) == 0 && S_ISDIR(status.st_mode)) {
+  const bool exists = stat(path_.c_str(), &status) == 0;
+  if (exists && S_ISDIR(status.st_mode)) {
     throw UsageError(fmt::format("{}: '{}' is a directory; name a file, or - for standard output", flag_, path_));
   }
-  temporary_ = is_special(path_) ? path_ : fmt::format("{}.{}.tmp", path_, getpid());
-  const int descriptor = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
-  if (descriptor < 0) {
-    const std::string reason = std::strerror(errno);
-    temporary_.clear();
-    throw UsageError(fmt::format("{}: cannot write '{}': {}", flag_, path_, reason));
+  files.writes(flag_, path_);
+  target_ = link_target(path_);
+  if (exists && !S_ISREG(status.st_mode)) {
+    open_in_place();
+  } else {
+    create_beside(target_);
+    // As root, or where the folder is a user's own, a file that must not be written could still be replaced.
+    if (exists && access(path_.c_str(), W_OK) != 0) {
+      throw UsageError(fmt::format("{}: cannot write '{}': {}", flag_, path_, std::strerror(errno)));
+    }
+    // Whoever may not give a file away keeps it as his own.
+    if (exists && fchown(descriptor_, status.st_uid, status.st_gid) != 0) errno = 0;
+    fchmod(descriptor_, exists ? status.st_mode & 07777 : mode_of_new_files());
   }
-  close(descriptor);
+}
+
+void OutputFile::open_in_place() {
+  descriptor_ = open_for_writing(path_);
+  if (descriptor_ < 0) {
+    throw UsageError(errno == ENXIO ? fmt::format("{}: nobody reads the pipe '{}'", flag_, path_)
+                                    : fmt::format("{}: cannot write '{}': {}", flag_, path_, std::strerror(errno)));
+  }
+  fcntl(descriptor_, F_SETFL, fcntl(descriptor_, F_GETFL) & ~O_NONBLOCK);
+}
+
+void OutputFile::create_beside(const std::string& target) {
+  const std::filesystem::path folder = std::filesystem::path(target).parent_path();
+  descriptor_ = temporary_.create((folder / ".shardproof-").string());
+  if (descriptor_ < 0) {
+    throw UsageError(fmt::format("{}: cannot write '{}': {}", flag_, path_, std::strerror(errno)));
+  }
 }
 
 OutputFile::~OutputFile() {
-  if (!temporary_.empty() && temporary_ != path_) unlink(temporary_.c_str());
+  if (descriptor_ >= 0) close(descriptor_);
 }
 
 void OutputFile::write(std::string_view text) {
-  if (path_.empty()) return;
+  if (!wanted()) return;
   if (is_stdout()) {
+    finish_standard_output();
     write_all(STDOUT_FILENO, text, "standard output");
     return;
   }
-  const int descriptor = open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor < 0) throw std::runtime_error(fmt::format("writing {}: {}", path_, std::strerror(errno)));
-  try {
-    write_all(descriptor, text, path_);
-  } catch (...) {
-    close(descriptor);
-    throw;
-  }
-  if (close(descriptor) != 0) throw std::runtime_error(fmt::format("writing {}: {}", path_, std::strerror(errno)));
-  if (temporary_ == path_) return;
-  if (std::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    throw std::runtime_error(fmt::format("writing {}: {}", path_, std::strerror(errno)));
-  }
-  temporary_.clear();
+  const std::string what = fmt::format("{}: writing '{}'", flag_, path_);
+  write_all(descriptor_, text, what);
+  if (close(std::exchange(descriptor_, -1)) != 0) fail(what, errno);
+  if (temporary_.path().empty()) return;
+  if (std::rename(temporary_.path().c_str(), target_.c_str()) != 0) fail(what, errno);
+  temporary_.keep();
+}
+
+void finish_standard_output() {
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  if (!flushed || std::ferror(stdout) != 0) fail("standard output", errno != 0 ? errno : EIO);
 }
 
 }  // namespace shardproof::tools

@@ -2,12 +2,13 @@
 
 #include <fmt/format.h>
 
-#include <charconv>
-#include <cstdio>
+#include <limits>
 #include <string_view>
 
 #include "emu/plan/load.h"
 #include "emu/plan/runnable.h"
+#include "tools/arguments.h"
+#include "tools/terminal.h"
 #include "tools/usage_error.h"
 
 namespace shardproof {
@@ -24,23 +25,27 @@ std::string problems_text(const std::string& path, const std::vector<Problem>& p
   std::string text;
   for (const Problem& problem : problems) {
     if (!text.empty()) text += "\n";
+    const std::string& named = problem.file.empty() ? path : problem.file;
     // A syntax error, or a file that cannot be read, names the file as its field.
-    const bool names_file = problem.field.starts_with(path);
-    text += problem.field.empty() ? fmt::format("{}: {}", path, problem.message)
-            : names_file          ? fmt::format("{}: {}", problem.field, problem.message)
-                                  : fmt::format("{}: {}: {}", path, problem.field, problem.message);
+    const bool names_file = problem.field.starts_with(named);
+    const std::string file = one_line(named);
+    text += problem.field.empty() ? fmt::format("{}: {}", file, problem.message)
+            : names_file          ? fmt::format("{}: {}", one_line(problem.field), problem.message)
+                                  : fmt::format("{}: {}: {}", file, problem.field, problem.message);
   }
   return text;
 }
 
-Plan read_plan(const std::string& path) {
+Plan read_plan(const std::string& path, FileUses& files) {
+  if (!path.empty()) files.reads("the plan", path);
   LoadedPlan loaded = path.empty() ? parse_plan(kDefaultPlan, "the embedded default plan", ".") : load_plan(path);
+  if (!loaded.model_file.empty()) files.reads("the plan's model", loaded.model_file);
   if (!loaded.plan) throw UsageError(problems_text(plan_name(path), loaded.problems));
   return std::move(*loaded.plan);
 }
 
 void say_what_is_left_out(const Plan& plan) {
-  for (const Problem& missing : not_computed(plan)) fmt::print(stderr, "shardproof: left out: {}\n", missing.message);
+  for (const Problem& missing : not_computed(plan)) complain(fmt::format("left out: {}", missing.message));
 }
 
 void ScaleFlags::add_to(CLI::App& command) {
@@ -50,10 +55,8 @@ void ScaleFlags::add_to(CLI::App& command) {
                   "N: divide widths by N; full: as the plan says")
       ->type_name("auto|full|N")
       ->capture_default_str();
-  command.add_option("--batch", batch, "Run this many sequences")->type_name("N")->check(CLI::Range(1, 1 << 20));
-  command.add_option("--sequence", sequence, "Make every sequence this long")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1 << 24));
+  add_whole(command, "--batch", batch, {1, 1 << 20}, "Run this many sequences");
+  add_whole(command, "--sequence", sequence, {1, 1 << 24}, "Make every sequence this long");
 }
 
 ScaleOptions ScaleFlags::options() const {
@@ -63,9 +66,9 @@ ScaleOptions ScaleFlags::options() const {
     result.mode = ScaleOptions::Mode::full;
     return result;
   }
-  const char* end = scale.data() + scale.size();
-  const auto [stop, error] = std::from_chars(scale.data(), end, result.divisor);
-  if (error != std::errc{} || stop != end || result.divisor < 1) {
+  try {
+    result.divisor = parse_whole("--scale", scale, 1, std::numeric_limits<std::int64_t>::max());
+  } catch (const UsageError&) {
     throw UsageError(fmt::format("--scale: '{}' is none of auto, full, or a whole number of at least 1", scale));
   }
   result.mode = ScaleOptions::Mode::divide;

@@ -9,13 +9,14 @@
 #include "emu/plan/plan.h"
 #include "emu/plan/scale.h"
 #include "emu/run/dry_run.h"
+#include "tools/file_uses.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
 
-/// Reads the plan, or the embedded default when `path` is empty. Throws UsageError listing every problem, each with the
-/// file's name.
-Plan read_plan(const std::string& path);
+/// Reads the plan, or the embedded default when `path` is empty; `files` gets what was read. Throws UsageError listing
+/// every problem, each with the file's name.
+Plan read_plan(const std::string& path, FileUses& files);
 
 /// What a plan is called in messages: its path, or that it is the default one.
 std::string plan_name(const std::string& path);
@@ -42,6 +43,8 @@ struct ScaleFlags {
   std::optional<std::int64_t> sequence;
 
   void add_to(CLI::App& command);
+  /// Whether any of them is not as it is without.
+  bool given() const { return scale != "auto" || batch || sequence; }
   /// Throws UsageError for a scale that is not auto, full or a positive whole number.
   ScaleOptions options() const;
 };

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,8 +11,10 @@
 #include "emu/report/baseline.h"
 #include "emu/report/json.h"
 #include "emu/report/junit.h"
+#include "tools/arguments.h"
 #include "tools/exit_code.h"
 #include "tools/output_file.h"
+#include "tools/progress.h"
 #include "tools/terminal.h"
 #include "tools/usage_error.h"
 #include "tools/verify_request.h"
@@ -38,27 +39,12 @@ int exit_code_of(Verdict verdict) {
   return kUsage;
 }
 
-/// A line that is rewritten as layers complete, on a terminal only.
-class ProgressLine {
- public:
-  void show(const Progress& progress) {
-    fmt::print(stderr, "\r\x1b[K  {}: layer {} of {}", progress.run, progress.layer + 1, progress.layers);
-    std::fflush(stderr);
-    shown_ = true;
-  }
-  void clear() {
-    if (shown_) fmt::print(stderr, "\r\x1b[K");
-    shown_ = false;
-  }
-
- private:
-  bool shown_ = false;
-};
-
 /// Where results go; every place is tried before anything is computed.
 struct Outputs {
-  explicit Outputs(const VerifyFlags& flags)
-      : json("--json", flags.json), junit("--junit", flags.junit), record("--record", flags.record) {
+  Outputs(const VerifyFlags& flags, FileUses& files)
+      : json(files, "--json", flags.json),
+        junit(files, "--junit", flags.junit),
+        record(files, "--record", flags.record) {
     int to_stdout = 0;
     for (const OutputFile* file : {&json, &junit, &record}) to_stdout += file->is_stdout() ? 1 : 0;
     if (to_stdout > 1) throw UsageError("only one of --json, --junit and --record can be - (standard output)");
@@ -80,8 +66,8 @@ std::optional<Baseline> read_baseline(const std::string& path) {
 /// The plan at the size that is run, shown to people.
 RunnablePlan shown_plan(const Request& request, const RunnablePlan& original, const Outputs& outputs) {
   RunnablePlan run = scaled_to_run(request, original);
-  if (outputs.human()) fmt::print("{}", plan_text(run, original.plan(), to_string(request.scale)));
-  std::fflush(stdout);
+  if (outputs.human()) say(plan_text(run, original.plan(), to_string(request.scale)));
+  finish_standard_output();
   return run;
 }
 
@@ -89,13 +75,20 @@ Proof prove_with(const Request& request, const RunnablePlan& run, Algorithm all_
   VerifyOptions options = request.options;
   options.all_reduce = all_reduce;
   options.amplification = request.options.amplification || request.orders.size() > 1;
-  ProgressLine line;
-  if (outputs.human() && stderr_is_terminal()) {
-    options.progress = [&](const Progress& progress) { line.show(progress); };
+  const bool exact = options.format == ops::Format::exact;
+  // The reference and the sharded run of the algebra, the sharded run of the rounding, and what it is compared with.
+  const int runs = (exact ? 2 : 3) + (options.amplification || options.max_amplification ? 3 : 0);
+  ProgressLine line(static_cast<double>(run.plan().model.layers.size()) * runs);
+  if (outputs.human()) {
+    options.progress = [&](const Progress& progress) {
+      line.complete_one(fmt::format("{}: layer {} of {}", progress.run, progress.layer + 1, progress.layers));
+    };
   }
-  Proof proof = prove(run, options);
-  line.clear();
-  return proof;
+  try {
+    return prove(run, options);
+  } catch (const CheckpointError& error) {
+    throw UsageError(fmt::format("--checkpoint: {}", error.what()));
+  }
 }
 
 /// One run for each order of the all-reduce, and a table of how much each rounds.
@@ -109,7 +102,7 @@ int compare_orders(const Request& request, const RunnablePlan& original, Outputs
     exit_code = std::max(exit_code, exit_code_of(order.proof.verdict()));
   }
   if (outputs.json.wanted()) outputs.json.write(to_json(orders));
-  if (outputs.human()) fmt::print("{}", orders_text(orders));
+  if (outputs.human()) say(orders_text(orders));
   return exit_code;
 }
 
@@ -143,9 +136,11 @@ void write_documents(const Proof& proof, const Comparison& compared, Outputs& ou
 
 int run_verify(const VerifyFlags& flags) {
   const ScaleOptions scale = flags.scale.options();
-  Outputs outputs(flags);
+  FileUses files;
+  if (!flags.baseline.empty()) files.reads("the baseline that --baseline holds the run to", flags.baseline);
+  Outputs outputs(flags, files);
   Comparison compared{.recorded = read_baseline(flags.baseline), .now = {}, .change = {}};
-  const Request request = read_request(flags, scale);
+  const Request request = read_request(flags, scale, files);
   const bool comparing_orders = request.orders.size() > 1;
   if (comparing_orders && (flags.uses_baseline() || outputs.junit.wanted())) {
     throw UsageError("--all-reduce all compares orders: it takes --json, but no --record, --baseline or --junit");
@@ -163,8 +158,8 @@ int run_verify(const VerifyFlags& flags) {
 
   write_documents(proof, compared, outputs);
   if (outputs.human()) {
-    fmt::print("{}", proof_text(proof, flags.all_taps ? TapLines::all : TapLines::one_a_kind));
-    if (compared.recorded && passed) fmt::print("{}", baseline_text(compared.change));
+    say(proof_text(proof, flags.all_taps ? TapLines::all : TapLines::one_a_kind));
+    if (compared.recorded && passed) say(baseline_text(compared.change));
   }
   return compared.change ? kMismatch : exit_code_of(proof.verdict());
 }
@@ -190,12 +185,9 @@ void add_verify_command(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"exact", "fp64", "fp32", "bf16", "fp16"}))
       ->type_name("FORMAT");
   flags->scale.add_to(*command);
-  command->add_option("--seed", flags->seed, "Seed of weights and tokens (default: the plan's)")->type_name("N");
-  command->add_option("--threads", flags->threads, "Threads to run on (default: all that the process may use)")
-      ->type_name("N")
-      ->check(CLI::Range(1, 1024));
-  command->add_option("--schedule", flags->schedule, "Run on one thread, in the order that this seed gives")
-      ->type_name("SEED");
+  add_seed(*command, "--seed", flags->seed, "Seed of weights and tokens (default: the plan's)");
+  add_threads(*command, flags->threads);
+  add_seed(*command, "--schedule", flags->schedule, "Run on one thread, in the order that this seed gives");
   command
       ->add_option("--all-reduce", flags->all_reduce,
                    "Sum in the order of this algorithm; all: compare how much each rounds")
@@ -223,11 +215,8 @@ void add_verify_command(CLI::App& app, int& exit_code) {
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
   command->add_flag("--amplification", flags->amplification,
                     "Also measure how far rounding carries from end to end, against an unsharded run");
-  command
-      ->add_option("--max-amplification", flags->max_amplification,
-                   "Measure it, and exit 1 where the sharded run's error is more than X times the unsharded one's")
-      ->type_name("X")
-      ->check(CLI::PositiveNumber);
+  add_positive(*command, "--max-amplification", flags->max_amplification,
+               "Measure it, and exit 1 where the sharded run's error is more than X times the unsharded one's");
   command->add_flag("--taps", flags->all_taps, "Show every tap, not one line a kind");
   command->callback([flags, &exit_code] { exit_code = run_verify(*flags); });
 }

@@ -6,8 +6,7 @@
 #include <utility>
 
 #include "emu/paper/figures.h"
-#include "tools/memory.h"
-#include "tools/terminal.h"
+#include "tools/run_memory.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
@@ -24,27 +23,8 @@ std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
   return format ? ops::parse_format(*format) : std::nullopt;
 }
 
-/// Refuses a run that cannot fit, with a scale that would.
-void require_memory(const Plan& original, const Plan& plan, ops::Format format) {
-  const double available = available_memory();
-  const double needed = estimated_bytes(plan, format);
-  if (needed <= available) return;
-  std::string advice = "use --scale auto, or fewer and shorter sequences (--batch, --sequence)";
-  for (std::int64_t divisor = 2; divisor <= 4096; divisor *= 2) {
-    ScaleOptions smaller{.mode = ScaleOptions::Mode::divide, .divisor = divisor};
-    smaller.batch = plan.workload.batch();
-    const Plan candidate = scaled(original, smaller);
-    if (estimated_bytes(candidate, format) <= available) {
-      advice = fmt::format("--scale {} would need {}", divisor, human_bytes(estimated_bytes(candidate, format)));
-      break;
-    }
-  }
-  throw UsageError(fmt::format("--scale: this run needs about {} of memory, {} are available; {}", human_bytes(needed),
-                               human_bytes(available), advice));
-}
-
 /// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
-std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request) {
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request, FileUses& files) {
   if (directory.empty()) return nullptr;
   if (request.scale.mode == ScaleOptions::Mode::divide) {
     throw UsageError(fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out",
@@ -57,6 +37,7 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
       throw UsageError(fmt::format("--checkpoint: {}", error.what()));
     }
   }();
+  for (const std::string& file : checkpoint->files()) files.reads("part of --checkpoint", file);
   const std::vector<Problem> problems = compare_models(request.original.model, checkpoint->model());
   if (!problems.empty()) throw UsageError(problems_text(request.name, problems));
   return checkpoint;
@@ -64,10 +45,10 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
 
 }  // namespace
 
-Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
-  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan), .scale = scale};
+Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUses& files) {
+  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan, files), .scale = scale};
   if (flags.seed) request.original.workload.seed = *flags.seed;
-  request.checkpoint = open_checkpoint(flags.checkpoint, request);
+  request.checkpoint = open_checkpoint(flags.checkpoint, request, files);
   if (request.checkpoint) request.scale.mode = ScaleOptions::Mode::full;
   request.options = {.format = chosen_format(flags, request.original.model),
                      .threads = flags.threads,
@@ -77,6 +58,11 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
                      .accumulate = parsed(flags.accumulate),
                      .amplification = flags.amplification,
                      .max_amplification = flags.max_amplification};
+  if (request.options.format == ops::Format::exact && (flags.amplification || flags.max_amplification)) {
+    throw UsageError(fmt::format("{}: nothing rounds in exact; name another --format{}",
+                                 flags.max_amplification ? "--max-amplification" : "--amplification",
+                                 flags.uses_baseline() && !flags.format ? " (a baseline is in exact otherwise)" : ""));
+  }
   if (flags.all_reduce == kAllOrders) {
     request.orders.assign(kAlgorithms.begin(), kAlgorithms.end());
   } else {
@@ -87,7 +73,9 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale) {
 
 RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
   RunnablePlan run = original.scaled(request.scale);
-  dry_run_of(request.name, [&] { require_memory(original.plan(), run.plan(), request.options.format); });
+  dry_run_of(request.name, [&] {
+    require_memory_to_run(original.plan(), request.scale, request.checkpoint != nullptr, request.options.format);
+  });
   return run;
 }
 

@@ -50,8 +50,9 @@ struct Request {
   std::vector<Algorithm> orders;  ///< of the all-reduce
 };
 
-/// `scale` is that of the flags. Throws UsageError for a plan or checkpoint that cannot be read, or do not fit.
-Request read_request(const VerifyFlags& flags, const ScaleOptions& scale);
+/// `scale` is that of the flags; `files` gets what was read. Throws UsageError for a plan or checkpoint that cannot be
+/// read, or do not fit.
+Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUses& files);
 
 /// The plan at the size that is run. Throws UsageError when it would not fit the memory, or reaches past what the
 /// checkpoint's model attends to.

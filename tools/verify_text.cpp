@@ -224,7 +224,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   const ModelConfig& m = plan.model;
   const AttentionSpec& attention = m.layers[0].attention;
   const FeedForwardSpec& experts = m.experts();
-  std::string text = toned(plan.name.empty() ? "plan" : plan.name, Tone::bold);
+  std::string text = toned(plan.name.empty() ? "plan" : one_line(plan.name), Tone::bold);
   text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
                       plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
   for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);

@@ -3,10 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <system_error>
 #include <unordered_set>
 
 namespace shardproof {
@@ -61,7 +58,7 @@ class Builder {
   bool key(std::string& key) {
     Frame& frame = stack_.back();
     frame.key = std::move(key);
-    if (!frame.keys.insert(frame.key).second) {
+    if (!frame.keys.insert(frame.key).second && frame.repeated.insert(frame.key).second) {
       document_.problems.push_back(
           {path(), fmt::format("the key {} stands here twice; keep one", in_quotes(frame.key))});
       if (document_.problems.size() >= kMostProblems) return false;
@@ -70,21 +67,8 @@ class Builder {
   }
 
   bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
-    // The library's message starts with its own error code and position; keep what comes after them.
-    std::string what = error.what();
-    if (const auto bracket = what.find("] "); bracket != std::string::npos) what.erase(0, bracket + 2);
-    if (what.starts_with("parse error at ")) {
-      if (const auto colon = what.find(": "); colon != std::string::npos) what.erase(0, colon + 2);
-    }
-    for (char& c : what) {
-      if (static_cast<unsigned char>(c) < 0x20) c = ' ';
-    }
-    if (what.size() > 240) what = what.substr(0, 240) + "...";
-    const std::size_t read = std::min(position == 0 ? 0 : position - 1, text_.size());
-    const std::string_view before = text_.substr(0, read);
-    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-    const std::size_t line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
-    document_.problems.push_back({fmt::format("{}:{}:{}", name_, line, read - line_start + 1), what});
+    constexpr int kNumberOverflow = 406;
+    document_.problems.push_back(syntax_problem(text_, name_, position, error.id == kNumberOverflow));
     return false;
   }
 
@@ -95,6 +79,7 @@ class Builder {
     JsonValue value;
     std::string key;
     std::unordered_set<std::string> keys;
+    std::unordered_set<std::string> repeated;  ///< each reported once
   };
 
   /// Dotted path of the value that comes next.
@@ -148,6 +133,20 @@ class Builder {
 
 }  // namespace
 
+namespace {
+
+/// What stands there, up to what ends a word of JSON.
+std::string_view word_at(std::string_view text, std::size_t at) {
+  constexpr std::string_view kEnds = " \t\r\n,:[]{}\"";
+  const std::size_t end = std::min(text.find_first_of(kEnds, at), text.size());
+  if (end <= at) return text.substr(at, 1);
+  const std::size_t before = text.find_last_of(kEnds, at);
+  const std::size_t begin = before == std::string_view::npos ? 0 : before + 1;
+  return text.substr(begin, end - begin);
+}
+
+}  // namespace
+
 const JsonValue* JsonValue::find(std::string_view key) const {
   for (const JsonMember& member : members) {
     if (member.key == key) return &member.value;
@@ -168,37 +167,19 @@ JsonDocument parse_json(std::string_view text, std::string_view name, int max_de
   return document;
 }
 
-FileText read_file(const std::filesystem::path& path, std::uintmax_t max_bytes) {
-  FileText file;
-  const std::string name = path.string();
-  const auto refuse = [&](std::string message) {
-    file.problems.push_back({name, std::move(message)});
-    return file;
-  };
-  std::error_code error;
-  const auto status = std::filesystem::status(path, error);
-  if (status.type() == std::filesystem::file_type::not_found) return refuse("no such file");
-  if (error) return refuse(error.message());
-  if (std::filesystem::is_directory(status)) return refuse("is a directory; a JSON file is needed");
-  const auto too_large = [&] { return refuse(fmt::format("larger than the limit of {} bytes; not read", max_bytes)); };
-  if (std::filesystem::is_regular_file(status)) {
-    const std::uintmax_t size = std::filesystem::file_size(path, error);
-    if (!error && size > max_bytes) {
-      return refuse(fmt::format("{} bytes, larger than the limit of {} bytes; not read", size, max_bytes));
-    }
-  }
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) return refuse("cannot be opened for reading");
-  // A pipe has no size beforehand, so the limit is kept while reading too.
-  std::string text;
-  char buffer[65536];
-  while (stream.read(buffer, sizeof buffer) || stream.gcount() > 0) {
-    text.append(buffer, static_cast<std::size_t>(stream.gcount()));
-    if (text.size() > max_bytes) return too_large();
-  }
-  if (stream.bad()) return refuse("could not be read to its end");
-  file.text = std::move(text);
-  return file;
+Problem syntax_problem(std::string_view text, std::string_view name, std::size_t read, bool overflow) {
+  const std::size_t at = std::min(read == 0 ? 0 : read - 1, text.size());
+  const std::string_view before = text.substr(0, at);
+  const auto line = 1 + std::count(before.begin(), before.end(), '\n');
+  const std::size_t line_start = before.rfind('\n') == std::string_view::npos ? 0 : before.rfind('\n') + 1;
+  const std::string field = fmt::format("{}:{}:{}", name, line, at - line_start + 1);
+  if (text.find_first_not_of(" \t\r\n") == std::string_view::npos) return {field, "is empty; JSON is needed"};
+  if (overflow)
+    return {field, fmt::format("the number {} is beyond what a double holds", in_quotes(word_at(text, at)))};
+  if (at >= text.size()) return {field, "is not JSON: the text ends in the middle; was it cut off?"};
+  const auto byte = static_cast<unsigned char>(text[at]);
+  if (byte >= 0x80) return {field, fmt::format("is not JSON: unexpected byte 0x{:02x}; strings must be UTF-8", byte)};
+  return {field, fmt::format("is not JSON from here on: {} was not expected", in_quotes(word_at(text, at)))};
 }
 
 std::string in_quotes(std::string_view text) {

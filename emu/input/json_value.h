@@ -1,7 +1,8 @@
 // A JSON document as a plain tree, read strictly: what a loader walks without naming a JSON library.
 //
 // Refused while parsing: syntax errors (with line and column), duplicate keys, text that is not UTF-8, numbers that
-// overflow a double, nesting deeper than the limit. The parser keeps its own stack, so hostile nesting costs nothing.
+// overflow a double, bytes of zero, nesting deeper than the limit. The parser keeps its own stack, so hostile nesting
+// costs nothing.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +52,12 @@ struct FileText {
   std::vector<Problem> problems;
 };
 
-/// The whole file, or why not: missing, a directory, unreadable, or larger than `max_bytes` (then it is not read).
+/// Where the text stops being JSON: the parser has taken `read` bytes of it. `overflow`: the last are a number that no
+/// double holds.
+Problem syntax_problem(std::string_view text, std::string_view name, std::size_t read, bool overflow);
+
+/// The whole file, or why not: missing, a directory or device, unreadable, changed while it was read, or larger than
+/// `max_bytes` (then it is not read). A pipe is read to its end, if anybody writes to it.
 FileText read_file(const std::filesystem::path& path, std::uintmax_t max_bytes);
 
 /// The value as it would stand in a message: quoted, on one line, shortened.

@@ -79,10 +79,7 @@ WorstElement compare_ids(const ExpectedTap& expected, const Placement& placement
 
 TapCollector::TapCollector(const ExpectedTaps& expected, const Mesh& mesh, CollectorOptions options)
     : expected_(expected), mesh_(mesh), options_(std::move(options)) {
-  for (std::size_t i = 0; i < expected.all().size(); ++i) {
-    ledgers_.push_back(std::make_unique<TapLedger>());
-    ledgers_.back()->outcome.rank_worst.resize(static_cast<std::size_t>(mesh.world()));
-  }
+  for (std::size_t i = 0; i < expected.all().size(); ++i) ledgers_.push_back(std::make_unique<TapLedger>());
 }
 
 TapCollector::~TapCollector() = default;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -63,9 +64,9 @@ struct KeptPart {
 struct TapOutcome {
   bool seen = false;  ///< any rank tapped it
   WorstElement worst;
-  std::vector<WorstElement> rank_worst;  ///< indexed by rank; error 0 where a rank has no part, or none that is wrong
-  double norm = 0;                       ///< square root of the sum of squares, block by block
-  std::uint64_t bits = 0;                ///< hash of every block's place and bits, whoever holds it
+  std::map<int, WorstElement> rank_worst;  ///< by rank; of those whose parts have an error
+  double norm = 0;                         ///< square root of the sum of squares, block by block
+  std::uint64_t bits = 0;                  ///< hash of every block's place and bits, whoever holds it
   bool replicas_equal = true;
   std::vector<int> odd_replicas;          ///< ranks that differ from most of those that hold the same block
   std::optional<OddElement> odd_element;  ///< where the first of them does, if parts are kept

@@ -95,8 +95,8 @@ TapReport describe(const Evidence& evidence, std::size_t index) {
 
 std::vector<int> wrong_ranks(const TapOutcome& outcome) {
   std::vector<int> ranks;
-  for (std::size_t rank = 0; rank < outcome.rank_worst.size(); ++rank) {
-    if (is_wrong(outcome.rank_worst[rank])) ranks.push_back(static_cast<int>(rank));
+  for (const auto& [rank, worst] : outcome.rank_worst) {
+    if (is_wrong(worst)) ranks.push_back(rank);
   }
   return ranks;
 }

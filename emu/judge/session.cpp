@@ -56,14 +56,19 @@ ReduceOptions reduce_options(const Plan& plan, const VerifyOptions& options) {
   return reduction;
 }
 
-/// That is the machine's fault, not the plan's.
-void rethrow_if_out_of_memory(const RankError& error) {
+/// No memory, no threads, or weights that cannot be read: nothing of that is the plan's fault. The program itself
+/// breaks contracts, which are logic errors.
+void rethrow_what_is_not_the_plans(const RankError& error) {
   try {
     if (error.nested_ptr()) error.rethrow_nested();
   } catch (const std::bad_alloc&) {
     throw;
+  } catch (const CollectiveError&) {
+    // The run's, as is anything else.
+  } catch (const std::runtime_error&) {
+    throw;
   } catch (...) {
-    // Anything else is the run's.
+    // As above.
   }
 }
 
@@ -143,7 +148,7 @@ RunResult Session::run_collected(const ProgramRun& run, const CollectorOptions& 
   try {
     run_ranks(run, {.taps = &collector, .fault = run.fault, .keep_calls = true}, cluster);
   } catch (const RankError& thrown) {
-    rethrow_if_out_of_memory(thrown);
+    rethrow_what_is_not_the_plans(thrown);
     error = thrown.what();
   } catch (const CollectiveError& thrown) {
     stall = stall_of(thrown);

@@ -157,8 +157,10 @@ void TapLedger::add_partial_sum(PartialSum part) {
 }
 
 void TapLedger::note_worst(const WorstElement& worst, int rank) {
-  WorstElement& mine = outcome.rank_worst[static_cast<std::size_t>(rank)];
-  if (worst.measure > mine.measure) mine = worst;
+  if (worst.measure > 0) {
+    WorstElement& mine = outcome.rank_worst[rank];
+    if (worst.measure > mine.measure) mine = worst;
+  }
   // The first row of the worst error, and of two errors of one element one by its bits: the outcome does not depend on
   // who came first.
   const auto order = [](const WorstElement& element) {

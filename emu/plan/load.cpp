@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "emu/input/object_reader.h"
 #include "emu/model/families/load.h"
@@ -18,9 +19,8 @@ constexpr std::int64_t kMaxGpus = 1'000'000;
 constexpr std::int64_t kMaxBatch = 1'000'000;
 constexpr std::int64_t kMaxSequence = 1 << 24;
 
-LoadedModel read_model_member(const JsonValue& value, const std::filesystem::path& base_dir, Problems& problems) {
-  if (!value.is(Kind::string)) return read_model(value, "model", problems);
-  const std::filesystem::path path = base_dir / std::filesystem::path(value.text);
+/// A model file's problems are its own.
+LoadedModel read_model_file(const std::filesystem::path& path, Problems& problems) {
   FileText file = read_file(path, kMaxPlanBytes);
   if (!file.text) {
     for (const Problem& problem : file.problems) {
@@ -29,9 +29,21 @@ LoadedModel read_model_member(const JsonValue& value, const std::filesystem::pat
     return {};
   }
   JsonDocument document = parse_json(*file.text, path.string(), kMaxPlanDepth);
-  problems.insert(problems.end(), document.problems.begin(), document.problems.end());
-  if (!document.value) return {};
-  return read_model(*document.value, "model", problems);
+  LoadedModel loaded;
+  if (document.value) loaded = read_model(*document.value, "", document.problems);
+  for (Problem& problem : document.problems) {
+    problem.file = path.string();
+    problems.push_back(std::move(problem));
+  }
+  return loaded;
+}
+
+LoadedModel read_model_member(const JsonValue& value, const std::filesystem::path& base_dir, std::string& model_file,
+                              Problems& problems) {
+  if (!value.is(Kind::string)) return read_model(value, "model", problems);
+  const std::filesystem::path path = base_dir / std::filesystem::path(value.text);
+  model_file = path.string();
+  return read_model_file(path, problems);
 }
 
 Hardware read_hardware(const JsonValue& value, Problems& problems) {
@@ -314,14 +326,15 @@ Claim read_claim(const JsonValue& value, const std::string& path, Problems& prob
   return claim;
 }
 
-Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Problems& problems) {
+Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, std::string& model_file,
+               Problems& problems) {
   Plan plan;
   ObjectReader reader(root, "", problems);
   if (!root.is(Kind::object)) return plan;
   plan.name = reader.string({"name"}).value_or("");
   LoadedModel loaded;
   if (const auto model = reader.find({"model"})) {
-    loaded = read_model_member(*model->value, base_dir, problems);
+    loaded = read_model_member(*model->value, base_dir, model_file, problems);
     plan.model = loaded.model;
   } else {
     reader.missing("model", "a Hugging Face config.json object, or a path to one, is needed");
@@ -361,7 +374,7 @@ LoadedPlan parse_plan(std::string_view text, std::string_view name, const std::f
   JsonDocument document = parse_json(text, name, kMaxPlanDepth);
   loaded.problems = std::move(document.problems);
   if (!document.value) return loaded;
-  Plan plan = read_plan(*document.value, base_dir, loaded.problems);
+  Plan plan = read_plan(*document.value, base_dir, loaded.model_file, loaded.problems);
   if (plan.name.empty()) plan.name = std::filesystem::path(name).stem().string();
   if (loaded.problems.empty()) loaded.plan = std::move(plan);
   return loaded;
@@ -369,7 +382,7 @@ LoadedPlan parse_plan(std::string_view text, std::string_view name, const std::f
 
 LoadedPlan load_plan(const std::filesystem::path& path) {
   FileText file = read_file(path, kMaxPlanBytes);
-  if (!file.text) return {std::nullopt, std::move(file.problems)};
+  if (!file.text) return {.plan = std::nullopt, .problems = std::move(file.problems)};
   return parse_plan(*file.text, path.string(), path.parent_path());
 }
 

@@ -31,6 +31,7 @@ inline constexpr int kMaxPlanDepth = 16;
 struct LoadedPlan {
   std::optional<Plan> plan;
   std::vector<Problem> problems;
+  std::string model_file = {};  ///< that was read for `model`; empty where the plan holds it
 };
 
 LoadedPlan load_plan(const std::filesystem::path& path);

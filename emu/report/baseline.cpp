@@ -24,8 +24,7 @@ std::optional<BaselineChange> compare_tap(const BaselineTap& recorded, const Bas
     return BaselineChange{now.name,
                           fmt::format("was {} x {}, is {} x {}", recorded.rows, recorded.cols, now.rows, now.cols)};
   }
-  if (recorded.hash && now.hash) {
-    if (*recorded.hash == *now.hash) return std::nullopt;
+  if (recorded.hash && now.hash && *recorded.hash != *now.hash) {
     return BaselineChange{now.name,
                           fmt::format("bits changed: hash was {:016x}, is {:016x}; norm was {:.17g}, is {:.17g}",
                                       *recorded.hash, *now.hash, recorded.norm, now.norm)};
@@ -79,8 +78,26 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   return hasher.result();
 }
 
+std::uint64_t digest_of(const Baseline& baseline) {
+  Hasher hasher;
+  // Each text under a place of its own, so that nothing moves from one to another.
+  hasher.add(random_key(1, baseline.plan));
+  hasher.add(random_key(2, baseline.weights));
+  hasher.add(random_key(3, ops::to_string(baseline.format)));
+  hasher.add(baseline.inputs);
+  hasher.add(baseline.taps.size());
+  for (const BaselineTap& tap : baseline.taps) {
+    hasher.add(random_key(4, tap.name));
+    hasher.add(tap.rows);
+    hasher.add(tap.cols);
+    hasher.add(tap.norm);
+    hasher.add(tap.hash.value_or(0));
+  }
+  return hasher.result();
+}
+
 double norm_tolerance(ops::Format format) {
-  return 16 * ops::unit_roundoff(format);
+  return 16 * ops::unit_roundoff(format == ops::Format::exact ? ops::Format::fp64 : format);
 }
 
 std::optional<BaselineChange> first_change(const Baseline& recorded, const Baseline& now) {

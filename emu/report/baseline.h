@@ -1,5 +1,7 @@
 // A baseline: what each tap of a run was, small enough to keep in a repository, and the comparison of a later run.
 //
+// The document ends with a digest of all that stands before it, so that none of it can be edited unnoticed.
+//
 // In `exact` a tap is its bits, so a baseline holds on every compiler, instruction set and valid plan of the same model
 // and workload. In a float format bits depend on the machine, and only the norm is compared.
 #pragma once
@@ -43,6 +45,9 @@ struct Baseline {
 /// The baseline of a run: its taps' shapes, norms and, in `exact`, hashes.
 Baseline baseline_of(const VerifyReport& report);
 
+/// A hash of everything that the baseline says.
+std::uint64_t digest_of(const Baseline& baseline);
+
 /// A hash of what determines the taps: the model and the workload, and in a float format the parallel degrees too,
 /// since they decide the order of sums.
 std::uint64_t hash_inputs(const Plan& plan, ops::Format format);
@@ -55,7 +60,8 @@ struct LoadedBaseline {
   std::vector<Problem> problems;
 };
 
-/// Refuses unknown and duplicate keys, wrong types, absurd sizes, and a file over kMaxBaselineBytes.
+/// Refuses unknown and duplicate keys, wrong types, absurd sizes, a digest of something else, and a file over
+/// kMaxBaselineBytes. Baselines of 0.2 and before have no digest.
 LoadedBaseline load_baseline(const std::filesystem::path& path);
 /// `name` stands for the text in messages.
 LoadedBaseline parse_baseline(std::string_view text, std::string_view name);
@@ -66,7 +72,8 @@ struct BaselineChange {
   std::string message;  ///< what was recorded, what it is now
 };
 
-/// Relative difference of a norm that a float format allows: 16 u. Zero in `exact`, where the hash decides.
+/// Relative difference of a norm that is allowed: 16 u of the format; in `exact`, where the hash decides, of the
+/// float64 in which the norm is summed.
 double norm_tolerance(ops::Format format);
 
 std::optional<BaselineChange> first_change(const Baseline& recorded, const Baseline& now);

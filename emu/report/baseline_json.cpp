@@ -98,6 +98,13 @@ Baseline read_baseline(const JsonValue& document, std::vector<Problem>& problems
       baseline.taps.push_back(read_tap(taps->value->items[i], fmt::format("taps[{}]", i), baseline.format, problems));
     }
   }
+  const auto digest = read_hash(reader, "digest", problems);
+  if (problems.empty() && digest && *digest != digest_of(baseline)) {
+    problems.push_back(
+        {"digest", fmt::format("{}; what stands here has {}: it was edited since it was recorded; record "
+                               "it anew",
+                               hex(*digest), hex(digest_of(baseline)))});
+  }
   reader.finish();
   return baseline;
 }
@@ -123,7 +130,7 @@ std::string to_json(const Baseline& baseline) {
     if (tap.hash) line["hash"] = hex(*tap.hash);
     text += (i == 0 ? "\n    " : ",\n    ") + line.dump(-1, ' ', false, Json::error_handler_t::replace);
   }
-  return text + "\n  ]\n}\n";
+  return text + fmt::format("\n  ],\n  \"digest\": \"{}\"\n}}\n", hex(digest_of(baseline)));
 }
 
 LoadedBaseline parse_baseline(std::string_view text, std::string_view name) {
@@ -141,7 +148,7 @@ LoadedBaseline parse_baseline(std::string_view text, std::string_view name) {
 LoadedBaseline load_baseline(const std::filesystem::path& path) {
   FileText file = read_file(path, kMaxBaselineBytes);
   if (!file.text) return {.baseline = {}, .problems = std::move(file.problems)};
-  return parse_baseline(*file.text, path.filename().string());
+  return parse_baseline(*file.text, path.string());
 }
 
 }  // namespace shardproof

@@ -1,7 +1,7 @@
 // Reads a graph as a stream: a million nodes need no tree of values.
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 
 #include "emu/input/json_value.h"
@@ -54,8 +54,7 @@ class Reader {
           edge_.first = std::move(value);
         else if (ends_ == 1)
           edge_.second = std::move(value);
-        ++ends_;
-        return true;
+        return ++ends_ != 3 || problem(here(), "has more than two ids; an edge leads from one node to one other");
       default:
         return scalar("a string");
     }
@@ -63,6 +62,14 @@ class Reader {
 
   bool key(std::string& key) {
     key_ = std::move(key);
+    const std::uint32_t bit = bit_of_key();
+    if (bit == 0) return true;
+    std::uint32_t& seen = place() == Place::root ? seen_in_root_ : seen_in_object_;
+    if ((seen & bit) != 0) {
+      return problem(here(),
+                     fmt::format("{} stands here together with another that says the same; keep one", in_quotes(key_)));
+    }
+    seen |= bit;
     return true;
   }
 
@@ -72,9 +79,11 @@ class Reader {
         return enter(Place::root);
       case Place::nodes:
         node_ = {};
+        seen_in_object_ = 0;
         return enter(Place::node);
       case Place::edges:
         edge_ = {};
+        seen_in_object_ = 0;
         return enter(Place::edge_object);
       case Place::root:
         if (key_ == "nodes" || key_ == "edges") return wrong("an object");
@@ -128,13 +137,9 @@ class Reader {
     return true;
   }
 
-  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception&) {
-    // The library's words name its own states; the place is what helps.
-    const std::string_view before = text_.substr(0, std::min(position == 0 ? 0 : position - 1, text_.size()));
-    const auto line = 1 + std::count(before.begin(), before.end(), '\n');
-    const std::size_t start = before.rfind('\n');
-    const std::size_t column = before.size() - (start == std::string_view::npos ? 0 : start + 1) + 1;
-    loaded_.problems.push_back({fmt::format("{}:{}:{}", name_, line, column), "is not JSON from here on"});
+  bool parse_error(std::size_t position, const std::string&, const nlohmann::json::exception& error) {
+    constexpr int kNumberOverflow = 406;
+    loaded_.problems.push_back(syntax_problem(text_, name_, position, error.id == kNumberOverflow));
     return false;
   }
 
@@ -160,6 +165,22 @@ class Reader {
 
   bool is_node_field() const {
     return key_ == "id" || key_ == "type" || key_ == "gpu" || key_ == "shape" || key_ == "comp" || key_ == "gpus";
+  }
+
+  /// Of a key that means something where it stands; keys that say the same share one.
+  std::uint32_t bit_of_key() const {
+    if (place() == Place::root) return key_ == "nodes" ? 1 : key_ == "edges" ? 2 : 0;
+    if (place() == Place::node) {
+      std::uint32_t bit = 1;
+      for (const std::string_view name : {"id", "type", "comp", "gpu", "gpus", "shape"}) {
+        if (key_ == name) return bit;
+        bit <<= 1;
+      }
+    }
+    if (place() == Place::edge_object) {
+      return key_ == "from" || key_ == "source" ? 1 : key_ == "to" || key_ == "target" ? 2 : 0;
+    }
+    return 0;
   }
 
   std::string here() const {
@@ -237,8 +258,10 @@ class Reader {
       return true;
     }
     if (place() == Place::node_shape) {
-      if (node_.shape.size() < kMostShapeDims) node_.shape.push_back(value);
-      return true;
+      node_.shape.push_back(value);
+      if (node_.shape.size() != kMostShapeDims + 1) return true;
+      node_.shape.pop_back();
+      return problem(here(), fmt::format("has more than {} dims", kMostShapeDims));
     }
     return scalar("a number");
   }
@@ -273,6 +296,8 @@ class Reader {
   std::vector<Place> places_;
   std::string key_;
   int ends_ = 0;
+  std::uint32_t seen_in_root_ = 0;
+  std::uint32_t seen_in_object_ = 0;  // of the node or edge that is being read
   bool has_nodes_ = false;
 };
 
@@ -280,6 +305,11 @@ class Reader {
 
 LoadedGraph parse_graph(std::string_view text, std::string_view name) {
   LoadedGraph loaded;
+  // The parser would take it for the end of the text.
+  if (const std::size_t nul = text.find('\0'); nul != std::string_view::npos) {
+    loaded.problems.push_back({"", fmt::format("byte {} is NUL, which no JSON text holds", nul + 1)});
+    return loaded;
+  }
   Reader reader(text, name, loaded);
   const bool complete = nlohmann::json::sax_parse(text.data(), text.data() + text.size(), &reader);
   if (complete && loaded.problems.empty() && !reader.has_nodes()) {

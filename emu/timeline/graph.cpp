@@ -280,6 +280,24 @@ DeploymentGraph deployment_graph(const Plan& plan) {
   return Builder(plan, traces).build();
 }
 
+double estimated_graph_bytes(const Plan& plan) {
+  std::vector<double> bytes;
+  double lists = 0;
+  const std::vector<int> list_of_rank =
+      fold_dry_run(plan, ops::Format::fp32, DryPass::prefill, StatedRouting::of(plan), [&](int, const auto& trace) {
+        // A node and its edges, in memory and as text; a call is one node of its whole group.
+        constexpr double kComputation = 700, kCall = 100;
+        double list = 0;
+        for (const OpRecord& record : trace->ops) list += record.call ? kCall : kComputation;
+        bytes.push_back(list);
+        lists += static_cast<double>(trace->ops.size() * sizeof(OpRecord));
+      });
+  constexpr double kProcess = 14e6;
+  double sum = kProcess + lists;
+  for (const int list : list_of_rank) sum += bytes[static_cast<std::size_t>(list)];
+  return sum;
+}
+
 DeploymentGraph selected(const DeploymentGraph& graph, const GraphSelection& selection) {
   DeploymentGraph part;
   part.name = graph.name;

@@ -43,6 +43,9 @@ struct DeploymentGraph {
 /// The plan must be valid (validate.h).
 DeploymentGraph deployment_graph(const Plan& plan);
 
+/// What the process that draws it, and writes it as text, takes at the most. Throws TooManyRecords.
+double estimated_graph_bytes(const Plan& plan);
+
 struct GraphSelection {
   int first_layer = 0, last_layer = 1 << 30;  ///< both included; a full range keeps embedding and head
   int first_rank = 0, last_rank = 1 << 30;

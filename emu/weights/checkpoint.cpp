@@ -3,12 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <set>
+#include <span>
 #include <stdexcept>
 #include <system_error>
 #include <type_traits>
 
 #include "emu/input/json_value.h"
+#include "emu/model/families/family.h"
 #include "emu/model/families/load.h"
 #include "emu/model/fields.h"
 
@@ -47,7 +51,17 @@ bool is_plain_name(std::string_view name) {
          name.ends_with(".safetensors");
 }
 
+/// "model.layers.61.mlp.gate.weight" is of layer 61; -1: of none.
+std::int64_t layer_of(std::string_view name) {
+  constexpr std::string_view kLayers = "model.layers.";
+  std::int64_t layer = -1;
+  if (name.starts_with(kLayers)) std::from_chars(name.data() + kLayers.size(), name.data() + name.size(), layer);
+  return layer;
+}
+
 bool changes_nothing(std::string_view name, const ModelConfig& model) {
+  const Family* const family = find_family(model.model_type);
+  if (family != nullptr && family->skips_prediction_layers && layer_of(name) >= model.layers.size()) return true;
   return name.ends_with(".rotary_emb.inv_freq") || (model.tie_word_embeddings && name == "lm_head.weight");
 }
 
@@ -66,6 +80,7 @@ Checkpoint::Checkpoint(const fs::path& directory) {
 }
 
 void Checkpoint::read_config(const fs::path& path) {
+  file_names_.push_back(path.string());
   const JsonValue config = read_json(path, kMaxConfigBytes, kMaxConfigDepth);
   std::vector<Problem> problems;
   LoadedModel loaded = read_model(config, "", problems);
@@ -79,6 +94,8 @@ void Checkpoint::read_config(const fs::path& path) {
     require(attention.kv_heads > 0 && attention.heads % attention.kv_heads == 0, "num_key_value_heads",
             fmt::format("{} does not divide the {} query heads", attention.kv_heads, attention.heads));
     require(attention.head_dim % 2 == 0, "head_dim", fmt::format("{} is odd; RoPE rotates pairs", attention.head_dim));
+    require(experts.num_experts % experts.groups == 0, "n_group",
+            fmt::format("{} does not divide the {} experts", experts.groups, experts.num_experts));
     require(experts.top_k <= experts.num_experts, "num_experts_per_tok",
             fmt::format("{} is more than the {} experts", experts.top_k, experts.num_experts));
   }
@@ -103,6 +120,7 @@ void Checkpoint::open_files(const fs::path& directory) {
 }
 
 void Checkpoint::add_file(const fs::path& path) {
+  file_names_.push_back(path.string());
   files_.push_back(std::make_unique<SafetensorsFile>(path));
   const SafetensorsFile& file = *files_.back();
   for (const TensorEntry& entry : file.header().tensors) {
@@ -115,6 +133,7 @@ void Checkpoint::add_file(const fs::path& path) {
 }
 
 void Checkpoint::open_index(const fs::path& directory, const fs::path& index) {
+  file_names_.push_back(index.string());
   const JsonValue document = read_json(index, kMaxIndexBytes, kMaxIndexDepth);
   if (!document.is(Kind::object)) throw CheckpointError(index.string(), "", "an object is needed");
   for (const JsonMember& member : document.members) {
@@ -155,16 +174,15 @@ void Checkpoint::open_index(const fs::path& directory, const fs::path& index) {
   }
 }
 
-void Checkpoint::check_weight(const WeightSpec& spec, const std::string& directory) const {
-  const auto found = places_.find(spec.name);
-  if (found == places_.end()) throw CheckpointError(directory, in_quotes(spec.name), "is missing; the model needs it");
+void Checkpoint::check_weight(const TensorPlace& needed, const std::string& directory) const {
+  const auto found = places_.find(needed.name);
+  if (found == places_.end())
+    throw CheckpointError(directory, in_quotes(needed.name), "is missing; the model needs it");
   const std::vector<std::int64_t>& shape = found->second.entry->shape;
-  const std::vector<std::int64_t> needed =
-      is_vector(spec.kind) ? std::vector{spec.cols} : std::vector{spec.rows, spec.cols};
-  if (shape != needed) {
+  if (shape != needed.shape) {
     throw CheckpointError(
-        found->second.file->name(), in_quotes(spec.name) + ".shape",
-        fmt::format("[{}]; the config makes it [{}]", fmt::join(shape, ", "), fmt::join(needed, ", ")));
+        found->second.file->name(), in_quotes(needed.name) + ".shape",
+        fmt::format("[{}]; the config makes it [{}]", fmt::join(shape, ", "), fmt::join(needed.shape, ", ")));
   }
 }
 
@@ -172,8 +190,9 @@ void Checkpoint::check_weights(const std::string& directory) const {
   // In program order, so that a config of absurd size stops at the first weight that is not there.
   std::set<std::string> needed;
   for_each_weight(model_, [&](const WeightSpec& spec) {
-    check_weight(spec, directory);
-    needed.insert(spec.name);
+    const TensorPlace lies = place_in_checkpoint(model_, spec);
+    check_weight(lies, directory);
+    needed.insert(lies.name);
   });
   for (const auto& [name, held] : places_) {
     if (!needed.contains(name) && !changes_nothing(name, model_)) {
@@ -189,8 +208,50 @@ const Checkpoint::Place& Checkpoint::place(std::string_view name) const {
 }
 
 void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const {
-  const Place& held = place(spec.name);
-  held.file->read<double>(*held.entry, rows, cols, out);
+  const TensorPlace lies = place_in_checkpoint(model_, spec);
+  const Place& held = place(lies.name);
+  if (lies.slice < 0) {
+    held.file->read<double>(*held.entry, rows, cols, out);
+  } else {
+    read_stacked(held, lies, is_vector(spec.kind), rows, cols, out);
+  }
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const std::span<const double> row = out.row(i);
+    const auto bad = std::ranges::find_if_not(row, [](double value) { return std::isfinite(value); });
+    if (bad == row.end()) continue;
+    // A vector is stored as one dim.
+    const std::int64_t col = cols.begin + (bad - row.begin());
+    const std::string at = is_vector(spec.kind) ? fmt::format("{}", col) : fmt::format("{}, {}", rows.begin + i, col);
+    throw CheckpointError(held.file->name(), fmt::format("{}[{}]", in_quotes(spec.name), at),
+                          fmt::format("{}; a finite number is needed", *bad));
+  }
+}
+
+void Checkpoint::read_stacked(const Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
+                              ops::MatrixView<double> out) const {
+  // A slice is one row of the tensor's entry.
+  const std::int64_t inner = lies.shape.back();
+  const auto read = [&](std::int64_t first, std::vector<double>& values) {
+    const auto count = std::ssize(values);
+    held.file->read<double>(*held.entry, {lies.slice, 1}, {first, count}, {values.data(), 1, count});
+  };
+  if (vector || lies.transposed) {
+    // What is next to each other in the file is of one column, `step` apart.
+    const Range along = vector ? cols : rows, across = vector ? rows : cols;
+    std::vector<double> values(static_cast<std::size_t>(std::max<std::int64_t>(0, (along.count - 1) * lies.step + 1)));
+    for (std::int64_t j = 0; along.count > 0 && j < across.count; ++j) {
+      read((vector ? 0 : (across.begin + j) * inner) + lies.begin + along.begin * lies.step, values);
+      for (std::int64_t i = 0; i < along.count; ++i) {
+        (vector ? out(j, i) : out(i, j)) = values[static_cast<std::size_t>(i * lies.step)];
+      }
+    }
+    return;
+  }
+  std::vector<double> values(static_cast<std::size_t>(cols.count));
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    read((lies.begin + (rows.begin + i) * lies.step) * inner + cols.begin, values);
+    std::ranges::copy(values, out.row(i).begin());
+  }
 }
 
 std::vector<double> Checkpoint::tensor(std::string_view name) const {

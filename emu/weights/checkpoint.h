@@ -1,5 +1,5 @@
 // A Hugging Face checkpoint: a directory with config.json and model.safetensors, or shards with
-// model.safetensors.index.json. The files are mapped; a rank reads its slices and nothing else.
+// model.safetensors.index.json. A rank reads its slices and nothing else; the files must stay as they are meanwhile.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 
 #include "emu/input/problem.h"
 #include "emu/model/config.h"
+#include "emu/weights/checkpoint_names.h"
 #include "emu/weights/safetensors.h"
 #include "emu/weights/store.h"
 
@@ -28,9 +29,13 @@ class Checkpoint final : public WeightSource {
 
   const ModelConfig& model() const { return model_; }
 
-  /// Throws std::out_of_range for a name that the checkpoint lacks, and as SafetensorsFile::read does.
+  /// Every file that it was read from.
+  const std::vector<std::string>& files() const { return file_names_; }
+
+  /// Throws std::out_of_range for a name that the checkpoint lacks, CheckpointError for a value that is not finite, and
+  /// as SafetensorsFile::read does.
   void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override;
-  /// The whole tensor of that name, row-major. Throws std::out_of_range.
+  /// The whole tensor of that name in the files, row-major. Throws std::out_of_range.
   std::vector<double> tensor(std::string_view name) const;
 
  private:
@@ -44,10 +49,13 @@ class Checkpoint final : public WeightSource {
   void add_file(const std::filesystem::path& path);
   void open_index(const std::filesystem::path& directory, const std::filesystem::path& index);
   void check_weights(const std::string& directory) const;
-  void check_weight(const WeightSpec& spec, const std::string& directory) const;
+  void check_weight(const TensorPlace& needed, const std::string& directory) const;
   const Place& place(std::string_view name) const;
+  void read_stacked(const Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
+                    ops::MatrixView<double> out) const;
 
   ModelConfig model_;
+  std::vector<std::string> file_names_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Place, std::less<>> places_;
 };

@@ -153,12 +153,63 @@ float float_from_bfloat(std::uint16_t bits) {
 }
 
 template <class Stored, class T, class Convert>
-void convert_row(const std::byte* source, std::span<T> out, Convert convert) {
+void convert_values(const std::byte* source, std::span<T> out, Convert convert) {
   for (std::size_t i = 0; i < out.size(); ++i) {
     Stored stored;  // the header's length need not leave the data aligned
     std::memcpy(&stored, source + i * sizeof(Stored), sizeof(Stored));
     out[i] = static_cast<T>(convert(stored));
   }
+}
+
+template <class T>
+void convert_row(const std::byte* source, TensorType type, std::span<T> out) {
+  switch (type) {
+    case TensorType::f64:
+      return convert_values<double>(source, out, [](double value) { return value; });
+    case TensorType::f32:
+      return convert_values<float>(source, out, [](float value) { return value; });
+    case TensorType::f16:
+      return convert_values<std::uint16_t>(source, out, float_from_half);
+    case TensorType::bf16:
+      return convert_values<std::uint16_t>(source, out, float_from_bfloat);
+  }
+}
+
+template <class T>
+void check_slice(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) {
+  const auto inside = [](Range range, std::int64_t size) {
+    return range.begin >= 0 && range.count >= 0 && range.begin <= size && range.count <= size - range.begin;
+  };
+  if (!inside(rows, tensor.rows()) || !inside(cols, tensor.cols())) {
+    throw std::out_of_range(fmt::format("{} rows from {} and {} columns from {} of '{}', which is {} x {}", rows.count,
+                                        rows.begin, cols.count, cols.begin, tensor.name, tensor.rows(), tensor.cols()));
+  }
+  if (out.rows != rows.count || out.cols != cols.count) {
+    throw std::invalid_argument(fmt::format("a slice of {} x {} of '{}' into a matrix of {} x {}", rows.count,
+                                            cols.count, tensor.name, out.rows, out.cols));
+  }
+}
+
+/// Where a slice's bytes lie, from the end of the header.
+struct Place {
+  Place(const TensorEntry& tensor, Range rows, Range cols)
+      : stride(tensor.cols() * bytes_of(tensor.type)),
+        bytes(cols.count * bytes_of(tensor.type)),
+        first(static_cast<std::int64_t>(tensor.begin) + rows.begin * stride + cols.begin * bytes_of(tensor.type)) {}
+
+  std::int64_t row(std::int64_t i) const { return first + i * stride; }
+  bool gapless() const { return bytes == stride; }
+
+  std::int64_t stride;  ///< from a row to the next
+  std::int64_t bytes;   ///< of a row of the slice
+  std::int64_t first;
+};
+
+/// Of the header's text; `head` has it.
+std::uint64_t header_length(std::span<const std::byte> head) {
+  std::uint64_t length = 0;
+  std::memcpy(&length, head.data(), kLengthBytes);
+  return length;
 }
 
 }  // namespace
@@ -200,18 +251,22 @@ const TensorEntry* SafetensorsHeader::find(std::string_view name) const {
 }
 
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& name) {
-  if (file.size() < kLengthBytes) {
-    throw CheckpointError(name, "", fmt::format("{} bytes; a header length takes {}", file.size(), kLengthBytes));
+  return parse_safetensors(file, file.size(), name);
+}
+
+SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes,
+                                    const std::string& name) {
+  if (file_bytes < kLengthBytes) {
+    throw CheckpointError(name, "", fmt::format("{} bytes; a header length takes {}", file_bytes, kLengthBytes));
   }
-  std::uint64_t length = 0;
-  std::memcpy(&length, file.data(), kLengthBytes);
-  const std::uint64_t rest = file.size() - kLengthBytes;
+  const std::uint64_t length = header_length(head);
+  const std::uint64_t rest = file_bytes - kLengthBytes;
   if (length > rest || length > kMaxHeaderBytes) {
     throw CheckpointError(
         name, "header length",
         fmt::format("{}; {} bytes follow it, and at most {} are read", length, rest, kMaxHeaderBytes));
   }
-  const std::string_view text(reinterpret_cast<const char*>(file.data()) + kLengthBytes, length);
+  const std::string_view text(reinterpret_cast<const char*>(head.data()) + kLengthBytes, length);
   if (!text.starts_with('{')) throw CheckpointError(name, "header", "does not start with '{'");
   // A parser may take a zero byte for the end of the text and never see what follows.
   if (text.find('\0') != std::string_view::npos) throw CheckpointError(name, "header", "contains a zero byte");
@@ -240,45 +295,55 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::
   return header;
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
-    : name_(path.string()), file_(path), header_(parse_safetensors(file_.bytes(), name_)) {}
-
 template <class T>
 void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
                 ops::MatrixView<T> out) {
-  const auto inside = [](Range range, std::int64_t size) {
-    return range.begin >= 0 && range.count >= 0 && range.begin <= size && range.count <= size - range.begin;
-  };
-  const std::int64_t width = tensor.cols();
-  if (!inside(rows, tensor.rows()) || !inside(cols, width)) {
-    throw std::out_of_range(fmt::format("{} rows from {} and {} columns from {} of '{}', which is {} x {}", rows.count,
-                                        rows.begin, cols.count, cols.begin, tensor.name, tensor.rows(), width));
-  }
-  if (out.rows != rows.count || out.cols != cols.count) {
-    throw std::invalid_argument(fmt::format("a slice of {} x {} of '{}' into a matrix of {} x {}", rows.count,
-                                            cols.count, tensor.name, out.rows, out.cols));
-  }
-  const std::int64_t size = bytes_of(tensor.type);
-  const std::byte* const first = data.data() + tensor.begin;
+  check_slice(tensor, rows, cols, out);
+  const Place place(tensor, rows, cols);
   for (std::int64_t i = 0; i < rows.count; ++i) {
-    const std::byte* const source = first + ((rows.begin + i) * width + cols.begin) * size;
-    switch (tensor.type) {
-      case TensorType::f64:
-        convert_row<double>(source, out.row(i), [](double value) { return value; });
-        break;
-      case TensorType::f32:
-        convert_row<float>(source, out.row(i), [](float value) { return value; });
-        break;
-      case TensorType::f16:
-        convert_row<std::uint16_t>(source, out.row(i), float_from_half);
-        break;
-      case TensorType::bf16:
-        convert_row<std::uint16_t>(source, out.row(i), float_from_bfloat);
-        break;
-    }
+    convert_row(data.data() + place.row(i), tensor.type, out.row(i));
   }
 }
 
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
+  const SteadyFile::Look look(file_);
+  std::vector<std::byte> head(static_cast<std::size_t>(std::min(file_.size(), kLengthBytes)));
+  look.read(0, head);
+  if (head.size() == kLengthBytes) {
+    const std::uint64_t length = header_length(head);
+    if (length <= kMaxHeaderBytes && length <= file_.size() - kLengthBytes) {
+      head.resize(static_cast<std::size_t>(kLengthBytes + length));
+      look.read(kLengthBytes, std::span(head).subspan(kLengthBytes));
+    }
+  }
+  header_ = parse_safetensors(head, file_.size(), name());
+  look.finish();
+}
+
+template <class T>
+void SafetensorsFile::read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const {
+  check_slice(tensor, rows, cols, out);
+  if (rows.count == 0 || cols.count == 0) return;
+  const Place place(tensor, rows, cols);
+  // Rows that lie side by side are read together, and so are short ones with what lies between them.
+  constexpr std::int64_t kShort = 4096, kBlock = 1 << 20;
+  const std::int64_t together =
+      place.gapless() || place.stride <= kShort ? std::max<std::int64_t>(1, kBlock / place.stride) : 1;
+  std::vector<std::byte> block;
+  const SteadyFile::Look look(file_);
+  for (std::int64_t first = 0; first < rows.count; first += together) {
+    const std::int64_t count = std::min(together, rows.count - first);
+    block.resize(static_cast<std::size_t>((count - 1) * place.stride + place.bytes));
+    look.read(header_.data_begin + static_cast<std::uint64_t>(place.row(first)), block);
+    for (std::int64_t i = 0; i < count; ++i) {
+      convert_row(block.data() + i * place.stride, tensor.type, out.row(first + i));
+    }
+  }
+  look.finish();
+}
+
+template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<float>) const;
+template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<double>) const;
 template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<float>);
 template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<double>);
 

@@ -19,7 +19,7 @@
 
 #include "emu/plan/partition.h"
 #include "emu/weights/checkpoint_error.h"
-#include "emu/weights/mapped_file.h"
+#include "emu/weights/steady_file.h"
 #include "ops/matrix.h"
 
 namespace shardproof {
@@ -53,7 +53,10 @@ struct SafetensorsHeader {
   const TensorEntry* find(std::string_view name) const;
 };
 
-/// `file` is the whole file; `name` stands for it in messages. Throws CheckpointError.
+/// `head` is the beginning of a file of `file_bytes` bytes: all of its header, or less where its length does not fit;
+/// `name` stands for the file in messages. Throws CheckpointError.
+SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes, const std::string& name);
+/// Of a file that is in memory.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& name);
 
 /// Writes rows x cols of the tensor to `out`, which has that shape; `data` are the bytes after the header. Each value
@@ -63,24 +66,21 @@ template <class T>
 void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
                 ops::MatrixView<T> out);
 
-/// An open file. Safe to read from several threads.
+/// A file on disk. Safe to read from several threads.
 class SafetensorsFile {
  public:
   /// Throws CheckpointError.
   explicit SafetensorsFile(const std::filesystem::path& path);
 
-  const std::string& name() const { return name_; }
+  const std::string& name() const { return file_.name(); }
   const SafetensorsHeader& header() const { return header_; }
 
-  /// read_slice of this file's bytes.
+  /// read_slice of this file's bytes. Throws CheckpointError too, when the file is not as it was when it was opened.
   template <class T>
-  void read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const {
-    read_slice(file_.bytes().subspan(header_.data_begin), tensor, rows, cols, out);
-  }
+  void read(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixView<T> out) const;
 
  private:
-  std::string name_;
-  MappedFile file_;
+  SteadyFile file_;
   SafetensorsHeader header_;
 };
 

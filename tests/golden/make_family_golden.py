@@ -78,7 +78,7 @@ CASES = {
     "deepseek_v2_groups": dict(
         kind="DeepseekV2", lengths=[11, 9],
         config=dict(LATENT, q_lora_rank=16, intermediate_size=48, moe_intermediate_size=16, n_routed_experts=8,
-                    n_shared_experts=2, num_experts_per_tok=2, topk_method="group_limited_greedy", n_group=4,
+                    n_shared_experts=2, num_experts_per_tok=3, topk_method="group_limited_greedy", n_group=4,
                     topk_group=2, first_k_dense_replace=1, routed_scaling_factor=4.0,
                     rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=0.707))),
     "glm4_moe": dict(

@@ -4,10 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <ostream>
 
 #include "emu/judge/verify.h"
 #include "emu/report/json.h"
+#include "emu/weights/checkpoint_error.h"
+#include "emu/weights/store.h"
 #include "tests/judge/dropped_call.h"
 #include "tests/support/small_plan.h"
 
@@ -198,6 +201,37 @@ TEST(Prove, StopsAtAWrongAlgebra) {
   EXPECT_EQ(proof.verdict(), Verdict::mismatch);
   EXPECT_EQ(proof.algebra.format, ops::Format::exact);
   EXPECT_FALSE(proof.rounding.has_value());
+}
+
+/// Weights that can be read so many times.
+class FailingWeights final : public WeightSource {
+ public:
+  explicit FailingWeights(int reads) : left_(reads) {}
+  void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const override {
+    if (--left_ < 0) throw CheckpointError("w.safetensors", "", "changed during the run");
+    generated_.read(spec, rows, cols, out);
+  }
+  bool was_asked_too_often() const { return left_ < 0; }
+
+ private:
+  GeneratedWeights generated_{1};
+  mutable std::atomic<int> left_;
+};
+
+TEST(Verify, ThrowsWhatIsNotThePlansFaultInsteadOfAMismatch) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  int thrown = 0, passed = 0;
+  for (int reads = 0; passed == 0; reads = reads * 5 / 4 + 1) {
+    const FailingWeights weights(reads);
+    try {
+      EXPECT_EQ(verify(plan, {.format = ops::Format::exact, .weights = &weights}).verdict, Verdict::pass) << reads;
+      EXPECT_FALSE(weights.was_asked_too_often()) << reads;
+      ++passed;
+    } catch (const CheckpointError&) {
+      ++thrown;
+    }
+  }
+  EXPECT_GT(thrown, 5);
 }
 
 TEST(Prove, IsTheAlgebraAloneInExact) {

@@ -31,11 +31,24 @@ const std::vector<Degrees> kDegrees = {
     {"dp3_ep3", {.dp = 3, .ep = 3}},
     {"dp2_pp2_edp2", {.dp = 2, .pp = 2, .edp = 2}},
     {"tp2_dp2_etp4_sp", {.tp = 2, .dp = 2, .etp = 4, .sp = true}},
+    {"tp4_sp", {.tp = 4, .edp = 4, .sp = true}},
+    {"tp2_pp3", {.tp = 2, .pp = 3, .edp = 2}},
     {"tp2_dp2_ep2_etp2", {.tp = 2, .dp = 2, .ep = 2, .etp = 2}},
 };
 
 const std::vector<std::string> kCases = {"grouped", "tied_top1", "sharded_one_kv_head", "bfloat16_all_experts",
                                          "float16_tied"};
+const std::vector<std::string> kFamilies = {
+    "llama3_scaled", "llama_linear_biased", "mistral_window",     "qwen2_later_windows",
+    "qwen3",         "mixtral_window",      "qwen3_moe_mixed",    "qwen2_moe_shared",
+    "deepseek_v3",   "deepseek_v3_mscale",  "deepseek_v2_groups", "glm4_moe",
+    "gpt_oss"};
+
+std::vector<std::string> all_cases() {
+  std::vector<std::string> all = kCases;
+  for (const std::string& family : kFamilies) all.push_back("families/" + family);
+  return all;
+}
 
 Plan plan_for(const Checkpoint& checkpoint, const Parallel& parallel) {
   Plan plan;
@@ -73,8 +86,10 @@ TEST_P(GoldenCheckpoints, PassVerifyUnderEveryPlanThatFitsThem) {
   EXPECT_GE(plans, 3);
 }
 
-INSTANTIATE_TEST_SUITE_P(Transformers, GoldenCheckpoints, ::testing::ValuesIn(kCases),
-                         [](const auto& parameter) { return parameter.param; });
+INSTANTIATE_TEST_SUITE_P(Transformers, GoldenCheckpoints, ::testing::ValuesIn(all_cases()), [](const auto& parameter) {
+  const std::string& name = parameter.param;
+  return name.substr(name.find('/') + 1);
+});
 
 }  // namespace
 }  // namespace shardproof

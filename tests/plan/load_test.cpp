@@ -338,12 +338,50 @@ TEST(LoadPlan, NamesWhatIsMissing) {
 }
 
 TEST(LoadPlan, PlacesSyntaxErrors) {
-  expect_refused("{\n  \"name\": \"a\",\n  \"model\" 3}", "plan.json:3:11", "syntax error");
-  expect_refused("", "plan.json:1:1", "unexpected end of input");
-  expect_refused(R"({"name": NaN})", "plan.json:1:10", "invalid literal");
-  expect_refused(R"({"name": 1e999})", "plan.json:1:14", "number overflow");
-  expect_refused(R"({"name": "a"} x)", "plan.json:1:15", "syntax error");
-  expect_refused("{\"name\": \"\xff\"}", "plan.json:1:11", "ill-formed UTF-8");
+  expect_refused("{\n  \"name\": \"a\",\n  \"model\" 3}", "plan.json:3:11", "is not JSON from here on: \"3\"");
+  expect_refused("", "plan.json:1:1", "is empty; JSON is needed");
+  expect_refused(R"({"name": NaN})", "plan.json:1:10", "is not JSON from here on: \"NaN\" was not expected");
+  expect_refused(R"({"name": 1e999})", "plan.json:1:14", "the number \"1e999\" is beyond what a double holds");
+  expect_refused(R"({"name": "a"} x)", "plan.json:1:15", "is not JSON");
+  expect_refused("{\"name\": \"\xff\"}", "plan.json:1:11", "unexpected byte 0xff; strings must be UTF-8");
+  expect_refused(R"({"name": "a)", "plan.json:1:12", "the text ends in the middle");
+}
+
+TEST(LoadPlan, ReportsARepeatedKeyOnce) {
+  std::string keys;
+  for (int i = 0; i < 70; ++i) keys += R"("tp": 2, )";
+
+  const LoadedPlan loaded = parse(plan_text("", "\"parallel\": {" + keys + "\"pp\": 1, \"pp\": 1}"));
+
+  ASSERT_EQ(loaded.problems.size(), 2U);
+  EXPECT_EQ(loaded.problems[0].field, "parallel.tp");
+  EXPECT_EQ(loaded.problems[1].field, "parallel.pp");
+}
+
+TEST(LoadPlan, SaysOfAModelFileThatItIsItsOwn) {
+  const std::filesystem::path folder = ::testing::TempDir();
+  const std::string model = (folder / "wrong_model.json").string();
+  const auto problems_of = [&](const std::string& text) {
+    std::ofstream(model) << text;
+    return parse_plan(R"({"model": "wrong_model.json", "parallel": {"zp": 1}})", "plan.json", folder).problems;
+  };
+
+  const auto wrong_value = problems_of(R"({"hidden_size": -1})");
+  const auto no_json = problems_of("{,}");
+  std::filesystem::remove(model);
+
+  ASSERT_GE(wrong_value.size(), 2U);
+  EXPECT_EQ(wrong_value.front().file, model);
+  EXPECT_EQ(wrong_value.front().field, "hidden_size");
+  EXPECT_EQ(wrong_value.back().file, "");
+  EXPECT_EQ(wrong_value.back().field, "parallel.zp");
+  ASSERT_EQ(no_json.size(), 2U);
+  EXPECT_EQ(no_json.front().file, model);
+  EXPECT_EQ(no_json.front().field, model + ":1:2");
+}
+
+TEST(LoadPlan, CutsNoPathAtANul) {
+  expect_refused(R"({"model": "config.json\u0000.txt", "parallel": {}})", "model", "holds no NUL");
 }
 
 TEST(LoadPlan, RefusesEveryTruncation) {
@@ -378,7 +416,8 @@ TEST(LoadPlan, RefusesFilesItCannotReadWithOneProblem) {
   EXPECT_THAT(problem("/no/such/plan.json"), HasSubstr("no such file"));
   EXPECT_THAT(problem(::testing::TempDir()), HasSubstr("is a directory"));
   EXPECT_THAT(problem(large), HasSubstr("100000000 bytes, larger than the limit"));
-  EXPECT_THAT(problem("/dev/zero"), HasSubstr("larger than the limit"));
+  EXPECT_THAT(problem("/dev/zero"), HasSubstr("is a device"));
+  EXPECT_THAT(problem(std::filesystem::path(std::string("/no\0/such", 9))), HasSubstr("holds no NUL"));
   std::filesystem::remove(large);
 }
 

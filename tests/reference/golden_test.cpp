@@ -1,4 +1,6 @@
-// Holds the reference to what Hugging Face Transformers computes in float32 (tests/golden/make_golden.py).
+// Holds the reference to what Hugging Face Transformers computes: Mixtral in float32 (tests/golden/make_golden.py),
+// every other family in float64, but for the norms and the routers, which it takes in float32
+// (tests/golden/make_family_golden.py).
 //
 // The error of a row is its largest difference over the row's root mean square. Each stored float32 value is rounded by
 // up to u = 2^-24, and each sum of K terms by about sqrt(K) u; what a layer adds is carried on by the residual stream.
@@ -12,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "emu/input/json_value.h"
@@ -52,8 +55,12 @@ using Change = std::function<std::vector<double>(const std::string& name, std::v
 /// The worst row's error of each tap that the golden outputs have, in units of 2^-24.
 std::map<std::string, double> errors(const Golden& golden, const ModelConfig& model, const Change& change = {}) {
   std::map<std::string, double> result;
+  std::map<std::string, WeightSpec> specs;
+  for_each_weight(model, [&](const WeightSpec& spec) { specs.emplace(spec.name, spec); });
   const auto weights = [&](const std::string& name, std::vector<double>& values) {
-    values = golden.checkpoint.tensor(name);
+    const WeightSpec& spec = specs.at(name);
+    values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
+    golden.checkpoint.read(spec, {0, spec.rows}, {0, spec.cols}, {values.data(), spec.rows, spec.cols});
     if (change) values = change(name, std::move(values));
   };
   forward(model, golden.tokens, golden.lengths, weights, {},
@@ -115,6 +122,82 @@ TEST_P(GoldenOutputs, WouldShowASlightlyWrongModel) {
   EXPECT_GT(errors(golden, other_eps).at("logits"), 4 * kUnits);
   EXPECT_GT(errors(golden, golden.checkpoint.model(), one_weight).at("logits"), 4 * kUnits);
 }
+
+/// A model of each family, as folders of tests/golden/families.
+const std::vector<std::string> kFamilies = {
+    "llama3_scaled", "llama_linear_biased", "mistral_window",     "qwen2_later_windows",
+    "qwen3",         "mixtral_window",      "qwen3_moe_mixed",    "qwen2_moe_shared",
+    "deepseek_v3",   "deepseek_v3_mscale",  "deepseek_v2_groups", "glm4_moe",
+    "gpt_oss"};
+
+class FamilyOutputs : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(FamilyOutputs, AgreeWithTheReferenceToFloat32Rounding) {
+  const Golden golden("families/" + GetParam());
+
+  const std::map<std::string, double> found = errors(golden, golden.checkpoint.model());
+
+  EXPECT_EQ(found.size(), golden.expected.header().tensors.size());
+  for (const auto& [name, error] : found) {
+    EXPECT_LT(error, kUnits) << name << " differs by " << error << " * 2^-24 of its row";
+  }
+  RecordProperty("worst_error_in_units", std::to_string(worst_of(found)));
+}
+
+/// The model with one of its features taken away, or off by a little; none where it does not have it.
+struct Wrong {
+  const char* what;
+  std::function<bool(LayerSpec& kind)> edit;
+};
+const std::vector<Wrong> kWrong = {
+    {"window", [](LayerSpec& kind) { return std::exchange(kind.attention.sliding_window, 0) > 0; }},
+    {"window off by one",
+     [](LayerSpec& kind) { return kind.attention.sliding_window > 0 && kind.attention.sliding_window++ > 0; }},
+    {"norms of heads",
+     [](LayerSpec& kind) {
+       return std::exchange(kind.attention.query_key_norm, QueryKeyNorm::none) != QueryKeyNorm::none;
+     }},
+    {"biases", [](LayerSpec& kind) { return std::exchange(kind.attention.qkv_bias, false); }},
+    {"bias of the output", [](LayerSpec& kind) { return std::exchange(kind.attention.output_bias, false); }},
+    {"sinks", [](LayerSpec& kind) { return std::exchange(kind.attention.sinks, false); }},
+    {"scaled angles",
+     [](LayerSpec& kind) { return std::exchange(kind.attention.rope.type, RopeType::plain) != RopeType::plain; }},
+    {"amplitude", [](LayerSpec& kind) { return std::exchange(kind.attention.rope.amplitude, 1.0) != 1; }},
+    {"scale of the scores", [](LayerSpec& kind) { return std::exchange(kind.attention.rope.mscale_all_dim, 0.0) > 0; }},
+    {"pairing", [](LayerSpec& kind) { return std::exchange(kind.attention.rope.interleaved, false); }},
+    {"selection bias", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.selection_bias, false); }},
+    {"groups", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.groups, 1) > 1; }},
+    {"scale of the weights",
+     [](LayerSpec& kind) { return std::exchange(kind.feed_forward.routed_scaling_factor, 1.0) != 1; }},
+    {"renormalisation",
+     [](LayerSpec& kind) {
+       kind.feed_forward.norm_topk_prob = !kind.feed_forward.norm_topk_prob;
+       return !kind.feed_forward.dense();
+     }},
+    {"gate of the shared expert", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.shared_gate, false); }},
+    {"shared expert", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.shared_intermediate_size, 0) > 0; }},
+    {"biases of the experts", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.expert_bias, false); }},
+    {"bias of the router", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.router_bias, false); }},
+    {"clamped activation", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.swiglu_limit, 0.0) > 0; }},
+};
+
+TEST_P(FamilyOutputs, WouldShowAFeatureLeftOut) {
+  const Golden golden("families/" + GetParam());
+
+  for (const Wrong& wrong : kWrong) {
+    ModelConfig model = golden.checkpoint.model();
+    bool has = false;
+    for (int kind = 0; kind < static_cast<int>(model.layers.kinds().size()); ++kind) {
+      has |= wrong.edit(model.layers.kind(kind));
+    }
+    if (!has) continue;
+
+    EXPECT_GT(errors(golden, model).at("logits"), 4 * kUnits) << wrong.what;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Transformers, FamilyOutputs, ::testing::ValuesIn(kFamilies),
+                         [](const auto& parameter) { return parameter.param; });
 
 INSTANTIATE_TEST_SUITE_P(Transformers, GoldenOutputs,
                          ::testing::Values("grouped", "tied_top1", "sharded_one_kv_head", "bfloat16_all_experts",

@@ -102,13 +102,12 @@ TEST(BaselineJson, KeepsATapALine) {
   const std::string text = to_json(recorded(ops::Format::exact));
 
   EXPECT_THAT(text, HasSubstr("\n    {\"name\":\"embedding\",\"rows\":2,\"cols\":2,\"norm\":2.304"));
-  EXPECT_TRUE(text.ends_with("}\n  ]\n}\n"));
+  EXPECT_THAT(text, ::testing::ContainsRegex("\\}\n  \\],\n  \"digest\": \"[0-9a-f]{16}\"\n\\}\n$"));
 }
 
 TEST(BaselineJson, RefusesWhatIsNoBaseline) {
   const std::string text = to_json(recorded(ops::Format::exact));
 
-  EXPECT_EQ(refusal(text, "small", "other"), "");
   EXPECT_THAT(refusal(text, "baseline/1", "baseline/2"), HasSubstr("schema: \"shardproof.baseline/2\""));
   EXPECT_THAT(refusal(text, "\"plan\"", "\"plans\""), HasSubstr("plan"));
   EXPECT_THAT(refusal(text, "\"exact\"", "\"fp8\""), HasSubstr("format: \"fp8\""));
@@ -122,10 +121,43 @@ TEST(BaselineJson, RefusesWhatIsNoBaseline) {
   EXPECT_THAT(refusal(text, "\"norm\":", "\"norm\":\"inf\",\"x\":"), HasSubstr("taps[0].norm"));
   EXPECT_THAT(refusal(text, "\"hash\":", "\"hush\":"), HasSubstr("taps[0]."));
   EXPECT_THAT(refusal(text, "\"taps\"", "\"tap\""), HasSubstr("tap"));
-  EXPECT_NE(refusal(text, "  ]\n}", ""), "");
+  EXPECT_NE(refusal(text, "  ],\n", ""), "");
   EXPECT_NE(parse_baseline("[]", "b.json").problems.size(), 0U);
   EXPECT_NE(parse_baseline("", "b.json").problems.size(), 0U);
   EXPECT_NE(load_baseline("/nonexistent.json").problems.size(), 0U);
+}
+
+TEST(BaselineJson, IsNotEditedUnnoticed) {
+  for (const ops::Format format : {ops::Format::exact, ops::Format::bf16}) {
+    const std::string text = to_json(recorded(format));
+    const std::string inputs = text.substr(text.find("\"inputs\": \"") + 11, 16);
+
+    EXPECT_THAT(refusal(text, "small", "other"), HasSubstr("edited since it was recorded"));
+    EXPECT_THAT(refusal(text, "generated", "checkpoint"), HasSubstr("digest"));
+    EXPECT_THAT(refusal(text, "embedding", "logits"), HasSubstr("digest"));
+    EXPECT_THAT(refusal(text, "\"norm\":2.3", "\"norm\":2.4"), HasSubstr("digest"));
+    EXPECT_THAT(refusal(text, "\"rows\":2", "\"rows\":4"), HasSubstr("digest"));
+    EXPECT_THAT(refusal(text, inputs.substr(0, 4), inputs[0] == '0' ? "1111" : "0000"), HasSubstr("digest"));
+  }
+}
+
+TEST(BaselineJson, OfBeforeTheDigestIsReadWithoutOne) {
+  std::string text = to_json(recorded(ops::Format::exact));
+  const std::size_t digest = text.find(",\n  \"digest\"");
+  text.replace(digest, text.size() - digest, "\n}\n");
+
+  const LoadedBaseline loaded = parse_baseline(text, "b.json");
+
+  ASSERT_TRUE(loaded.baseline.has_value());
+  EXPECT_EQ(*loaded.baseline, recorded(ops::Format::exact));
+}
+
+TEST(FirstChange, SeesANormThatDoesNotBelongToItsBits) {
+  const Baseline before = recorded(ops::Format::exact);
+  Baseline now = before;
+  now.taps[0].norm *= 1 + 1e-9;
+
+  EXPECT_EQ(first_change(before, now).value().tap, "embedding");
 }
 
 TEST(FirstChange, FindsNoneInTheSameRun) {

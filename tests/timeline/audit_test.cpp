@@ -127,6 +127,39 @@ TEST(ParseGraph, RefusesWrongTypesNamingThePlace) {
   refused(std::string(100000, '['), "graph.json");
 }
 
+std::string refusal(const std::string& text) {
+  const LoadedGraph loaded = parse_graph(text, "graph.json");
+  return loaded.problems.empty() ? "" : loaded.problems[0].field + ": " + loaded.problems[0].message;
+}
+
+TEST(ParseGraph, ReadsNoKeyTwice) {
+  const std::string node = R"("id": "a", "type": "comm", "comp": "c", "gpu": 0, "gpus": [1], "shape": [2])";
+  EXPECT_EQ(refusal("{\"nodes\": [{" + node + R"(}], "edges": [["a", "a"], {"from": "a", "to": "a"}]})"), "");
+
+  for (const std::string key :
+       {R"("id": "b")", R"("type": "comm")", R"("comp": "c")", R"("gpu": 0)", R"("gpus": [1])", R"("shape": [2])"}) {
+    EXPECT_THAT(refusal("{\"nodes\": [{" + node + ", " + key + "}]}"), HasSubstr("nodes[0]")) << key;
+    EXPECT_THAT(refusal("{\"nodes\": [{" + node + ", " + key + "}]}"), HasSubstr("keep one")) << key;
+  }
+  EXPECT_THAT(refusal(R"({"nodes": [], "nodes": []})"), HasSubstr("nodes: "));
+  EXPECT_THAT(refusal(R"({"nodes": [], "edges": [], "edges": []})"), HasSubstr("edges: "));
+  EXPECT_THAT(refusal(R"({"nodes": [], "edges": [{"from": "a", "source": "b", "to": "c"}]})"), HasSubstr("edges[0]: "));
+  EXPECT_THAT(refusal(R"({"nodes": [], "edges": [{"from": "a", "to": "b", "to": "c"}]})"), HasSubstr("edges[0]: "));
+}
+
+TEST(ParseGraph, ReadsEveryByteIdAndDim) {
+  std::string cut = R"({"nodes": []} )";
+  cut += '\0';
+  std::string dims;
+  for (int i = 0; i < 16; ++i) dims += (i == 0 ? "" : ", ") + std::to_string(i + 1);
+  const auto shaped = [](const std::string& shape) { return R"({"nodes": [{"id": "a", "shape": [)" + shape + "]}]}"; };
+
+  EXPECT_THAT(refusal(cut + "[1]"), HasSubstr("byte 15 is NUL"));
+  EXPECT_THAT(refusal(R"({"nodes": [], "edges": [["a", "b", "c"]]})"), HasSubstr("edges[0]: has more than two ids"));
+  EXPECT_EQ(refusal(shaped(dims)), "");
+  EXPECT_THAT(refusal(shaped(dims + ", 17")), HasSubstr("nodes[0].shape: has more than 16 dims"));
+}
+
 TEST(ParseGraph, SkipsKeysThatMeanNothingHere) {
   const LoadedGraph loaded =
       parse_graph(R"({"meta": {"nodes": [1, {"id": []}]}, "nodes": [{"id": "a", "x": [[{}]], "gpu": 0}], "edges": []})",

@@ -26,10 +26,14 @@ std::string unique_path(const std::string& name) {
 }  // namespace
 
 CommandResult shardproof(const std::string& arguments) {
+  return shardproof_in(".", arguments);
+}
+
+CommandResult shardproof_in(const std::string& folder, const std::string& arguments, const std::string& before) {
   const std::string out = unique_path("out");
   const std::string err = unique_path("err");
-  const std::string line =
-      std::string(SHARDPROOF_COMMAND) + " " + arguments + " > " + out + " 2> " + err + " < /dev/null";
+  const std::string line = "exec > " + out + " 2> " + err + " < /dev/null; cd '" + folder + "' && { " + before + " " +
+                           SHARDPROOF_COMMAND + " " + arguments + "; }";
   const int status = std::system(line.c_str());  // NOLINT(cert-env33-c): a test's own words
   CommandResult result{WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_file(out),
                        read_file(err)};

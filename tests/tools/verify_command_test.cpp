@@ -123,6 +123,33 @@ TEST(VerifyCommand, RefusesARunThatCannotFitWithAScaleThatWould) {
   EXPECT_THAT(result.err, HasSubstr("--batch"));
 }
 
+TEST(VerifyCommand, EveryCommandAsksForItsMemoryAndGivesAdviceThatHelps) {
+  const std::string limited = "ulimit -v 300000; timeout 120";
+  for (const std::string arguments :
+       {"verify --scale full --sequence 64", "verify --scale 2", "verify --batch 512 --sequence 256",
+        "mutate --scale 4 --kind attention_reduction_dropped",
+        "verify --format exact --scale 2 --batch 3 --sequence 90"}) {
+    const CommandResult refused = testing::shardproof_in(".", arguments, limited);
+
+    ASSERT_EQ(refused.exit_code, 2) << arguments << refused.out;
+    EXPECT_THAT(refused.err, HasSubstr("are available under ulimit -v; --scale ")) << arguments;
+    EXPECT_EQ(refused.out, "");
+    std::string advice = refused.err.substr(refused.err.find("; --scale") + 2);
+    advice.resize(advice.find(" would need"));
+    const bool mutates = arguments.starts_with("mutate");
+    const CommandResult helped = testing::shardproof_in(
+        ".", (mutates ? "mutate --kind attention_reduction_dropped " : "verify --format exact ") + advice, limited);
+    EXPECT_EQ(helped.exit_code, 0) << arguments << ": " << advice << helped.err;
+  }
+  for (const std::string& arguments : {"graph " + plan("ep64_tp2"), std::string("collectives --ranks 64")}) {
+    const CommandResult refused =
+        testing::shardproof_in(".", arguments, arguments[0] == 'g' ? "ulimit -v 30000;" : "ulimit -v 24000;");
+
+    EXPECT_EQ(refused.exit_code, 2) << arguments << refused.out;
+    EXPECT_THAT(refused.err, HasSubstr("available under ulimit -v"));
+  }
+}
+
 /// The arguments are made when the test runs: most need a file.
 using Arguments = std::function<std::string()>;
 

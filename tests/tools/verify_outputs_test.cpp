@@ -2,11 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "tests/tools/command.h"
+#include "tests/tools/place.h"
 
 namespace shardproof {
 namespace {
@@ -30,12 +32,27 @@ std::string read_file(const std::string& path) {
 TEST(VerifyBaseline, NamesTheFirstTapThatChanged) {
   nlohmann::json baseline = nlohmann::json::parse(read_file(source("tests/baselines/tp4_ep4_pp4.json")));
   baseline["taps"][2]["hash"] = "0123456789abcdef";
+  baseline.erase("digest");
 
   const CommandResult result = shardproof("verify --baseline " + temporary_file("edited.json", baseline.dump()));
 
   EXPECT_EQ(result.exit_code, 1) << result.err;
   EXPECT_THAT(result.out, HasSubstr("changed"));
   EXPECT_THAT(result.out, HasSubstr("layer.0.attention.q"));
+}
+
+TEST(VerifyBaseline, RefusesOneThatWasEdited) {
+  const nlohmann::json recorded = nlohmann::json::parse(read_file(source("tests/baselines/tp4_ep4_pp4.json")));
+  nlohmann::json name = recorded, norm = recorded;
+  name["plan"] = "another";
+  norm["taps"][3]["norm"] = 1.0;
+
+  for (const nlohmann::json& edited : {name, norm}) {
+    const CommandResult result = shardproof("verify --baseline " + temporary_file("edited.json", edited.dump()));
+
+    EXPECT_EQ(result.exit_code, 2);
+    EXPECT_THAT(result.err, HasSubstr("edited since it was recorded"));
+  }
 }
 
 TEST(VerifyBaseline, RefusesAFileThatIsNone) {
@@ -82,6 +99,23 @@ TEST(VerifyCheckpoint, PassesOnItsWeights) {
 
   EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
   EXPECT_THAT(result.out, HasSubstr("algebra   pass"));
+}
+
+TEST(VerifyCheckpoint, NamesWhatIsNotFinite) {
+  const testing::Folder folder;
+  std::filesystem::copy(source("tests/golden/grouped"), folder.path("spoilt"));
+  std::string weights = folder.read("spoilt/model.safetensors");
+  // A quiet NaN at the end of the data: the last element of the last tensor.
+  weights.replace(weights.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
+  folder.write("spoilt/model.safetensors", weights);
+
+  const CommandResult result = shardproof("verify " + checkpoint_plan("grouped", R"({"tp": 2, "dp": 2, "ep": 4})") +
+                                          " --checkpoint " + folder.path("spoilt"));
+
+  EXPECT_EQ(result.exit_code, 2) << result.out;
+  EXPECT_THAT(result.err,
+              HasSubstr("shardproof: --checkpoint: " + folder.path("spoilt/model.safetensors") + ": \"model"));
+  EXPECT_THAT(result.err, HasSubstr("nan; a finite number is needed"));
 }
 
 TEST(VerifyCheckpoint, RefusesAnotherModelsPlan) {

@@ -4,8 +4,10 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -187,6 +189,61 @@ TEST(Checkpoint, RefusesAnIndexThatIsNotOfItsFiles) {
   EXPECT_THAT(missing.refusal(), HasSubstr("model-00002-of-00003.safetensors: cannot be opened"));
   EXPECT_THAT(truncated.refusal(), HasSubstr("model-00002-of-00003.safetensors"));
   EXPECT_THAT(twice.refusal(), HasSubstr("stands in"));
+}
+
+/// The message with which the weights cannot be read, or "" when they can.
+std::string unreadable(const Checkpoint& checkpoint) {
+  try {
+    for (const WeightSpec& spec : all_weights(checkpoint.model())) {
+      ops::Matrix<double> whole(spec.rows, spec.cols);
+      checkpoint.read(spec, {0, spec.rows}, {0, spec.cols}, whole);
+    }
+  } catch (const CheckpointError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Checkpoint, NoticesAFileThatChangesDuringTheRun) {
+  const char* const weights = "model.safetensors";
+  const Copy shorter("grouped"), longer("grouped"), overwritten("grouped"), replaced("grouped"), gone("grouped");
+  const Checkpoint of_shorter(shorter.path()), of_longer(longer.path()), of_overwritten(overwritten.path()),
+      of_replaced(replaced.path()), of_gone(gone.path());
+  ASSERT_EQ(unreadable(of_shorter) + unreadable(of_overwritten), "");
+  std::string text = overwritten.text(weights);
+  text.back() = static_cast<char>(text.back() ^ 1);
+
+  fs::resize_file(shorter.path() / weights, 4096);
+  fs::resize_file(longer.path() / weights, text.size() + 1);
+  overwritten.write(weights, text);
+  replaced.write("new", text);
+  fs::rename(replaced.path() / "new", replaced.path() / weights);
+  fs::remove(gone.path() / weights);
+
+  EXPECT_THAT(unreadable(of_shorter), HasSubstr("model.safetensors: changed during the run: it had "));
+  EXPECT_THAT(unreadable(of_longer), HasSubstr("changed during the run: it had "));
+  EXPECT_THAT(unreadable(of_overwritten), HasSubstr("changed during the run: it was written to"));
+  EXPECT_THAT(unreadable(of_replaced), HasSubstr("another file took its place"));
+  EXPECT_THAT(unreadable(of_gone), HasSubstr("model.safetensors: cannot be opened"));
+}
+
+TEST(Checkpoint, NamesFileTensorAndPlaceOfWhatIsNotFinite) {
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    const Copy copy("grouped");
+    const SafetensorsFile file(copy.path() / "model.safetensors");
+    const TensorEntry* const entry = file.header().find("model.layers.1.self_attn.k_proj.weight");
+    ASSERT_NE(entry, nullptr);
+    ASSERT_EQ(entry->type, TensorType::f32);
+    std::string text = copy.text("model.safetensors");
+    const auto element = static_cast<std::size_t>(3 * entry->cols() + 5);
+    std::memcpy(text.data() + file.header().data_begin + entry->begin + element * sizeof bad, &bad, sizeof bad);
+    copy.write("model.safetensors", text);
+
+    const std::string message = unreadable(Checkpoint(copy.path()));
+
+    EXPECT_THAT(message, HasSubstr("model.safetensors: \"model.layers.1.self_attn.k_proj.weight\"[3, 5]: "));
+    EXPECT_THAT(message, HasSubstr("a finite number is needed"));
+  }
 }
 
 TEST(CompareModels, NamesEachFieldThatDiffers) {
