@@ -12,14 +12,17 @@ using Instances = std::vector<Mutation>;
 /// A sum over tp after an op: one instance for each place, its member alternating between first and last.
 template <Op op, SumFault fault>
 Instances reduction(const MutablePlan& plan, std::size_t limit) {
-  static_assert(op == Op::embedding_reduce || op == Op::attention_reduce);
+  static_assert(op == Op::embedding_reduce || op == Op::attention_reduce || op == Op::mlp_reduce);
   constexpr bool kEmbedding = op == Op::embedding_reduce;
+  constexpr TapKind kTap = kEmbedding             ? TapKind::embedding
+                           : op == Op::mlp_reduce ? TapKind::mlp_output
+                                                  : TapKind::attention_output;
   if (plan.parallel.tp < (fault == SumFault::halves ? 4 : 2) || (fault == SumFault::halves && plan.parallel.tp % 2)) {
     return {};
   }
   const Sites sites(plan);
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : op == Op::mlp_reduce ? sites.mlp_places(limit) : sites.places(limit)) {
     const int dp = sites.mesh.coordinates(place.rank).dp;
     const int anchor = kEmbedding ? sites.first_rank({.dp = dp}) : place.rank;
     if (kEmbedding && fault == SumFault::dropped && !sites.embeds_across(dp)) continue;
@@ -31,7 +34,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
     result.push_back({.layer = layer,
                       .ranks = group,
                       .group = "tp",
-                      .tap = tap_name(layer, kEmbedding ? TapKind::embedding : TapKind::attention_output),
+                      .tap = tap_name(layer, kTap),
                       .causes = causes_of(fault),
                       .make = faulty_reduction(plan, {op, layer, group}, fault, member)});
     // Of two ranks one may hold every token's row: then its partial sum is the sum.
@@ -276,6 +279,16 @@ constexpr MutationKind kAttentionKinds[] = {
      attention_wrong_axis},
     {"residual_on_every_rank", "the residual is added before the reduction: R + tp * S", residual_on_every_rank},
     {"bias_on_every_rank", "a row-parallel bias is added on every rank", bias_on_every_rank},
+    {"mlp_reduction_dropped", "the sum over tp of a dense layer's MLP, or of the shared experts, is not taken",
+     reduction<Op::mlp_reduce, SumFault::dropped>},
+    {"mlp_reduction_doubled", "a dense layer's MLP, or the shared experts, are reduced over tp twice",
+     reduction<Op::mlp_reduce, SumFault::repeated>},
+    {"mlp_partial_sum_missing", "one rank's partial sum of the MLP for all tokens is lost",
+     reduction<Op::mlp_reduce, SumFault::missing>},
+    {"mlp_partial_sum_doubled", "one rank's partial sum of the MLP for all tokens counts twice",
+     reduction<Op::mlp_reduce, SumFault::doubled>},
+    {"mlp_averaged", "the MLP for all tokens is averaged over tp instead of summed",
+     reduction<Op::mlp_reduce, SumFault::averaged>},
     {"sp_scatter_order", "sequence-parallel chunks are scattered in the wrong order", scatter_order,
      MutationClass::sharding, may_have_one_row},
     {"head_gather_order", "rows for the head are gathered in the wrong order",

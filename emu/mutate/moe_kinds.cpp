@@ -143,7 +143,7 @@ template <class Edit>
 Instances routing(const MutablePlan& plan, std::size_t limit, const std::string& cause, const Edit& edit) {
   const Sites sites(plan);
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.moe_places(limit)) {
     const int rank = place.rank;
     const int layer = place.layer;
     result.push_back({.layer = layer,
@@ -231,7 +231,7 @@ Instances output_gather(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.sp || plan.parallel.tp < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.moe_places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const Site site{.op = Op::moe_gather,
                     .layer = place.layer,
@@ -251,7 +251,7 @@ Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.sp || plan.parallel.tp < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.moe_places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const Site site{.op = Op::moe_gather, .layer = place.layer, .ranks = group};
     result.push_back({.layer = place.layer,

@@ -175,7 +175,7 @@ Instances rank_skips_all_to_all(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(limit)) {
+  for (const Place& place : sites.moe_places(limit)) {
     const int rank = sites.group(Axis::ep, place.rank).back();
     result.push_back(skipped({.op = Op::dispatch_counts, .layer = place.layer, .ranks = {rank}}, {"call_sequence"}));
   }
@@ -300,9 +300,10 @@ Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.places(5)) {
+  for (const Place& place : sites.moe_places(5)) {
     const int layer = place.layer;
     if (result.size() == limit || (stale && layer == sites.layers_of(sites.stage_of(layer)).begin)) continue;
+    if (stale && plan.model.layers[layer - 1].feed_forward.dense()) continue;
     const int rank = rank_with_other_splits<stale>(sites, layer);
     if (rank < 0 || std::ranges::any_of(result, [&](const Mutation& m) { return m.layer == layer; })) continue;
     const Site site{.op = Op::dispatch, .layer = layer, .ranks = {rank}};

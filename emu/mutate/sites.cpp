@@ -27,11 +27,33 @@ std::vector<int> Sites::stage_ranks(int stage) const {
   return ranks;
 }
 
+template <class Wanted>
+std::vector<int> Sites::layers_with(const Wanted& wanted) const {
+  std::vector<int> layers;
+  for (int layer = 0; layer < plan.model.layers.size(); ++layer) {
+    if (wanted(plan.model.layers[layer])) layers.push_back(layer);
+  }
+  return layers;
+}
+
 std::vector<Place> Sites::places(std::size_t limit) const {
-  const int last = static_cast<int>(plan.model.layers.size()) - 1;
+  return places_in(layers_with([](const LayerSpec&) { return true; }), limit);
+}
+
+std::vector<Place> Sites::moe_places(std::size_t limit) const {
+  return places_in(layers_with([](const LayerSpec& layer) { return !layer.feed_forward.dense(); }), limit);
+}
+
+std::vector<Place> Sites::mlp_places(std::size_t limit) const {
+  return places_in(layers_with([](const LayerSpec& layer) { return layer.feed_forward.mlp_size() > 0; }), limit);
+}
+
+std::vector<Place> Sites::places_in(const std::vector<int>& layers, std::size_t limit) const {
+  if (layers.empty()) return {};
+  const int first = layers.front(), last = layers.back(), middle = layers[(layers.size() - 1) / 2];
   const int dp = last_busy_dp();
   std::vector<Place> result;
-  for (const auto& [layer, replica] : {std::pair{0, 0}, {last, dp}, {last / 2, 0}, {0, dp}, {last, 0}}) {
+  for (const auto& [layer, replica] : {std::pair{first, 0}, {last, dp}, {middle, 0}, {first, dp}, {last, 0}}) {
     const Place place{layer, first_rank({.dp = replica, .pp = stage_of(layer)})};
     const bool known = std::ranges::any_of(
         result, [&](const Place& other) { return other.layer == place.layer && other.rank == place.rank; });
@@ -85,7 +107,7 @@ std::vector<std::int64_t> Sites::receives(int layer, std::int64_t microbatch, in
 template <class Wanted>
 std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) const {
   std::vector<Place> result;
-  for (const Place& place : places(5)) {
+  for (const Place& place : moe_places(5)) {
     const std::vector<int> ranks = stage_ranks(stage_of(place.layer));
     const auto begin = std::ranges::find(ranks, place.rank) - ranks.begin();
     for (std::size_t i = 0; i < ranks.size() && result.size() < limit; ++i) {

@@ -48,11 +48,11 @@ Instances q_heads_swapped(const MutablePlan& plan, std::size_t limit) {
   return next_slice<Weight::attention_q, false>(plan, limit, TapKind::attention_q, {"heads_permuted"});
 }
 Instances kv_head_wrong(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.layers[0].attention.kv_heads < 2) return {};
+  if (plan.model.layers[0].attention.kv_heads < 2 || plan.model.layers[0].attention.latent()) return {};
   return next_slice<Weight::attention_k, false>(plan, limit, TapKind::attention_k, {"heads_permuted"});
 }
 Instances v_head_wrong(const MutablePlan& plan, std::size_t limit) {
-  if (plan.model.layers[0].attention.kv_heads < 2) return {};
+  if (plan.model.layers[0].attention.kv_heads < 2 || plan.model.layers[0].attention.latent()) return {};
   return next_slice<Weight::attention_v, false>(plan, limit, TapKind::attention_v, {"heads_permuted"});
 }
 Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) {
@@ -62,6 +62,7 @@ Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) 
 /// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
 Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
+  if (plan.model.layers[0].attention.latent()) return {};
   const std::int64_t kv = plan.model.layers[0].attention.kv_heads;
   if (kv < 2 || kv >= plan.parallel.tp) return {};
   Instances result;

@@ -17,5 +17,14 @@ TEST(TenThousandRandomPlans, AgreeWithinRoundingInEveryFloatFormat) {
   testing::verify_random_plans(10000, testing::property_seed() + 4000000, ops::Format::fp32);
 }
 
+TEST(ThreeHundredRandomPlansAFamily, AgreeInEveryFormat) {
+  for (const testing::Drawn drawn : testing::kDrawn) {
+    for (const ops::Format format :
+         {ops::Format::exact, ops::Format::bf16, ops::Format::fp16, ops::Format::fp32, ops::Format::fp64}) {
+      testing::verify_random_family_plans(drawn, 300, testing::property_seed() + 5000000, format);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace shardproof

@@ -30,5 +30,20 @@ TEST(RandomPlans, AgreeWithinRoundingInFloat16) {
   verify_random_plans(100, property_seed() + 40000, ops::Format::fp16);
 }
 
+class RandomFamilyPlans : public ::testing::TestWithParam<testing::Drawn> {};
+
+TEST_P(RandomFamilyPlans, AgreeBitForBitInExact) {
+  testing::verify_random_family_plans(GetParam(), 40, property_seed() + 50000, ops::Format::exact);
+}
+
+TEST_P(RandomFamilyPlans, AgreeWithinRounding) {
+  testing::verify_random_family_plans(GetParam(), 20, property_seed() + 60000, ops::Format::bf16);
+  testing::verify_random_family_plans(GetParam(), 20, property_seed() + 70000, ops::Format::fp32);
+  testing::verify_random_family_plans(GetParam(), 10, property_seed() + 80000, ops::Format::fp64);
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, RandomFamilyPlans, ::testing::ValuesIn(testing::kDrawn),
+                         [](const auto& parameter) { return to_string(parameter.param); });
+
 }  // namespace
 }  // namespace shardproof

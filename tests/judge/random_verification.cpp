@@ -31,13 +31,13 @@ bool agrees(const VerifyReport& report) {
          });
 }
 
-}  // namespace
-
-void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format) {
+/// `draw(seed)` makes a plan.
+template <class DrawPlan>
+void verify_plans(int count, std::uint64_t first_seed, ops::Format format, const DrawPlan& draw) {
   std::cout << "seeds from " << first_seed << " (SHARDPROOF_TEST_SEED)\n";
   int conclusive = 0;
   for (int i = 0; i < count; ++i) {
-    const Plan plan = random_plan(first_seed + static_cast<std::uint64_t>(i));
+    const Plan plan = draw(first_seed + static_cast<std::uint64_t>(i));
     ASSERT_TRUE(validate(plan).empty()) << describe(plan) << "\n" << validate(plan).front().message;
 
     const VerifyReport report = verify(plan, {.format = format});
@@ -46,6 +46,16 @@ void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format
     conclusive += report.verdict == Verdict::pass ? 1 : 0;
   }
   EXPECT_GT(conclusive, count * 3 / 4);
+}
+
+}  // namespace
+
+void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format) {
+  verify_plans(count, first_seed, format, [](std::uint64_t seed) { return random_plan(seed); });
+}
+
+void verify_random_family_plans(Drawn drawn, int count, std::uint64_t first_seed, ops::Format format) {
+  verify_plans(count, first_seed, format, [&](std::uint64_t seed) { return random_family_plan(seed, drawn); });
 }
 
 }  // namespace shardproof::testing

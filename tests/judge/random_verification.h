@@ -4,11 +4,15 @@
 #include <cstdint>
 
 #include "ops/format.h"
+#include "tests/support/random_plan.h"
 
 namespace shardproof::testing {
 
 /// Verifies `count` random plans of consecutive seeds; fails the running test at the first that does not agree with the
 /// reference, or when too few checks were conclusive.
 void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format);
+
+/// The same of plans of one architecture.
+void verify_random_family_plans(Drawn drawn, int count, std::uint64_t first_seed, ops::Format format);
 
 }  // namespace shardproof::testing

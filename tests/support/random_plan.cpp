@@ -83,7 +83,134 @@ std::vector<std::int64_t> draw_stages(Draw& draw, const Plan& plan) {
   return stages;
 }
 
+void stretch(Draw& draw, RopeSpec& rope) {
+  rope.type = static_cast<RopeType>(draw.between(0, 3));
+  if (rope.type == RopeType::plain) return;
+  rope.factor = draw.one_of({2, 4, 32});
+  rope.original_context = draw.between(8, 64);
+  rope.truncate = draw.chance(50);
+  if (rope.type == RopeType::yarn) rope.amplitude = draw.chance(50) ? 1.0 : 1.25;
+}
+
+void route_by_sigmoid(Draw& draw, FeedForwardSpec& spec) {
+  spec.scoring = Scoring::sigmoid;
+  spec.selection_bias = draw.chance(80);
+  spec.routed_scaling_factor = draw.chance(50) ? 2.5 : 1.0;
+}
+
+/// In groups of two experts or more, of which enough are chosen from.
+void group_experts(Draw& draw, FeedForwardSpec& spec) {
+  const int experts = static_cast<int>(spec.num_experts);
+  spec.groups = draw.one_of(divisors(experts));
+  const std::int64_t size = experts / spec.groups;
+  if (size < 2) spec.groups = 1;
+  spec.top_groups = spec.groups == 1
+                        ? 1
+                        : draw.between(static_cast<int>((spec.top_k + size - 1) / size), static_cast<int>(spec.groups));
+}
+
+/// Some of the layers dense; at least one keeps its experts.
+void mix_dense(Draw& draw, const Parallel& p, LayerList& layers) {
+  const LayerSpec experts = layers[0];
+  LayerSpec dense = experts;
+  dense.feed_forward = {.intermediate_size = p.tp * draw.between(1, 6)};
+  LayerList mixed;
+  const auto kept = draw.between(0, static_cast<int>(layers.size()) - 1);
+  for (std::int64_t i = 0; i < layers.size(); ++i) mixed.push_back(i != kept && draw.chance(40) ? dense : experts);
+  layers = mixed;
+}
+
+void alternate_windows(Draw& draw, LayerList& layers) {
+  LayerList mixed;
+  const int window = draw.between(1, 6);
+  for (std::int64_t i = 0; i < layers.size(); ++i) {
+    LayerSpec layer = layers[i];
+    layer.attention.sliding_window = i % 2 == 0 ? window : 0;
+    mixed.push_back(layer);
+  }
+  layers = mixed;
+}
+
+void make_latent(Draw& draw, AttentionSpec& attention) {
+  attention.kv_heads = attention.heads;
+  attention.rope.dim = 2 * draw.between(1, 4);
+  attention.rope.interleaved = true;
+  attention.head_dim = attention.rope.dim + draw.between(1, 3) * 2;
+  attention.v_head_dim = draw.between(1, 6);
+  attention.q_lora_rank = draw.chance(60) ? draw.between(2, 9) : 0;
+  attention.kv_lora_rank = draw.between(2, 9);
+  stretch(draw, attention.rope);
+  if (attention.rope.type == RopeType::yarn) attention.rope.mscale_all_dim = draw.chance(50) ? 1 : 0;
+}
+
+void add_features(Draw& draw, Drawn drawn, Plan& plan) {
+  const Parallel& p = plan.parallel;
+  LayerList& layers = plan.model.layers;
+  AttentionSpec& attention = layers.kind(0).attention;
+  FeedForwardSpec& experts = layers.kind(0).feed_forward;
+  switch (drawn) {
+    case Drawn::qwen3_moe:
+      attention.query_key_norm = QueryKeyNorm::head;
+      attention.qkv_bias = attention.output_bias = draw.chance(40);
+      return mix_dense(draw, p, layers);
+    case Drawn::qwen2_moe:
+      attention.qkv_bias = true;
+      experts.shared_intermediate_size = p.tp * draw.between(1, 6);
+      experts.shared_gate = true;
+      return mix_dense(draw, p, layers);
+    case Drawn::deepseek:
+      make_latent(draw, attention);
+      if (draw.chance(70)) route_by_sigmoid(draw, experts);
+      group_experts(draw, experts);
+      experts.shared_intermediate_size = p.tp * draw.between(1, 6);
+      return mix_dense(draw, p, layers);
+    case Drawn::glm4_moe:
+      attention.head_dim = 4 * draw.between(1, 3);
+      attention.rope.dim = attention.head_dim / 2;
+      attention.qkv_bias = draw.chance(70);
+      if (draw.chance(70)) attention.query_key_norm = QueryKeyNorm::head;
+      route_by_sigmoid(draw, experts);
+      experts.shared_intermediate_size = p.tp * draw.between(1, 6);
+      return mix_dense(draw, p, layers);
+    case Drawn::gpt_oss:
+      attention.qkv_bias = attention.output_bias = attention.sinks = true;
+      stretch(draw, attention.rope);
+      experts.router_bias = experts.expert_bias = true;
+      experts.swiglu_limit = draw.one_of({1, 7});
+      return alternate_windows(draw, layers);
+    case Drawn::dense:
+      experts = {.intermediate_size = p.tp * draw.between(1, 6)};
+      attention.qkv_bias = draw.chance(50);
+      attention.output_bias = attention.qkv_bias && draw.chance(50);
+      if (draw.chance(30)) attention.query_key_norm = QueryKeyNorm::head;
+      stretch(draw, attention.rope);
+      if (draw.chance(30)) alternate_windows(draw, layers);
+      return;
+    case Drawn::windowed:
+      attention.sliding_window = draw.between(1, 6);
+      return;
+  }
+}
+
 }  // namespace
+
+std::string to_string(Drawn drawn) {
+  constexpr const char* kNames[] = {"qwen3_moe", "qwen2_moe", "deepseek", "glm4_moe", "gpt_oss", "dense", "windowed"};
+  return kNames[static_cast<std::size_t>(drawn)];
+}
+
+Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world) {
+  Plan plan = random_plan(seed, max_world);
+  Draw draw(seed ^ 0x5eedfa3117U);
+  plan.name = fmt::format("random {} {}", to_string(drawn), seed);
+  Parallel& p = plan.parallel;
+  if (drawn == Drawn::dense) {
+    p.ep = p.etp = 1;
+    p.edp = p.tp * p.dp;
+  }
+  add_features(draw, drawn, plan);
+  return plan;
+}
 
 std::uint64_t property_seed() {
   const char* given = std::getenv("SHARDPROOF_TEST_SEED");

@@ -16,6 +16,16 @@ std::uint64_t property_seed();
 /// pure function of the seed.
 Plan random_plan(std::uint64_t seed, int max_world = 64);
 
+/// Architectures whose features random_family_plan() draws.
+enum class Drawn { qwen3_moe, qwen2_moe, deepseek, glm4_moe, gpt_oss, dense, windowed };
+inline constexpr Drawn kDrawn[] = {Drawn::qwen3_moe, Drawn::qwen2_moe, Drawn::deepseek, Drawn::glm4_moe,
+                                   Drawn::gpt_oss,   Drawn::dense,     Drawn::windowed};
+std::string to_string(Drawn drawn);
+
+/// The plan of random_plan() with a model of that architecture: its features, each with sizes drawn; dense layers among
+/// those with experts; every degree that the model allows.
+Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world = 32);
+
 /// The plan's degrees, model and workload in one line, for messages.
 std::string describe(const Plan& plan);
 

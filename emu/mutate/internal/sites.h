@@ -20,6 +20,9 @@ struct Place {
 
 /// What kinds ask of a plan.
 class Sites {
+  std::vector<Place> places_in(const std::vector<int>& layers, std::size_t limit) const;
+  template <class Wanted>
+  std::vector<int> layers_with(const Wanted& wanted) const;
   template <class Wanted>
   std::vector<Place> places_with(std::size_t limit, const Wanted& wanted) const;
 
@@ -33,6 +36,9 @@ class Sites {
 
   /// First layer on the first ranks, last layer on the last, then others; no two alike.
   std::vector<Place> places(std::size_t limit) const;
+  /// The same of layers with experts, and of layers with an MLP that serves every token.
+  std::vector<Place> moe_places(std::size_t limit) const;
+  std::vector<Place> mlp_places(std::size_t limit) const;
   int stage_of(int layer) const { return stages.stage_of(layer); }
   Range layers_of(int stage) const { return stages.layers_of(stage); }
   /// Of a replica in a stage: dp and pp count.
@@ -44,8 +50,8 @@ class Sites {
   bool embeds_across(int dp) const;
   /// Whether a token of the replica is in the vocabulary slice of the tp rank: dp and tp count.
   bool embeds(const Coordinates& at) const;
-  /// places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more; a
-  /// place that has none is left out.
+  /// moe_places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more;
+  /// a place that has none is left out.
   std::vector<Place> expert_places(std::size_t limit) const;
   std::vector<Place> sending_places(std::size_t limit) const;
   /// Slots that the rank sends to each ep rank in the microbatch.
