@@ -54,6 +54,7 @@ struct Call {
   SourceLocation where;
   std::uint64_t sequence = 0;
   std::coroutine_handle<> waiter;
+  int messages_left = 0;  // point-to-point: not delivered yet; counted by std::atomic_ref
 };
 
 /// What only some operations have, for Call's fields of the same names.

@@ -282,7 +282,7 @@ void check(Call& call) {
 void check_match(const GroupState& state) {
   std::vector<const Call*> arrived;
   for (const Member& member : state.members) {
-    if (member.call != nullptr && !is_point_to_point(member.call->operation)) arrived.push_back(member.call);
+    if (member.call != nullptr) arrived.push_back(member.call);
   }
   for (std::size_t i = 1; i < arrived.size(); ++i) {
     const std::optional<MismatchKind> kind = difference(*arrived[0], *arrived[i]);

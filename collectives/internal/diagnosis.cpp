@@ -47,7 +47,7 @@ class Diagnosis {
     rendezvous.group = group.group.name();
     for (std::size_t i = 0; i < group.members.size(); ++i) {
       const Member& member = group.members[i];
-      if (member.call != nullptr && !is_point_to_point(member.call->operation)) {
+      if (member.call != nullptr) {
         rendezvous.arrived.push_back(describe(*member.call));
       } else {
         rendezvous.absent.push_back({group.group.members[i], Absence::outside, -1, member.collectives});
@@ -71,10 +71,10 @@ class Diagnosis {
         for (const Mailbox::Waiting& message : messages) {
           Rendezvous rendezvous;
           rendezvous.group = group.group.name();
-          rendezvous.operation = message.part->is_send ? Operation::send : Operation::recv;
-          rendezvous.arrived.push_back(describe(*message.call, *message.part));
+          rendezvous.operation = message.part.is_send ? Operation::send : Operation::recv;
+          rendezvous.arrived.push_back(describe(*message.call, message.part));
           rendezvous.sequence = message.call->sequence;
-          const auto peer = static_cast<std::size_t>(to_int(message.part->peer));
+          const auto peer = static_cast<std::size_t>(to_int(message.part.peer));
           rendezvous.absent.push_back(
               {group.group.members[peer], Absence::outside, -1, group.members[peer].point_to_point});
           add(std::move(rendezvous), group);

@@ -1,5 +1,6 @@
-// Messages between two ranks: whoever comes second copies.
+// Messages between two ranks: whoever comes second copies. A rank may have any number under way.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "collectives/internal/state.h"
@@ -8,8 +9,8 @@ namespace shardproof::internal {
 
 namespace {
 
-RankState& rank_state(const Call& call) {
-  return call.group->world->rank(call.group->group.global(call.rank));
+std::atomic_ref<int> messages_left(Call& call) {
+  return std::atomic_ref(call.messages_left);
 }
 
 void resume_waiter(void* context, std::size_t) noexcept {
@@ -24,11 +25,11 @@ Mailbox::Waiting match(Call& call, const Part& part) {
   const std::lock_guard lock(mailbox.mutex);
   auto& waiting = part.is_send ? mailbox.recvs : mailbox.sends;
   const auto found = std::find_if(waiting.begin(), waiting.end(), [&](const Mailbox::Waiting& other) {
-    return part.is_send ? other.part->peer == call.rank : other.call->rank == part.peer;
+    return part.is_send ? other.part.peer == call.rank : other.call->rank == part.peer;
   });
   if (found == waiting.end()) {
-    (part.is_send ? mailbox.sends : mailbox.recvs).push_back({&call, &part});
-    return {nullptr, nullptr};
+    (part.is_send ? mailbox.sends : mailbox.recvs).push_back({&call, part});
+    return {nullptr, {}};
   }
   const Mailbox::Waiting other = *found;
   waiting.erase(found);
@@ -37,8 +38,8 @@ Mailbox::Waiting match(Call& call, const Part& part) {
 
 // True if the message has been delivered.
 bool deliver(Call& call, const Part& part, const Mailbox::Waiting& other) {
-  const Part& send = part.is_send ? part : *other.part;
-  const Part& recv = part.is_send ? *other.part : part;
+  const Part& send = part.is_send ? part : other.part;
+  const Part& recv = part.is_send ? other.part : part;
   const Call& send_call = part.is_send ? call : *other.call;
   const Call& recv_call = part.is_send ? *other.call : call;
   try {
@@ -57,7 +58,7 @@ bool deliver(Call& call, const Part& part, const Mailbox::Waiting& other) {
 int post_part(Call& call, const Part& part) {
   const Mailbox::Waiting other = match(call, part);
   if (other.call == nullptr || !deliver(call, part, other)) return 0;
-  if (rank_state(*other.call).messages_left.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+  if (messages_left(*other.call).fetch_sub(1, std::memory_order_acq_rel) == 1) {
     call.group->world->executor->post({resume_waiter, other.call->waiter.address(), 1});
   }
   return 1;
@@ -66,20 +67,20 @@ int post_part(Call& call, const Part& part) {
 }  // namespace
 
 bool arrive_point_to_point(Call& call) {
-  RankState& rank = rank_state(call);
-  if (call.operation != Operation::exchange) {
-    const bool is_send = call.operation == Operation::send;
-    rank.part = {is_send, call.type, is_send ? call.in_count : call.out_count, call.in, call.out, GroupRank{call.root}};
-    (is_send ? call.sends : call.recvs) = {&rank.part, 1};
-  }
-  const int messages = static_cast<int>(call.sends.size() + call.recvs.size());
+  const bool single = call.operation != Operation::exchange;
+  const int messages = single ? 1 : static_cast<int>(call.sends.size() + call.recvs.size());
   // One more than there are messages, so that nobody resumes this rank before it is done here.
-  rank.messages_left.store(messages + 1, std::memory_order_relaxed);
+  messages_left(call).store(messages + 1, std::memory_order_relaxed);
   int delivered = 0;
+  if (single) {
+    const bool is_send = call.operation == Operation::send;
+    delivered = post_part(
+        call, {is_send, call.type, is_send ? call.in_count : call.out_count, call.in, call.out, GroupRank{call.root}});
+  }
   for (const Part& part : call.sends) delivered += post_part(call, part);
   for (const Part& part : call.recvs) delivered += post_part(call, part);
   // Unless this completes it, another thread may resume the rank from here on, and `call` with it be gone.
-  return rank.messages_left.fetch_sub(delivered + 1, std::memory_order_acq_rel) != delivered + 1;
+  return messages_left(call).fetch_sub(delivered + 1, std::memory_order_acq_rel) != delivered + 1;
 }
 
 }  // namespace shardproof::internal

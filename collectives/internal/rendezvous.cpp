@@ -90,6 +90,10 @@ bool arrive(Call& call) noexcept {
   GroupState& state = *call.group;
   const auto rank = static_cast<std::size_t>(to_int(call.rank));
   Member& member = state.members[rank];
+  if (is_point_to_point(call.operation)) {
+    ++member.point_to_point;
+    return arrive_point_to_point(call);
+  }
   if (member.call != nullptr) {
     try {
       refuse_shared(call);
@@ -97,11 +101,6 @@ bool arrive(Call& call) noexcept {
       state.world->fail(state.group.global(call.rank), std::current_exception());
     }
     return true;
-  }
-  if (is_point_to_point(call.operation)) {
-    ++member.point_to_point;
-    member.call = &call;
-    return arrive_point_to_point(call);
   }
   ++member.collectives;
   member.call = &call;
@@ -122,7 +121,7 @@ void leave(Call& call) {
   WorldState& world = *state.world;
   if (world.hook != nullptr) world.hook->after(state.group.global(call.rank), call);
   if (call.dropped) return;
-  state.members[static_cast<std::size_t>(to_int(call.rank))].call = nullptr;
+  if (!is_point_to_point(call.operation)) state.members[static_cast<std::size_t>(to_int(call.rank))].call = nullptr;
   if (!world.options.keep_records) return;
   const auto record = [&](Operation operation, ElementType type, int peer, std::size_t elements, std::uint64_t bytes) {
     world.rank(state.group.global(call.rank))

@@ -1,9 +1,9 @@
 // The state behind World and Communicator.
 //
-// A group is one place of rendezvous. A rank has at most one call under way, so the calls of one sequence number fill
+// A group is one place of rendezvous. A rank waits in at most one collective, so the calls of one sequence number fill
 // the group's member slots exactly once; the last to arrive finds all of them, moves the data (alone, or in pieces
 // spread over the threads), and posts the others. The slots point to calls in the frames of the waiting coroutines: an
-// idle rank costs its frame and one slot.
+// idle rank costs its frame and one slot. Of messages a rank may have any number under way: each waits in a mailbox.
 #pragma once
 
 #include <atomic>
@@ -30,7 +30,7 @@ struct WorldState;
 
 /// A member of a group; written by its own rank only, read by others once it has arrived or nothing runs.
 struct alignas(64) Member {
-  Call* call = nullptr;           // under way in this group
+  Call* call = nullptr;           // the collective under way in this group
   std::uint64_t collectives = 0;  // calls made in this group, by kind
   std::uint64_t point_to_point = 0;
 };
@@ -39,7 +39,7 @@ struct alignas(64) Member {
 struct alignas(64) Mailbox {
   struct Waiting {
     Call* call;
-    const Part* part;
+    Part part;
   };
   std::mutex mutex;
   std::vector<Waiting> sends;
@@ -67,8 +67,6 @@ struct alignas(64) RankState {
   Task<> task;
   std::exception_ptr start_error;  // thrown before there was a task
   std::vector<CollectiveRecord> records;
-  std::atomic<int> messages_left{0};
-  Part part;  // of a plain send or recv
 };
 
 struct Failure {

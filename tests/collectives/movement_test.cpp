@@ -230,6 +230,43 @@ TEST(PointToPoint, MessagesOfAPairArriveInOrder) {
   });
 }
 
+Task<> send_values(Communicator comm, const std::vector<int>& values, GroupRank to) {
+  co_await comm.send(values, to);
+}
+Task<> receive_values(Communicator comm, std::vector<int>& values, GroupRank from) {
+  co_await comm.recv(values, from);
+}
+
+TEST(PointToPoint, SeveralCallsOfOneRankMayBeUnderWayAtOnce) {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    OneGroup group(3);
+    SeededExecutor executor(seed);
+    const std::vector<int> to_one = make_input<int>(1, 5), to_two = make_input<int>(2, 9);
+    std::vector<int> from_one(2), from_two(7), at_one(5), at_two(9);
+    std::vector<Task<>> started;  // outlive their rank, which does not wait for them
+
+    group.run(executor, [&](Communicator comm) -> Task<> {
+      if (to_int(comm.rank()) == 0) {
+        for (int peer : {2, 1})
+          started.push_back(receive_values(comm, peer == 1 ? from_one : from_two, GroupRank{peer}));
+        for (int peer : {2, 1}) started.push_back(send_values(comm, peer == 1 ? to_one : to_two, GroupRank{peer}));
+        for (const Task<>& task : started) task.handle().resume();
+      } else {
+        const int me = to_int(comm.rank());
+        const std::vector<int> mine = make_input<int>(me + 10, me == 1 ? 2 : 7);
+        co_await comm.recv(me == 1 ? at_one : at_two, GroupRank{0});
+        co_await comm.send(mine, GroupRank{0});
+      }
+    });
+
+    EXPECT_EQ(at_one, to_one);
+    EXPECT_EQ(at_two, to_two);
+    EXPECT_EQ(from_one, make_input<int>(11, 2));
+    EXPECT_EQ(from_two, make_input<int>(12, 7));
+    for (const Task<>& task : started) EXPECT_TRUE(task.done());
+  }
+}
+
 TEST(Reductions, MaxMinAndAverageHoldForIntegersToo) {
   OneGroup group(3);
 
