@@ -6,9 +6,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <vector>
 
 #include "collectives/bandwidth.h"
 #include "collectives/tbb_executor.h"
+#include "collectives/world.h"
 
 namespace {
 
@@ -69,6 +73,62 @@ void add_order_cost(const BandwidthCase& what) {
       ->Unit(benchmark::kMicrosecond);
 }
 
+// Eight all_reduces, issued and then awaited, or one after another.
+constexpr std::size_t kUnderWay = 8;
+
+Task<> reduce_many(Communicator comm, std::size_t count, int times, bool issue) {
+  const std::vector<float> in(count, 1);
+  std::vector<std::vector<float>> out(kUnderWay, std::vector<float>(count));
+  std::vector<CallHandle> handles(kUnderWay);
+  for (int i = 0; i < times; ++i) {
+    for (std::size_t k = 0; k < kUnderWay; ++k) {
+      if (issue) {
+        handles[k] = comm.iall_reduce(in, out[k]);
+      } else {
+        co_await comm.all_reduce(in, out[k]);
+      }
+    }
+    for (std::size_t k = 0; k < kUnderWay && issue; ++k) co_await handles[k];
+  }
+  for (const std::vector<float>& values : out) {
+    if (values != std::vector<float>(count, static_cast<float>(comm.size()))) throw std::runtime_error("a wrong sum");
+  }
+}
+
+// What a handle costs: copies of input and output, and a lane of its own; measured in turns with the blocking calls.
+void run_issue_cost(benchmark::State& state, int ranks, std::size_t bytes) {
+  using Clock = std::chrono::steady_clock;
+  TbbExecutor executor;
+  World world(ranks, {.keep_records = false});
+  std::vector<GlobalRank> members;
+  for (int rank = 0; rank < ranks; ++rank) members.push_back(GlobalRank{rank});
+  const GroupId group = world.add_group("world", members);
+  const auto seconds = [&](bool issue, int times) {
+    const Clock::time_point begin = Clock::now();
+    world.run(executor, [&](GlobalRank rank) {
+      return reduce_many(world.communicator(group, rank), bytes / sizeof(float), times, issue);
+    });
+    return std::chrono::duration<double>(Clock::now() - begin).count() / times / kUnderWay;
+  };
+  for (auto _ : state) {
+    double issued = 1e9, blocking = 1e9;
+    for (int turn = 0; turn < 20; ++turn) {
+      issued = std::min(issued, seconds(true, 50));
+      blocking = std::min(blocking, seconds(false, 50));
+    }
+    state.SetIterationTime(issued);
+    state.counters["over_blocking"] = issued / blocking;
+  }
+}
+
+void add_issue_cost(int ranks, std::size_t bytes) {
+  const std::string name = fmt::format("issue_cost/all_reduce/{}/{}", ranks, bytes);
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) { run_issue_cost(state, ranks, bytes); })
+      ->Iterations(1)
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -83,6 +143,9 @@ int main(int argc, char** argv) {
          {std::size_t{4} << 10, std::size_t{64} << 10, std::size_t{1} << 20, std::size_t{8} << 20}) {
       if (algorithm != Algorithm::rank_order) add_order_cost({.algorithm = algorithm, .ranks = 16, .bytes = bytes});
     }
+  }
+  for (const std::size_t bytes : {std::size_t{64}, std::size_t{4} << 10, std::size_t{256} << 10}) {
+    add_issue_cost(16, bytes);
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

@@ -30,7 +30,7 @@ struct Part {
   GroupRank peer{};
 };
 
-/// A call in flight; it lives in the frame of the coroutine that awaits it.
+/// A call in flight; it lives in the frame of the coroutine that awaits it, or is Issued.
 struct Call {
   CallTag tag;
   GroupState* group = nullptr;
@@ -38,8 +38,10 @@ struct Call {
   Operation operation{};
   ElementType type{};
   bool counts_given = false;
-  bool dropped = false;  // by a CallHook: it does not take place
-  int root = -1;         // of broadcast and reduce; the other rank of send and recv
+  bool dropped : 1 = false;  // by a CallHook: it does not take place
+  bool issued : 1 = false;   // it is under way beside its rank (CallHandle)
+  int root = -1;             // of broadcast and reduce; the other rank of send and recv
+  int messages_left = 0;     // point-to-point: not delivered yet; counted by std::atomic_ref
   const void* in = nullptr;
   void* out = nullptr;
   std::size_t in_count = 0;
@@ -54,7 +56,6 @@ struct Call {
   SourceLocation where;
   std::uint64_t sequence = 0;
   std::coroutine_handle<> waiter;
-  int messages_left = 0;  // point-to-point: not delivered yet; counted by std::atomic_ref
 };
 
 /// What only some operations have, for Call's fields of the same names.
@@ -93,7 +94,9 @@ class [[nodiscard]] PendingCall {
               .type = element_type<T>(),
               .counts_given = details.counts_given,
               .dropped = false,
+              .issued = false,
               .root = details.root,
+              .messages_left = 0,
               .in = in.data(),
               .out = out.data(),
               .in_count = in.size(),
@@ -129,6 +132,7 @@ class [[nodiscard]] PendingCall {
   }
 
  private:
+  friend class CallHandle;
   static const ReduceOptions& initial(const ReduceOptions& options) { return options; }
   static const ReduceOptions& initial(const MoveOptions&) { return kSumInRankOrder; }
 

@@ -5,7 +5,7 @@
 namespace shardproof {
 
 std::string CallInfo::operation_name() const {
-  return std::string(shardproof::to_string(operation)) + (counts_given ? "_v" : "");
+  return (issued ? "i" : "") + std::string(shardproof::to_string(operation)) + (counts_given ? "_v" : "");
 }
 
 std::string CallInfo::to_string() const {

@@ -17,6 +17,7 @@ struct CallInfo {
   GlobalRank rank{};
   Operation operation{};
   bool counts_given = false;  ///< the v variant, with a count per rank
+  bool issued = false;        ///< the i-variant, awaited by its handle
   std::string group;          ///< "tp[3]"
   int group_size = 0;
   std::uint64_t sequence = 0;  ///< how many calls of its kind (collective, point-to-point) the rank made there before
@@ -33,7 +34,7 @@ struct CallInfo {
 
   /// "rank 5: all_reduce #3 in tp[1] of 1024 f32 (sum, ring) at layer.cpp:40".
   std::string to_string() const;
-  /// "all_reduce", "all_gather_v", ...
+  /// "all_reduce", "all_gather_v", "iall_reduce", ...
   std::string operation_name() const;
 };
 

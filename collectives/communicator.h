@@ -10,15 +10,21 @@
 // calls in the same order; a call that is wrong by itself throws InvalidCall from the co_await, calls that do not match
 // end the run with CollectiveMismatch, and a call that others never join ends it with DeadlockError (see World::run).
 //
+// Each has an i-variant, whose handle is awaited later: `auto sum = tp.iall_reduce(y); ...; co_await sum;`.
+//
 // Unless said otherwise an output must not overlap any input or another rank's output, except that it may be exactly
 // the rank's own input (all_reduce, reduce, broadcast), or the input may be the rank's own part of the output
 // (all_gather), or the output the rank's own part of the input (reduce_scatter).
 #pragma once
 
+#include <ranges>
 #include <span>
+#include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "collectives/call.h"
+#include "collectives/call_handle.h"
 #include "collectives/message.h"
 
 namespace shardproof {
@@ -134,6 +140,72 @@ class Communicator {
   /// All messages together; returns once all of them have arrived.
   PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const;
 
+  // The same calls, under way until their handle is awaited (CallHandle). Counts may be temporaries, buffers may not.
+
+  template <OutputBuffer Out>
+  CallHandle iall_reduce(const InputView<ElementOf<Out>>& in, Out&& out, const ReduceOptions& options = kSumInRankOrder,
+                         SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_reduce(in, out, options, where));
+  }
+  template <OutputBuffer InOut>
+  CallHandle iall_reduce(InOut&& in_out, const ReduceOptions& options = kSumInRankOrder,
+                         SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_reduce(in_out, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle iall_gather(const InputView<ElementOf<Out>>& in, Out&& out, const MoveOptions& options = kMoveDirectly,
+                         SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_gather(in, out, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle iall_gather_v(const InputView<ElementOf<Out>>& in, Out&& out, const std::vector<std::size_t>& counts,
+                           const MoveOptions& options = kMoveDirectly,
+                           SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_gather_v(in, out, counts, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle ireduce_scatter(const InputView<ElementOf<Out>>& in, Out&& out,
+                             const ReduceOptions& options = kSumInRankOrder,
+                             SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(reduce_scatter(in, out, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle ireduce_scatter_v(const InputView<ElementOf<Out>>& in, Out&& out, const std::vector<std::size_t>& counts,
+                               const ReduceOptions& options = kSumInRankOrder,
+                               SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(reduce_scatter_v(in, out, counts, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle iall_to_all(const InputView<ElementOf<Out>>& in, Out&& out, const MoveOptions& options = kMoveDirectly,
+                         SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_to_all(in, out, options, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle iall_to_all_v(const InputView<ElementOf<Out>>& in, const std::vector<std::size_t>& send_counts, Out&& out,
+                           const std::vector<std::size_t>& recv_counts, const MoveOptions& options = kMoveDirectly,
+                           SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(all_to_all_v(in, send_counts, out, recv_counts, options, where));
+  }
+  template <OutputBuffer InOut>
+  CallHandle ibroadcast(InOut&& in_out, GroupRank root, SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(broadcast(in_out, root, where));
+  }
+  template <OutputBuffer Out>
+  CallHandle ireduce(const InputView<ElementOf<Out>>& in, Out&& out, GroupRank root,
+                     const ReduceOptions& options = kSumInRankOrder,
+                     SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(reduce(in, out, root, options, where));
+  }
+  CallHandle ibarrier(SourceLocation where = SourceLocation::current()) const { return CallHandle(barrier(where)); }
+  template <ReadBuffer In>
+  requires std::ranges::borrowed_range<In> CallHandle isend(In&& data, GroupRank to,
+                                                            SourceLocation where = SourceLocation::current())
+  const { return CallHandle(send(data, to, where)); }
+  template <OutputBuffer Out>
+  CallHandle irecv(Out&& data, GroupRank from, SourceLocation where = SourceLocation::current()) const {
+    return CallHandle(recv(data, from, where));
+  }
+
  private:
   template <class T, class Options>
   PendingCall make(Operation operation, std::span<const T> in, std::span<T> out, const Options& options,
@@ -145,5 +217,9 @@ class Communicator {
   internal::GroupState* state_ = nullptr;
   GroupRank rank_{};
 };
+
+/// Throws InvalidCall when the bytes, which are to be shown as the tap of that name, overlap the output of a call that
+/// the communicator's rank has issued and not awaited.
+void refuse_early_read(const Communicator& of_rank, const void* data, std::size_t bytes, std::string_view tap);
 
 }  // namespace shardproof

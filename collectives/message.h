@@ -25,6 +25,26 @@ std::span<const ElementOf<R>> read_only(const R& range) {
   return std::span<const ElementOf<R>>(range);
 }
 
+/// Elements that a call reads when it is issued and looks at again when it is awaited: a range that would be gone with
+/// the expression is refused.
+template <class T>
+class InputView {
+ public:
+  template <ReadBuffer R>
+  requires(std::is_same_v<ElementOf<R>, T>&& std::ranges::borrowed_range<R>)  // an lvalue, or a view
+                                                                              // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload):
+                                                                              // elements as they are
+      InputView(R&& elements)
+      : elements_(std::ranges::data(elements), std::ranges::size(elements)) {}
+  operator std::span<const T>() const { return elements_; }  // NOLINT(google-explicit-constructor): a view
+
+ private:
+  std::span<const T> elements_;
+};
+/// The same of elements that it writes when it is awaited.
+template <class R>
+concept OutputBuffer = WriteBuffer<R> && std::ranges::borrowed_range<R>;
+
 /// Counts of a call, which must outlive it: a range that would be gone with the expression is refused.
 class CountsView {
  public:

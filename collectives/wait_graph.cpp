@@ -34,12 +34,17 @@ std::string WaitGraph::to_text() const {
   for (const std::string& cause : causes) fmt::format_to(out, "cause: {}\n", cause);
   for (std::size_t m = 0; m < std::min(rendezvous.size(), kShownRendezvous); ++m) {
     const Rendezvous& shown = rendezvous[m];
+    const std::size_t came = shown.arrived.size() + shown.issued.size();
     fmt::format_to(out, "meeting {}: {} #{} in {}, {} of {} ranks have come\n", m, to_string(shown.operation),
-                   shown.sequence, shown.group, shown.arrived.size(), shown.arrived.size() + shown.absent.size());
+                   shown.sequence, shown.group, came, came + shown.absent.size());
     for (std::size_t i = 0; i < std::min(shown.arrived.size(), kShownRanks); ++i) {
       fmt::format_to(out, "  waiting  {}\n", shown.arrived[i].to_string());
     }
     if (shown.arrived.size() > kShownRanks) fmt::format_to(out, "  and {} more\n", shown.arrived.size() - kShownRanks);
+    for (std::size_t i = 0; i < std::min(shown.issued.size(), kShownRanks); ++i) {
+      fmt::format_to(out, "  issued   {}, and does not wait for it\n", shown.issued[i].to_string());
+    }
+    if (shown.issued.size() > kShownRanks) fmt::format_to(out, "  and {} more\n", shown.issued.size() - kShownRanks);
     for (std::size_t i = 0; i < std::min(shown.absent.size(), kShownRanks); ++i) {
       const AbsentRank& absent = shown.absent[i];
       fmt::format_to(out, "  missing  rank {}, which {} ({} calls made here)\n", to_int(absent.rank),

@@ -30,6 +30,7 @@ struct Rendezvous {
   Operation operation{};       ///< of the first arrived call
   std::uint64_t sequence = 0;  ///< how many collectives (or point-to-point calls) its ranks made in the group before
   std::vector<CallInfo> arrived;
+  std::vector<CallInfo> issued;  ///< have come too, but their ranks do not wait: the handle is not awaited
   std::vector<AbsentRank> absent;
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <tuple>
 #include <unordered_set>
 
 #include "collectives/call_hook.h"
@@ -36,9 +37,11 @@ void reset(WorldState& world) {
     rank.task = {};
     rank.start_error = nullptr;
   }
+  for (RankState& rank : world.ranks) internal::forget_issued(rank);
   for (const auto& group : world.groups) {
     group->arrived.store(0, std::memory_order_relaxed);
     for (internal::Member& member : group->members) member = {};
+    group->lanes.clear();
     if (group->mailboxes == nullptr) continue;
     for (std::size_t i = 0; i < group->members.size(); ++i) {
       group->mailboxes[i].sends.clear();
@@ -46,6 +49,7 @@ void reset(WorldState& world) {
     }
   }
   world.failures.clear();
+  world.issues.store(false, std::memory_order_relaxed);
   world.executor = nullptr;
   world.program = nullptr;
 }
@@ -69,22 +73,32 @@ std::exception_ptr error_of(WorldState& world) {
     const RankState& rank = world.ranks[i];
     all_done = all_done && rank.task.done();
     const std::exception_ptr error = rank.start_error ? rank.start_error : rank.task.error();
-    if (error) world.failures.push_back({GlobalRank{static_cast<int>(i)}, error});
+    if (error) {
+      world.failures.push_back({.rank = GlobalRank{static_cast<int>(i)}, .error = error});
+      continue;
+    }
+    for (const std::shared_ptr<internal::Issued>& issued : rank.issued) {
+      if (!issued->forsaken && !rank.task.done()) continue;
+      world.failures.push_back({.rank = GlobalRank{static_cast<int>(i)}, .error = internal::never_awaited(*issued)});
+      break;
+    }
   }
   if (world.failures.empty() && all_done) return nullptr;
   if (world.failures.empty()) {
     // Calls that differ among those who have come explain a rendezvous that never completes.
     for (const auto& group : world.groups) {
       try {
-        internal::check_match(*group);
+        internal::check_outstanding(*group);
       } catch (const CollectiveMismatch&) {
         return std::current_exception();
       }
     }
     return std::make_exception_ptr(DeadlockError(internal::make_wait_graph(world)));
   }
-  const auto first = std::min_element(world.failures.begin(), world.failures.end(),
-                                      [](const Failure& a, const Failure& b) { return a.rank < b.rank; });
+  const auto first =
+      std::min_element(world.failures.begin(), world.failures.end(), [](const Failure& a, const Failure& b) {
+        return std::tuple(a.rank, a.group, a.sequence) < std::tuple(b.rank, b.group, b.sequence);
+      });
   return rank_error(world, first->rank, first->error);
 }
 

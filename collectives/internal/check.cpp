@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 #include <stdexcept>
+#include <tuple>
 
 #include "collectives/errors.h"
 #include "collectives/internal/state.h"
@@ -179,7 +180,9 @@ std::string difference_text(MismatchKind kind, const Call& a_call, const Call& b
   const auto text = [](std::string_view view) { return std::string(view); };
   switch (kind) {
     case MismatchKind::operation:
-      return sentence("calls", a.operation_name(), b.operation_name());
+      if (a.operation_name() != b.operation_name()) return sentence("calls", a.operation_name(), b.operation_name());
+      return sentence("calls", fmt::format("{} as its number {} there", a.operation_name(), a.sequence),
+                      std::to_string(b.sequence));
     case MismatchKind::type:
       return sentence("has element type", text(to_string(a.type)), text(to_string(b.type)));
     case MismatchKind::count:
@@ -231,16 +234,16 @@ void check_overlap(GroupState& state) {
   intervals.clear();
   for (std::size_t i = 0; i < state.members.size(); ++i) {
     const Call& call = state.call(i);
-    const bool is_root = to_int(call.rank) == call.root;
-    const bool reads = call.operation != Operation::broadcast || is_root;
-    const bool writes = call.operation == Operation::broadcast ? !is_root
-                        : call.operation == Operation::reduce  ? is_root
-                                                               : true;
-    if (reads && call.in_count != 0 && !(writes && call.in == call.out)) {
-      intervals.push_back(interval(call.in, call.in_count, call.type, i, Access::read));
+    if (is_forsaken(call)) continue;
+    // An issued call works on copies: the rank's own buffers are meant.
+    const void* in = call.issued ? static_cast<const Issued&>(call).own_in : call.in;
+    const void* out = call.issued ? static_cast<const Issued&>(call).own_out : call.out;
+    if (reads_input(call) && call.in_count != 0 && !(writes_output(call) && in == out)) {
+      intervals.push_back(interval(in, call.in_count, call.type, i, Access::read));
     }
-    if (writes && call.out_count != 0)
-      intervals.push_back(interval(call.out, call.out_count, call.type, i, Access::written));
+    if (writes_output(call) && call.out_count != 0) {
+      intervals.push_back(interval(out, call.out_count, call.type, i, Access::written));
+    }
   }
   // A loop calls with the same buffers again and again: what was right stays right.
   std::vector<Interval>& right = state.movement.checked_intervals;
@@ -263,6 +266,7 @@ void check(Call& call) {
   if (call.group->world->executor == nullptr) throw std::logic_error("a communicator was used outside World::run");
   const Member& member = call.group->members[static_cast<std::size_t>(to_int(call.rank))];
   call.sequence = is_point_to_point(call.operation) ? member.point_to_point : member.collectives;
+  if (call.group->world->issues.load(std::memory_order_relaxed)) check_under_way(call);
   if (call.operation == Operation::exchange) return check_parts(call);
   if (is_point_to_point(call.operation) || call.operation == Operation::broadcast ||
       call.operation == Operation::reduce) {
@@ -279,18 +283,22 @@ void check(Call& call) {
   check_own_buffers(call);
 }
 
-void check_match(const GroupState& state) {
-  std::vector<const Call*> arrived;
-  for (const Member& member : state.members) {
-    if (member.call != nullptr) arrived.push_back(member.call);
-  }
+namespace {
+
+// Also of calls of one number that only one of them has issued, and of calls that have come to one meeting with
+// different numbers: a rank has issued its own earlier than the other.
+std::optional<MismatchKind> mismatch(const Call& a, const Call& b) {
+  return a.sequence != b.sequence || a.issued != b.issued ? MismatchKind::operation : difference(a, b);
+}
+
+void check_match(std::span<const Call* const> arrived) {
   for (std::size_t i = 1; i < arrived.size(); ++i) {
-    const std::optional<MismatchKind> kind = difference(*arrived[0], *arrived[i]);
+    const std::optional<MismatchKind> kind = mismatch(*arrived[0], *arrived[i]);
     if (!kind) continue;
     // Whoever has fewer on its side is shown first, as the odd one.
     const auto with = [&](const Call* call) {
       return static_cast<std::size_t>(
-          std::count_if(arrived.begin(), arrived.end(), [&](const Call* other) { return !difference(*call, *other); }));
+          std::count_if(arrived.begin(), arrived.end(), [&](const Call* other) { return !mismatch(*call, *other); }));
     };
     const std::size_t first_side = with(arrived[0]);
     const std::size_t second_side = with(arrived[i]);
@@ -302,10 +310,49 @@ void check_match(const GroupState& state) {
   }
 }
 
+// Those that have come to the meeting and wait there for others.
+void append_arrived(const GroupState& meeting, std::vector<const Call*>& calls) {
+  for (const Member& member : meeting.members) {
+    if (member.call != nullptr && !has_ended(*member.call)) calls.push_back(member.call);
+  }
+}
+
+}  // namespace
+
+void check_outstanding(const GroupState& group) {
+  std::vector<const Call*> calls;
+  append_arrived(group, calls);
+  for (const auto& [number, lane] : group.lanes) append_arrived(*lane, calls);
+  std::stable_sort(calls.begin(), calls.end(), [](const Call* a, const Call* b) {
+    return std::tuple(a->sequence, a->rank) < std::tuple(b->sequence, b->rank);
+  });
+  for (auto first = calls.begin(); first != calls.end();) {
+    const auto end =
+        std::find_if(first, calls.end(), [&](const Call* call) { return call->sequence != (*first)->sequence; });
+    check_match({first, end});
+    first = end;
+  }
+  const auto check_meeting = [&](const GroupState& meeting) {
+    calls.clear();
+    append_arrived(meeting, calls);
+    check_match(calls);
+  };
+  check_meeting(group);
+  for (const auto& [number, lane] : group.lanes) check_meeting(*lane);
+}
+
 void check_complete(GroupState& state) {
   const Call& first = state.call(0);
-  for (std::size_t i = 1; i < state.members.size(); ++i) {
-    if (difference(first, state.call(i))) check_match(state);
+  bool differ = false;
+  for (std::size_t i = 1; i < state.members.size() && !differ; ++i)
+    differ = difference(first, state.call(i)).has_value();
+  if (state.world->issues.load(std::memory_order_relaxed)) {
+    for (const Member& member : state.members) differ = differ || member.call->sequence != first.sequence;
+  }
+  if (differ) {
+    std::vector<const Call*> arrived;
+    append_arrived(state, arrived);
+    check_match(arrived);
   }
   if (first.operation == Operation::barrier) return;
   if (first.operation == Operation::all_to_all && first.counts_given) check_edges(state);
@@ -314,9 +361,12 @@ void check_complete(GroupState& state) {
 
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv) {
   const bool fit = send.count == recv.count && send.type == recv.type;
-  const Interval from = interval(send.source, send.count, send.type, 0, Access::read);
-  const Interval to = interval(recv.target, recv.count, recv.type, 1, Access::written);
-  const bool overlap = fit && send.count != 0 && from.begin < to.end && to.begin < from.end;
+  const void* source = send_call.issued ? static_cast<const Issued&>(send_call).own_in : send.source;
+  const void* target = recv_call.issued ? static_cast<const Issued&>(recv_call).own_out : recv.target;
+  const Interval from = interval(source, send.count, send.type, 0, Access::read);
+  const Interval to = interval(target, recv.count, recv.type, 1, Access::written);
+  const bool gone = is_forsaken(send_call) || is_forsaken(recv_call);
+  const bool overlap = fit && !gone && send.count != 0 && from.begin < to.end && to.begin < from.end;
   if (fit && !overlap) return;
   const CallInfo first = describe(send_call, send);
   const CallInfo second = describe(recv_call, recv);
@@ -337,6 +387,7 @@ CallInfo describe(const Call& call) {
   info.rank = group.global(call.rank);
   info.operation = call.operation;
   info.counts_given = call.counts_given;
+  info.issued = call.issued;
   info.group = group.name();
   info.group_size = group.size();
   info.sequence = call.sequence;

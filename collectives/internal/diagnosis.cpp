@@ -17,7 +17,8 @@ class Diagnosis {
 
   WaitGraph run() {
     for (const auto& group : world_.groups) {
-      add_collective(*group);
+      add_collective(*group, *group);
+      for (const auto& [number, lane] : group->lanes) add_collective(*lane, *group);
       add_messages(*group);
     }
     for (Rendezvous& rendezvous : graph_.rendezvous) {
@@ -42,15 +43,18 @@ class Diagnosis {
     groups_.push_back(&group);
   }
 
-  void add_collective(const GroupState& group) {
+  // A meeting of the group: its own, of blocking calls, or in a lane.
+  void add_collective(const GroupState& meeting, const GroupState& group) {
     Rendezvous rendezvous;
     rendezvous.group = group.group.name();
     for (std::size_t i = 0; i < group.members.size(); ++i) {
-      const Member& member = group.members[i];
-      if (member.call != nullptr) {
-        rendezvous.arrived.push_back(describe(*member.call));
-      } else {
-        rendezvous.absent.push_back({group.group.members[i], Absence::outside, -1, member.collectives});
+      const Call* call = meeting.members[i].call;
+      if (call == nullptr) {
+        rendezvous.absent.push_back({group.group.members[i], Absence::outside, -1, group.members[i].collectives});
+      } else if (is_awaited(*call)) {
+        rendezvous.arrived.push_back(describe(*call));
+      } else if (!has_ended(*call)) {
+        rendezvous.issued.push_back(describe(*call));
       }
     }
     if (rendezvous.arrived.empty()) return;

@@ -17,6 +17,10 @@ void resume_waiter(void* context, std::size_t) noexcept {
   std::coroutine_handle<>::from_address(context).resume();
 }
 
+void end_issued(void* context, std::size_t) noexcept {
+  end(*static_cast<Issued*>(context));
+}
+
 // The message in the mailbox that this one matches, or null after this one has been put there.
 Mailbox::Waiting match(Call& call, const Part& part) {
   GroupState& state = *call.group;
@@ -46,8 +50,8 @@ bool deliver(Call& call, const Part& part, const Mailbox::Waiting& other) {
     check_message(send_call, send, recv_call, recv);
   } catch (...) {
     const Group& group = call.group->group;
-    call.group->world->fail(std::min(group.global(send_call.rank), group.global(recv_call.rank)),
-                            std::current_exception());
+    const Call& lower = group.global(send_call.rank) < group.global(recv_call.rank) ? send_call : recv_call;
+    call.group->world->fail(group.global(lower.rank), lower, std::current_exception());
     return false;
   }
   if (send.count != 0) std::memcpy(recv.target, send.source, send.count * size_of(send.type));
@@ -59,7 +63,11 @@ int post_part(Call& call, const Part& part) {
   const Mailbox::Waiting other = match(call, part);
   if (other.call == nullptr || !deliver(call, part, other)) return 0;
   if (messages_left(*other.call).fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    call.group->world->executor->post({resume_waiter, other.call->waiter.address(), 1});
+    if (other.call->issued) {
+      call.group->world->executor->post({end_issued, static_cast<Issued*>(other.call), 1});
+    } else {
+      call.group->world->executor->post({resume_waiter, other.call->waiter.address(), 1});
+    }
   }
   return 1;
 }

@@ -21,13 +21,26 @@ void resume_all(void* context, std::size_t index) noexcept {
   resume(*static_cast<GroupState*>(context), index);
 }
 
+void end_all(void* context, std::size_t index) noexcept {
+  end(static_cast<Issued&>(static_cast<GroupState*>(context)->call(index)));
+}
+
+void end_others(void* context, std::size_t index) noexcept {
+  const GroupState& state = *static_cast<GroupState*>(context);
+  end_all(context, index < state.last ? index : index + 1);
+}
+
 void resume_others(void* context, std::size_t index) noexcept {
   GroupState& state = *static_cast<GroupState*>(context);
   resume(state, index < state.last ? index : index + 1);
 }
 
-GlobalRank lowest(const Group& group) {
-  return *std::min_element(group.members.begin(), group.members.end());
+// What has come wrong counts for the group's lowest rank.
+void fail_meeting(GroupState& state, const Call& last) {
+  const auto& members = state.group.members;
+  const auto lowest = std::min_element(members.begin(), members.end());
+  const Call* call = state.members[static_cast<std::size_t>(lowest - members.begin())].call;
+  state.world->fail(*lowest, call != nullptr ? *call : last, std::current_exception());
 }
 
 void run_piece(void* context, std::size_t piece) noexcept {
@@ -37,11 +50,12 @@ void run_piece(void* context, std::size_t piece) noexcept {
     move_piece(state, piece);
   } catch (...) {  // out of memory
     movement.failed.store(true, std::memory_order_relaxed);
-    state.world->fail(lowest(state.group), std::current_exception());
+    fail_meeting(state, state.call(0));
   }
   if (movement.pieces_left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
   if (!movement.failed.load(std::memory_order_relaxed)) {
-    state.world->executor->post({resume_all, &state, state.members.size()});
+    const bool is_lane = state.lane_of != nullptr;
+    state.world->executor->post({is_lane ? end_all : resume_all, &state, state.members.size()});
   }
 }
 
@@ -54,8 +68,10 @@ std::size_t pieces_for(const GroupState& state, std::size_t bytes) {
 
 // A communicator belongs to one rank. Where another uses it too, two calls come to one slot and none to another.
 [[noreturn]] void refuse_shared(const Call& call) {
-  throw InvalidCall(describe(call), fmt::format("the communicator of rank {} in {} is used by more than one rank",
-                                                to_int(call.group->group.global(call.rank)), call.group->group.name()));
+  throw InvalidCall(describe(call),
+                    fmt::format("the communicator of rank {} in {} is used by more than one rank, or by "
+                                "two calls of one at once that are not issued",
+                                to_int(call.group->group.global(call.rank)), call.group->group.name()));
 }
 
 // The last rank is here. False: it goes on by itself.
@@ -75,8 +91,24 @@ bool complete(GroupState& state, std::size_t last) {
   }
   move_piece(state, 0);
   state.last = last;
-  state.world->executor->post({resume_others, &state, state.members.size() - 1});
+  const bool is_lane = state.lane_of != nullptr;
+  state.world->executor->post({is_lane ? end_others : resume_others, &state, state.members.size() - 1});
   return false;
+}
+
+// The rank has come to its place.
+bool meet(GroupState& state, Member& member, Call& call) noexcept {
+  member.call = &call;
+  if (state.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < state.size()) return true;
+  // Nobody can arrive for the next call before this one has resumed somebody.
+  state.arrived.store(0, std::memory_order_relaxed);
+  try {
+    return complete(state, static_cast<std::size_t>(to_int(call.rank)));
+  } catch (...) {
+    // Nobody is resumed: the ranks of this group stay where they are until the run has ended.
+    fail_meeting(state, call);
+    return true;
+  }
 }
 
 }  // namespace
@@ -87,33 +119,29 @@ bool arrive(Call& call) noexcept {
     call.dropped = true;
     return false;
   }
+  if (is_point_to_point(call.operation)) {
+    ++call.group->members[static_cast<std::size_t>(to_int(call.rank))].point_to_point;
+    return arrive_point_to_point(call);
+  }
   GroupState& state = *call.group;
   const auto rank = static_cast<std::size_t>(to_int(call.rank));
   Member& member = state.members[rank];
-  if (is_point_to_point(call.operation)) {
-    ++member.point_to_point;
-    return arrive_point_to_point(call);
-  }
   if (member.call != nullptr) {
     try {
       refuse_shared(call);
     } catch (...) {
-      state.world->fail(state.group.global(call.rank), std::current_exception());
+      state.world->fail(state.group.global(call.rank), call, std::current_exception());
     }
     return true;
   }
   ++member.collectives;
-  member.call = &call;
-  if (state.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 < state.size()) return true;
-  // Nobody can arrive for the next call before this one has resumed somebody.
-  state.arrived.store(0, std::memory_order_relaxed);
-  try {
-    return complete(state, rank);
-  } catch (...) {
-    // Nobody is resumed: the ranks of this group stay where they are until the run has ended.
-    state.world->fail(lowest(state.group), std::current_exception());
-    return true;
-  }
+  return meet(state, member, call);
+}
+
+bool arrive_issued(Issued& issued) noexcept {
+  if (is_point_to_point(issued.operation)) return arrive_point_to_point(issued);
+  GroupState& state = *issued.group;
+  return meet(state, state.members[static_cast<std::size_t>(to_int(issued.rank))], issued);
 }
 
 void leave(Call& call) {
@@ -122,11 +150,17 @@ void leave(Call& call) {
   if (world.hook != nullptr) world.hook->after(state.group.global(call.rank), call);
   if (call.dropped) return;
   if (!is_point_to_point(call.operation)) state.members[static_cast<std::size_t>(to_int(call.rank))].call = nullptr;
-  if (!world.options.keep_records) return;
+  if (world.options.keep_records) keep_record(call);
+}
+
+void keep_record(const Call& call) {
+  const GroupState& state = *call.group;
+  WorldState& world = *state.world;
+  const Group& group = state.lane_of != nullptr ? state.lane_of->group : state.group;  // which outlives a lane
   const auto record = [&](Operation operation, ElementType type, int peer, std::size_t elements, std::uint64_t bytes) {
     world.rank(state.group.global(call.rank))
-        .records.push_back({operation, type, call.options.algorithm, state.id, state.group.axis, state.group.index,
-                            state.size(), peer, elements, bytes, call.tag});
+        .records.push_back({operation, type, call.options.algorithm, state.id, group.axis, group.index, group.size(),
+                            peer, elements, bytes, call.tag});
   };
   if (call.operation == Operation::exchange) {
     for (const Part& part : call.sends) {

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,7 @@
 #include "collectives/call.h"
 #include "collectives/call_hook.h"
 #include "collectives/executor.h"
+#include "collectives/internal/issued.h"
 #include "collectives/internal/movement.h"
 #include "collectives/record.h"
 #include "collectives/task.h"
@@ -33,6 +35,7 @@ struct alignas(64) Member {
   Call* call = nullptr;           // the collective under way in this group
   std::uint64_t collectives = 0;  // calls made in this group, by kind
   std::uint64_t point_to_point = 0;
+  std::uint64_t issued = 0;  // of the collectives: the k-th is in the k-th lane
 };
 
 /// Messages to one rank that wait for their other side.
@@ -56,6 +59,12 @@ struct GroupState {
   std::once_flag mailboxes_made;
   std::size_t last = 0;  // who arrived last, when it goes on without suspending
   Movement movement;
+  std::mutex lanes_mutex;
+  std::map<std::uint64_t, std::unique_ptr<GroupState>> lanes;  // by the number of the issued call
+  std::vector<std::unique_ptr<GroupState>> unused_lanes;
+  GroupState* lane_of = nullptr;  // of a lane: its group
+  std::uint64_t lane = 0;         // and its number there
+  std::atomic<int> left{0};       // how many ranks have awaited their call
   alignas(64) std::atomic<int> arrived{0};
 
   const Call& call(std::size_t rank) const { return *members[rank].call; }
@@ -67,10 +76,16 @@ struct alignas(64) RankState {
   Task<> task;
   std::exception_ptr start_error;  // thrown before there was a task
   std::vector<CollectiveRecord> records;
+  std::vector<std::shared_ptr<Issued>> issued;  // and not awaited yet; touched by the rank only, while it runs
+  std::vector<std::shared_ptr<Issued>> unused_issued;
 };
 
+/// A meeting that failed, or what a rank threw. Several may fail for the same rank; which one is told does not depend
+/// on the schedule.
 struct Failure {
   GlobalRank rank;
+  int group = std::numeric_limits<int>::max();  // where it met; what the rank itself threw comes after that
+  std::uint64_t sequence = 0;
   std::exception_ptr error;
 };
 
@@ -83,16 +98,18 @@ struct WorldState {
   std::vector<RankState> ranks;
   std::vector<std::unique_ptr<GroupState>> groups;
   std::map<std::string, int> groups_of_axis;
-  Executor* executor = nullptr;  // of the current run
+  Executor* executor = nullptr;     // of the current run
+  std::atomic<bool> issues{false};  // a call has been issued in this run
   CallHook* hook = nullptr;
   const World::Program* program = nullptr;
   std::mutex failure_mutex;
   std::vector<Failure> failures;
 
   RankState& rank(GlobalRank id) { return ranks[static_cast<std::size_t>(to_int(id))]; }
-  void fail(GlobalRank rank, std::exception_ptr error) {
+  /// A call failed where it met others, as which it counts for `rank`.
+  void fail(GlobalRank rank, const Call& call, std::exception_ptr error) {
     const std::lock_guard lock(failure_mutex);
-    failures.push_back({rank, std::move(error)});
+    failures.push_back({rank, static_cast<int>(call.group->id), call.sequence, std::move(error)});
   }
 };
 
@@ -100,14 +117,18 @@ CallInfo describe(const Call& call);
 /// One message of a point-to-point call.
 CallInfo describe(const Call& call, const Part& part);
 
-/// Throws CollectiveMismatch if two of the arrived calls do not match; also when not all have arrived.
-void check_match(const GroupState& state);
+/// Throws CollectiveMismatch if two of the calls that a group's ranks have made, but not completed, do not match: of
+/// the same number, or come to the same meeting.
+void check_outstanding(const GroupState& group);
 /// The same, and what only shows when all are there: edges and overlaps.
 void check_complete(GroupState& state);
 /// Throws CollectiveMismatch if a message is not what its receiver expects.
 void check_message(const Call& send_call, const Part& send, const Call& recv_call, const Part& recv);
 
 bool arrive_point_to_point(Call& call);
+/// As arrive, of a call that has its place: a hook has seen it, and it has its number and its lane.
+bool arrive_issued(Issued& issued) noexcept;
+void keep_record(const Call& call);
 
 /// Bytes that the caller sends.
 std::uint64_t bytes_sent(const Call& call);

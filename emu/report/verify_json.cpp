@@ -93,6 +93,7 @@ Json wait_graph_json(const WaitGraph& graph) {
                      {"operation", to_string(rendezvous.operation)},
                      {"sequence", rendezvous.sequence},
                      {"arrived", calls_json(rendezvous.arrived)},
+                     {"issued", calls_json(rendezvous.issued)},
                      {"absent", absent}});
   }
   Json cycle = Json::array();

@@ -64,11 +64,14 @@ class Rank {
   }
 
   /// Hands a tensor to whoever holds the run to a reference; costs nothing when nobody does. A program that goes in
-  /// steps taps the same name in each, with its number. Throws std::invalid_argument for no name or a step below -1.
+  /// steps taps the same name in each, with its number. Throws std::invalid_argument for no name or a step below -1,
+  /// and InvalidCall where the part is the output of a call of the rank that has not been awaited.
   template <class T>
   void tap(std::string_view name, ops::MatrixView<const T> part, const Placement& placement, int step = -1) {
     if (name.empty() || step < -1) throw std::invalid_argument("a tap needs a name, and a step of at least 0 or none");
-    if (sink_ != nullptr) sink_->tap(id_, {.id = {.step = step}, .name = name}, placement, part);
+    if (sink_ == nullptr) return;
+    refuse_early_read(name, part);
+    sink_->tap(id_, {.id = {.step = step}, .name = name}, placement, part);
   }
   template <class T>
   void tap(const TapId& id, ops::MatrixView<const T> part, const Placement& placement) {
@@ -83,6 +86,13 @@ class Rank {
 
  private:
   friend class Cluster;
+
+  template <class T>
+  void refuse_early_read(std::string_view name, const ops::MatrixView<const T>& part) const {
+    if (part.size() == 0) return;
+    const auto elements = static_cast<std::size_t>((part.rows - 1) * part.stride + part.cols);
+    shardproof::refuse_early_read(world_, part.data, elements * sizeof(T), name);
+  }
 
   GlobalRank id_{};
   Coordinates at_;

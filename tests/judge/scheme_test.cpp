@@ -303,6 +303,48 @@ TEST(VerifyScheme, HasGroupsOfAnyRanksAndOneOfAll) {
   EXPECT_EQ(verify_scheme({.tp = 2, .dp = 2}, program, expected, {.schedules = 20}).verdict, Verdict::pass);
 }
 
+/// y = 1 + 2 and 10 + 20, summed under way; `early` taps it before it is awaited, `drop` never awaits it.
+Cluster::Program sums_under_way(bool early, bool drop) {
+  return [early, drop](Rank& rank) -> Task<> {
+    const double mine = rank.at().tp + 1;
+    std::vector<double> y{mine, 10 * mine}, other{mine, 10 * mine};
+    CallHandle sum = rank.tp().iall_reduce(y);
+    CallHandle listed = rank.group(1, 0).iall_reduce(other);
+    co_await rank.world().barrier();
+    co_await listed;
+    if (early) rank.tap<double>("y", {y.data(), 1, 2}, Placement::replicate(1, 2));
+    if (drop) co_return;
+    co_await sum;
+    rank.tap<double>("y", {y.data(), 1, 2}, Placement::replicate(1, 2));
+    EXPECT_EQ(other, y);
+  };
+}
+
+TEST(VerifyScheme, RunsCallsUnderWayInEveryKindOfGroupUnderAnySchedule) {
+  const VerifyReport report = verify_scheme({.tp = 2}, sums_under_way(false, false), expected_sum(), {.schedules = 20});
+
+  EXPECT_EQ(report.verdict, Verdict::pass);
+  EXPECT_EQ(report.schedules, 20);
+}
+
+TEST(VerifyScheme, NamesATapThatReadsAnOutputEarly) {
+  const VerifyReport report = verify_scheme({.tp = 2}, sums_under_way(true, false), expected_sum(), {.schedules = 5});
+
+  ASSERT_TRUE(report.stall);
+  EXPECT_FALSE(report.schedule_dependent);
+  EXPECT_EQ(report.stall->cause.name, "invalid_call");
+  EXPECT_THAT(report.stall->text, HasSubstr("the tap y reads its output before it is awaited"));
+  EXPECT_THAT(report.stall->text, HasSubstr("rank 0: iall_reduce #0 in tp[0]"));
+}
+
+TEST(VerifyScheme, NamesACallThatIsNeverAwaited) {
+  const VerifyReport report = verify_scheme({.tp = 2}, sums_under_way(false, true), expected_sum());
+
+  ASSERT_TRUE(report.stall);
+  EXPECT_THAT(report.stall->text, HasSubstr("its handle was dropped without being awaited"));
+  EXPECT_THAT(report.stall->text, HasSubstr("scheme_test.cpp:"));
+}
+
 TEST(VerifyScheme, RefusesListsOfRanksThatAreNoGroup) {
   for (const std::vector<int>& list : {std::vector<int>{}, {0, 0}, {0, 9}, {-1, 0}, {1}}) {
     const auto program = tapping([&](Rank& rank) {
