@@ -1,10 +1,13 @@
 #include "collectives/communicator.h"
 
+#include <stdexcept>
+
 #include "collectives/internal/state.h"
 
 namespace shardproof {
 
 const Group& Communicator::group() const {
+  if (state_ == nullptr) throw std::logic_error("a communicator that belongs to no world was used");
   return state_->group;
 }
 

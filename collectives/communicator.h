@@ -32,6 +32,7 @@ namespace shardproof {
 /// A small handle, cheap to copy; valid as long as its World.
 class Communicator {
  public:
+  /// Of no group: whatever it is asked for but its rank throws std::logic_error.
   Communicator() = default;
   Communicator(internal::GroupState& state, GroupRank rank) : state_(&state), rank_(rank) {}
 

@@ -31,9 +31,10 @@ template <class T>
 class InputView {
  public:
   template <ReadBuffer R>
-  requires(std::is_same_v<ElementOf<R>, T>&& std::ranges::borrowed_range<R>)  // an lvalue, or a view
-                                                                              // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload):
-                                                                              // elements as they are
+  requires(std::is_same_v<ElementOf<R>, T>&& std::ranges::borrowed_range<
+           R>)  // an lvalue, or a view
+                // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload):
+                // elements as they are
       InputView(R&& elements)
       : elements_(std::ranges::data(elements), std::ranges::size(elements)) {}
   operator std::span<const T>() const { return elements_; }  // NOLINT(google-explicit-constructor): a view

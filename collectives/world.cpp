@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <tuple>
 #include <unordered_set>
 
 #include "collectives/call_hook.h"
@@ -42,6 +41,7 @@ void reset(WorldState& world) {
     group->arrived.store(0, std::memory_order_relaxed);
     for (internal::Member& member : group->members) member = {};
     group->lanes.clear();
+    std::fill(group->asked.begin(), group->asked.end(), 0);
     if (group->mailboxes == nullptr) continue;
     for (std::size_t i = 0; i < group->members.size(); ++i) {
       group->mailboxes[i].sends.clear();
@@ -86,7 +86,7 @@ std::exception_ptr error_of(WorldState& world) {
   if (world.failures.empty() && all_done) return nullptr;
   if (world.failures.empty()) {
     // Calls that differ among those who have come explain a rendezvous that never completes.
-    for (const auto& group : world.groups) {
+    for (const GroupState* group : internal::in_order(world)) {
       try {
         internal::check_outstanding(*group);
       } catch (const CollectiveMismatch&) {
@@ -97,15 +97,59 @@ std::exception_ptr error_of(WorldState& world) {
   }
   const auto first =
       std::min_element(world.failures.begin(), world.failures.end(), [](const Failure& a, const Failure& b) {
-        return std::tuple(a.rank, a.group, a.sequence) < std::tuple(b.rank, b.group, b.sequence);
+        if (a.rank != b.rank) return a.rank < b.rank;
+        if (a.group == b.group) return a.sequence < b.sequence;
+        if (a.group == nullptr || b.group == nullptr) return a.group != nullptr;
+        return internal::comes_before(*a.group, *b.group);
       });
   return rank_error(world, first->rank, first->error);
 }
 
+GroupState& group_of(const WorldState& world, GroupId id) {
+  const auto index = static_cast<int>(id);
+  if (index < 0 || index >= static_cast<int>(world.groups.size())) {
+    throw std::invalid_argument(
+        fmt::format("there is no group {} in a world of {} groups", index, world.groups.size()));
+  }
+  return *world.groups[static_cast<std::size_t>(index)];
+}
+
+// "0-3,7": three or more that follow one another are a range, and of many pieces the first are shown.
+std::string list_text(const std::vector<GlobalRank>& members) {
+  constexpr int kPieces = 16;
+  std::string text;
+  int pieces = 0;
+  for (std::size_t i = 0; i < members.size(); ++pieces) {
+    if (pieces == kPieces) return text + fmt::format(",... {} ranks", members.size());
+    std::size_t last = i;
+    while (last + 1 < members.size() && to_int(members[last + 1]) == to_int(members[last]) + 1) ++last;
+    if (last < i + 2) last = i;
+    text += fmt::format("{}{}", i == 0 ? "" : ",", to_int(members[i]));
+    if (last > i) text += fmt::format("-{}", to_int(members[last]));
+    i = last + 1;
+  }
+  return text;
+}
+
 }  // namespace
 
+bool internal::comes_before(const GroupState& a, const GroupState& b) {
+  if (a.listed != b.listed) return b.listed;
+  return a.listed ? a.group.members < b.group.members : a.id < b.id;
+}
+
+std::vector<const GroupState*> internal::in_order(const WorldState& world) {
+  std::vector<const GroupState*> groups;
+  for (const auto& group : world.groups) groups.push_back(group.get());
+  std::sort(groups.begin(), groups.end(),
+            [](const GroupState* a, const GroupState* b) { return comes_before(*a, *b); });
+  return groups;
+}
+
 World::World(int size, WorldOptions options) {
-  if (size < 1) throw std::invalid_argument(fmt::format("a world of {} ranks", size));
+  if (size < 1 || size > kMaxRanks) {
+    throw std::invalid_argument(fmt::format("a world of {} ranks; from 1 to {} are possible", size, kMaxRanks));
+  }
   state_ = std::make_unique<WorldState>(size, options);
 }
 World::World(World&&) noexcept = default;
@@ -140,16 +184,26 @@ GroupId World::add_group(std::string axis, std::vector<GlobalRank> members) {
   return state_->groups.back()->id;
 }
 
+GroupId World::add_listed_group(std::vector<GlobalRank> members) {
+  const GroupId id = add_group("ranks", std::move(members));
+  GroupState& group = *state_->groups.back();
+  group.listed = true;
+  group.asked.assign(group.members.size(), 0);
+  group.group.index = 0;
+  group.group.own_name = "ranks[" + list_text(group.group.members) + "]";
+  return id;
+}
+
 int World::group_count() const {
   return static_cast<int>(state_->groups.size());
 }
 
 const Group& World::group(GroupId id) const {
-  return state_->groups.at(static_cast<std::size_t>(id))->group;
+  return group_of(*state_, id).group;
 }
 
 Communicator World::communicator(GroupId id, GlobalRank rank) const {
-  GroupState& group = *state_->groups.at(static_cast<std::size_t>(id));
+  GroupState& group = group_of(*state_, id);
   const auto& members = group.group.members;
   // Most groups list their ranks in ascending order.
   const auto found = group.ascending ? std::lower_bound(members.begin(), members.end(), rank)
@@ -157,7 +211,9 @@ Communicator World::communicator(GroupId id, GlobalRank rank) const {
   if (found == members.end() || *found != rank) {
     throw std::invalid_argument(fmt::format("rank {} is not in {}", to_int(rank), group.group.name()));
   }
-  return Communicator(group, GroupRank{static_cast<int>(found - members.begin())});
+  const auto index = found - members.begin();
+  if (group.listed) group.asked[static_cast<std::size_t>(index)] = 1;
+  return Communicator(group, GroupRank{static_cast<int>(index)});
 }
 
 void World::set_hook(CallHook* hook) {
@@ -188,7 +244,10 @@ void World::run(Executor& executor, const Program& program) {
 }
 
 const std::vector<CollectiveRecord>& World::records(GlobalRank rank) const {
-  return state_->ranks.at(static_cast<std::size_t>(to_int(rank))).records;
+  if (to_int(rank) < 0 || to_int(rank) >= state_->size) {
+    throw std::invalid_argument(fmt::format("there is no rank {} in a world of {} ranks", to_int(rank), state_->size));
+  }
+  return state_->rank(rank).records;
 }
 
 }  // namespace shardproof

@@ -31,11 +31,13 @@ struct WorldOptions {
   bool check_overlap = true;  ///< compare the buffers of all ranks of a collective, O(n log n)
 };
 
+inline constexpr int kMaxRanks = 1 << 20;
+
 class World {
  public:
   using Program = std::function<Task<>(GlobalRank)>;
 
-  /// Throws std::invalid_argument unless size >= 1.
+  /// Throws std::invalid_argument unless 1 <= size <= kMaxRanks.
   explicit World(int size, WorldOptions options = {});
   World(World&&) noexcept;
   World& operator=(World&&) noexcept;
@@ -44,9 +46,14 @@ class World {
   int size() const;
   /// Throws std::invalid_argument when a member is outside the world, listed twice, or none is given.
   GroupId add_group(std::string axis, std::vector<GlobalRank> members);
+  /// A group that its ranks find by its members during a run, whoever comes first: it is named after them,
+  /// "ranks[3,1]", and that a rank has asked for it by communicator() is known to the wait-for graph. One caller at a
+  /// time, of this and of communicator(). Throws as add_group.
+  GroupId add_listed_group(std::vector<GlobalRank> members);
   int group_count() const;
+  /// Throws std::invalid_argument for an id that is none of this world's.
   const Group& group(GroupId id) const;
-  /// Throws std::invalid_argument when the rank is not a member.
+  /// Throws std::invalid_argument when there is no such group, or the rank is not a member.
   Communicator communicator(GroupId id, GlobalRank rank) const;
 
   /// Whom to show every call from now on; null for none. The hook must outlive the runs.
@@ -68,6 +75,7 @@ class World {
   void run(Executor& executor, const Program& program);
 
   /// What the rank communicated in the last run, in its program's order; empty if that run kept no records.
+  /// Throws std::invalid_argument when there is no such rank.
   const std::vector<CollectiveRecord>& records(GlobalRank rank) const;
 
  private:

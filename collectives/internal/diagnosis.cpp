@@ -16,7 +16,7 @@ class Diagnosis {
   explicit Diagnosis(const WorldState& world) : world_(world), rendezvous_of_(world.ranks.size()) {}
 
   WaitGraph run() {
-    for (const auto& group : world_.groups) {
+    for (const GroupState* group : in_order(world_)) {
       add_collective(*group, *group);
       for (const auto& [number, lane] : group->lanes) add_collective(*lane, *group);
       add_messages(*group);
@@ -194,21 +194,31 @@ class Diagnosis {
   // An absent rank that waits in another group of the same axis, with some of the same members.
   void explain_memberships() {
     for (std::size_t m = 0; m < graph_.rendezvous.size(); ++m) {
-      const Group& here = groups_[m]->group;
+      const GroupState& here_state = *groups_[m];
+      const Group& here = here_state.group;
       for (const AbsentRank& absent : graph_.rendezvous[m].absent) {
         if (absent.at < 0) continue;
-        const Group& there = groups_[static_cast<std::size_t>(absent.at)]->group;
-        if (here.name() == there.name() || here.axis != there.axis) continue;
+        const GroupState& there_state = *groups_[static_cast<std::size_t>(absent.at)];
+        const Group& there = there_state.group;
+        if (&here == &there || here.axis != there.axis || has_asked(here_state, absent.rank)) continue;
         const GlobalRank waiting = graph_.rendezvous[m].arrived.front().rank;
-        if (here.index > there.index && overlaps(there, here)) continue;  // said from the other side
+        if (comes_before(there_state, here_state) && overlaps(there, here)) continue;  // said from the other side
         graph_.causes.push_back(fmt::format(
             "rank {} calls {} in {} with members {{{}}}, rank {} in {} with members {{{}}}: they disagree on who is in "
-            "the group",
+            "the group{}",
             to_int(waiting), to_string(graph_.rendezvous[m].operation), here.name(), members(here), to_int(absent.rank),
-            there.name(), members(there)));
+            there.name(), members(there), here_state.listed ? ", or name their groups in different orders" : ""));
         return;
       }
     }
+  }
+
+  // A rank that has named the same list agrees on who is in it, and has only not come.
+  static bool has_asked(const GroupState& group, GlobalRank rank) {
+    if (!group.listed) return false;
+    const auto& members = group.group.members;
+    const auto found = std::find(members.begin(), members.end(), rank);
+    return found != members.end() && group.asked[static_cast<std::size_t>(found - members.begin())] != 0;
   }
 
   static bool overlaps(const Group& a, const Group& b) {

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -53,7 +52,9 @@ struct GroupState {
   WorldState* world = nullptr;
   GroupId id{};
   Group group;
-  bool ascending = false;  // group.members is sorted
+  bool ascending = false;   // group.members is sorted
+  bool listed = false;      // made by whoever asked for it first: its id depends on the schedule
+  std::vector<char> asked;  // of a listed group, by GroupRank: who has asked for it in this run
   std::vector<Member> members;
   std::unique_ptr<Mailbox[]> mailboxes;  // [n], made at the first message
   std::once_flag mailboxes_made;
@@ -84,7 +85,7 @@ struct alignas(64) RankState {
 /// on the schedule.
 struct Failure {
   GlobalRank rank;
-  int group = std::numeric_limits<int>::max();  // where it met; what the rank itself threw comes after that
+  const GroupState* group = nullptr;  // where it met; null, and after these, for what the rank itself threw
   std::uint64_t sequence = 0;
   std::exception_ptr error;
 };
@@ -109,9 +110,15 @@ struct WorldState {
   /// A call failed where it met others, as which it counts for `rank`.
   void fail(GlobalRank rank, const Call& call, std::exception_ptr error) {
     const std::lock_guard lock(failure_mutex);
-    failures.push_back({rank, static_cast<int>(call.group->id), call.sequence, std::move(error)});
+    const GroupState* lane_of = call.group->lane_of;
+    failures.push_back({rank, lane_of != nullptr ? lane_of : call.group, call.sequence, std::move(error)});
   }
 };
+
+/// An order of groups that does not depend on who asked for one first.
+bool comes_before(const GroupState& a, const GroupState& b);
+/// All groups in that order.
+std::vector<const GroupState*> in_order(const WorldState& world);
 
 CallInfo describe(const Call& call);
 /// One message of a point-to-point call.

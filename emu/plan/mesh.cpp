@@ -1,6 +1,11 @@
 #include "emu/plan/mesh.h"
 
+#include <fmt/format.h>
+
+#include <cstdint>
+#include <limits>
 #include <set>
+#include <stdexcept>
 
 namespace shardproof {
 
@@ -42,6 +47,19 @@ int Coordinates::operator[](Axis axis) const {
       return edp;
   }
   return 0;
+}
+
+Mesh::Mesh(const Parallel& parallel) : parallel_(parallel) {
+  std::int64_t world = 1;
+  for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+    const int own = degree(axis);
+    if (own < 1) throw std::invalid_argument(fmt::format("{} is {}; at least 1 is needed", to_string(axis), own));
+    if (axis == Axis::etp || axis == Axis::ep || axis == Axis::edp) continue;
+    if (world <= std::numeric_limits<int>::max()) world *= own;
+  }
+  if (world <= std::numeric_limits<int>::max()) return;
+  throw std::invalid_argument(fmt::format("tp {} * cp {} * dp {} * pp {} are more than {} ranks", parallel.tp,
+                                          parallel.cp, parallel.dp, parallel.pp, std::numeric_limits<int>::max()));
 }
 
 int Mesh::degree(Axis axis) const {

@@ -48,7 +48,8 @@ struct Coordinates {
 
 class Mesh {
  public:
-  explicit Mesh(const Parallel& parallel) : parallel_(parallel) {}
+  /// Throws std::invalid_argument when a degree is below 1, or the ranks are more than an int counts.
+  explicit Mesh(const Parallel& parallel);
 
   const Parallel& parallel() const { return parallel_; }
   int world() const { return parallel_.world(); }

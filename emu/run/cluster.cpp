@@ -39,7 +39,7 @@ Communicator Cluster::listed_group(const std::vector<int>& ranks, GlobalRank mem
   if (found == listed_.end()) {
     std::vector<GlobalRank> members;
     for (const int rank : ranks) members.push_back(GlobalRank{rank});
-    found = listed_.emplace(ranks, world_.add_group("ranks", std::move(members))).first;
+    found = listed_.emplace(ranks, world_.add_listed_group(std::move(members))).first;
   }
   return world_.communicator(found->second, member);
 }

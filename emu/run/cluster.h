@@ -108,7 +108,8 @@ class Cluster {
   Cluster(Cluster&&) = delete;  // ranks refer to it
   using Program = std::function<Task<>(Rank&)>;
 
-  /// One group for every fibre of every axis of the mesh.
+  /// One group for every fibre of every axis of the mesh. Throws std::invalid_argument as Mesh and World do: for
+  /// degrees below 1, and a product that is more than kMaxRanks.
   explicit Cluster(const Parallel& parallel);
 
   const Mesh& mesh() const { return mesh_; }

@@ -500,6 +500,26 @@ TEST(Deadlock, ShowsEveryGroupThatAwaitsARankOneCallBehind) {
                                       "1), ep[0] (rank 2 at barrier #1, it has made 1)"));
 }
 
+TEST(Deadlock, OfARankThatLeavesACallOutIsNotTakenForTheOppositeOrderAlone) {
+  World world(2);
+  const GroupId tp = world.add_group("tp", {GlobalRank{0}, GlobalRank{1}});
+  const GroupId dp = world.add_group("dp", {GlobalRank{0}, GlobalRank{1}});
+  const auto program = [&](GlobalRank rank) -> Task<> {
+    co_await world.communicator(tp, rank).barrier();
+    if (rank == GlobalRank{0}) co_await world.communicator(tp, rank).barrier();
+    co_await world.communicator(dp, rank).barrier();
+  };
+  SeededExecutor executor(1);
+
+  const DeadlockError error = deadlock_of([&] { world.run(executor, program); });
+
+  EXPECT_THAT(error.graph().cycle, ElementsAre(GlobalRank{0}, GlobalRank{1}));
+  EXPECT_THAT(
+      error.graph().causes,
+      ElementsAre("ranks 0 and 1 wait for each other: rank 0 is at barrier #1 in tp[0], rank 1 at barrier #0 in "
+                  "dp[0]: they make the two calls in opposite order, or one of them leaves one out"));
+}
+
 TEST(Deadlock, NamesTwoGroupsTakenInOppositeOrder) {
   World world(2);
   const GroupId tp = world.add_group("tp", {GlobalRank{0}, GlobalRank{1}});

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <initializer_list>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <utility>
@@ -20,9 +22,47 @@ TEST(World, RefusesGroupsThatCannotBe) {
   World world(4);
 
   EXPECT_THROW(World(0), std::invalid_argument);
+  EXPECT_THROW(World(std::numeric_limits<int>::max()), std::invalid_argument);
   EXPECT_THROW(world.add_group("tp", {}), std::invalid_argument);
   EXPECT_THROW(world.add_group("tp", {GlobalRank{4}}), std::invalid_argument);
   EXPECT_THROW(world.add_group("tp", {GlobalRank{1}, GlobalRank{1}}), std::invalid_argument);
+}
+
+TEST(World, RefusesIdsThatAreNoneOfItsOwn) {
+  World world(4);
+  const GroupId group = world.add_group("tp", {GlobalRank{0}});
+
+  for (const int id : {-1, 1, std::numeric_limits<int>::max()}) {
+    EXPECT_THROW((void)world.group(GroupId{id}), std::invalid_argument);
+    EXPECT_THROW((void)world.communicator(GroupId{id}, GlobalRank{0}), std::invalid_argument);
+  }
+  for (const int rank : {-1, 4, std::numeric_limits<int>::min()}) {
+    EXPECT_THROW((void)world.records(GlobalRank{rank}), std::invalid_argument);
+    EXPECT_THROW((void)world.communicator(group, GlobalRank{rank}), std::invalid_argument);
+  }
+}
+
+TEST(World, ACommunicatorOfNoneSaysSo) {
+  const Communicator none;
+  std::vector<float> values(2);
+
+  EXPECT_THROW((void)none.size(), std::logic_error);
+  EXPECT_THROW((void)none.group(), std::logic_error);
+  EXPECT_THROW((void)none.global_rank(), std::logic_error);
+  EXPECT_THROW((void)none.all_reduce(values), std::logic_error);
+  EXPECT_THROW((void)none.iall_reduce(values), std::logic_error);
+}
+
+TEST(World, NamesListedGroupsByTheirMembers) {
+  World world(9);
+  const auto name_of = [&](std::initializer_list<int> ranks) {
+    std::vector<GlobalRank> members;
+    for (const int rank : ranks) members.push_back(GlobalRank{rank});
+    return world.group(world.add_listed_group(members)).name();
+  };
+
+  EXPECT_EQ(name_of({3, 1}), "ranks[3,1]");
+  EXPECT_EQ(name_of({0, 1, 2, 3, 7, 8}), "ranks[0-3,7,8]");
 }
 
 TEST(World, NumbersTheGroupsOfAnAxis) {

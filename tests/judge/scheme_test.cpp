@@ -8,7 +8,9 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <set>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace shardproof {
@@ -16,6 +18,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 ExpectedTaps expected_sum() {
   ExpectedTaps expected;
@@ -369,6 +372,41 @@ TEST(VerifyScheme, SaysThatRanksDisagreeOnWhoIsInAGroup) {
 
   EXPECT_EQ(report.verdict, Verdict::deadlock);
   EXPECT_THAT(report.stall->text, HasSubstr("they disagree on who is in the group"));
+}
+
+TEST(VerifyScheme, NamesListedGroupsByTheirMembersUnderEverySchedule) {
+  // Of many groups that wait, which one is made first depends on the schedule.
+  const Cluster::Program program = [](Rank& rank) -> Task<> {
+    const int me = to_int(rank.id());
+    std::vector<double> y{1};
+    if (me != 0) co_await rank.group(0, me).all_reduce(y);
+  };
+  std::set<std::string> texts;
+
+  for (std::uint64_t seed = 0; seed < 30; ++seed) {
+    const VerifyReport report = verify_scheme({.tp = 6}, program, expected_sum(), {.schedule = seed});
+    ASSERT_TRUE(report.stall);
+    texts.insert(report.stall->text);
+  }
+
+  ASSERT_EQ(texts.size(), 1u);
+  EXPECT_THAT(*texts.begin(), HasSubstr("after 0 collectives in ranks[0,3] and never joins"));
+}
+
+TEST(VerifyScheme, BlamesNoListThatBothRanksHaveNamed) {
+  const Cluster::Program program = [](Rank& rank) -> Task<> {
+    std::vector<double> y{1};
+    const Communicator one = rank.group(0, 1), other = rank.group(1, 0);
+    const bool first = rank.at().tp == 0;
+    co_await (first ? one : other).all_reduce(y);
+    co_await (first ? other : one).all_reduce(y);
+  };
+
+  const VerifyReport report = verify_scheme({.tp = 2}, program, expected_sum());
+
+  ASSERT_TRUE(report.stall);
+  EXPECT_THAT(report.stall->text, Not(HasSubstr("disagree")));
+  EXPECT_THAT(report.stall->graph->causes.front(), HasSubstr("ranks 0 and 1 wait for each other"));
 }
 
 }  // namespace

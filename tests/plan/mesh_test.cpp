@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <random>
+#include <stdexcept>
 
 #include "tests/support/generate.h"
 
@@ -15,6 +16,13 @@ using ::testing::ElementsAre;
 using Groups = std::vector<std::vector<int>>;
 
 constexpr Axis kAxes[] = {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp};
+
+TEST(Mesh, RefusesDegreesThatAreNoneAndMoreRanksThanAreCounted) {
+  EXPECT_THROW(Mesh(Parallel{.tp = -1}), std::invalid_argument);
+  EXPECT_THROW(Mesh(Parallel{.edp = 0}), std::invalid_argument);
+  EXPECT_THROW(Mesh(Parallel{.tp = 65536, .dp = 65536}), std::invalid_argument);  // 0 in 32 bits
+  EXPECT_EQ(Mesh(Parallel{.tp = 65536}).world(), 65536);
+}
 
 // The sixteen-GPU example in the documentation of Megatron's initialize_model_parallel: tensor 2, pipeline 4.
 TEST(Mesh, MatchesMegatronsSixteenGpuExample) {
