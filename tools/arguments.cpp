@@ -2,17 +2,21 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
+#include "collectives/executor.h"
+#include "tools/terminal.h"
 #include "tools/usage_error.h"
 
 namespace shardproof::tools {
 namespace {
 
 constexpr int kMostThreads = 1024;
+constexpr int kMostThreadsOfACore = 32;
 constexpr const char* kEmpty = "the value is empty (an unset variable?)";
 
 /// "0" or digits that do not start with it.
@@ -109,9 +113,18 @@ CLI::Option* add_positive(CLI::App& command, const std::string& flag, std::optio
 }
 
 CLI::Option* add_threads(CLI::App& command, int& threads) {
-  CLI::Option* const option = add_whole(command, "--threads", threads, {1, kMostThreads},
-                                        "Threads to run on (default: all that the process may use)");
-  return option->default_str("");
+  return command
+      .add_option_function<std::string>(
+          "--threads",
+          [&threads](const std::string& text) {
+            const int asked = static_cast<int>(parse_whole("--threads", text, 1, kMostThreads));
+            threads = std::min(asked, kMostThreadsOfACore * available_threads());
+            if (threads == asked) return;
+            complain(fmt::format("--threads: {} would only wait for one another; {} run, {} a core", asked, threads,
+                                 kMostThreadsOfACore));
+          },
+          "Threads to run on (default: all that the process may use)")
+      ->type_name("N");
 }
 
 void refuse_empty_values(CLI::App& app) {

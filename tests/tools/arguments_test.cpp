@@ -118,6 +118,19 @@ TEST(Arguments, SeedsTakeAllOfTheir64Bits) {
   EXPECT_THAT(least.out, HasSubstr("seed 0"));
 }
 
+TEST(Arguments, MoreThreadsThanHelpAreSaidAndLeftOut) {
+  const std::string plan = testing::temporary_file("plan.json", testing::kTinyPlan);
+
+  const CommandResult many = testing::shardproof_in(".", "verify " + plan + " --format exact --threads 1024 --json -",
+                                                    "taskset -c $(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')");
+  const CommandResult few = shardproof("verify " + plan + " --format exact --threads 2 --json -");
+
+  EXPECT_EQ(many.exit_code, 0);
+  EXPECT_THAT(many.err, HasSubstr("--threads: 1024 would only wait for one another; 32 run, 32 a core"));
+  EXPECT_THAT(many.out, HasSubstr("\"threads\": 32"));
+  EXPECT_EQ(few.err, "");
+}
+
 TEST(Arguments, RangesAreReadStrictlyToo) {
   for (const std::string text : {"01", "1-", "-1", "1-02", "1--2", "1- 2", "2-1", "4294967296"}) {
     EXPECT_EQ(shardproof("graph --layers=" + text).exit_code, 2) << text;

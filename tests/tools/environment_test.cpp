@@ -85,7 +85,7 @@ TEST_F(Environment, OneCoreAndManyThreadsGiveTheSameResult) {
 
   EXPECT_EQ(proof("taskset -c $(taskset -cp $$ | sed 's/.*: //; s/[-,].*//')"), expected);
   EXPECT_EQ(proof("nice -n 19"), expected);
-  EXPECT_EQ(proof("", "--threads 64"), expected);
+  EXPECT_EQ(proof("", "--threads 32"), expected);
 }
 
 TEST_F(Environment, FewDescriptorsAreEnough) {

@@ -98,13 +98,13 @@ function(shardproof_benchmark name)
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
 endfunction()
 
-# shardproof_fuzzer(<name> SOURCES ... LIBRARIES ... [CORPUS <folder>...]): a libFuzzer program, only with SHARDPROOF_FUZZ;
+# shardproof_fuzzer(<name> SOURCES ... LIBRARIES ... [CORPUS <folder>...] [OPTIONS ...]): a libFuzzer program, only with SHARDPROOF_FUZZ;
 # its ctest entry fuzz.<name> starts from the files of CORPUS and runs for a minute.
 function(shardproof_fuzzer name)
   if(NOT SHARDPROOF_FUZZ)
     return()
   endif()
-  cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES;CORPUS" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBRARIES;CORPUS;OPTIONS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE shardproof_options ${ARG_LIBRARIES})
   target_link_options(${name} PRIVATE -fsanitize=fuzzer)
@@ -118,6 +118,6 @@ function(shardproof_fuzzer name)
   set(found ${CMAKE_CURRENT_BINARY_DIR}/${name}_corpus)
   file(MAKE_DIRECTORY ${found})
   add_test(NAME fuzz.${name} COMMAND ${name} -max_total_time=60 -max_len=20000 -timeout=10 -rss_limit_mb=2048
-                                    -dict=${PROJECT_SOURCE_DIR}/tests/fuzz/json.dict ${found} ${ARG_CORPUS})
+                                    -dict=${PROJECT_SOURCE_DIR}/tests/fuzz/json.dict ${ARG_OPTIONS} ${found} ${ARG_CORPUS})
   set_tests_properties(fuzz.${name} PROPERTIES LABELS "nightly;fuzz" TIMEOUT 300)
 endfunction()
