@@ -7,13 +7,13 @@
 #include <numeric>
 #include <string>
 
-#include "bench/ops_machine.h"
 #include "bench/ops_shapes.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/expert.h"
 #include "ops/linear.h"
+#include "ops/machine.h"
 #include "ops/norm.h"
 #include "ops/permute.h"
 #include "ops/rope.h"
@@ -23,10 +23,16 @@
 namespace shardproof::bench {
 namespace {
 
+using ops::Beside;
+using ops::copy_bandwidth;
 using ops::Cost;
 using ops::Format;
 using ops::Index;
 using ops::Matrix;
+using ops::memory_copy_bandwidth;
+using ops::memory_read_bandwidth;
+using ops::peak_flops;
+using ops::read_bandwidth;
 
 // More than the last-level cache: elementwise ops are judged by memory.
 constexpr Index kManyTokens = 16384;
