@@ -16,7 +16,7 @@ using ::testing::StartsWith;
 
 std::string small_plan() {
   return temporary_file("plan.json", R"({"name": "small", "model": {"model_type": "mixtral", "hidden_size": 64,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "num_local_experts": 4,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 96, "num_local_experts": 4,
     "num_experts_per_tok": 2, "vocab_size": 50}, "parallel": {"tp": 2, "ep": 2}, "hardware": {"gpus": 2},
     "workload": {"batch": 2, "sequence": 8}})");
 }
