@@ -13,6 +13,7 @@
 #include "tools/exit_code.h"
 #include "tools/graph.h"
 #include "tools/mutate_command.h"
+#include "tools/ops_command.h"
 #include "tools/output_error.h"
 #include "tools/output_file.h"
 #include "tools/terminal.h"
@@ -29,6 +30,7 @@ constexpr const char* kFooter = R"(Examples:
   shardproof verify PLAN --format fp16 --json -    the rounding verdict in fp16, as JSON on standard output
   shardproof verify PLAN --scale full --batch 4 --sequence 128
   shardproof check plans/ep4_tp2_pp2_sp.json       arithmetic, memory, balance and claims of a plan
+  shardproof ops PLAN --rank 3                     the ops of one rank at full scale, timed here
 
 Exit codes: 0 pass, 1 mismatch or refuted claim, 2 usage or invalid plan, 3 deadlock or collective mismatch,
 4 inconclusive, 70 internal error, no memory or no room on the disk, 128 + n ended by signal n.)";
@@ -55,6 +57,7 @@ int run(int argc, const char* const* argv) {
   add_check_command(app, exit_code);
   add_graph_command(app, exit_code);
   add_mutate_command(app, exit_code);
+  add_ops_command(app, exit_code);
   add_collectives_command(app, exit_code);
   refuse_empty_values(app);
   refuse_empty_values(argc, argv);

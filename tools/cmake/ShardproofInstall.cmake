@@ -1,5 +1,5 @@
-# Install rules: libraries, headers under include/shardproof, the command, the plans, and the package that
-# find_package(shardproof) reads.
+# Install rules: libraries, headers under include/shardproof, the command (whose `ops` and `collectives` are the
+# benchmarks) and what compares its results, the plans, and the package that find_package(shardproof) reads.
 
 include(CMakePackageConfigHelpers)
 
@@ -20,4 +20,6 @@ endforeach()
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/plans DESTINATION ${CMAKE_INSTALL_DATADIR}/shardproof)
 if(TARGET shardproof)
   install(TARGETS shardproof)
+  install(PROGRAMS ${PROJECT_SOURCE_DIR}/bench/compare.py DESTINATION ${CMAKE_INSTALL_BINDIR}
+          RENAME shardproof-bench-compare)
 endif()

@@ -17,7 +17,8 @@ package_unless_command() { command -v "$1" >/dev/null 2>&1 || printf '%s ' "$2";
 
 is_installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
-# Prints what is missing of the given kinds: build, check (clang-format), clang (compiler, clang-tidy, sanitizers).
+# Prints what is missing of the given kinds: build, check (clang-format), clang (compiler, clang-tidy,
+# sanitizers), python (what compares benchmarks), peers (other people's ops and collectives).
 missing_packages() {
   local kind package
   for kind in "$@"; do
@@ -29,6 +30,11 @@ missing_packages() {
         package_unless_command ccache ccache
         for package in libtbb-dev libeigen3-dev libcli11-dev nlohmann-json3-dev libfmt-dev libbenchmark-dev \
                        libgtest-dev libgmock-dev; do
+          is_installed "$package" || printf '%s ' "$package"
+        done ;;
+      python) package_unless_command python3 python3 ;;
+      peers)
+        for package in libdnnl-dev libopenblas-dev libopenmpi-dev openmpi-bin python3-venv; do
           is_installed "$package" || printf '%s ' "$package"
         done ;;
       check) package_unless_command clang-format-14 clang-format-14 ;;

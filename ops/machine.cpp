@@ -1,7 +1,5 @@
 // Compiled with contraction on: the peak is that of fused multiply-adds where the instruction set has them.
-#include "bench/ops_machine.h"
-
-#include <benchmark/benchmark.h>
+#include "ops/machine.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,17 +8,16 @@
 
 #include "ops/internal/simd.h"
 
-namespace shardproof::bench {
+namespace shardproof::ops {
 
 namespace {
 
-using ops::simd::Vec;
+using simd::Vec;
 
-/// Time that the thread ran: another process on the core does not count.
-double thread_seconds() {
-  timespec now{};
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+/// The compiler must have the value, and may know nothing of it afterwards.
+template <class T>
+void keep(T& value) {
+  asm volatile("" : "+m"(value) : : "memory");
 }
 
 /// The mean rate of some runs of f, each of which does `amount`.
@@ -39,27 +36,27 @@ std::vector<float>& many_floats(int which) {
 }
 
 double read_rate(const std::vector<float>& data, int passes) {
-  constexpr std::size_t kStep = static_cast<std::size_t>(ops::simd::kLanes<float>);
+  constexpr std::size_t kStep = static_cast<std::size_t>(simd::kLanes<float>);
   return mean_rate(static_cast<double>(data.size() * sizeof(float)), passes, [&] {
     Vec<float> sum[8] = {};
     for (std::size_t i = 0; i + 8 * kStep <= data.size(); i += 8 * kStep) {
       SHARDPROOF_UNROLL
-      for (std::size_t j = 0; j < 8; ++j) sum[j] += ops::simd::load<float>(&data[i + j * kStep]);
+      for (std::size_t j = 0; j < 8; ++j) sum[j] += simd::load<float>(&data[i + j * kStep]);
     }
     Vec<float> total = sum[0];
     for (std::size_t j = 1; j < 8; ++j) total += sum[j];
-    benchmark::DoNotOptimize(total);
+    keep(total);
   });
 }
 
 double copy_rate(const std::vector<float>& from, std::vector<float>& to, int passes) {
-  constexpr std::size_t kStep = static_cast<std::size_t>(ops::simd::kLanes<float>);
+  constexpr std::size_t kStep = static_cast<std::size_t>(simd::kLanes<float>);
   return mean_rate(2 * static_cast<double>(from.size() * sizeof(float)), passes, [&] {
     // Ordinary stores, as the ops make them: memcpy may bypass the cache, which only pays where nobody reads on.
     for (std::size_t i = 0; i + kStep <= from.size(); i += kStep) {
-      ops::simd::store<float>(&to[i], ops::simd::load<float>(&from[i]));
+      simd::store<float>(&to[i], simd::load<float>(&from[i]));
     }
-    benchmark::ClobberMemory();
+    asm volatile("" : : : "memory");
   });
 }
 
@@ -69,20 +66,26 @@ int passes_of(std::size_t bytes) {
 
 }  // namespace
 
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 template <class T>
 double peak_flops() {
   constexpr int kRuns = 10, kRounds = 400000, kChains = 10;
   T seed = 1, factor = static_cast<T>(0.999);
-  benchmark::DoNotOptimize(seed);
-  benchmark::DoNotOptimize(factor);
-  const double flops = 2.0 * kRounds * kChains * static_cast<double>(ops::simd::kLanes<T>);
+  keep(seed);
+  keep(factor);
+  const double flops = 2.0 * kRounds * kChains * static_cast<double>(simd::kLanes<T>);
   return mean_rate(flops, kRuns, [&] {
-    const Vec<T> a = ops::simd::broadcast<T>(factor);
+    const Vec<T> a = simd::broadcast<T>(factor);
     Vec<T> sum[kChains];
     for (auto& chain : sum) {  // no two chains alike, or they would be computed once
-      chain = ops::simd::broadcast<T>(seed);
+      chain = simd::broadcast<T>(seed);
       seed += factor;
-      benchmark::DoNotOptimize(seed);
+      keep(seed);
     }
     for (int round = 0; round < kRounds; ++round) {
       SHARDPROOF_UNROLL
@@ -91,8 +94,8 @@ double peak_flops() {
     Vec<T> total = sum[0];
     for (int i = 1; i < kChains; ++i) total += sum[i];
     T result = total[0];
-    for (int lane = 1; lane < static_cast<int>(ops::simd::kLanes<T>); ++lane) result += total[lane];
-    benchmark::DoNotOptimize(result);
+    for (int lane = 1; lane < static_cast<int>(simd::kLanes<T>); ++lane) result += total[lane];
+    keep(result);
   });
 }
 
@@ -120,4 +123,4 @@ double memory_copy_bandwidth() {
   return copy_rate(many_floats(0), many_floats(1), 3);
 }
 
-}  // namespace shardproof::bench
+}  // namespace shardproof::ops

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-namespace shardproof::bench {
+namespace shardproof::ops {
 
 /// Multiply-adds on independent vector registers, in flop/s of one thread. T is float or double.
 template <class T>
@@ -17,6 +17,9 @@ double read_bandwidth(std::size_t bytes);
 
 /// Bytes a second, read and written ones together, of one thread that copies `bytes` of memory.
 double copy_bandwidth(std::size_t bytes);
+
+/// Time that the calling thread ran: another process on its core does not count.
+double thread_seconds();
 
 /// Read and copy bandwidth of a working set that no cache holds.
 double memory_read_bandwidth();
@@ -34,4 +37,4 @@ class Beside {
   double before_;
 };
 
-}  // namespace shardproof::bench
+}  // namespace shardproof::ops
