@@ -83,11 +83,11 @@ def block(
                 first, count = partition(count, size, index)
                 extents[dim] = (begin + first, count)
         elif isinstance(placement, Partial):
-            over = [placement.over] if isinstance(placement.over, str) else list(placement.over)
-            if over and isinstance(over[0], int):
-                made.partial_ranks = [int(rank) for rank in over]
-            else:
-                made.partial = [str(axis) for axis in over]
+            for over in [placement.over] if isinstance(placement.over, str) else placement.over:
+                if isinstance(over, str):
+                    made.partial.append(over)
+                else:
+                    made.partial_ranks.append(over)
         elif isinstance(placement, Listed):
             made.row_list = [int(row) for row in placement.rows]
     made.cols = extents[-1]

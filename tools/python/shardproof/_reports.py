@@ -32,7 +32,7 @@ def _value(hint: Any, value: Any) -> Any:
         return [_value(typing.get_args(hint)[0], item) for item in value]
     if hint is float and isinstance(value, str):  # "inf", "-inf", "nan": JSON has none of these
         return float(value)
-    return from_json(hint, value) if is_dataclass(hint) else value
+    return from_json(hint, value) if isinstance(hint, type) and is_dataclass(hint) else value
 
 
 @dataclass

@@ -181,12 +181,12 @@ NB_MODULE(_core, m) {
   nb::exception<RunOver>(m, "RunOver", PyExc_BaseException);
 
   nb::class_<GroupHandle>(m, "Group")
-      .def_prop_ro("rank", [](const GroupHandle& group) { return to_int(group.communicator.rank()); })
-      .def_prop_ro("size", [](const GroupHandle& group) { return group.communicator.size(); })
-      .def_prop_ro("name", [](const GroupHandle& group) { return group.communicator.group().name(); })
-      .def_prop_ro("members", [](const GroupHandle& group) {
+      .def_prop_ro("rank", [](const GroupHandle& handle) { return handle.rank; })
+      .def_prop_ro("size", [](const GroupHandle& handle) { return handle.group.size(); })
+      .def_prop_ro("name", [](const GroupHandle& handle) { return handle.group.name(); })
+      .def_prop_ro("members", [](const GroupHandle& handle) {
         std::vector<int> ranks;
-        for (const GlobalRank member : group.communicator.group().members) ranks.push_back(to_int(member));
+        for (const GlobalRank member : handle.group.members) ranks.push_back(to_int(member));
         return ranks;
       });
 

@@ -76,10 +76,10 @@ PythonScheme::Seat& PythonScheme::own_seat(int rank) {
 GroupHandle PythonScheme::group(int rank, const std::string& axis, const std::vector<int>& members) {
   const Seat& seat = own_seat(rank);
   const ThreadRanks::Inside inside(ranks_, GlobalRank{rank});
-  if (axis == "world") return {seat.run, seat.rank->world()};
-  if (axis.empty()) return {seat.run, seat.rank->group(members)};
+  if (axis == "world") return GroupHandle(seat.run, seat.rank->world());
+  if (axis.empty()) return GroupHandle(seat.run, seat.rank->group(members));
   for (const Axis named : kAxes) {
-    if (axis == to_string(named)) return {seat.run, seat.rank->on(named)};
+    if (axis == to_string(named)) return GroupHandle(seat.run, seat.rank->on(named));
   }
   throw std::invalid_argument("no axis " + axis);
 }

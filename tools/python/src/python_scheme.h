@@ -32,7 +32,12 @@ struct CallRequest {
 };
 
 struct GroupHandle {
-  std::uint64_t run = 0;  ///< the group is one of this run
+  GroupHandle(std::uint64_t of_run, const Communicator& made)
+      : run(of_run), rank(to_int(made.rank())), group(made.group()), communicator(made) {}
+
+  std::uint64_t run;
+  int rank;
+  Group group;  ///< a copy: the handle may outlive the run
   Communicator communicator;
 };
 

@@ -71,3 +71,15 @@ def test_the_readme_holds_the_example_and_what_it_prints():
 
     assert example.read_text() in readme
     assert done.stdout in readme
+
+
+@pytest.mark.parametrize("name, says", [
+    ("find_a_deadlock", "deadlock\nall_to_all in ep[0]: rank 1 in line 12, rank 2 in line 12 wait for "
+                        "rank 0 (finished), rank 3 (finished)\n"),
+    ("compare_reduction_orders", "recursive_doubling bf16  pass  worst error "),
+])
+def test_the_examples_say_what_they_are_for(name, says):
+    example = ROOT / "tools" / "python" / "examples" / f"{name}.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True)
+
+    assert says in done.stdout

@@ -292,6 +292,7 @@ def test_a_rank_used_by_another_thread_is_refused():
 def test_a_rank_kept_beyond_its_run_is_refused():
     kept = []
     shardproof.run(lambda rank: kept.append(rank.tp), tp=1)
+    assert (kept[0].name, kept[0].members) == ("tp[0]", [0])
     with pytest.raises(BaseException, match="another thread|run is over"):
         kept[0].barrier()
 
@@ -334,6 +335,20 @@ except KeyboardInterrupt:
 @pytest.mark.ranks(16)
 def test_runs_on_every_rank(rank):
     assert rank.world.all_reduce(np.ones(1))[0] == 16
+
+
+def test_jax_arrays_are_returned_anew():
+    jnp = pytest.importorskip("jax.numpy")
+
+    def fn(rank):
+        x = jnp.full((2, 3), rank.id + 1.0)
+        y = rank.tp.all_reduce(x)
+        assert type(y) is type(x) and x[0, 0] == rank.id + 1
+        assert rank.tp.all_gather(x).shape == (4, 3) and rank.tp.broadcast(x, root=1)[0, 0] == 2
+        assert rank.tp.psum(jnp.ones(2, jnp.float16)).dtype == jnp.float16
+        rank.tap("y", y + jnp.arange(3))
+
+    passing(fn, tp=2, expected={"y": [[3.0, 4.0, 5.0]] * 2})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64"])
