@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -35,6 +33,8 @@ def _plan_file(plan: Plan) -> Iterator[list[str]]:
         return
     if not isinstance(plan, Mapping):
         plan = plan.to_dict() if hasattr(plan, "to_dict") else vars(plan)
+    import tempfile  # here and below: a scheme needs neither, and both take long to import
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.json"
         path.write_text(json.dumps(dict(plan)))
@@ -54,6 +54,8 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
 def command(*arguments: str) -> str:
     """Runs a subcommand and returns what it prints. Raises PlanError for a plan or argument that it refuses, with every
     problem, and CommandError for anything else than a verdict."""
+    import subprocess
+
     done = subprocess.run([str(command_path()), *arguments], capture_output=True, text=True, check=False)
     if done.returncode == USAGE:
         lines = done.stderr.strip().splitlines()
