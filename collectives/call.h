@@ -78,6 +78,21 @@ void leave(Call& call);
 
 }  // namespace internal
 
+/// A call whose element type is known at run time only: for bindings. The fields are those of the typed functions of
+/// Communicator, which say what each operation reads of them; counts are in elements. What it points to outlives the
+/// call.
+struct CallSpec {
+  Operation operation{};
+  ElementType type{};
+  const void* in = nullptr;
+  std::size_t in_count = 0;
+  void* out = nullptr;
+  std::size_t out_count = 0;
+  ReduceOptions options = {};  ///< of a call that only moves: algorithm and gpus_per_node
+  SourceLocation where = {};
+  internal::CallDetails details = {};
+};
+
 /// What a Communicator's functions return: co_await it, at once and once. It refers to what it was given, so that only
 /// a temporary may be awaited: `auto call = tp.all_reduce(y); co_await call;` does not compile.
 class [[nodiscard]] PendingCall {
@@ -113,6 +128,29 @@ class [[nodiscard]] PendingCall {
       call_.options.algorithm = options.algorithm;
       call_.options.gpus_per_node = options.gpus_per_node;
     }
+    internal::check(call_);
+  }
+  PendingCall(internal::GroupState* group, GroupRank rank, const CallTag& tag, const CallSpec& spec)
+      : call_{.tag = tag,
+              .group = group,
+              .rank = rank,
+              .operation = spec.operation,
+              .type = spec.type,
+              .counts_given = spec.details.counts_given,
+              .dropped = false,
+              .root = spec.details.root,
+              .in = spec.in,
+              .out = spec.out,
+              .in_count = spec.in_count,
+              .out_count = spec.out_count,
+              .counts = spec.details.counts,
+              .recv_counts = spec.details.recv_counts,
+              .sends = spec.details.sends,
+              .recvs = spec.details.recvs,
+              .options = spec.options,
+              .where = spec.where,
+              .sequence = 0,
+              .waiter = {}} {
     internal::check(call_);
   }
   PendingCall(const PendingCall&) = delete;

@@ -140,6 +140,8 @@ class Communicator {
   }
   /// All messages together; returns once all of them have arrived.
   PendingCall exchange(Exchange messages, SourceLocation where = SourceLocation::current()) const;
+  /// Any of the calls above, of a type that is known at run time only.
+  PendingCall call(const CallSpec& spec) const { return PendingCall(state_, rank_, tag_, spec); }
 
   // The same calls, under way until their handle is awaited (CallHandle). Counts may be temporaries, buffers may not.
 

@@ -1,6 +1,7 @@
 #include "collectives/errors.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <array>
 
@@ -10,6 +11,12 @@ namespace {
 
 std::string waiting_ranks(const WaitGraph& graph) {
   return graph.empty() ? "" : "\n" + graph.to_text();
+}
+
+std::string rank_list(const std::vector<GlobalRank>& ranks) {
+  std::vector<int> numbers;
+  for (const GlobalRank rank : ranks) numbers.push_back(to_int(rank));
+  return fmt::format("{}", fmt::join(numbers, ", "));
 }
 
 }  // namespace
@@ -33,6 +40,14 @@ CollectiveMismatch::CollectiveMismatch(MismatchKind kind, CallInfo first, CallIn
 
 DeadlockError::DeadlockError(WaitGraph graph)
     : CollectiveError("deadlock: no rank can run any more\n" + graph.to_text()), graph_(std::move(graph)) {}
+
+NoProgressError::NoProgressError(WaitGraph graph, std::vector<GlobalRank> outside)
+    : CollectiveError(fmt::format("no progress: rank {} {} code of {} own and {} neither called nor returned{}",
+                                  rank_list(outside), outside.size() == 1 ? "runs" : "run",
+                                  outside.size() == 1 ? "its" : "their", outside.size() == 1 ? "has" : "have",
+                                  waiting_ranks(graph))),
+      graph_(std::move(graph)),
+      outside_(std::move(outside)) {}
 
 RankError::RankError(GlobalRank rank, const std::string& what, WaitGraph graph)
     : std::runtime_error(fmt::format("rank {} failed: {}{}", to_int(rank), what, waiting_ranks(graph))),

@@ -70,6 +70,21 @@ class DeadlockError : public CollectiveError {
   WaitGraph graph_;
 };
 
+/// Ranks have not finished, and for as long as the run was to wait none of them called or returned: those that run code
+/// of their own may wait there for ever, or be slow. No proof, unlike DeadlockError.
+class NoProgressError : public CollectiveError {
+ public:
+  NoProgressError(WaitGraph graph, std::vector<GlobalRank> outside);
+  /// Who waits for whom among the ranks that are in a call.
+  const WaitGraph& graph() const { return graph_; }
+  /// The ranks that run code of their own.
+  const std::vector<GlobalRank>& outside() const { return outside_; }
+
+ private:
+  WaitGraph graph_;
+  std::vector<GlobalRank> outside_;
+};
+
 /// A rank's program threw something that is not a CollectiveError; the original is nested
 /// (std::rethrow_if_nested, or rethrow_nested()).
 class RankError : public std::runtime_error, public std::nested_exception {

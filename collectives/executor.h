@@ -31,6 +31,9 @@ class Executor {
   /// Runs everything posted, until quiescence.
   virtual void run() = 0;
   virtual int threads() const = 0;
+  /// Of the last run(): false where it gave up waiting for work outside of it, so that it proves nothing of ranks that
+  /// have not finished.
+  virtual bool conclusive() const { return true; }
 };
 
 /// The threads that this process may really use: the CPUs of its affinity mask, capped by the cgroup's CPU quota (v1

@@ -66,6 +66,21 @@ std::exception_ptr rank_error(const WorldState& world, GlobalRank rank, const st
   }
 }
 
+// The ranks that have not finished and wait in no call.
+std::vector<GlobalRank> outside_any_call(const WorldState& world) {
+  std::vector<bool> waits(world.ranks.size());
+  for (const auto& group : world.groups) {
+    for (std::size_t i = 0; i < group->members.size(); ++i) {
+      if (group->members[i].call != nullptr) waits[static_cast<std::size_t>(to_int(group->group.members[i]))] = true;
+    }
+  }
+  std::vector<GlobalRank> outside;
+  for (std::size_t i = 0; i < waits.size(); ++i) {
+    if (!waits[i] && !world.ranks[i].task.done()) outside.push_back(GlobalRank{static_cast<int>(i)});
+  }
+  return outside;
+}
+
 // What the run ended with; null if every rank finished.
 std::exception_ptr error_of(WorldState& world) {
   bool all_done = true;
@@ -93,7 +108,8 @@ std::exception_ptr error_of(WorldState& world) {
         return std::current_exception();
       }
     }
-    return std::make_exception_ptr(DeadlockError(internal::make_wait_graph(world)));
+    if (world.executor->conclusive()) return std::make_exception_ptr(DeadlockError(internal::make_wait_graph(world)));
+    return std::make_exception_ptr(NoProgressError(internal::make_wait_graph(world), outside_any_call(world)));
   }
   const auto first =
       std::min_element(world.failures.begin(), world.failures.end(), [](const Failure& a, const Failure& b) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "collectives/make_executor.h"
+#include "collectives/thread_ranks.h"
 #include "emu/diagnose/scheme_cause.h"
 #include "emu/judge/collector.h"
 #include "emu/judge/digits.h"
@@ -114,7 +115,9 @@ SchemeRun run_once(const Parallel& parallel, const Cluster::Program& program, co
   VerifyReport report{.schedule = options.schedule};
   report.plan.parallel = parallel;
   Cluster cluster(parallel);
-  const std::unique_ptr<Executor> executor = make_executor(options.threads, options.schedule);
+  const std::unique_ptr<Executor> executor =
+      options.thread_ranks != nullptr ? options.thread_ranks->make_executor(options.threads, options.schedule)
+                                      : make_executor(options.threads, options.schedule);
   report.threads = executor->threads();
 
   TapCollector collector(expected, cluster.mesh(),
@@ -224,7 +227,11 @@ VerifyReport verify_scheme(const Parallel& parallel, const Cluster::Program& pro
   check(options);
   const Parallel mesh = with_edp(parallel);
   SchemeRun first = run_once(mesh, program, expected, options);
-  for (int i = 1; i <= options.schedules; ++i) {
+  // A rank that was not waited for may still run.
+  const auto gave_up = [](const VerifyReport& report) {
+    return report.stall && report.stall->kind == StallKind::no_progress;
+  };
+  for (int i = 1; i <= options.schedules && !gave_up(first.report); ++i) {
     SchemeOptions scheduled = options;
     scheduled.schedule = static_cast<std::uint64_t>(i);
     SchemeRun other = run_once(mesh, program, expected, scheduled);

@@ -11,6 +11,8 @@
 
 namespace shardproof {
 
+class ThreadRanks;
+
 struct SchemeOptions {
   /// The largest error of a row, relative to its scale (ExpectedTap::scale), below 1: zeros are off by as much. Zero
   /// demands equality: give it data whose sums are exact, small integers for example.
@@ -19,6 +21,10 @@ struct SchemeOptions {
   std::optional<std::uint64_t> schedule = {};  ///< run on one thread in the order this seed gives
   /// Run it as often again, under the schedules of seeds 1, 2, ..., and hold every run to the first: bits and verdict.
   int schedules = 0;
+  /// Where the ranks are threads of their own (thread_ranks.h), whose `program` is then what `program` returns. It
+  /// outlives the verification; `threads` are those that help with what the ranks call. After a run that made no
+  /// progress there is no other.
+  ThreadRanks* thread_ranks = nullptr;
 };
 
 /// Runs the program on every rank of the mesh and holds what it taps to what is expected. Of the report, verdict, taps,

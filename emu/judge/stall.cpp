@@ -55,6 +55,7 @@ std::vector<int> stuck_ranks(const Stall& stall) {
 }
 
 const char* to_string(StallKind kind) {
+  if (kind == StallKind::no_progress) return "no_progress";
   return kind == StallKind::deadlock ? "deadlock" : "collective_mismatch";
 }
 
@@ -66,6 +67,13 @@ Stall stall_of(const CollectiveError& error) {
             .graph = deadlock->graph(),
             .calls = {},
             .cause = deadlock_cause(*deadlock)};
+  }
+  if (const auto* waited = dynamic_cast<const NoProgressError*>(&error)) {
+    return {.kind = StallKind::no_progress,
+            .text = text,
+            .graph = waited->graph(),
+            .calls = {},
+            .cause = {"no_progress", text.substr(0, text.find('\n'))}};
   }
   Stall stall{.kind = StallKind::collective_mismatch, .text = text, .graph = {}, .calls = {}, .cause = {}};
   if (const auto* mismatch = dynamic_cast<const CollectiveMismatch*>(&error)) {

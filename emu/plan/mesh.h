@@ -30,6 +30,12 @@ class Axes {
   constexpr Axes(std::initializer_list<Axis> axes) {
     for (const Axis axis : axes) bits_ |= bit(axis);
   }
+  /// These and one more.
+  constexpr Axes with(Axis axis) const {
+    Axes more = *this;
+    more.bits_ |= bit(axis);
+    return more;
+  }
   constexpr bool empty() const { return bits_ == 0; }
   constexpr bool contains(Axis axis) const { return (bits_ & bit(axis)) != 0; }
   bool operator==(const Axes&) const = default;

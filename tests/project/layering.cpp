@@ -25,6 +25,7 @@ const std::vector<Library>& libraries() {
        std::regex(R"((emu|tools)/.*(json|load|save|write|report)[^/]*\.cpp|emu/report/internal/.*)")},
       {"fmt", {"fmt/"}, std::regex(R"((collectives|emu|tools|bench)/.*)")},
       {"CLI11", {"CLI/"}, std::regex(R"(tools/.*)")},
+      {"nanobind", {"nanobind/"}, std::regex(R"(tools/python/src/.*)")},
       {"Google Benchmark", {"benchmark/"}, std::regex(R"(bench/.*)")},
   };
   return kLibraries;

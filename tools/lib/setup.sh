@@ -28,8 +28,9 @@ missing_packages() {
         package_unless_command cmake cmake
         package_unless_command ninja ninja-build
         package_unless_command ccache ccache
+        package_unless_command python3 python3
         for package in libtbb-dev libeigen3-dev libcli11-dev nlohmann-json3-dev libfmt-dev libbenchmark-dev \
-                       libgtest-dev libgmock-dev; do
+                       libgtest-dev libgmock-dev python3-venv python3-dev; do
           is_installed "$package" || printf '%s ' "$package"
         done ;;
       python) package_unless_command python3 python3 ;;
@@ -69,9 +70,19 @@ install_packages() {
   "${as_root[@]}" "${install[@]}" </dev/null >/dev/null || fail "apt could not install: ${missing[*]}"
 }
 
-configure() { # preset
+# Makes the environment that the Python package is built and tested in, build/python; false where it cannot be had.
+python_environment() {
+  local python="$root/build/python/bin/python"
+  if ! "$python" -c 'import nanobind, numpy, pytest, rich' 2>/dev/null; then
+    say "installing what the Python package needs into build/python"
+    python3 -m venv "$root/build/python" </dev/null &&
+      "$python" -m pip install -q -r "$root/tools/python/requirements-test.txt" </dev/null
+  fi
+}
+
+configure() { # preset [cmake argument...]
   say "configure $1"
-  cmake --preset "$1" -S "$root" >"$root/build/$1.configure.log" 2>&1 </dev/null ||
+  cmake --preset "$@" -S "$root" >"$root/build/$1.configure.log" 2>&1 </dev/null ||
     { cat "$root/build/$1.configure.log" >&2; fail "configuring $1"; }
 }
 

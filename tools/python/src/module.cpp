@@ -1,0 +1,211 @@
+// The extension module shardproof._core.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <limits>
+
+#include "emu/report/json.h"
+#include "emu/run/reduction.h"
+#include "ops/format.h"
+#include "tools/python/src/python_scheme.h"
+
+namespace nb = nanobind;
+
+namespace shardproof::python {
+namespace {
+
+/// The memory of a contiguous array, held until the call is over.
+class Buffer {
+ public:
+  Buffer(nb::handle array, bool writable) {
+    if (array.is_none()) return;
+    const int flags = PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(array.ptr(), &view_, flags) != 0) throw nb::python_error();
+    held_ = true;
+  }
+  ~Buffer() {
+    if (held_) PyBuffer_Release(&view_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  void* data() const { return held_ ? view_.buf : nullptr; }
+  std::size_t bytes() const { return held_ ? static_cast<std::size_t>(view_.len) : 0; }
+
+ private:
+  Py_buffer view_{};
+  bool held_ = false;
+};
+
+template <class Enum>
+Enum named(const std::string& name, Enum last, const char* what) {
+  for (int i = 0; i <= static_cast<int>(last); ++i) {
+    if (to_string(static_cast<Enum>(i)) == name) return static_cast<Enum>(i);
+  }
+  throw nb::value_error((std::string(what) + " '" + name + "' does not exist").c_str());
+}
+
+Rounding rounding_named(const std::string& name) {
+  for (const ops::Format format : {ops::Format::fp64, ops::Format::fp32, ops::Format::bf16, ops::Format::fp16}) {
+    if (name == ops::to_string(format)) return rounding_of(format);
+  }
+  throw nb::value_error(("no format '" + name + "': fp64, fp32, bf16 or fp16 is needed").c_str());
+}
+
+Axes axes_named(const std::vector<std::string>& names) {
+  Axes axes;
+  for (const std::string& name : names) {
+    const auto found = std::ranges::find_if(kAxes, [&](Axis axis) { return to_string(axis) == name; });
+    if (found == kAxes.end()) throw nb::value_error(("no axis '" + name + "'").c_str());
+    axes = axes.with(*found);
+  }
+  return axes;
+}
+
+Parallel parallel_of(const std::map<std::string, int>& degrees) {
+  Parallel parallel;
+  for (const auto& [name, degree] : degrees) {
+    int* const field = name == "tp"   ? &parallel.tp
+                       : name == "cp" ? &parallel.cp
+                       : name == "dp" ? &parallel.dp
+                       : name == "pp" ? &parallel.pp
+                       : name == "ep" ? &parallel.ep
+                                      : &parallel.etp;
+    *field = degree;
+  }
+  parallel.edp = std::max(1, parallel.tp * parallel.cp * parallel.dp / std::max(1, parallel.ep * parallel.etp));
+  return parallel;
+}
+
+using Expected = std::tuple<std::string, int, std::vector<std::int64_t>, nb::object>;
+
+ExpectedTaps expected_of(const std::vector<Expected>& tensors) {
+  ExpectedTaps expected;
+  for (const auto& [name, step, dims, array] : tensors) {
+    const Buffer buffer(array, false);
+    const auto* const values = static_cast<const double*>(buffer.data());
+    expected.add(name, dims, std::vector<double>(values, values + buffer.bytes() / sizeof(double)), {.step = step});
+  }
+  return expected;
+}
+
+/// The report as JSON, or a rank that raised, and what the error says.
+std::tuple<std::string, int, std::string> run(PythonScheme& scheme, const std::vector<Expected>& tensors, double bound,
+                                              int threads, std::optional<std::uint64_t> schedule, int schedules) {
+  const ExpectedTaps expected = expected_of(tensors);
+  const nb::gil_scoped_release others_run;
+  try {
+    const VerifyReport report =
+        scheme.run(expected, {.bound = bound, .threads = threads, .schedule = schedule, .schedules = schedules});
+    return {to_json(report), -1, ""};
+  } catch (const RankError& error) {
+    return {"", to_int(error.rank()), error.what()};
+  }
+}
+
+void call(PythonScheme& scheme, int rank, const GroupHandle& group, const std::string& operation, int type,
+          nb::handle in, nb::handle out, const std::string& reduction, const std::string& algorithm,
+          const std::optional<std::string>& wire, const std::optional<std::string>& accumulate, int gpus_per_node,
+          int root, std::optional<std::vector<std::size_t>> counts, std::vector<std::size_t> recv_counts,
+          const std::string& file, const std::string& function, std::uint32_t line) {
+  const Buffer from(in, false);
+  const Buffer to(out, true);
+  CallRequest request{.operation = named(operation, Operation::exchange, "the operation"),
+                      .type = static_cast<ElementType>(type),
+                      .in = from.data(),
+                      .out = to.data(),
+                      .root = root,
+                      .counts = std::move(counts),
+                      .recv_counts = std::move(recv_counts),
+                      .file = interned(file),
+                      .function = interned(function),
+                      .line = line};
+  request.in_count = from.bytes() / size_of(request.type);
+  request.out_count = to.bytes() / size_of(request.type);
+  request.options.reduction = named(reduction, Reduction::average, "the reduction");
+  request.options.algorithm = named(algorithm, Algorithm::hierarchical, "the algorithm");
+  request.options.gpus_per_node = gpus_per_node;
+  if (wire) request.options.wire = rounding_named(*wire);
+  if (accumulate) request.options.accumulate = rounding_named(*accumulate);
+  const nb::gil_scoped_release others_run;
+  scheme.call(rank, group, request);
+}
+
+TapValues tap_values(ElementType type, const Buffer& buffer, std::int64_t rows, std::int64_t cols) {
+  switch (type) {
+    case ElementType::f32:
+      return ops::MatrixView<const float>{static_cast<const float*>(buffer.data()), rows, cols};
+    case ElementType::i32:
+      return ops::MatrixView<const std::int32_t>{static_cast<const std::int32_t*>(buffer.data()), rows, cols};
+    case ElementType::i64:
+      return ops::MatrixView<const std::int64_t>{static_cast<const std::int64_t*>(buffer.data()), rows, cols};
+    default:
+      return ops::MatrixView<const double>{static_cast<const double*>(buffer.data()), rows, cols};
+  }
+}
+
+using Extent = std::pair<std::int64_t, std::int64_t>;
+
+void tap(PythonScheme& scheme, int rank, const std::string& name, int step, Extent whole, Extent rows, Extent cols,
+         const std::vector<std::int64_t>& row_list, const std::vector<std::string>& partial,
+         const std::vector<int>& partial_ranks, const std::vector<std::string>& replicas, int type, nb::handle array) {
+  const Buffer buffer(array, false);
+  Placement placement{.rows = whole.first,
+                      .cols = whole.second,
+                      .row_part = {rows.first, rows.second},
+                      .col_part = {cols.first, cols.second}};
+  placement.partial = axes_named(partial);
+  placement.partial_ranks = partial_ranks;
+  placement.replicas = axes_named(replicas);
+  placement.row_list = row_list;
+  const auto element = static_cast<ElementType>(type);
+  if (buffer.bytes() != static_cast<std::size_t>(rows.second * cols.second) * size_of(element)) {
+    throw nb::value_error("the tensor's size is not that of its placement");
+  }
+  const TapValues values = tap_values(element, buffer, rows.second, cols.second);
+  const nb::gil_scoped_release others_run;
+  scheme.tap(rank, name, step, placement, values);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  // A module's exceptions and types live until the interpreter ends, as do ranks that never came back.
+  nb::set_leak_warnings(false);
+  nb::exception<InvalidCall>(m, "InvalidCall", PyExc_ValueError);
+  nb::exception<RunOver>(m, "RunOver", PyExc_BaseException);
+
+  nb::class_<GroupHandle>(m, "Group")
+      .def_prop_ro("rank", [](const GroupHandle& handle) { return handle.rank; })
+      .def_prop_ro("size", [](const GroupHandle& handle) { return handle.group.size(); })
+      .def_prop_ro("name", [](const GroupHandle& handle) { return handle.group.name(); })
+      .def_prop_ro("members", [](const GroupHandle& handle) {
+        std::vector<int> ranks;
+        for (const GlobalRank member : handle.group.members) ranks.push_back(to_int(member));
+        return ranks;
+      });
+
+  nb::class_<PythonScheme>(m, "Scheme")
+      .def("__init__", [](PythonScheme* self, const std::map<std::string, int>& degrees,
+                          double patience) { new (self) PythonScheme(parallel_of(degrees), patience); })
+      .def("run", &run)
+      .def("interrupt", &PythonScheme::interrupt)
+      .def("close", &PythonScheme::close)
+      .def("begin", &PythonScheme::begin, nb::call_guard<nb::gil_scoped_release>())
+      .def("end", &PythonScheme::end, nb::arg("rank"), nb::arg("failure").none(),
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("group", &PythonScheme::group, nb::call_guard<nb::gil_scoped_release>())
+      .def("call", &call, nb::arg("rank"), nb::arg("group"), nb::arg("operation"), nb::arg("type"),
+           nb::arg("input").none(), nb::arg("output").none(), nb::arg("reduction"), nb::arg("algorithm"),
+           nb::arg("wire").none(), nb::arg("accumulate").none(), nb::arg("gpus_per_node"), nb::arg("root"),
+           nb::arg("counts").none(), nb::arg("recv_counts"), nb::arg("file"), nb::arg("function"), nb::arg("line"))
+      .def("tap", &tap)
+      .def("at", &PythonScheme::at);
+}
+
+}  // namespace shardproof::python
