@@ -65,8 +65,9 @@ class World {
   /// Runs program(rank) for every rank, until no rank can run any further. Returns when all have finished. Otherwise
   /// throws, after every frame has been destroyed, the error of the lowest rank among: a CollectiveMismatch (counted
   /// for the lowest rank that takes part), an InvalidCall, a RankError for anything else that a program threw; and
-  /// DeadlockError when ranks wait for ever without any of these (NoProgressError where the executor gave up). Ranks not held up by a failed one run on until they
-  /// finish or wait, so what is thrown does not depend on the schedule. The world can run again afterwards.
+  /// DeadlockError when ranks wait for ever without any of these (NoProgressError where the executor gave up). Ranks
+  /// not held up by a failed one run on until they finish or wait, so what is thrown does not depend on the schedule.
+  /// The world can run again afterwards.
   ///
   /// Throws std::logic_error when called from a program of its own.
   ///

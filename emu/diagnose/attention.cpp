@@ -45,7 +45,7 @@ std::vector<double> projected(const WrongTap& wrong, const Projection& projectio
   const Range cols{row.col, std::ssize(row.got)};
   if (projection.block > 0) return model.heads(wrong.kind, wrong.layer, from, cols);
   return model.project(model.row(*projection.input, from.row), weight_of(model.plan().model, wrong.kind, from.layer),
-                       cols);
+                       cols, from.vectors);
 }
 
 std::optional<Cause> position_cause(const WrongTap& wrong, const Projection& projection) {
@@ -126,12 +126,15 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
   }
   if (wrong.layer >= 0) {
     for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
-      const auto with_weights = [&](const WrongRow& row) {
-        return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row)});
-      };
-      if (is_like(wrong, layer) && explains(wrong.rows, with_weights, wrong.tolerance)) {
-        return Cause{"weights_of_another_layer",
-                     fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
+      // With its norms and biases, or with those of the right layer.
+      for (const int vectors : {layer, wrong.layer}) {
+        const auto with_weights = [&](const WrongRow& row) {
+          return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row), vectors});
+        };
+        if (is_like(wrong, layer) && explains(wrong.rows, with_weights, wrong.tolerance)) {
+          return Cause{"weights_of_another_layer",
+                       fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
+        }
       }
     }
   }

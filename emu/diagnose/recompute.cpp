@@ -92,11 +92,12 @@ Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weig
   return y;
 }
 
-Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows) {
+Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer) {
   Row y(static_cast<std::size_t>(rows.count));
   ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
-  if (const auto bias = bias_of(weight.weight); bias && has_weight(plan_.model, *bias, weight.layer)) {
-    const Row values = vector(weight_spec(plan_.model, *bias, weight.layer), rows);
+  const int from = bias_layer >= 0 ? bias_layer : weight.layer;
+  if (const auto bias = bias_of(weight.weight); bias && has_weight(plan_.model, *bias, from)) {
+    const Row values = vector(weight_spec(plan_.model, *bias, from), rows);
     for (std::size_t i = 0; i < y.size(); ++i) y[i] += values[i];
   }
   finish(y);
@@ -115,12 +116,13 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
   const Weight weight = kind == TapKind::attention_q   ? Weight::attention_q
                         : kind == TapKind::attention_k ? Weight::attention_k
                                                        : Weight::attention_v;
-  Row y =
-      project(row(tap(layer, TapKind::attention_norm), from.row), weight_spec(plan_.model, weight, from.layer), cols);
+  Row y = project(row(tap(layer, TapKind::attention_norm), from.row), weight_spec(plan_.model, weight, from.layer),
+                  cols, from.vectors);
   if (kind == TapKind::attention_v) return y;
   if (spec.query_key_norm == QueryKeyNorm::head) {
     const Weight norm_weight = kind == TapKind::attention_q ? Weight::attention_q_norm : Weight::attention_k_norm;
-    const LoadedWeight<double> scale = whole(weight_spec(plan_.model, norm_weight, from.layer));
+    const LoadedWeight<double> scale =
+        whole(weight_spec(plan_.model, norm_weight, from.vectors >= 0 ? from.vectors : from.layer));
     const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
     ops::rms_norm<double>(by_head, scale.view().row(0), plan_.model.rms_norm_eps, format(), by_head);
   }

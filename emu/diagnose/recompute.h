@@ -72,11 +72,12 @@ class Recompute {
     std::int64_t row = 0;       ///< of what it is projected from
     int layer = 0;              ///< of the weights
     std::int64_t position = 0;  ///< that it is rotated for
+    int vectors = -1;           ///< layer of its norms and biases; -1: that of the weights
   };
   /// Columns, whole heads, of attention.q, k or v of the layer.
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);
   /// stored(x W^T + b), the given rows of W.
-  Row project(std::span<const double> x, const WeightSpec& weight, Range rows);
+  Row project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer = -1);
   void rotate(Row& heads, int layer, std::int64_t position) const;
   /// One head of attention for the last of the rows, which attends to all of them.
   Row attend(int layer, Range rows, const HeadPair& heads) { return attend_in(layer, rows, rows.count - 1, heads); }

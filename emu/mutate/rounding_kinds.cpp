@@ -70,40 +70,48 @@ Mutation edited(Op op, int layer, TapId tap, Format format, ResultEdit edit) {
           })};
 }
 
-int first_layer(const MutablePlan& /*plan*/) {
-  return 0;
-}
-int last_layer(const MutablePlan& plan) {
-  return static_cast<int>(plan.model.layers.size()) - 1;
+bool has_tap(const MutablePlan& plan, int layer, TapKind tap) {
+  return tap_width(plan.model, {.layer = layer, .kind = tap}) > 0;
 }
 
-/// In each format, in the first and the last layer.
+/// In each format, in the first and the last layer that has the tap.
 template <class Make>
-Instances in_layers(const MutablePlan& plan, std::span<const Format> formats, std::size_t limit, const Make& make) {
+Instances in_layers(const MutablePlan& plan, TapKind tap, std::span<const Format> formats, std::size_t limit,
+                    const Make& make) {
+  std::vector<int> layers;
+  for (int layer = 0; layer < plan.model.layers.size(); ++layer) {
+    if (has_tap(plan, layer, tap)) layers.push_back(layer);
+  }
   Instances result;
-  for (const Format format : formats) {
-    result.push_back(make(first_layer(plan), format));
-    if (limit > 1 && last_layer(plan) > 0) result.push_back(make(last_layer(plan), format));
+  for (const Format format : layers.empty() ? std::span<const Format>() : formats) {
+    result.push_back(make(layers.front(), format));
+    if (limit > 1 && layers.size() > 1) result.push_back(make(layers.back(), format));
   }
   return result;
 }
 
+/// What is rotated afterwards shows before that, where it is tapped.
+TapKind first_shown(const MutablePlan& plan, int layer, TapKind tap) {
+  const bool queries = tap == TapKind::attention_q && has_tap(plan, layer, TapKind::attention_q_projection);
+  return queries ? TapKind::attention_q_projection : tap;
+}
+
 template <Op op, TapKind tap>
 Instances product_accumulated(const MutablePlan& plan, std::size_t limit) {
-  return in_layers(plan, kInFloat, limit, [](int layer, Format format) {
-    return edited(op, layer, {.layer = layer, .kind = tap}, format, accumulate_narrow);
+  return in_layers(plan, tap, kInFloat, limit, [&](int layer, Format format) {
+    return edited(op, layer, {.layer = layer, .kind = first_shown(plan, layer, tap)}, format, accumulate_narrow);
   });
 }
 
 Instances attention_output_accumulated(const MutablePlan& plan, std::size_t limit) {
-  return in_layers(plan, kInFloat, limit, [](int layer, Format format) {
+  return in_layers(plan, TapKind::attention_partial, kInFloat, limit, [](int layer, Format format) {
     return edited(Op::attention_output, layer, {.layer = layer, .kind = TapKind::attention_partial, .part = 0}, format,
                   accumulate_narrow);
   });
 }
 
 Instances expert_accumulated(const MutablePlan& plan, std::size_t limit) {
-  return in_layers(plan, kInFloat, limit, [](int layer, Format format) {
+  return in_layers(plan, TapKind::expert_partial, kInFloat, limit, [](int layer, Format format) {
     return edited(Op::moe_expert, layer, {.layer = layer, .kind = TapKind::expert_partial, .part = 0}, format,
                   accumulate_narrow);
   });
@@ -111,14 +119,14 @@ Instances expert_accumulated(const MutablePlan& plan, std::size_t limit) {
 
 template <Op op, TapKind tap>
 Instances stored_narrow(const MutablePlan& plan, std::size_t limit) {
-  return in_layers(plan, kWiderThanBf16, limit, [](int layer, Format format) {
+  return in_layers(plan, tap, kWiderThanBf16, limit, [](int layer, Format format) {
     return edited(op, layer, {.layer = layer, .kind = tap}, format, store_narrow);
   });
 }
 
 Instances rounded_between(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.experts().top_k < 2) return {};
-  return in_layers(plan, kStoredNarrow, limit, [](int layer, Format format) {
+  return in_layers(plan, TapKind::moe_output, kStoredNarrow, limit, [](int layer, Format format) {
     return edited(
         Op::moe_combine, layer, {.layer = layer, .kind = TapKind::moe_output}, format,
         format == Format::bf16 ? combine_rounding_between<Format::bf16> : combine_rounding_between<Format::fp16>);
@@ -136,8 +144,8 @@ Instances reduction_narrowed(const MutablePlan& plan, std::size_t limit) {
   const bool three = ranks > 2;
   const std::span<const Format> formats =
       what == Narrowed::wire || !three ? std::span<const Format>(kWiderThanBf16) : std::span<const Format>(kInFloat);
-  return in_layers(plan, formats, limit, [](int layer, Format format) {
-    const TapKind tap = kAttention ? TapKind::attention_output : TapKind::expert_output;
+  constexpr TapKind tap = kAttention ? TapKind::attention_output : TapKind::expert_output;
+  return in_layers(plan, tap, formats, limit, [](int layer, Format format) {
     const Site site{.op = op, .layer = layer, .ranks = {}};
     return Mutation{.layer = layer,
                     .group = kAttention ? "tp" : "etp",

@@ -31,6 +31,7 @@ Instances next_slice(const MutablePlan& plan, std::size_t limit, TapKind tap, co
   if (plan.parallel.tp < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
+    if (!has_weight(plan.model, weight, place.layer)) continue;
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.back() : group.front();
     const std::string name = weight_spec(plan.model, weight, place.layer).name;
@@ -85,13 +86,24 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// The nearest other layer of the same kind, the one before first; -1: there is none.
+int layer_like(const LayerList& layers, int layer) {
+  for (int distance = 1; distance < layers.size(); ++distance) {
+    for (const int other : {layer - distance, layer + distance}) {
+      if (other >= 0 && other < layers.size() && layers.kind_of(other) == layers.kind_of(layer)) return other;
+    }
+  }
+  return -1;
+}
+
 template <Weight weight>
 Instances stale(const MutablePlan& plan, std::size_t limit, TapKind tap) {
   const Sites sites(plan);
   if (plan.model.layers.size() < 2) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
-    const int other = place.layer == 0 ? 1 : place.layer - 1;
+    const int other = layer_like(plan.model.layers, place.layer);
+    if (other < 0 || !has_weight(plan.model, weight, place.layer)) continue;
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
     const std::string name = weight_spec(plan.model, weight, place.layer).name;

@@ -46,6 +46,9 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 2, .pp = 2, .edp = 2}));
   plans.back().model.tie_word_embeddings = true;
 
+  plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2}));
+  plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
+
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
     const MutablePlan subject(plan, prepare_reference(plan, ops::Format::exact).expected);

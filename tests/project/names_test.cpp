@@ -66,7 +66,7 @@ std::vector<std::string> lost_in_comments(const SourceFile& file, const Tree& tr
 
 /// Paths from the repository root in a document: in prose, in a command, in an include.
 std::vector<std::string> lost_in_document(const SourceFile& file, const Tree& tree) {
-  static const std::regex kPath(R"((^|[^\w/.-])((ops|collectives|emu|tools|bench|tests|plans)/[a-z0-9_./]*))");
+  static const std::regex kPath(R"((^|[^\w/.-])((ops|collectives|emu|tools|bench|tests|plans)/[a-z0-9_./-]*))");
   const std::vector<std::string> lines = lines_of(file.text);
   std::vector<std::string> lost;
   for (std::size_t i = 0; i < lines.size(); ++i) {

@@ -11,6 +11,8 @@
 namespace shardproof {
 namespace {
 
+using ::testing::HasSubstr;
+
 LoadedGraph document_002() {
   return load_graph(std::string(SHARDPROOF_SOURCE_DIR) + "/tests/timeline/graphs/document_002.json");
 }
