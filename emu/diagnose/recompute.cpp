@@ -198,8 +198,8 @@ Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_inde
   ops::linear<double>(one_row(context.subspan(static_cast<std::size_t>(heads.begin * dim),
                                               static_cast<std::size_t>(heads.count * dim))),
                       w, one_row(y));
-  if (tp == 0 && has_weight(plan_.model, Weight::attention_output_bias, from.layer)) {
-    const Row bias = vector(weight_spec(plan_.model, Weight::attention_output_bias, from.layer), {0, std::ssize(y)});
+  if (tp == 0 && has_weight(plan_.model, Weight::attention_output_bias, layer)) {
+    const Row bias = vector(weight_spec(plan_.model, Weight::attention_output_bias, layer), {0, std::ssize(y)});
     for (std::size_t i = 0; i < y.size(); ++i) y[i] += bias[i];
   }
   return y;

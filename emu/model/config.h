@@ -219,7 +219,10 @@ struct ModelConfig {
   bool head_bias = false;
   double embedding_multiplier = 1;  ///< times the embedding (Granite), as the next times what each block adds
   double residual_multiplier = 1;
-  double logits_scaling = 1;       ///< logits are divided by it
+  double logits_scaling = 1;  ///< logits are divided by it
+  /// Weights are stored in blocks of so many rows and columns, each with a scale of its own, which no rank's slice may
+  /// cut; 0: they are not. What runs has none.
+  std::int64_t weight_block = 0;
   std::string dtype = "bfloat16";  ///< torch_dtype / dtype: the format weights are kept in
   std::string model_type = "mixtral";
 

@@ -99,6 +99,7 @@ inline constexpr FieldInfo kRoutedScale = later("routed_scaling_factor", 1);
 inline constexpr FieldInfo kRouterBias = later("router_bias");
 inline constexpr FieldInfo kExpertBias = later("mlp_bias");
 inline constexpr FieldInfo kSwigluLimit = later("swiglu_limit");
+inline constexpr FieldInfo kWeightBlock = later("weight_block_size");
 inline constexpr FieldInfo kLayerNorm = later("layer_norm");
 inline constexpr FieldInfo kHeadBias = later("lm_head_bias");
 inline constexpr FieldInfo kEmbeddingMultiplier = later("embedding_multiplier", 1);
@@ -187,6 +188,7 @@ void visit_fields(Model& model, const Visit& visit) {
     visit_rope(kind.attention.rope, visit);
     visit_feed_forward(kind.feed_forward, visit);
   });
+  visit(fields::kWeightBlock, model.weight_block);
   visit(fields::kLayerNorm, model.layer_norm);
   visit(fields::kHeadBias, model.head_bias);
   visit(fields::kEmbeddingMultiplier, model.embedding_multiplier);

@@ -24,6 +24,15 @@ Mutation loads(const Place& place, int rank, std::string tap, Causes causes,
           })};
 }
 
+/// Of what is added to the product with queries', keys' or values' weights; empty where the layer has no such bias.
+template <Weight weight>
+std::string bias_name(const ModelConfig& model, int layer) {
+  const Weight bias = weight == Weight::attention_q   ? Weight::attention_q_bias
+                      : weight == Weight::attention_k ? Weight::attention_k_bias
+                                                      : Weight::attention_v_bias;
+  return has_weight(model, bias, layer) ? weight_spec(model, bias, layer).name : "";
+}
+
 /// One rank of the tp group holds the rows (or columns) of the next.
 template <Weight weight, bool columns>
 Instances next_slice(const MutablePlan& plan, std::size_t limit, TapKind tap, const Causes& causes) {
@@ -35,7 +44,10 @@ Instances next_slice(const MutablePlan& plan, std::size_t limit, TapKind tap, co
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
     const int rank = result.size() % 2 == 0 ? group.back() : group.front();
     const std::string name = weight_spec(plan.model, weight, place.layer).name;
+    // Whose heads come from elsewhere, their biases do too.
+    const std::string bias = !columns ? bias_name<weight>(plan.model, place.layer) : "";
     const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
+      if (!bias.empty() && spec.name == bias) cols.begin = (cols.begin + cols.count) % spec.cols;
       if (spec.name != name) return;
       Range& part = columns ? cols : rows;
       part.begin = (part.begin + part.count) % (columns ? spec.cols : spec.rows);

@@ -51,18 +51,26 @@ void per_rank(std::vector<QuantityDefinition>& table, const char* name, const ch
   }));
 }
 
+/// " + MLPs 17.2 B"; nothing where there are none.
+std::string mlp_text(std::int64_t parameters) {
+  if (parameters == 0) return "";
+  return fmt::format(" + MLPs {}", readable(static_cast<double>(parameters), Dimension::parameters));
+}
+
 void add_parameters(std::vector<QuantityDefinition>& table) {
   table.push_back(entry(
       "parameters", "parameters", Dimension::parameters,
       "layers * (2 * (heads + kv_heads) * head_dim * hidden + 2 * hidden + experts * hidden + 3 * experts "
-      "* intermediate_size * hidden) + hidden + 2 * vocabulary * hidden (once when tied)",
+      "* intermediate_size * hidden) + hidden + 2 * vocabulary * hidden (once when tied); what other families have "
+      "beside "
+      "that, by the table of tensors",
       [](const QuantityContext& context) {
         const ParameterCount count = model_parameters(context.plan.model);
         const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
         return number(static_cast<double>(count.total()),
-                      fmt::format("attention {} + experts {} + router {} + norms {} + embedding {} + head {} = {}",
-                                  text(count.attention), text(count.experts), text(count.router), text(count.norms),
-                                  text(count.embedding), text(count.head), text(count.total())));
+                      fmt::format("attention {} + experts {}{} + router {} + norms {} + embedding {} + head {} = {}",
+                                  text(count.attention), text(count.experts), mlp_text(count.mlp), text(count.router),
+                                  text(count.norms), text(count.embedding), text(count.head), text(count.total())));
       }));
   const auto part = [&](const char* name, std::int64_t ParameterCount::*member, const char* formula) {
     table.push_back(entry(name, "parameters", Dimension::parameters, formula, [member](const QuantityContext& context) {
@@ -71,23 +79,26 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
   };
   part("parameters_attention", &ParameterCount::attention, "layers * 2 * (heads + kv_heads) * head_dim * hidden");
   part("parameters_experts", &ParameterCount::experts, "layers * experts * 3 * intermediate_size * hidden");
+  part("parameters_mlp", &ParameterCount::mlp, "3 * width * hidden of each dense layer and of shared experts");
   part("parameters_router", &ParameterCount::router, "layers * experts * hidden");
   part("parameters_norms", &ParameterCount::norms, "(2 * layers + 1) * hidden");
   part("parameters_embedding", &ParameterCount::embedding, "vocabulary * hidden");
   part("parameters_head", &ParameterCount::head, "vocabulary * hidden; 0 when tied");
-  table.push_back(
-      entry("parameters_active", "parameters", Dimension::parameters,
-            "parameters - layers * (experts - top_k) * 3 * intermediate_size * hidden: those that serve one token",
-            [](const QuantityContext& context) {
-              const ModelConfig& m = context.plan.model;
-              double idle = 0;
-              for (std::int64_t i = 0; i < m.layers.size(); ++i) {
-                const FeedForwardSpec& experts = m.layers[i].feed_forward;
-                idle += static_cast<double>(experts.num_experts - experts.top_k) * 3.0 *
-                        static_cast<double>(experts.intermediate_size) * static_cast<double>(m.hidden_size);
-              }
-              return number(static_cast<double>(model_parameters(m).total()) - idle, "");
-            }));
+  table.push_back(entry(
+      "parameters_active", "parameters", Dimension::parameters,
+      "parameters - layers * (experts - top_k) * 3 * intermediate_size * hidden: those that serve one token",
+      [](const QuantityContext& context) {
+        const ModelConfig& m = context.plan.model;
+        double idle = 0;
+        for (std::int64_t i = 0; i < m.layers.size(); ++i) {
+          const FeedForwardSpec& experts = m.layers[i].feed_forward;
+          const double biases =
+              experts.expert_bias ? static_cast<double>(2 * experts.intermediate_size + m.hidden_size) : 0;
+          idle += static_cast<double>(experts.num_experts - experts.top_k) *
+                  (3.0 * static_cast<double>(experts.intermediate_size) * static_cast<double>(m.hidden_size) + biases);
+        }
+        return number(static_cast<double>(model_parameters(m).total()) - idle, "");
+      }));
   per_rank(
       table, "parameters_per_gpu", "parameters", Dimension::parameters,
       "what the GPU holds of embedding / tp, attention / tp, norms, router, experts / (ep * etp), head / tp",
@@ -95,9 +106,9 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
       [](const Plan&, const RankFigures& r) {
         const auto text = [](std::int64_t n) { return readable(static_cast<double>(n), Dimension::parameters); };
         const ParameterCount& n = r.parameters;
-        return fmt::format("attention {} + experts {} + embedding and head {} + norms and router {} = {}",
-                           text(n.attention), text(n.experts), text(n.embedding + n.head), text(n.norms + n.router),
-                           text(n.total()));
+        return fmt::format("attention {} + experts {}{} + embedding and head {} + norms and router {} = {}",
+                           text(n.attention), text(n.experts), mlp_text(n.mlp), text(n.embedding + n.head),
+                           text(n.norms + n.router), text(n.total()));
       });
 }
 
@@ -110,7 +121,7 @@ void add_weights(std::vector<QuantityDefinition>& table) {
              return fmt::format(
                  "{} parameters * {} bytes = {}: attention {}, experts {}, embedding and head {}, rest {}", n.total(),
                  size, part(n.total()), part(n.attention), part(n.experts), part(n.embedding + n.head),
-                 part(n.norms + n.router));
+                 part(n.norms + n.router + n.mlp));
            });
   per_rank(table, "attention_weight_bytes_per_gpu", "bytes", Dimension::bytes, "attention parameters * bytes of dtype",
            [](const Plan& plan, const RankFigures& r) {
@@ -147,15 +158,21 @@ void add_weights(std::vector<QuantityDefinition>& table) {
 void add_serving(std::vector<QuantityDefinition>& table) {
   table.push_back(entry(
       "kv_cache_bytes", "bytes", Dimension::bytes,
-      "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model",
+      "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model; with latent "
+      "attention layers * (kv_lora_rank + qk_rope_head_dim) in place of the first four",
       [](const QuantityContext& context) {
         const ModelConfig& m = context.plan.model;
         const AttentionSpec& attention = m.layers[0].attention;
         const Workload& w = context.plan.workload;
         const std::int64_t longest = *std::max_element(w.lengths.begin(), w.lengths.end());
+        const std::int64_t of_layer = cached_elements(attention, attention.kv_heads);
         const double value =
-            2.0 * static_cast<double>(m.layers.size() * attention.kv_heads * attention.head_dim * dtype_bytes(m)) *
-            static_cast<double>(w.batch() * longest);
+            static_cast<double>(m.layers.size() * of_layer * dtype_bytes(m)) * static_cast<double>(w.batch() * longest);
+        if (attention.latent()) {
+          return number(value, fmt::format("{} layers * ({} + {}) * {} bytes * {} sequences * {} tokens = {}",
+                                           m.layers.size(), attention.kv_lora_rank, attention.rope.dim, dtype_bytes(m),
+                                           w.batch(), longest, bytes(value)));
+        }
         return number(value, fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences * {} tokens = {}",
                                          m.layers.size(), attention.kv_heads, attention.head_dim, dtype_bytes(m),
                                          w.batch(), longest, bytes(value)));
@@ -168,6 +185,12 @@ void add_serving(std::vector<QuantityDefinition>& table) {
       "the same with every sequence of the replica as long as the longest of the batch",
       [](const Plan&, const RankFigures& r) { return r.kv_cache_reserved_bytes; },
       [](const Plan& plan, const RankFigures& r) {
+        const AttentionSpec& attention = plan.model.layers[0].attention;
+        if (attention.latent()) {
+          return fmt::format("{} layers * ({} + {}) * {} bytes * {} sequences of the longest = {}", r.layers.count,
+                             attention.kv_lora_rank, attention.rope.dim, dtype_bytes(plan.model), r.sequences,
+                             bytes(r.kv_cache_reserved_bytes));
+        }
         return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences of the longest = {}",
                            r.layers.count, r.kv_heads.count, plan.model.layers[0].attention.head_dim,
                            dtype_bytes(plan.model), r.sequences, bytes(r.kv_cache_reserved_bytes));

@@ -25,6 +25,11 @@ std::int64_t safe_product(std::initializer_list<std::int64_t> factors) {
   return product;
 }
 
+bool slices_whole_blocks(const ModelConfig& model, std::int64_t width, std::int64_t degree) {
+  if (width % degree != 0) return false;
+  return model.weight_block == 0 || degree == 1 || width / degree % model.weight_block == 0;
+}
+
 namespace {
 
 bool tp_fits(std::int64_t tp, const ModelConfig& model) {
@@ -33,7 +38,7 @@ bool tp_fits(std::int64_t tp, const ModelConfig& model) {
     const AttentionSpec& attention = layer.attention;
     if (attention.heads < 1 || attention.kv_heads < 1) return false;
     return attention.heads % tp == 0 && (attention.kv_heads % tp == 0 || tp % attention.kv_heads == 0) &&
-           layer.feed_forward.mlp_size() % tp == 0;
+           slices_whole_blocks(model, layer.feed_forward.mlp_size(), tp);
   });
 }
 
@@ -45,7 +50,7 @@ bool ep_fits(std::int64_t ep, const ModelConfig& model) {
 
 bool etp_fits(std::int64_t etp, const ModelConfig& model) {
   return std::ranges::all_of(model.layers.kinds(), [&](const LayerSpec& layer) {
-    return layer.feed_forward.dense() || layer.feed_forward.intermediate_size % etp == 0;
+    return layer.feed_forward.dense() || slices_whole_blocks(model, layer.feed_forward.intermediate_size, etp);
   });
 }
 

@@ -15,6 +15,9 @@ std::int64_t safe_product(std::initializer_list<std::int64_t> factors);
 /// Whether degrees fit the model and one another; says nothing of GPUs, batch or kMaxWorld.
 bool fits_model(const Parallel& parallel, const ModelConfig& model);
 
+/// Whether a width splits evenly, and into whole blocks of quantised weights where the model has such blocks.
+bool slices_whole_blocks(const ModelConfig& model, std::int64_t width, std::int64_t degree);
+
 struct Neighbours {
   /// Other degrees whose world is hardware.gpus (the plan's own world without hardware).
   std::optional<Parallel> same_gpus;

@@ -148,6 +148,10 @@ Json model_json(const ModelConfig& model) {
     json["logits_scaling"] = model.logits_scaling;
     json["attention_multiplier"] = model.layers[0].attention.attention_multiplier;
   }
+  if (model.weight_block > 0) {
+    json["quantization_config"] = {{"quant_method", "fp8"},
+                                   {"weight_block_size", {model.weight_block, model.weight_block}}};
+  }
   json["torch_dtype"] = model.dtype;
   return json;
 }

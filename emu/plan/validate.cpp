@@ -191,12 +191,33 @@ class Checker {
                                count % value, divisors_near(count, value)));
   }
 
+  /// Quantised weights: a block has one scale, which two ranks cannot share.
+  void whole_blocks(const char* field, std::int64_t width, const char* what, const char* degree, int value) {
+    const std::int64_t block = model_.weight_block;
+    if (width % value != 0 || slices_whole_blocks(model_, width, value)) return;
+    std::int64_t below = 1, above = 0;
+    for (std::int64_t d = 1; d <= width; ++d) {
+      if (!slices_whole_blocks(model_, width, d)) continue;
+      if (d < value) below = d;
+      if (d > value && above == 0) above = d;
+    }
+    problem(field,
+            fmt::format("{} {} / {} {} = {}, which cuts the blocks of {} that weights are quantised in ({} = {} * {} "
+                        "+ {}); {} would do",
+                        width, what, degree, value, width / value, block, width / value, block, width / value / block,
+                        width / value % block,
+                        above > 0 ? fmt::format("{} or {}", below, above) : fmt::format("{}", below)));
+  }
+
   void check_divisions() {
     for (const LayerSpec& layer : model_.layers.kinds()) {
       const std::int64_t kv = layer.attention.kv_heads;
       divides("parallel.tp", layer.attention.heads, "query heads", "tp", p_.tp);
       divides("parallel.tp", layer.feed_forward.mlp_size(),
               layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts", "tp", p_.tp);
+      whole_blocks("parallel.tp", layer.feed_forward.mlp_size(),
+                   layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts", "tp",
+                   p_.tp);
       if (kv % p_.tp == 0 || p_.tp % kv == 0) continue;
       const std::int64_t more = std::max<std::int64_t>(kv, p_.tp), less = std::min<std::int64_t>(kv, p_.tp);
       problem("parallel.tp",
@@ -214,6 +235,7 @@ class Checker {
                                            layer.feed_forward.num_experts, p_.ep, layer.feed_forward.num_experts));
       }
       divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
+      whole_blocks("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
     }
     if (model_.dense() && p_.ep > 1) {
       problem("parallel.ep",

@@ -1,4 +1,4 @@
-// The reference: the unsharded Mixture-of-Experts transformer in float64, written from the model's definition.
+// The reference: the unsharded transformer in float64, written from the model's definition.
 //
 // It shares nothing with the sharded program but the model's description, so that a bug in the one cannot hide in the
 // other. Every tensor is whole, every sum is taken in order of its index, nothing runs in parallel.
@@ -9,9 +9,17 @@
 //   x = x + sum over chosen experts e of  weight_e * W2_e (silu(W1_e n) * W3_e n)       n = rms_norm(x)
 // then logits = head rms_norm(x).
 //
+// What other families have (emu/model/config.h says what each field means; math.h has the functions):
+//   biases of the projections, of the router and of the experts; queries and keys normed inside each head before RoPE;
+//   latent attention (reference.cpp, project_latent); windows and sinks (attention()); scores by sigmoid, with a bias
+//   for the choice alone, and groups (route()); an MLP beside the experts, x = x + (experts + mlp(n)), mlp(n) perhaps
+//   times sigmoid(w n); layers with an MLP and no experts.
+//
 // Taps, in program order, each [tokens, width] with the sequences of the batch one after another:
 //   embedding; per layer N: layer.N.attention.{norm, q, k, v, context, output, residual} (q and k after RoPE),
-//   layer.N.moe.{norm, router_logits, router_choice, router_weights, output, residual}; final_norm; logits.
+//   layer.N.moe.{norm, router_logits, router_choice, router_weights, output, residual}; final_norm; logits. Where the
+//   layer has them: attention.{q_latent, q_latent_norm, kv_latent, kv_latent_norm}, moe.{router_scores, sum},
+//   mlp.{output, shared_gate, shared_output}; without experts, no moe.* but norm and residual.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +39,8 @@ namespace shardproof::reference {
 /// model.layers.N.{input_layernorm, post_attention_layernorm}.weight [hidden],
 /// model.layers.N.self_attn.{q,k,v,o}_proj.weight [out, in], model.layers.N.block_sparse_moe.gate.weight
 /// [experts, hidden], model.layers.N.block_sparse_moe.experts.E.{w1,w3,w2}.weight (gate, up: [width, hidden]; down:
-/// [hidden, width]), model.norm.weight [hidden], lm_head.weight [vocab, hidden] (not asked for when tied).
+/// [hidden, width]), model.norm.weight [hidden], lm_head.weight [vocab, hidden] (not asked for when tied); of other
+/// families' weights the names of the table in emu/model/tensors.h.
 using ReadWeight = std::function<void(const std::string& name, std::vector<double>& values)>;
 
 /// Receives each tap: name, rows, cols, values row-major. The router's choice arrives as doubles holding expert ids.

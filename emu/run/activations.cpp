@@ -11,6 +11,8 @@ struct LayerRows {
   double stream = 0, all = 0, own = 0, slots = 0, expert_rows = 0, busiest = 0;
   double hidden = 0, q = 0, kv = 0, experts = 0;
   double intermediate_size = 0;  ///< of an expert's slice
+  double mlp_rows = 0;           ///< that the MLP for all tokens works on
+  double mlp_size = 0;           ///< of its slice
 };
 
 /// What memory depends on, of one microbatch.
@@ -38,6 +40,11 @@ std::map<int, MicrobatchRows> rows_of(const RankTrace& trace, const ModelConfig&
       layer.q = cols;
     } else if (record.op == Op::attention_k) {
       layer.kv = cols;
+    } else if (record.op == Op::attention_heads) {
+      layer.kv = cols / 2;
+    } else if (record.op == Op::mlp) {
+      layer.mlp_rows = rows;
+      layer.mlp_size = static_cast<double>(layout.layer(model, record.layer).mlp_size.count);
     } else if (record.op == Op::router_logits) {
       layer.own = rows;
       layer.experts = cols;
@@ -60,7 +67,8 @@ double alive_elements(const MicrobatchRows& microbatch) {
     // One expert works at a time; the rows of the others wait.
     const double experts = stream + layer.slots * layer.hidden + layer.expert_rows * 2 * layer.hidden +
                            layer.busiest * 2 * layer.intermediate_size;
-    worst = std::max(worst, stream + std::max({attention, experts, microbatch.head}));
+    const double mlp = layer.mlp_rows * (2 * layer.hidden + 2 * layer.mlp_size);
+    worst = std::max(worst, stream + std::max({attention, experts, mlp, microbatch.head}));
   }
   return worst;
 }
@@ -69,7 +77,8 @@ double kept_elements(const MicrobatchRows& microbatch) {
   double kept = 0;
   for (const auto& [index, layer] : microbatch.layers) {
     kept += 4 * layer.stream * layer.hidden + layer.all * (2 * layer.q + 2 * layer.kv) + layer.own * layer.experts +
-            layer.expert_rows * (2 * layer.hidden + 3 * layer.intermediate_size);
+            layer.expert_rows * (2 * layer.hidden + 3 * layer.intermediate_size) +
+            layer.mlp_rows * (2 * layer.hidden + 3 * layer.mlp_size);
   }
   return kept;
 }

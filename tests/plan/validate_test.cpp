@@ -277,5 +277,26 @@ TEST(RefusedPlans, Document003sAllocationList) {
                                                     "nearest on 16 GPUs: tp2 dp4 pp2 sp, ep4 etp2: 16 GPUs"});
 }
 
+TEST(Validate, RefusesASliceThatCutsABlockOfQuantisedWeights) {
+  Plan plan = small_plan();
+  plan.parallel = {.tp = 8, .pp = 2, .etp = 8};
+  plan.model.weight_block = 128;
+  plan.model.layers.edit([](LayerSpec& layer) {
+    layer.attention.heads = layer.attention.kv_heads = 8;
+    layer.feed_forward.intermediate_size = 1536;
+  });
+
+  const std::vector<Problem> problems = validate(plan);
+  plan.parallel = {.tp = 2, .dp = 4, .pp = 2, .ep = 4, .etp = 2};
+
+  ASSERT_FALSE(problems.empty());
+  EXPECT_EQ(problems.front().field, "parallel.etp");
+  EXPECT_NE(problems.front().message.find("1536 columns of an expert / etp 8 = 192, which cuts the blocks of 128"),
+            std::string::npos)
+      << problems.front().message;
+  EXPECT_NE(problems.front().message.find("6 or 12 would do"), std::string::npos) << problems.front().message;
+  EXPECT_TRUE(validate(plan).empty());
+}
+
 }  // namespace
 }  // namespace shardproof
