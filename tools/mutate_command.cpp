@@ -180,6 +180,7 @@ void add_mutate_command(CLI::App& app, int& exit_code) {
       "mutate", "Inject each known sharding bug into a plan's run; print what verify detects and names");
   command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
   flags->scale.add_to(*command);
+  flags->scale.add_layers_to(*command);
   add_seed(*command, "--seed", flags->seed, "Seed of weights and tokens (default: the plan's)");
   add_whole(*command, "--per-kind", flags->per_kind, {1, 5}, "Places to try each mutation at, at most");
   command->add_option("--kind", flags->kinds, "Only this mutation (may be repeated)")->type_name("NAME");

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string_view>
 
+#include "emu/model/fields.h"
 #include "emu/plan/load.h"
 #include "emu/plan/runnable.h"
 #include "tools/arguments.h"
@@ -59,8 +60,13 @@ void ScaleFlags::add_to(CLI::App& command) {
   add_whole(command, "--sequence", sequence, {1, 1 << 24}, "Make every sequence this long");
 }
 
+void ScaleFlags::add_layers_to(CLI::App& command) {
+  add_whole(command, "--layers", layers, {1, kMaxLayers},
+            "Run the first N layers of each kind, or as many more as the stages need");
+}
+
 ScaleOptions ScaleFlags::options() const {
-  ScaleOptions result{.batch = batch, .sequence = sequence};
+  ScaleOptions result{.batch = batch, .sequence = sequence, .layers = layers};
   if (scale == "auto") return result;
   if (scale == "full") {
     result.mode = ScaleOptions::Mode::full;

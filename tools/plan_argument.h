@@ -42,9 +42,13 @@ struct ScaleFlags {
   std::optional<std::int64_t> batch;
   std::optional<std::int64_t> sequence;
 
+  std::optional<std::int64_t> layers;
+
   void add_to(CLI::App& command);
+  /// For commands that run the layers.
+  void add_layers_to(CLI::App& command);
   /// Whether any of them is not as it is without.
-  bool given() const { return scale != "auto" || batch || sequence; }
+  bool given() const { return scale != "auto" || batch || sequence || layers; }
   /// Throws UsageError for a scale that is not auto, full or a positive whole number.
   ScaleOptions options() const;
 };

@@ -44,6 +44,7 @@ std::string flags_of(const ScaleOptions& options) {
   std::string text = "--scale " + to_string(options);
   if (options.batch) text += fmt::format(" --batch {}", *options.batch);
   if (options.sequence) text += fmt::format(" --sequence {}", *options.sequence);
+  if (options.layers) text += fmt::format(" --layers {}", *options.layers);
   return text;
 }
 

@@ -185,6 +185,7 @@ void add_verify_command(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"exact", "fp64", "fp32", "bf16", "fp16"}))
       ->type_name("FORMAT");
   flags->scale.add_to(*command);
+  flags->scale.add_layers_to(*command);
   add_seed(*command, "--seed", flags->seed, "Seed of weights and tokens (default: the plan's)");
   add_threads(*command, flags->threads);
   add_seed(*command, "--schedule", flags->schedule, "Run on one thread, in the order that this seed gives");

@@ -30,6 +30,9 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
     throw UsageError(fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out",
                                  to_string(request.scale)));
   }
+  if (request.scale.layers) {
+    throw UsageError(fmt::format("--layers {}: a checkpoint is run whole; leave --layers out", *request.scale.layers));
+  }
   auto checkpoint = [&] {
     try {
       return std::make_unique<Checkpoint>(directory);

@@ -138,8 +138,6 @@ void shrink_lengths(std::vector<std::int64_t>& lengths, std::int64_t cp) {
   }
 }
 
-}  // namespace
-
 /// Windows and the context before it was stretched shrink as the longest sequence does: what lay outside still does.
 void shrink_windows(const Plan& plan, Plan& small) {
   const std::int64_t before = std::ranges::max(plan.workload.lengths), now = std::ranges::max(small.workload.lengths);
@@ -155,8 +153,38 @@ void shrink_windows(const Plan& plan, Plan& small) {
   });
 }
 
+/// The first `each` layers of each kind in the model's order, by index.
+std::vector<std::int64_t> first_of_each_kind(const LayerList& layers, std::int64_t each) {
+  std::vector<std::int64_t> taken(layers.kinds().size(), 0), kept;
+  for (std::int64_t i = 0; i < layers.size(); ++i) {
+    if (taken[static_cast<std::size_t>(layers.kind_of(i))]++ < each) kept.push_back(i);
+  }
+  return kept;
+}
+
+void keep_layers(std::int64_t each, Plan& plan) {
+  const LayerList all = plan.model.layers;
+  std::vector<std::int64_t> kept = first_of_each_kind(all, std::max<std::int64_t>(each, 1));
+  while (std::ssize(kept) < std::min<std::int64_t>(plan.parallel.pp, all.size())) {
+    kept = first_of_each_kind(all, ++each);
+  }
+  if (std::ssize(kept) == all.size()) return;
+  LayerList layers;
+  for (const std::int64_t layer : kept) layers.push_back(all[layer]);
+  plan.model.layers = layers;
+  plan.parallel.layers_per_stage.clear();
+  std::vector<std::vector<std::int64_t>>& counts = plan.workload.routing.counts;
+  if (std::ssize(counts) != all.size()) return;
+  std::vector<std::vector<std::int64_t>> rows;
+  for (const std::int64_t layer : kept) rows.push_back(counts[static_cast<std::size_t>(layer)]);
+  counts = std::move(rows);
+}
+
+}  // namespace
+
 Plan scaled(const Plan& plan, const ScaleOptions& options) {
   Plan small = plan;
+  if (options.layers) keep_layers(*options.layers, small);
   const ModelConfig& model = plan.model;
   Workload& workload = small.workload;
   if (options.mode == Mode::automatic) {

@@ -125,5 +125,31 @@ TEST(Scaled, IsValidForEveryGeneratedPlanAndMode) {
   }
 }
 
+TEST(Scaled, KeepsTheFirstLayersOfEachKindAndALayerForEachStage) {
+  Plan plan = testing::small_plan({.tp = 2, .pp = 2, .edp = 2});
+  LayerSpec dense = plan.model.layers[0];
+  dense.feed_forward = {.intermediate_size = 8};
+  LayerList layers(3, dense);
+  for (int i = 0; i < 5; ++i) layers.push_back(testing::small_plan({}).model.layers[0]);
+  plan.model.layers = layers;
+  plan.parallel.layers_per_stage = {3, 5};
+
+  const Plan one = scaled(plan, {.mode = ScaleOptions::Mode::full, .layers = 1});
+  const Plan two = scaled(plan, {.mode = ScaleOptions::Mode::full, .layers = 2});
+  const Plan all = scaled(plan, {.mode = ScaleOptions::Mode::full, .layers = 5});
+  plan.model.layers = LayerList(4, dense);
+  plan.parallel.layers_per_stage.clear();
+  const Plan stages = scaled(plan, {.mode = ScaleOptions::Mode::full, .layers = 1});
+
+  ASSERT_EQ(one.model.layers.size(), 2);
+  EXPECT_TRUE(one.model.layers[0].feed_forward.dense());
+  EXPECT_FALSE(one.model.layers[1].feed_forward.dense());
+  EXPECT_EQ(two.model.layers.size(), 4);
+  EXPECT_TRUE(two.parallel.layers_per_stage.empty());
+  EXPECT_EQ(all.model.layers.size(), 8);
+  EXPECT_EQ(all.parallel.layers_per_stage, (std::vector<std::int64_t>{3, 5}));
+  EXPECT_EQ(stages.model.layers.size(), 2);
+}
+
 }  // namespace
 }  // namespace shardproof
