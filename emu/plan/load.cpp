@@ -153,7 +153,7 @@ std::vector<std::int64_t> read_stages(ObjectReader& reader, int pp, std::int64_t
 }
 
 /// `defaults` gets a line for each degree that another system's default has set.
-Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, std::int64_t layers,
+Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, const LayerList& layers,
                        std::vector<std::string>& defaults, Problems& problems) {
   Parallel parallel;
   ObjectReader reader(value, "parallel", problems);
@@ -185,7 +185,11 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   for (const std::string_view name : {"tensor_model_parallel_size", "tensor_parallel_size"}) {
     if (value.find(name) != nullptr) tp_name = name;
   }
-  const ExpertDefault by_system = expert_default(parallel, tp_name, parallel.ep > 1);
+  // Without experts there is nothing that a system would slice.
+  const bool experts = layers.size() == 0 || std::ranges::any_of(layers.kinds(), [](const LayerSpec& layer) {
+                         return !layer.feed_forward.dense();
+                       });
+  const ExpertDefault by_system = experts ? expert_default(parallel, tp_name, parallel.ep > 1) : ExpertDefault{};
   parallel.etp = etp.value_or(by_system.etp);
   if (!etp && !by_system.note.empty()) defaults.push_back(by_system.note);
   const std::int64_t attention = std::int64_t{parallel.tp} * parallel.cp * parallel.dp;
@@ -195,7 +199,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);
-  parallel.layers_per_stage = read_stages(reader, parallel.pp, layers, problems);
+  parallel.layers_per_stage = read_stages(reader, parallel.pp, layers.size(), problems);
   reader.finish();
   return parallel;
 }
@@ -341,7 +345,7 @@ Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, std
   }
   if (const auto hardware = reader.find({"hardware"})) plan.hardware = read_hardware(*hardware->value, problems);
   if (const auto parallel = reader.find({"parallel"})) {
-    plan.parallel = read_parallel(*parallel->value, plan.hardware, plan.model.layers.size(), plan.defaults, problems);
+    plan.parallel = read_parallel(*parallel->value, plan.hardware, plan.model.layers, plan.defaults, problems);
   } else {
     reader.missing("parallel", "the degrees tp, cp, dp, pp, ep, etp (1 where left out) are needed");
   }

@@ -169,6 +169,15 @@ TEST(LoadPlan, RefusesKeysThatBelongToAnotherFamilyAndTakesThoseThatChangeNothin
       plain.model);
 }
 
+TEST(LoadPlan, SlicesNoExpertsOfAModelThatHasNone) {
+  const Plan plan = parsed(R"({"model": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+      "intermediate_size": 96, "vocab_size": 100, "model_type": "llama"}, "parallel": {"tensor_parallel_size": 4}})");
+
+  EXPECT_EQ(plan.parallel, (Parallel{.tp = 4, .edp = 4}));
+  EXPECT_TRUE(plan.defaults.empty());
+  EXPECT_TRUE(plan.model.dense());
+}
+
 TEST(LoadPlan, DataParallelDegreeFollowsFromTheGpus) {
   const auto dp = [](const char* gpus, const char* degrees) {
     return parsed(plan_text("", std::string(R"("hardware": {"gpus": )") + gpus + R"(}, "parallel": )" + degrees))
