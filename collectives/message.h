@@ -30,13 +30,12 @@ std::span<const ElementOf<R>> read_only(const R& range) {
 template <class T>
 class InputView {
  public:
+  /// Of an lvalue, or a view.
+  // NOLINTBEGIN(google-explicit-constructor,bugprone-forwarding-reference-overload): elements as they are
   template <ReadBuffer R>
-  requires(std::is_same_v<ElementOf<R>, T>&& std::ranges::borrowed_range<
-           R>)  // an lvalue, or a view
-                // NOLINTNEXTLINE(google-explicit-constructor,bugprone-forwarding-reference-overload):
-                // elements as they are
-      InputView(R&& elements)
+  requires(std::is_same_v<ElementOf<R>, T>&& std::ranges::borrowed_range<R>) InputView(R&& elements)
       : elements_(std::ranges::data(elements), std::ranges::size(elements)) {}
+  // NOLINTEND(google-explicit-constructor,bugprone-forwarding-reference-overload)
   operator std::span<const T>() const { return elements_; }  // NOLINT(google-explicit-constructor): a view
 
  private:

@@ -144,12 +144,12 @@ Instances reduction_narrowed(const MutablePlan& plan, std::size_t limit) {
   const bool three = ranks > 2;
   const std::span<const Format> formats =
       what == Narrowed::wire || !three ? std::span<const Format>(kWiderThanBf16) : std::span<const Format>(kInFloat);
-  constexpr TapKind tap = kAttention ? TapKind::attention_output : TapKind::expert_output;
-  return in_layers(plan, tap, formats, limit, [](int layer, Format format) {
+  constexpr TapKind kTap = kAttention ? TapKind::attention_output : TapKind::expert_output;
+  return in_layers(plan, kTap, formats, limit, [](int layer, Format format) {
     const Site site{.op = op, .layer = layer, .ranks = {}};
     return Mutation{.layer = layer,
                     .group = kAttention ? "tp" : "etp",
-                    .tap = tap_name(layer, tap),
+                    .tap = tap_name(layer, kTap),
                     .format = format,
                     .causes = {"rounding"},
                     .make = script([=](Script& made) {

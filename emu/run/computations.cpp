@@ -150,15 +150,15 @@ typename Computations<T>::KeysAndValues Computations<T>::split_heads(Op op, int 
                                                                      const Tensor& shared) {
   const AttentionSpec& spec = model_.layers[layer].attention;
   const std::int64_t heads = held(layer).heads.count;
-  KeysAndValues result{Tensor(product.rows(), heads * spec.head_dim), Tensor(product.rows(), heads * spec.value_dim())};
+  Tensor k(product.rows(), heads * spec.head_dim), v(product.rows(), heads * spec.value_dim());
   if constexpr (!kDry) {
-    ops::split_latent_heads<T>(product, shared, spec.value_dim(), result.k, result.v);
-    inject_result_fault(op, layer, result.k.view());
+    ops::split_latent_heads<T>(product, shared, spec.value_dim(), k, v);
+    inject_result_fault(op, layer, k.view());
   }
-  record(op, layer, result.k.rows(), result.k.cols() + result.v.cols(),
-         ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), result.k.cols(), result.v.cols(),
-                                      element_bytes()));
-  return result;
+  record(
+      op, layer, k.rows(), k.cols() + v.cols(),
+      ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), k.cols(), v.cols(), element_bytes()));
+  return {std::move(k), std::move(v)};
 }
 
 template <class T>
@@ -410,7 +410,8 @@ RowOrder Computations<T>::order_by_expert(const Counts& counts, [[maybe_unused]]
     return {.count = sum_of(counts), .rows = {}};
   } else {
     std::vector<std::int64_t> rows = sort_by_expert(counts, experts);
-    return {.count = std::ssize(rows), .rows = std::move(rows)};
+    const std::int64_t count = std::ssize(rows);
+    return {.count = count, .rows = std::move(rows)};
   }
 }
 

@@ -293,7 +293,7 @@ LoadedModel read_wrapped(const JsonValue& config, const JsonValue& text, const s
   }
   LoadedModel loaded = read_model(text, reader.field("text_config"), problems);
   loaded.model.tie_word_embeddings = reader.boolean({"tie_word_embeddings"}).value_or(loaded.model.tie_word_embeddings);
-  loaded.notes.push_back("the decoder of text_config alone: what is not text does not pass through it");
+  loaded.notes.emplace_back("the decoder of text_config alone: what is not text does not pass through it");
   reader.finish();
   return loaded;
 }
