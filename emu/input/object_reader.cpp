@@ -118,7 +118,8 @@ std::optional<std::string> ObjectReader::string(Names names) {
   return std::nullopt;
 }
 
-bool ObjectReader::says_null(std::string_view name) const {
+bool ObjectReader::says_null(std::string_view name) {
+  asked_.push_back(name);
   const JsonValue* const value = object_.find(name);
   return value != nullptr && value->is(JsonValue::Kind::null);
 }

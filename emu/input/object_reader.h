@@ -36,7 +36,7 @@ class ObjectReader {
   std::optional<std::string> string(Names names);
 
   /// The key stands there, and is null.
-  bool says_null(std::string_view name) const;
+  bool says_null(std::string_view name);
 
   /// Reports that a member is missing; returns nothing of use.
   void missing(std::string_view name, std::string_view what);

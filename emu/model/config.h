@@ -223,6 +223,7 @@ struct ModelConfig {
   /// Weights are stored in blocks of so many rows and columns, each with a scale of its own, which no rank's slice may
   /// cut; 0: they are not. What runs has none.
   std::int64_t weight_block = 0;
+  std::string quant_method = {};   ///< how weights are quantised, as the config names it; empty: they are not
   std::string dtype = "bfloat16";  ///< torch_dtype / dtype: the format weights are kept in
   std::string model_type = "mixtral";
 

@@ -26,7 +26,7 @@ void add_rope(const AttentionSpec& attention, bool stretches_by_default, Json& j
   Json scaling = {{"rope_type", to_string(rope.type)}};
   switch (rope.type) {
     case RopeType::plain:
-      // gpt-oss stretches where nothing is said.
+      // Some families stretch where nothing is said.
       if (!stretches_by_default) return;
       break;
     case RopeType::longrope:
@@ -69,7 +69,7 @@ void add_attention(const Family& family, const AttentionSpec& attention, Json& j
     json["attention_bias"] = attention.qkv_bias;
   }
   if (family.qk_norm_by_key) json["use_qk_norm"] = attention.query_key_norm != QueryKeyNorm::none;
-  add_rope(attention, family.model_type == "gpt_oss", json);
+  add_rope(attention, family.layer.attention.rope.type != RopeType::plain, json);
 }
 
 void add_windows(const Family& family, const ModelConfig& model, Json& json) {
@@ -142,15 +142,17 @@ Json model_json(const ModelConfig& model) {
   add_windows(family, model, json);
   add_dense_layers(family, model, json);
   if (family.layer_norm) json["lm_head_bias"] = model.head_bias;
-  if (family.model_type == "granitemoe") {
+  if (family.multipliers) {
     json["embedding_multiplier"] = model.embedding_multiplier;
     json["residual_multiplier"] = model.residual_multiplier;
     json["logits_scaling"] = model.logits_scaling;
     json["attention_multiplier"] = model.layers[0].attention.attention_multiplier;
   }
-  if (model.weight_block > 0) {
-    json["quantization_config"] = {{"quant_method", "fp8"},
-                                   {"weight_block_size", {model.weight_block, model.weight_block}}};
+  if (!model.quant_method.empty()) {
+    json["quantization_config"]["quant_method"] = model.quant_method;
+    if (model.quant_method != "mxfp4" && model.weight_block > 0) {
+      json["quantization_config"]["weight_block_size"] = {model.weight_block, model.weight_block};
+    }
   }
   json["torch_dtype"] = model.dtype;
   return json;

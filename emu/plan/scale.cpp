@@ -79,7 +79,9 @@ void set_mlps(FeedForwardSpec& spec, const Parallel& parallel, const Widths& wid
 
 void set_widths(Plan& plan, const Widths& widths) {
   ModelConfig& model = plan.model;
-  model.weight_block = 0;  // of widths that are gone
+  // Blocks of widths that are gone.
+  model.weight_block = 0;
+  model.quant_method.clear();
   model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(widths.hidden, 1));
   model.layers.edit([&](LayerSpec& layer) {
     set_heads(layer.attention, widths);

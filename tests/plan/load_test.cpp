@@ -169,6 +169,48 @@ TEST(LoadPlan, RefusesKeysThatBelongToAnotherFamilyAndTakesThoseThatChangeNothin
       plain.model);
 }
 
+TEST(LoadPlan, TakesAbsenceAndNullAsTheFamilyDoes) {
+  const auto model = [](const std::string& type, const std::string& more) {
+    return parsed(R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "vocab_size": 100,
+        "intermediate_size": 96, "model_type": ")" +
+                  type + "\", " + more + R"(}, "parallel": {}})")
+        .model;
+  };
+  const std::string moe = R"("moe_intermediate_size": 16, "n_routed_experts": 8, "num_experts_per_tok": 2)";
+  const std::string small = moe + R"(, "n_group": 1, "topk_group": 1)";
+
+  const ModelConfig v3 = model("deepseek_v3", small), v2 = model("deepseek_v2", small);
+  const ModelConfig direct = model("deepseek_v2", small + R"(, "q_lora_rank": null)");
+  const ModelConfig plain_oss = model("gpt_oss", R"("num_local_experts": 4)");
+  const ModelConfig said_oss =
+      model("gpt_oss", R"("num_local_experts": 4, "rope_scaling": {"rope_type": "yarn", "factor": 32.0,
+          "original_max_position_embeddings": 4096, "truncate": false})");
+  const ModelConfig no_window = model("qwen3", R"("use_sliding_window": true, "sliding_window": null)");
+
+  EXPECT_EQ(v3.layers[0].attention.q_lora_rank, 1536);
+  EXPECT_EQ(direct.layers[0].attention.q_lora_rank, 0);
+  EXPECT_TRUE(v3.layers[2].feed_forward.dense());
+  EXPECT_EQ(v3.experts().shared_intermediate_size, 16);
+  EXPECT_FALSE(v2.layers[0].feed_forward.dense());
+  EXPECT_EQ(v2.experts().shared_intermediate_size, 32);
+  EXPECT_DOUBLE_EQ(plain_oss.layers[0].attention.rope.amplitude, said_oss.layers[0].attention.rope.amplitude);
+  EXPECT_EQ(plain_oss.layers[0].attention.rope.type, RopeType::yarn);
+  EXPECT_EQ(no_window.layers[3].attention.sliding_window, 0);
+}
+
+TEST(PlanJson, KeepsEveryPublishedModel) {
+  int models = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/models")) {
+    if (entry.path().extension() != ".json") continue;
+    const LoadedPlan loaded = load_plan(entry.path());
+    ASSERT_TRUE(loaded.plan.has_value()) << entry.path();
+    ++models;
+
+    EXPECT_EQ(parsed(plan_json(*loaded.plan)).model, loaded.plan->model) << entry.path();
+  }
+  EXPECT_EQ(models, 7);
+}
+
 TEST(LoadPlan, SlicesNoExpertsOfAModelThatHasNone) {
   const Plan plan = parsed(R"({"model": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
       "intermediate_size": 96, "vocab_size": 100, "model_type": "llama"}, "parallel": {"tensor_parallel_size": 4}})");

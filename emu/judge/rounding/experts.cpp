@@ -206,8 +206,9 @@ Judged judge_gated(const Rule& rule, const Tensor& x, const Tensor& logits) {
     const double open = 1 / (1 + std::exp(-logits.row(t)[0]));
     for (std::int64_t i = 0; i < x.cols; ++i) {
       const double value = x.row(t)[i] * open;
-      const double error = std::abs(x.row(t)[i]) * score_error(profile, open) +
-                           gamma(1, profile.compute.relative) * std::abs(value) * 2 + profile.compute.underflow;
+      // Of the factor, and of its product.
+      const double of_gate = std::abs(x.row(t)[i]) * score_error(profile, open);
+      const double error = of_gate + profile.compute.relative * (std::abs(value) + of_gate) + profile.compute.underflow;
       comparison.element(t, i, value, stored_error(profile, value, error));
     }
   }

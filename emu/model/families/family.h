@@ -63,6 +63,11 @@ struct Family {
   bool moe_intermediate_size = false;
   /// n_shared_experts: how often the experts' width the shared one is wide.
   bool counts_shared_experts = false;
+  /// n_shared_experts and first_k_dense_replace where they are absent.
+  std::int64_t shared_experts = 1;
+  std::int64_t first_dense = 0;
+  /// Has keys that multiply the embedding, what is added to the residual stream, scores and logits.
+  bool multipliers = false;
   /// use_qk_norm turns the norms of queries and keys on.
   bool qk_norm_by_key = false;
   /// partial_rotary_factor where it is absent.

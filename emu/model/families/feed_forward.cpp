@@ -59,14 +59,12 @@ void read_router(ObjectReader& reader, const Family& family, FeedForwardSpec& ex
 
 FeedForwardSpec read_feed_forward(ObjectReader& reader, const Family& family, FeedForwardSpec& experts,
                                   std::vector<Problem>& problems) {
-  FeedForwardSpec dense{.norm_topk_prob = experts.norm_topk_prob};
+  FeedForwardSpec dense;
   if (family.mixture == Mixture::no_layer) {
     dense.intermediate_size = width_of(reader, "intermediate_size", "the width of the MLP is needed", problems);
-    dense.norm_topk_prob = true;
     experts = dense;
     return dense;
   }
-  dense.norm_topk_prob = true;
   if (family.moe_intermediate_size) {
     experts.intermediate_size = width_of(reader, "moe_intermediate_size", fields::kIntermediateSize.needed, problems);
     dense.intermediate_size = width_of(reader, "intermediate_size", "", problems);
@@ -80,7 +78,7 @@ FeedForwardSpec read_feed_forward(ObjectReader& reader, const Family& family, Fe
   }
   read_router(reader, family, experts);
   if (family.counts_shared_experts) {
-    const std::int64_t shared = reader.integer({"n_shared_experts"}, 0, kMostShared).value_or(1);
+    const std::int64_t shared = reader.integer({"n_shared_experts"}, 0, kMostShared).value_or(family.shared_experts);
     experts.shared_intermediate_size = shared * experts.intermediate_size;
   } else if (experts.shared_intermediate_size > 0) {
     experts.shared_intermediate_size =
@@ -100,8 +98,7 @@ std::vector<bool> read_dense_layers(ObjectReader& reader, const Family& family, 
   std::vector<bool> dense(static_cast<std::size_t>(layers), family.mixture == Mixture::no_layer);
   constexpr std::string_view kAll = "every layer of this family has experts";
   if (family.mixture == Mixture::after_first) {
-    const std::int64_t otherwise = family.model_type == "deepseek_v3" ? 3 : family.model_type == "glm4_moe" ? 1 : 0;
-    const std::int64_t first = reader.integer({"first_k_dense_replace"}, 0, kMaxLayers).value_or(otherwise);
+    const std::int64_t first = reader.integer({"first_k_dense_replace"}, 0, kMaxLayers).value_or(family.first_dense);
     for (std::int64_t i = 0; i < std::min(first, layers); ++i) dense[static_cast<std::size_t>(i)] = true;
     keys::refuse_unless_one(reader, {"moe_layer_freq"}, "all layers after the first dense ones have experts");
     keys::refuse_unless_zero(reader, {"mlp_only_layers"}, "this family's key is first_k_dense_replace");

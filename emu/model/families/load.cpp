@@ -142,9 +142,8 @@ void read_latent(ObjectReader& reader, AttentionSpec& attention) {
   const auto size = [&](std::string_view key, std::int64_t otherwise) {
     return reader.integer({key}, 1, kMaxWidth).value_or(otherwise);
   };
-  const auto rank = reader.find({"q_lora_rank"});
-  const bool direct = !rank && reader.find({"kv_lora_rank"});
-  attention.q_lora_rank = direct ? 0 : size("q_lora_rank", attention.q_lora_rank);
+  // Null says that queries take no detour.
+  attention.q_lora_rank = reader.says_null("q_lora_rank") ? 0 : size("q_lora_rank", attention.q_lora_rank);
   attention.kv_lora_rank = size("kv_lora_rank", attention.kv_lora_rank);
   attention.rope.dim = size("qk_rope_head_dim", attention.rope.dim);
   attention.head_dim = size("qk_nope_head_dim", 128) + attention.rope.dim;
@@ -211,7 +210,7 @@ void read_query_key_norm(ObjectReader& reader, const Family& family, AttentionSp
 
 void read_multipliers(ObjectReader& reader, const Family& family, ModelConfig& model, AttentionSpec& attention) {
   constexpr double kMost = 1e6;
-  if (family.model_type != "granitemoe") return;
+  if (!family.multipliers) return;
   const auto number = [&](std::string_view key) { return reader.number({key}, 1e-6, kMost).value_or(1); };
   model.embedding_multiplier = number("embedding_multiplier");
   model.residual_multiplier = number("residual_multiplier");
@@ -226,7 +225,7 @@ void refuse_other_mathematics(ObjectReader& reader, const Family& family) {
   keys::refuse_unless_zero(reader, {"mlp_bias", "use_bias"}, "biases in the MLPs of this family are not computed");
   keys::refuse_unless_zero(reader, {"clip_qkv", "attn_logit_softcapping", "final_logit_softcapping"},
                            "clipping and soft caps are not computed");
-  if (!family.counts_shared_experts && family.model_type != "qwen2_moe") {
+  if (!family.counts_shared_experts && family.layer.feed_forward.shared_intermediate_size == 0) {
     keys::refuse_unless_zero(reader, {"n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"},
                              "this family has no shared experts");
   }
@@ -258,6 +257,7 @@ void read_quantization(ObjectReader& reader, LoadedModel& loaded) {
     reader.problem(found->field, fmt::format("{}: an object with a quant_method is needed", describe(*found->value)));
     return;
   }
+  loaded.model.quant_method = method->text;
   if (method->text == "mxfp4") loaded.model.weight_block = kMxfp4Group;
   if (const JsonValue* const block = found->value->find("weight_block_size");
       block != nullptr && !block->is(Kind::null)) {

@@ -108,17 +108,6 @@ void read_scaling(ObjectReader& rope, ObjectReader& config, AttentionSpec& atten
   }
 }
 
-/// gpt-oss stretches where its config says nothing.
-void set_default_scaling(const Family& family, AttentionSpec& attention) {
-  if (family.model_type != "gpt_oss") return;
-  RopeSpec& rope = attention.rope;
-  rope.type = RopeType::yarn;
-  rope.factor = 32;
-  rope.original_context = 4096;
-  rope.truncate = false;
-  rope.amplitude = yarn_scale(rope.factor, 1);
-}
-
 /// How many elements of a head turn.
 void set_share(ObjectReader& reader, const Family& family, std::optional<double> share, AttentionSpec& attention) {
   if (attention.latent() || attention.head_dim == 0) return;
@@ -142,6 +131,9 @@ void read_rope(ObjectReader& reader, const Family& family, AttentionSpec& attent
   std::optional<double> share = reader.number({"partial_rotary_factor"}, 1e-6, 1);
   if (const auto nested = reader.find({"rope_parameters", "rope_scaling"})) {
     ObjectReader rope(*nested->value, nested->field, problems, ObjectReader::Null::absent);
+    // What the config says takes the place of all that the family stretches by otherwise.
+    attention.rope = {
+        .theta = attention.rope.theta, .dim = attention.rope.dim, .interleaved = attention.rope.interleaved};
     read_scaling(rope, reader, attention, problems);
     const std::optional<double> inner = rope.number({field.key}, field.least_number, field.most_number);
     if (const auto inner_share = rope.number({"partial_rotary_factor"}, 1e-6, 1)) share = inner_share;
@@ -151,8 +143,6 @@ void read_rope(ObjectReader& reader, const Family& family, AttentionSpec& attent
                      fmt::format("{} contradicts {} = {}", *inner, reader.field(field.key), *theta));
     }
     if (inner) theta = inner;
-  } else {
-    set_default_scaling(family, attention);
   }
   if (theta) attention.rope.theta = *theta;
   set_share(reader, family, share, attention);

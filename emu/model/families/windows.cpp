@@ -59,9 +59,9 @@ std::vector<bool> read_windows(ObjectReader& reader, const Family& family, std::
   // Null is no window; a family's default holds only where the key is absent.
   const bool given = reader.find({"sliding_window"}).has_value();
   const auto window = reader.integer({"sliding_window"}, 0, kMostWindow);
-  attention.sliding_window = given ? window.value_or(0) : attention.sliding_window;
+  if (has_switch && on) attention.sliding_window = 4096;
+  if (given) attention.sliding_window = window.value_or(0);
   if (reader.says_null("sliding_window")) attention.sliding_window = 0;
-  if (has_switch && !given && on) attention.sliding_window = 4096;
   if (family.window == Window::none) {
     if (on && attention.sliding_window > 0) {
       reader.problem(reader.field("sliding_window"),
