@@ -19,12 +19,13 @@ static_assert(kQueries % panel::kRows == 0 && kKeys % panel::kWidth<float> == 0 
 
 /// Keys transposed panel by panel, [tokens / kWidth, head_dim, kWidth], zeros after the last token.
 template <class T>
-Matrix<T> transposed_panels(MatrixView<const T> k) {
+Matrix<T> transposed_panels(TokenRowsOf<T> k, Index tokens) {
   constexpr Index kWidth = panel::kWidth<T>;
-  Matrix<T> result(panel::padded<T>(k.rows) / kWidth, k.cols * kWidth);
+  Matrix<T> result(panel::padded<T>(tokens) / kWidth, k.cols() * kWidth);
   for (Index j = 0; j < result.rows() * kWidth; ++j) {
     T* to = result.row(j / kWidth).data() + j % kWidth;
-    for (Index d = 0; d < k.cols; ++d) to[d * kWidth] = j < k.rows ? k(j, d) : T{0};
+    const T* const from = j < tokens ? k.row(j) : nullptr;
+    for (Index d = 0; d < k.cols(); ++d) to[d * kWidth] = from != nullptr ? from[d] : T{0};
   }
   return result;
 }
@@ -32,13 +33,13 @@ Matrix<T> transposed_panels(MatrixView<const T> k) {
 /// Values cut into panels of kWidth columns, [head_dim / kWidth, tokens, kWidth], zeros beyond head_dim: a panel is
 /// walked token by token, and rows a power of two apart would share a few sets of the first-level cache.
 template <class T>
-Matrix<T> column_panels(MatrixView<const T> v) {
+Matrix<T> column_panels(TokenRowsOf<T> v, Index tokens) {
   constexpr Index kWidth = panel::kWidth<T>;
-  Matrix<T> result = Matrix<T>::zeros(panel::padded<T>(v.cols) / kWidth, v.rows * kWidth);
-  for (Index d = 0; d < v.cols; d += kWidth) {
-    const Index width = std::min(kWidth, v.cols - d);
-    for (Index t = 0; t < v.rows; ++t) {
-      std::copy_n(v.row(t).data() + d, width, result.row(d / kWidth).data() + t * kWidth);
+  Matrix<T> result = Matrix<T>::zeros(panel::padded<T>(v.cols()) / kWidth, tokens * kWidth);
+  for (Index d = 0; d < v.cols(); d += kWidth) {
+    const Index width = std::min(kWidth, v.cols() - d);
+    for (Index t = 0; t < tokens; ++t) {
+      std::copy_n(v.row(t) + d, width, result.row(d / kWidth).data() + t * kWidth);
     }
   }
   return result;
@@ -144,11 +145,11 @@ void attend_block(Tile<T>& tile, Index first, Index rows, Index window, const Ma
 }  // namespace
 
 template <class T>
-void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, const HeadOptions<T>& options,
-                     Format format, MatrixView<T> out) {
-  const Index tokens = q.rows, width = k.cols, value_width = v.cols;
-  const Matrix<T> keys = transposed_panels<T>(k);
-  const Matrix<T> values = column_panels<T>(v);
+void attend_in_tiles(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past,
+                     const HeadOptions<T>& options, Format format, MatrixView<T> out) {
+  const Index tokens = q.rows, width = k.cols(), value_width = v.cols();
+  const Matrix<T> keys = transposed_panels<T>(k, past + tokens);
+  const Matrix<T> values = column_panels<T>(v, past + tokens);
   Tile<T> tile(width, value_width);
   simd::with_rounding<T>(format, [&](auto rounding) {
     for (Index head = 0; head < q.cols / width; ++head) {
@@ -162,7 +163,7 @@ void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<co
           tile.largest[i] = options.sinks == nullptr ? -std::numeric_limits<T>::infinity() : options.sinks[head];
           tile.sum[i] = options.sinks == nullptr ? T{0} : T{1};
         }
-        attend_block(tile, first, rows, options.window, keys, values);
+        attend_block(tile, past + first, rows, options.window, keys, values);
         for (Index i = 0; i < rows; ++i) {
           simd::transform<T>(
               value_width, out.row(first + i).data() + head * value_width,
@@ -173,9 +174,9 @@ void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<co
   });
 }
 
-template void attend_in_tiles(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>,
+template void attend_in_tiles(MatrixView<const float>, TokenRowsOf<float>, TokenRowsOf<float>, Index,
                               const HeadOptions<float>&, Format, MatrixView<float>);
-template void attend_in_tiles(MatrixView<const double>, MatrixView<const double>, MatrixView<const double>,
+template void attend_in_tiles(MatrixView<const double>, TokenRowsOf<double>, TokenRowsOf<double>, Index,
                               const HeadOptions<double>&, Format, MatrixView<double>);
 
 }  // namespace shardproof::ops

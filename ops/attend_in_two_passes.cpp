@@ -9,13 +9,13 @@ namespace shardproof::ops {
 namespace {
 
 template <class T, bool kExact, class Rounding>
-void attend(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, const HeadOptions<T>& options,
+void attend(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past, const HeadOptions<T>& options,
             const T* sink, Rounding rounding, std::vector<T>& scores, MatrixView<T> out) {
   for (Index t = 0; t < q.rows; ++t) {
-    const Index first = std::max<Index>(0, t + 1 - options.window), keys = t + 1 - first;
+    const Index seen = past + t + 1, first = std::max<Index>(0, seen - options.window), keys = seen - first;
     for (Index j = 0; j < keys; ++j) {
       const T dot = simd::sum_of<T>(
-          q.cols, [](auto a, auto b) { return a * b; }, q.row(t).data(), k.row(first + j).data());
+          q.cols, [](auto a, auto b) { return a * b; }, q.row(t).data(), k.row(first + j));
       scores[static_cast<std::size_t>(j)] = dot * options.scale;
     }
     if constexpr (kExact) {
@@ -35,8 +35,7 @@ void attend(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
     for (Index j = 0; j < keys; ++j) {
       const T p = scores[static_cast<std::size_t>(j)];
       simd::transform<T>(
-          out.cols, context, [&](auto value, auto total) { return total + p * value; }, v.row(first + j).data(),
-          context);
+          out.cols, context, [&](auto value, auto total) { return total + p * value; }, v.row(first + j), context);
     }
     simd::transform<T>(
         out.cols, context, [&](auto total) { return rounding(total / sum); }, context);
@@ -46,26 +45,26 @@ void attend(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
 }  // namespace
 
 template <class T>
-void attend_in_two_passes(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
+void attend_in_two_passes(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past,
                           const HeadOptions<T>& options, Format format, MatrixView<T> out) {
-  std::vector<T> scores(static_cast<std::size_t>(q.rows));
+  std::vector<T> scores(static_cast<std::size_t>(past + q.rows));
   simd::with_rounding<T>(format, [&](auto rounding) {
-    for (Index head = 0; head < q.cols / k.cols; ++head) {
-      const auto query = q.col_range(head * k.cols, k.cols);
-      const auto context = out.col_range(head * v.cols, v.cols);
+    for (Index head = 0; head < q.cols / k.cols(); ++head) {
+      const auto query = q.col_range(head * k.cols(), k.cols());
+      const auto context = out.col_range(head * v.cols(), v.cols());
       const T* const sink = options.sinks == nullptr ? nullptr : options.sinks + head;
       if (format == Format::exact) {
-        attend<T, true>(query, k, v, options, sink, rounding, scores, context);
+        attend<T, true>(query, k, v, past, options, sink, rounding, scores, context);
       } else {
-        attend<T, false>(query, k, v, options, sink, rounding, scores, context);
+        attend<T, false>(query, k, v, past, options, sink, rounding, scores, context);
       }
     }
   });
 }
 
-template void attend_in_two_passes(MatrixView<const float>, MatrixView<const float>, MatrixView<const float>,
+template void attend_in_two_passes(MatrixView<const float>, TokenRowsOf<float>, TokenRowsOf<float>, Index,
                                    const HeadOptions<float>&, Format, MatrixView<float>);
-template void attend_in_two_passes(MatrixView<const double>, MatrixView<const double>, MatrixView<const double>,
+template void attend_in_two_passes(MatrixView<const double>, TokenRowsOf<double>, TokenRowsOf<double>, Index,
                                    const HeadOptions<double>&, Format, MatrixView<double>);
 
 }  // namespace shardproof::ops

@@ -6,7 +6,11 @@
 // In `exact` the scores are rounded to kActivationStep and every p_j to kExpStep, with the true maximum of the row, so
 // both sums are exact. In the other formats a running maximum over tiles of keys replaces it, so that memory stays
 // O(tokens). Either way an output depends on the rows of its own sequence alone, not on what else is in the batch, on
-// the other heads or on the number of threads.
+// the other heads or on the number of threads; nor on how many tokens of its sequence are there as queries too, nor on
+// where the keys lie.
+//
+// Where some tokens of a sequence are past, only their keys and values are there. These lie in rows one after another,
+// or in the blocks of a paged cache (Kwon et al. 2023, arXiv 2309.06180), which a table lists.
 #pragma once
 
 #include <cstdint>
@@ -30,6 +34,23 @@ struct AttentionOptions {
   Index window = 0;               ///< keys that a token sees, itself included; 0 is all
   std::span<const T> sinks = {};  ///< a logit each head that takes part in the softmax and has no value; or none
 };
+
+/// Some tokens of a sequence: `rows` rows of q and out, after those of the spans before.
+struct AttentionSpan {
+  Index rows = 0;
+  Index past = 0;       ///< tokens of the sequence before them
+  Index first_key = 0;  ///< the row of k and v that is the sequence's first token's, where block_size is 0
+  /// Else token j's key is row blocks[j / block_size] * block_size + j % block_size of k; at least as many blocks as
+  /// hold past + rows tokens.
+  std::span<const std::int32_t> blocks = {};
+};
+
+/// q, out as below, of all spans; k and v of as many rows as they need. out must not overlap the inputs. Throws
+/// ShapeError where a span reaches outside.
+template <class T>
+void attention(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
+               std::span<const AttentionSpan> spans, Index block_size, const AttentionOptions<T>& options,
+               Format format, MatrixView<T> out);
 
 /// As below; out [tokens, heads * value_dim], v [tokens, kv_heads * value_dim]. A score outside the window is not
 /// computed. A sink is one more score: the first of the running maximum.

@@ -96,7 +96,6 @@ std::string collective_table(const VerifyReport& report) {
 }
 
 std::string expert_load(const VerifyReport& report) {
-  if (report.tokens_per_expert.empty()) return {};
   std::int64_t least = INT64_MAX;
   std::int64_t most = 0;
   std::int64_t idle = 0;
@@ -109,6 +108,7 @@ std::string expert_load(const VerifyReport& report) {
       ++experts;
     }
   }
+  if (experts == 0) return {};
   return fmt::format("  routing: {} choices, {} to {} tokens an expert, {} of {} experts without a token\n",
                      with_thousands(report.router_choices), least, most, with_thousands(idle), with_thousands(experts));
 }

@@ -100,7 +100,7 @@ ProgramRun Session::sharded() const {
 }
 
 ProgramRun Session::unsharded() const {
-  Workload whole = plan().workload;
+  Workload whole = plan().workload.whole();
   whole.microbatches = 1;
   return {.name = "unsharded", .parallel = Parallel{}, .workload = std::move(whole)};
 }

@@ -194,6 +194,8 @@ enum class Edit { offset, restart, merge };
 
 template <Edit edit>
 Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
+  // Where there is a cache, sequences lie in tables.
+  if (edit == Edit::merge && plan.workload.serving) return {};
   const Sites sites(plan);
   const std::int64_t longest = *std::ranges::max_element(plan.workload.lengths);
   Instances result;
@@ -237,7 +239,7 @@ bool has_no_boundary(const Plan& plan) {
   const TokenMap tokens(plan.parallel, plan.workload);
   for (int dp = 0; dp < plan.parallel.dp; ++dp) {
     bool none = true;
-    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) none = none && tokens.sequences(dp, m).count < 2;
+    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) none = none && tokens.chunks(dp, m).size() < 2;
     if (none) return true;
   }
   return false;

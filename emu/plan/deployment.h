@@ -1,6 +1,8 @@
 // A plan worked out: who holds which tokens and weights, and who does what when.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "emu/plan/layout.h"
@@ -13,9 +15,11 @@ struct Deployment {
   TokenMap tokens;
   std::vector<Layout> layouts;  ///< by rank
   Timetable timetable;
+  std::optional<Serving> serving;       ///< of the workload
+  std::vector<std::int64_t> kv_blocks;  ///< by replica, of a rank's cache; none without requests
 };
 
-/// A forward over whole sequences. The plan must be valid (validate.h).
+/// A forward over whole sequences, or the steps in which requests are served. The plan must be valid (validate.h).
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload);
 
 }  // namespace shardproof

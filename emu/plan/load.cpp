@@ -7,6 +7,7 @@
 
 #include "emu/input/object_reader.h"
 #include "emu/model/families/load.h"
+#include "emu/plan/internal/load_workload.h"
 #include "emu/plan/validate.h"
 
 namespace shardproof {
@@ -16,8 +17,6 @@ using Kind = JsonValue::Kind;
 using Problems = std::vector<Problem>;
 
 constexpr std::int64_t kMaxGpus = 1'000'000;
-constexpr std::int64_t kMaxBatch = 1'000'000;
-constexpr std::int64_t kMaxSequence = 1 << 24;
 
 /// A model file's problems are its own.
 LoadedModel read_model_file(const std::filesystem::path& path, Problems& problems) {
@@ -202,84 +201,6 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.layers_per_stage = read_stages(reader, parallel.pp, layers.size(), problems);
   reader.finish();
   return parallel;
-}
-
-constexpr double kMaxZipf = 16;
-
-/// "even", {"zipf": 1.2} or {"counts": [[...], ...]}; what is wrong with the counts is for validate() to say.
-Routing read_routing(const JsonValue& value, const std::string& field, Problems& problems) {
-  Routing routing;
-  if (value.is(Kind::string) && value.text == "even") return routing;
-  if (!value.is(Kind::object) || value.members.size() != 1) {
-    problems.push_back(
-        {field, fmt::format(R"({}; "even", {{"zipf": s}} or {{"counts": [[...], ...]}} is needed)", describe(value))});
-    return routing;
-  }
-  ObjectReader reader(value, field, problems);
-  routing.zipf = reader.number({"zipf"}, 0, kMaxZipf).value_or(0);
-  if (const auto counts = reader.find({"counts"})) {
-    const auto rows = [&](const JsonValue& array, const std::string& at) {
-      const bool good = array.is(Kind::array) && !array.items.empty();
-      if (!good) problems.push_back({at, fmt::format("{} where an array of counts is needed", describe(array))});
-      return good;
-    };
-    if (!rows(*counts->value, counts->field)) return routing;
-    for (std::size_t layer = 0; layer < counts->value->items.size(); ++layer) {
-      const JsonValue& row = counts->value->items[layer];
-      const std::string at = fmt::format("{}[{}]", counts->field, layer);
-      if (!rows(row, at)) return routing;
-      std::vector<std::int64_t>& read = routing.counts.emplace_back();
-      for (std::size_t expert = 0; expert < row.items.size(); ++expert) {
-        const auto count =
-            integer_of(row.items[expert], fmt::format("{}[{}]", at, expert), 0, kMaxRoutedTokens, problems);
-        if (!count) return routing;
-        read.push_back(*count);
-      }
-    }
-  }
-  reader.finish();
-  return routing;
-}
-
-Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
-  Workload workload;
-  if (value == nullptr) {
-    workload.lengths.assign(static_cast<std::size_t>(dp), 128);
-    return workload;
-  }
-  ObjectReader reader(*value, "workload", problems);
-  const auto batch = reader.integer({"batch"}, 1, kMaxBatch);
-  const auto sequence = reader.integer({"sequence"}, 1, kMaxSequence);
-  const auto lengths = reader.find({"lengths"});
-  if (lengths && lengths->value->is(Kind::array)) {
-    const std::vector<JsonValue>& items = lengths->value->items;
-    if (items.empty()) reader.problem(lengths->field, "is empty; a length for each sequence of the batch is needed");
-    int wrong = 0;
-    for (std::size_t i = 0; i < items.size(); ++i) {
-      const auto length = integer_of(items[i], fmt::format("{}[{}]", lengths->field, i), 1, kMaxSequence, problems);
-      if (length) workload.lengths.push_back(*length);
-      if (!length && ++wrong == 10) break;
-    }
-    if (sequence) {
-      reader.problem(reader.field("sequence"),
-                     "given together with \"lengths\", which says the same for every sequence; "
-                     "keep one");
-    }
-    if (batch && *batch != static_cast<std::int64_t>(items.size())) {
-      reader.problem(reader.field("batch"), fmt::format("{} but \"lengths\" has {} entries", *batch, items.size()));
-    }
-  } else if (lengths) {
-    reader.problem(lengths->field, fmt::format("{} where an array of lengths is needed", describe(*lengths->value)));
-  } else {
-    workload.lengths.assign(static_cast<std::size_t>(batch.value_or(dp)), sequence.value_or(128));
-  }
-  workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
-  workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
-  if (const auto routing = reader.find({"routing"})) {
-    workload.routing = read_routing(*routing->value, routing->field, problems);
-  }
-  reader.finish();
-  return workload;
 }
 
 std::vector<std::string> read_notes(const JsonValue& value, Problems& problems) {

@@ -9,6 +9,7 @@
 #include "emu/input/problem.h"
 #include "emu/model/config.h"
 #include "emu/plan/parallel.h"
+#include "emu/plan/serving.h"
 
 namespace shardproof {
 
@@ -41,10 +42,13 @@ struct Routing {
 constexpr std::int64_t kMaxRoutedTokens = std::int64_t{1} << 31;
 
 struct Workload {
-  std::vector<std::int64_t> lengths = {};  ///< tokens of each sequence of the (global) batch
-  std::int64_t microbatches = 1;           ///< per data-parallel replica
+  /// Tokens of each sequence of the (global) batch that are run through the model; of requests, Request::tokens().
+  std::vector<std::int64_t> lengths = {};
+  std::int64_t microbatches = 1;  ///< per data-parallel replica, and step
   std::uint64_t seed = 1;
   Routing routing = {};
+  /// Set where the sequences are requests, served step by step; else they are run whole, at once.
+  std::optional<Serving> serving = {};
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {
@@ -52,7 +56,19 @@ struct Workload {
     for (std::int64_t length : lengths) sum += length;
     return sum;
   }
+  /// The same sequences run whole, at once.
+  Workload whole() const {
+    Workload result = *this;
+    result.serving.reset();
+    return result;
+  }
 };
+
+/// The lengths of its requests.
+inline void set_lengths(Workload& workload) {
+  workload.lengths.clear();
+  for (const Request& request : workload.serving->requests) workload.lengths.push_back(request.tokens());
+}
 
 /// A figure that the plan's authors state.
 struct Claim {

@@ -173,11 +173,32 @@ Json hardware_json(const Hardware& hardware) {
   return json;
 }
 
+void write_serving(const Serving& serving, Json& json) {
+  json["requests"] = Json::array();
+  for (const Request& request : serving.requests) {
+    json["requests"].push_back({{"prompt", request.prompt}, {"output", request.output}, {"arrival", request.arrival}});
+  }
+  const auto limit = [&](const char* key, std::int64_t value) {
+    if (value > 0) json[key] = value;
+  };
+  limit("max_tokens_per_step", serving.max_tokens_per_step);
+  limit("max_sequences", serving.max_sequences);
+  limit("kv_block_size", serving.kv_block_size);
+  limit("kv_blocks", serving.kv_blocks);
+  for (const std::vector<StatedChunk>& step : serving.steps) {
+    Json chunks = Json::array();
+    for (const StatedChunk& chunk : step) chunks.push_back({{"request", chunk.request}, {"tokens", chunk.tokens}});
+    json["steps"].push_back(std::move(chunks));
+  }
+}
+
 Json workload_json(const Workload& workload) {
   Json json = Json::object();
   const std::vector<std::int64_t>& lengths = workload.lengths;
-  json["batch"] = lengths.size();
-  if (!lengths.empty() && std::all_of(lengths.begin(), lengths.end(), [&](auto l) { return l == lengths[0]; })) {
+  if (workload.serving) {
+    write_serving(*workload.serving, json);
+  } else if (json["batch"] = lengths.size();
+             !lengths.empty() && std::all_of(lengths.begin(), lengths.end(), [&](auto l) { return l == lengths[0]; })) {
     json["sequence"] = lengths[0];
   } else {
     json["lengths"] = lengths;

@@ -94,9 +94,9 @@ void set_widths(Plan& plan, const Widths& widths) {
   if (multiple > 0 && vocabulary > 0) multiple = std::max<std::int64_t>(1, multiple * model.vocab_size / vocabulary);
 }
 
-/// `count` of the lengths in the plan's order: the shortest, the longest, and evenly many of those between when ordered
-/// by length. Repeated from the start when there are fewer.
-std::vector<std::int64_t> resampled(const std::vector<std::int64_t>& lengths, std::int64_t count) {
+/// Which `count` sequences are taken, in the plan's order: the shortest, the longest, and evenly many of those between
+/// when ordered by length. Repeated from the start when there are fewer.
+std::vector<std::size_t> sampled(const std::vector<std::int64_t>& lengths, std::int64_t count) {
   const std::size_t size = lengths.size();
   const auto wanted = static_cast<std::size_t>(count);
   std::vector<std::size_t> chosen(wanted);
@@ -112,10 +112,16 @@ std::vector<std::int64_t> resampled(const std::vector<std::int64_t>& lengths, st
     }
     std::sort(chosen.begin(), chosen.end());
   }
-  std::vector<std::int64_t> picked;
-  picked.reserve(wanted);
-  for (const std::size_t index : chosen) picked.push_back(lengths[index]);
-  return picked;
+  return chosen;
+}
+
+void resample(const Workload& all, std::int64_t count, Workload& workload) {
+  workload.lengths.clear();
+  if (workload.serving) workload.serving->requests.clear();
+  for (const std::size_t index : sampled(all.lengths, count)) {
+    workload.lengths.push_back(all.lengths[index]);
+    if (workload.serving) workload.serving->requests.push_back(all.serving->requests[index]);
+  }
 }
 
 /// How many sequences are enough to keep what the batch exercises.
@@ -128,16 +134,45 @@ std::int64_t enough_sequences(const Plan& plan) {
   return std::min(batch, dp * each + batch % dp);
 }
 
-void shrink_lengths(std::vector<std::int64_t>& lengths, std::int64_t cp) {
+/// Of the sequences' mean length, what is enough to run.
+double length_factor(const std::vector<std::int64_t>& lengths, std::int64_t cp) {
   const auto count = static_cast<std::int64_t>(lengths.size());
   const std::int64_t mean =
       std::max(count > 64 ? std::int64_t{2} : std::clamp<std::int64_t>(kTokens / count, 4, 32), 2 * cp);
   double total = 0;
   for (const std::int64_t length : lengths) total += static_cast<double>(length);
-  const double factor = std::min(1.0, static_cast<double>(mean * count) / total);
-  for (std::int64_t& length : lengths) {
-    length = std::max<std::int64_t>(1, std::llround(static_cast<double>(length) * factor));
+  return std::min(1.0, static_cast<double>(mean * count) / total);
+}
+
+std::int64_t times(std::int64_t count, double factor, std::int64_t least) {
+  return std::max<std::int64_t>(std::min(count, least), std::llround(static_cast<double>(count) * factor));
+}
+
+/// Requests shrink with all that meters them: a prompt that took three steps and two blocks still takes about as many.
+void shrink_requests(Workload& workload, double factor) {
+  Serving& serving = *workload.serving;
+  for (Request& request : serving.requests) {
+    request.prompt = times(request.prompt, factor, 1);
+    request.output = times(request.output, factor, 2);
+    request.arrival = times(request.arrival, factor, 1);
   }
+  serving.max_tokens_per_step = times(serving.max_tokens_per_step, factor, 2);
+  const std::int64_t block_size = serving.kv_block_size;
+  serving.kv_block_size = times(block_size, factor, 2);
+  if (serving.kv_blocks > 0) {
+    const double share = factor * static_cast<double>(block_size) / static_cast<double>(serving.kv_block_size);
+    serving.kv_blocks = times(serving.kv_blocks, share, 1);
+    for (const Request& request : serving.requests) {
+      serving.kv_blocks = std::max(serving.kv_blocks, serving.blocks_of(request.tokens()));
+    }
+  }
+  set_lengths(workload);
+}
+
+void shrink_lengths(Workload& workload, std::int64_t cp) {
+  const double factor = length_factor(workload.lengths, cp);
+  if (workload.serving) return shrink_requests(workload, factor);
+  for (std::int64_t& length : workload.lengths) length = times(length, factor, 1);
 }
 
 /// Windows and the context before it was stretched shrink as the longest sequence does: what lay outside still does.
@@ -204,11 +239,18 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
   }
   const std::int64_t batch = std::max<std::int64_t>(
       options.batch.value_or(options.mode == Mode::automatic ? enough_sequences(plan) : workload.batch()), 1);
-  if (batch != workload.batch()) workload.lengths = resampled(plan.workload.lengths, batch);
-  if (options.sequence) {
-    std::fill(workload.lengths.begin(), workload.lengths.end(), std::max<std::int64_t>(*options.sequence, 1));
-  } else if (options.mode == Mode::automatic) {
-    shrink_lengths(workload.lengths, plan.parallel.cp);
+  // Steps that are stated say which tokens of which request they run: these stay as they are.
+  const bool fixed = workload.serving && !workload.serving->steps.empty();
+  if (batch != workload.batch() && !fixed) resample(plan.workload, batch, workload);
+  if (options.sequence && !fixed) {
+    const std::int64_t length = std::max<std::int64_t>(*options.sequence, 1);
+    std::ranges::fill(workload.lengths, length);
+    if (workload.serving) {
+      for (Request& request : workload.serving->requests) request.prompt = length;
+      set_lengths(workload);
+    }
+  } else if (options.mode == Mode::automatic && !fixed) {
+    shrink_lengths(workload, plan.parallel.cp);
   }
   shrink_windows(plan, small);
   const std::int64_t largest = (workload.batch() + plan.parallel.dp - 1) / plan.parallel.dp;

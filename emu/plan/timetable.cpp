@@ -2,11 +2,13 @@
 
 namespace shardproof {
 
-Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches) {
+Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches, std::int64_t of_step) {
   Timetable timetable;
   for (const Layout& layout : layouts) {
     std::vector<WorkItem>& items = timetable.emplace_back();
-    for (std::int64_t m = 0; m < microbatches; ++m) items.push_back({.microbatch = m, .layers = layout.layers});
+    for (std::int64_t m = 0; m < microbatches; ++m) {
+      items.push_back({.step = static_cast<int>(m / of_step), .microbatch = m, .layers = layout.layers});
+    }
   }
   return timetable;
 }

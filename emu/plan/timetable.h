@@ -18,8 +18,8 @@ enum class Pass { forward };
 /// A microbatch through a chunk of the layers that the rank holds.
 struct WorkItem {
   Pass pass = Pass::forward;
-  int step = 0;  ///< engine iteration; 0 in a forward over whole sequences
-  std::int64_t microbatch = 0;
+  int step = 0;                 ///< engine iteration; 0 in a forward over whole sequences
+  std::int64_t microbatch = 0;  ///< counted over all steps
   Range layers;
   bool operator==(const WorkItem&) const = default;
 };
@@ -27,7 +27,8 @@ struct WorkItem {
 /// By rank, its items in the order in which it does them.
 using Timetable = std::vector<std::vector<WorkItem>>;
 
-/// Every rank takes the microbatches in order, each through all its layers. Layouts are by rank.
-Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches);
+/// Every rank takes the microbatches in order, each through all its layers; `of_step` of them are a step's. Layouts are
+/// by rank.
+Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches, std::int64_t of_step);
 
 }  // namespace shardproof

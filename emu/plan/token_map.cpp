@@ -7,62 +7,77 @@ namespace shardproof {
 namespace {
 
 /// The query at place p of its sequence sees min(p + 1, window) keys.
-double pairs_of(const std::vector<SequenceSpan>& sequences, std::int64_t window) {
+double pairs_of(std::span<const Chunk> chunks, std::int64_t window) {
   const auto keys_up_to = [&](double places) {
     const double beyond = window > 0 ? std::max(0.0, places - static_cast<double>(window)) : 0;
     return places * (places + 1) / 2 - beyond * (beyond + 1) / 2;
   };
   double sum = 0;
-  for (const SequenceSpan& sequence : sequences) {
-    const auto past = static_cast<double>(sequence.past);
-    sum += keys_up_to(past + static_cast<double>(sequence.length)) - keys_up_to(past);
+  for (const Chunk& chunk : chunks) {
+    sum += keys_up_to(static_cast<double>(chunk.end())) - keys_up_to(static_cast<double>(chunk.begin));
   }
   return sum;
 }
 
 }  // namespace
 
-Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int dp) {
-  return partition(sequences, parallel.dp, dp);
+TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
+    : parallel_(parallel), microbatches_of_step_(workload.microbatches), offsets_(workload.lengths.size() + 1, 0) {
+  std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
+  for (const ReplicaSchedule& replica : make_schedule(parallel, workload)) {
+    microbatches_ = std::ssize(replica) * microbatches_of_step_;
+    for (const std::vector<Chunk>& step : replica) {
+      for (std::int64_t m = 0; m < microbatches_of_step_; ++m) {
+        const Range share = partition(std::ssize(step), microbatches_of_step_, m);
+        add_part(std::span(step).subspan(static_cast<std::size_t>(share.begin), static_cast<std::size_t>(share.count)));
+      }
+    }
+  }
+  std::ranges::sort(homes_);
 }
 
-TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
-    : parallel_(parallel), microbatches_(workload.microbatches), offsets_(workload.lengths.size() + 1, 0) {
-  std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
+void TokenMap::add_part(std::span<const Chunk> chunks) {
+  Part part{.chunks = {std::ssize(chunks_), std::ssize(chunks)}, .rows = {}};
+  part.rows.runs.clear();
+  std::vector<Range>& runs = part.rows.runs;
+  for (const Chunk& chunk : chunks) {
+    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)] + chunk.begin;
+    homes_.emplace_back(first, std::ssize(parts_));
+    if (!runs.empty() && runs.back().end() == first) {
+      runs.back().count += chunk.count;
+    } else {
+      runs.push_back({first, chunk.count});
+    }
+  }
+  // Where its rows would be: after those of the part before.
+  if (runs.empty()) runs.push_back({parts_.empty() ? 0 : parts_.back().rows.runs.back().end(), 0});
+  chunks_.insert(chunks_.end(), chunks.begin(), chunks.end());
+  parts_.push_back(std::move(part));
+}
+
+const TokenMap::Part& TokenMap::part(int dp, std::int64_t microbatch) const {
+  return parts_[static_cast<std::size_t>(dp * microbatches_ + microbatch)];
 }
 
 Range TokenMap::sequences(int dp) const {
   return sequences_of_replica(parallel_, std::ssize(offsets_) - 1, dp);
 }
 
-Range TokenMap::sequences(int dp, std::int64_t microbatch) const {
-  const Range replica = sequences(dp);
-  Range part = partition(replica.count, microbatches_, microbatch);
-  part.begin += replica.begin;
-  return part;
+std::span<const Chunk> TokenMap::chunks(int dp, std::int64_t microbatch) const {
+  const Range& range = part(dp, microbatch).chunks;
+  return std::span(chunks_).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.count));
 }
 
-Range TokenMap::microbatch_rows(int dp, std::int64_t microbatch) const {
-  const Range part = sequences(dp, microbatch);
-  const std::int64_t first = offsets_[static_cast<std::size_t>(part.begin)];
-  return {first, offsets_[static_cast<std::size_t>(part.end())] - first};
-}
-
-std::vector<SequenceSpan> TokenMap::spans(int dp, std::int64_t microbatch) const {
-  const Range part = sequences(dp, microbatch);
-  std::vector<SequenceSpan> result;
-  for (auto s = static_cast<std::size_t>(part.begin); s < static_cast<std::size_t>(part.end()); ++s) {
-    result.push_back({offsets_[s + 1] - offsets_[s], past_.empty() ? 0 : past_[s]});
-  }
-  return result;
+void TokenMap::set_past(std::span<const std::int64_t> tokens) {
+  for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
 }
 
 double TokenMap::pairs(int dp, std::int64_t microbatch, std::int64_t window) const {
-  return pairs_of(spans(dp, microbatch), window);
+  return pairs_of(chunks(dp, microbatch), window);
 }
 
 double RankTokens::pairs_within(std::int64_t window) const {
-  return pairs_of(sequences, window) / cp;
+  return pairs_of(chunks, window) / cp;
 }
 
 Range TokenMap::own_places(std::int64_t rows, int tp) const {
@@ -70,9 +85,9 @@ Range TokenMap::own_places(std::int64_t rows, int tp) const {
 }
 
 TokenRows TokenMap::rows(const Coordinates& at, std::int64_t microbatch) const {
-  const Range all = microbatch_rows(at.dp, microbatch);
-  const Range share = partition(all.count, parallel_.cp, at.cp);
-  return {{{all.begin + share.begin, share.count}}};
+  const TokenRows& all = part(at.dp, microbatch).rows;
+  if (parallel_.cp == 1) return all;
+  return all.part(partition(all.count(), parallel_.cp, at.cp));
 }
 
 TokenRows TokenMap::own(const Coordinates& at, std::int64_t microbatch) const {
@@ -88,15 +103,18 @@ RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch)
   RankTokens result{
       .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
   // Shares of a context-parallel group are balanced.
-  result.sequences = spans(at.dp, microbatch);
+  const std::span<const Chunk> all = chunks(at.dp, microbatch);
+  result.chunks.assign(all.begin(), all.end());
   result.cp = parallel_.cp;
   const std::int64_t count = result.rows.count();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};
   for (int tp = 0; tp < parallel_.tp; ++tp) result.own_counts.push_back(own_places(count, tp).count);
-  const Range held = sequences(at.dp, microbatch);
-  for (std::int64_t sequence = held.begin; sequence < held.end(); ++sequence) {
-    result.offsets.push_back(result.rows.places_before(offsets_[static_cast<std::size_t>(sequence)]));
+  std::int64_t before = 0;
+  for (const Chunk& chunk : all) {
+    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)] + chunk.begin;
+    result.offsets.push_back(parallel_.cp == 1 ? before : result.rows.places_before(first));
+    before += chunk.count;
   }
   result.offsets.push_back(count);
   return result;
@@ -124,13 +142,13 @@ std::int64_t TokenMap::position(std::int64_t row) const {
 }
 
 RowHome TokenMap::home(std::int64_t row) const {
-  const std::int64_t sequence = sequence_of(row);
+  const auto after = std::ranges::upper_bound(homes_, row, {}, &std::pair<std::int64_t, std::int64_t>::first);
+  const std::int64_t index = std::prev(after)->second;
   RowHome result;
-  result.at.dp = static_cast<int>(shard_of(std::ssize(offsets_) - 1, parallel_.dp, sequence));
-  const Range replica = sequences(result.at.dp);
-  result.microbatch = shard_of(replica.count, microbatches_, sequence - replica.begin);
-  const Range all = microbatch_rows(result.at.dp, result.microbatch);
-  result.at.cp = static_cast<int>(shard_of(all.count, parallel_.cp, row - all.begin));
+  result.at.dp = static_cast<int>(index / microbatches_);
+  result.microbatch = index % microbatches_;
+  const TokenRows& all = parts_[static_cast<std::size_t>(index)].rows;
+  result.at.cp = static_cast<int>(shard_of(all.count(), parallel_.cp, *all.place_of(row)));
   const TokenRows held = rows(result.at, result.microbatch);
   result.at.tp = static_cast<int>(shard_of(held.count(), parallel_.tp, *held.place_of(row)));
   return result;

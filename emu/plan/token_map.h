@@ -1,31 +1,28 @@
 // Who holds which token rows: how data, context and sequence parallelism and microbatches split the tokens of a plan.
 //
 // Sequences lie one after another in the global token rows. A data-parallel replica takes a contiguous run of the
-// sequences, a microbatch a contiguous run of those; any of them may be uneven, or empty. Over cp the rows of a
-// microbatch are split into contiguous shares (counted on paper only: no program runs cp > 1). Within a tp group every
-// rank's attention sees the same rows; each row is `own` to one rank of the group, which routes it, and holds it alone
-// under sequence parallelism.
+// sequences, and a step some chunks of these (schedule.h): of a forward over whole sequences, all. A microbatch is a
+// contiguous run of the chunks of a step; any of them may be uneven, or empty. Microbatches are counted over all steps.
+// Over cp the rows of a microbatch are split into contiguous shares (counted on paper only: no program runs cp > 1).
+// Within a tp group every rank's attention sees the same rows; each row is `own` to one rank of the group, which routes
+// it, and holds it alone under sequence parallelism.
 //
 // Example, lengths {3, 1, 2}, dp 2, tp 2, sp, one microbatch: attention at dp 0 sees rows 0..3; own to tp 0 are 0 and
 // 1, and these are its part of the residual stream.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "emu/plan/mesh.h"
 #include "emu/plan/partition.h"
 #include "emu/plan/plan.h"
+#include "emu/plan/schedule.h"
 #include "emu/plan/token_rows.h"
 
 namespace shardproof {
-
-/// Tokens of a sequence, and those before them that are there already.
-struct SequenceSpan {
-  std::int64_t length = 0;
-  std::int64_t past = 0;
-};
 
 /// What one rank holds of a microbatch. `own` and `stream` are places among `rows`.
 struct RankTokens {
@@ -35,7 +32,7 @@ struct RankTokens {
   std::vector<std::int64_t> own_counts;  ///< rows own to each rank of its tp group
   std::vector<std::int64_t> offsets;     ///< where each sequence of the microbatch begins, and their end; sequences + 1
   std::vector<std::int64_t> positions;   ///< of each row within its sequence
-  std::vector<SequenceSpan> sequences;   ///< of the microbatch, over all of cp
+  std::vector<Chunk> chunks;             ///< of the microbatch, over all of cp
   int cp = 1;                            ///< ranks that share them evenly
 
   /// Pairs of a query and a key that it sees, which the rank's attention works on: causal, past included, within a
@@ -49,9 +46,6 @@ struct RowHome {
   std::int64_t microbatch = 0;
 };
 
-/// The sequences of a data-parallel replica, of `sequences`.
-Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int dp);
-
 /// Of a rank's coordinates, tp, cp and dp count. Functions that return rows take no more time than they have runs.
 class TokenMap {
  public:
@@ -60,8 +54,12 @@ class TokenMap {
 
   std::int64_t tokens() const { return offsets_.back(); }
   std::int64_t microbatches() const { return microbatches_; }
+  std::int64_t microbatches_of_step() const { return microbatches_of_step_; }
+  /// The step that a microbatch is of.
+  std::int64_t step_of(std::int64_t microbatch) const { return microbatch / microbatches_of_step_; }
   Range sequences(int dp) const;
-  Range sequences(int dp, std::int64_t microbatch) const;
+  /// In order of the sequences.
+  std::span<const Chunk> chunks(int dp, std::int64_t microbatch) const;
 
   /// The rows that the rank's attention works on.
   TokenRows rows(const Coordinates& at, std::int64_t microbatch) const;
@@ -74,10 +72,9 @@ class TokenMap {
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
   /// Pairs of a query and a key that it sees, over the sequences of the microbatch: causal, past included.
   double pairs(int dp, std::int64_t microbatch, std::int64_t window = 0) const;
-  std::vector<SequenceSpan> spans(int dp, std::int64_t microbatch) const;
 
-  /// How many tokens of each sequence came before these rows, and are attended to.
-  void set_past(std::vector<std::int64_t> tokens) { past_ = std::move(tokens); }
+  /// How many tokens of each sequence came before these rows, and are attended to; of a forward over whole sequences.
+  void set_past(std::span<const std::int64_t> tokens);
 
   /// The inverse of own().
   RowHome home(std::int64_t row) const;
@@ -85,14 +82,25 @@ class TokenMap {
   std::int64_t position(std::int64_t row) const;
 
  private:
+  /// What a replica runs in a microbatch.
+  struct Part {
+    Range chunks;    ///< of chunks_
+    TokenRows rows;  ///< of all cp ranks
+  };
+
+  void add_part(std::span<const Chunk> chunks);
+  const Part& part(int dp, std::int64_t microbatch) const;
   Range own_places(std::int64_t rows, int tp) const;
   std::int64_t sequence_of(std::int64_t row) const;
-  Range microbatch_rows(int dp, std::int64_t microbatch) const;
 
   Parallel parallel_;
-  std::int64_t microbatches_;
+  std::int64_t microbatches_of_step_;
+  std::int64_t microbatches_ = 0;
   std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
-  std::vector<std::int64_t> past_;     ///< empty: none
+  std::vector<Chunk> chunks_;          ///< of each part in turn
+  std::vector<Part> parts_;            ///< [dp, microbatch]
+  /// Of each chunk in order of its first row: that row, and the part that it is in.
+  std::vector<std::pair<std::int64_t, std::int64_t>> homes_;
 };
 
 }  // namespace shardproof

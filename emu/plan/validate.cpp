@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "emu/plan/internal/validate_workload.h"
 #include "emu/plan/neighbours.h"
 
 namespace shardproof {
@@ -20,8 +21,8 @@ class Checker {
     const bool degrees = check_degrees();
     if (degrees) check_world();
     if (degrees && model_counts) check_divisions();
-    check_workload(degrees);
-    if (model_counts) check_routing();
+    validate_workload(plan_, degrees, problems_);
+    if (model_counts) validate_routing(plan_, problems_);
     if (degrees && model_counts && !problems_.empty()) suggest();
     return std::move(problems_);
   }
@@ -273,73 +274,6 @@ class Checker {
     if (sum != model_.layers.size()) {
       problem("parallel.layers_per_stage",
               fmt::format("{} layers in all, the model has {}", sum, model_.layers.size()));
-    }
-  }
-
-  void check_workload(bool degrees) {
-    const Workload& workload = plan_.workload;
-    if (workload.lengths.empty()) problem("workload.batch", "0 sequences; at least 1 is needed");
-    std::int64_t tokens = 0;
-    for (std::size_t i = 0; i < workload.lengths.size(); ++i) {
-      const std::int64_t length = workload.lengths[i];
-      if (length < 1 || length > (std::int64_t{1} << 40) || tokens > (std::int64_t{1} << 50)) {
-        problem(fmt::format("workload.lengths[{}]", i), fmt::format("{} tokens; at least 1 is needed", length));
-        break;
-      }
-      tokens += length;
-    }
-    if (workload.microbatches < 1) {
-      problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
-    } else if (degrees && !workload.lengths.empty()) {
-      const std::int64_t largest = (workload.batch() + p_.dp - 1) / p_.dp;
-      if (workload.microbatches > largest) {
-        problem(
-            "workload.microbatches",
-            fmt::format("{} microbatches, but a replica has at most ceil(batch {} / dp {}) = {} sequence{}; at most {} "
-                        "is needed",
-                        workload.microbatches, workload.batch(), p_.dp, largest, largest == 1 ? "" : "s", largest));
-      }
-    }
-  }
-
-  void check_routing() {
-    const std::vector<std::vector<std::int64_t>>& counts = plan_.workload.routing.counts;
-    if (counts.empty()) return;
-    const std::int64_t layers = model_.layers.size();
-    if (counts.size() != 1 && std::ssize(counts) != layers) {
-      problem("workload.routing.counts", fmt::format("{} rows for {} layers; a row for each layer, or one for all of "
-                                                     "them, is needed",
-                                                     counts.size(), layers));
-      return;
-    }
-    for (std::int64_t layer = 0; layer < layers; ++layer) {
-      const std::size_t row = counts.size() == 1 ? 0 : static_cast<std::size_t>(layer);
-      check_routed(fmt::format("workload.routing.counts[{}]", row), counts[row], model_.layers[layer].feed_forward);
-    }
-  }
-
-  void check_routed(const std::string& field, const std::vector<std::int64_t>& row, const FeedForwardSpec& spec) {
-    if (spec.dense()) return;
-    if (std::ssize(row) != spec.num_experts) {
-      problem(field, fmt::format("{} counts for {} experts", row.size(), spec.num_experts));
-      return;
-    }
-    std::int64_t slots = 0;
-    for (const std::int64_t count : row) {
-      if (count < 0 || count > kMaxRoutedTokens) {
-        problem(field, fmt::format("{} slots of an expert; 0 to {} is needed", count, kMaxRoutedTokens));
-        return;
-      }
-      slots += count;
-    }
-    const std::int64_t tokens = slots / spec.top_k, most = *std::ranges::max_element(row);
-    if (tokens < 1 || slots % spec.top_k != 0 || tokens > kMaxRoutedTokens) {
-      problem(field, fmt::format("adds up to {} slots; top_k {} times a number of tokens, 1 to {}, is needed", slots,
-                                 spec.top_k, kMaxRoutedTokens));
-    } else if (most > tokens) {
-      problem(field, fmt::format("{} slots at top_k {} are {} tokens, but an expert served {} slots; it serves a token "
-                                 "once",
-                                 slots, spec.top_k, tokens, most));
     }
   }
 

@@ -11,6 +11,7 @@ namespace {
 template <class T>
 struct Heads {
   TensorOf<T> q, k, v;
+  TensorOf<T> latent;  ///< of latent attention, normed: what k and v are made from
 };
 
 /// Queries, keys and values of the rank's heads, before the rotary embedding; of all rows.
@@ -49,8 +50,8 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   ctx.tap(TapKind::attention_q_projection, layer, heads.q);
   const Tensor latent = ctx.linear(Op::attention_kv_latent, layer, full, Weight::attention_kv_latent);
   ctx.tap(TapKind::attention_kv_latent, layer, latent);
-  const Tensor norm = ctx.rms_norm(Op::attention_kv_latent_norm, layer, ctx.columns(latent, 0, spec.kv_lora_rank),
-                                   Weight::attention_kv_latent_norm);
+  Tensor norm = ctx.rms_norm(Op::attention_kv_latent_norm, layer, ctx.columns(latent, 0, spec.kv_lora_rank),
+                             Weight::attention_kv_latent_norm);
   ctx.tap(TapKind::attention_kv_latent_norm, layer, norm);
   const Tensor product = ctx.linear(Op::attention_kv, layer, norm, Weight::attention_kv);
   ctx.tap(TapKind::attention_kv_projection, layer, product);
@@ -58,7 +59,43 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_heads, layer, product, shared);
   heads.k = std::move(split.k);
   heads.v = std::move(split.v);
+  heads.latent = std::move(norm);
   return heads;
+}
+
+/// Keys and values of the rows, which are in place, to the cache.
+template <class T>
+void write_cache(Context<T>& ctx, int layer, const Heads<T>& heads) {
+  const AttentionSpec& spec = ctx.model().layers[layer].attention;
+  if (!spec.latent()) return ctx.write_cache(Op::attention_cache_write, layer, heads.k, heads.v);
+  // Every head's key ends with the one that they share.
+  const TensorOf<T> shared = ctx.columns(heads.k, spec.head_dim - spec.rope.dim, spec.rope.dim);
+  ctx.write_cache(Op::attention_cache_write, layer, heads.latent, shared);
+}
+
+/// Latent attention: keys and values of all tokens of the step's sequences, made anew from what the cache holds.
+template <class T>
+void expand_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+  const AttentionSpec& spec = ctx.model().layers[layer].attention;
+  const TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer);
+  const TensorOf<T> product =
+      ctx.linear(Op::attention_cached_kv, layer, ctx.columns(rows, 0, spec.kv_lora_rank), Weight::attention_kv);
+  const TensorOf<T> shared = ctx.columns(rows, spec.kv_lora_rank, spec.rope.dim);
+  typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_cached_heads, layer, product, shared);
+  heads.k = std::move(split.k);
+  heads.v = std::move(split.v);
+}
+
+/// Of the rows' queries, with keys and values of the tokens before them from the cache.
+template <class T>
+TensorOf<T> attend_over_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+  const bool first = ctx.writes_first();
+  if (first) write_cache(ctx, layer, heads);
+  Heads<T> all{.q = {}, .k = {}, .v = {}, .latent = {}};
+  if (ctx.model().layers[layer].attention.latent()) expand_cache(ctx, layer, all);
+  TensorOf<T> context = ctx.attention(Op::attention_context, layer, heads.q, all.k, all.v);
+  if (!first) write_cache(ctx, layer, heads);
+  return context;
 }
 
 }  // namespace
@@ -81,7 +118,8 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
     heads.k = co_await ctx.gather_over_cp(Op::attention_gather_k, layer, std::move(heads.k));
     heads.v = co_await ctx.gather_over_cp(Op::attention_gather_v, layer, std::move(heads.v));
   }
-  const Tensor context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
+  const Tensor context = ctx.cached() ? attend_over_cache(ctx, layer, heads)
+                                      : ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   ctx.tap(TapKind::attention_context, layer, context);
 
   Tensor partial =

@@ -7,11 +7,9 @@
 #include "emu/run/fault.h"
 #include "emu/run/slot_board.h"
 #include "emu/run/transformer.h"
-#include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/expert.h"
-#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/permute.h"
@@ -119,79 +117,6 @@ typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int laye
   round_partial(y, layout_.parallel.tp);
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));
   return y;
-}
-
-template <class T>
-void Computations<T>::head_norm(Op op, int layer, Tensor& heads, Weight weight) {
-  const std::int64_t dim = model_.layers[layer].attention.head_dim;
-  if constexpr (!kDry) {
-    const ops::MatrixView<T> by_head(heads.data(), heads.size() / dim, dim);
-    ops::rms_norm<T>(by_head, slice(weight, layer).load().view().row(0), model_.rms_norm_eps, format_, by_head);
-    inject_result_fault(op, layer, heads.view());
-  }
-  record(op, layer, heads.rows(), heads.cols(),
-         ops::rms_norm_cost(heads.rows() * heads.cols() / dim, dim, element_bytes()));
-}
-
-template <class T>
-typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[maybe_unused]] std::int64_t begin,
-                                                          std::int64_t count) const {
-  Tensor y(x.rows(), count);
-  if constexpr (!kDry) {
-    for (std::int64_t i = 0; i < x.rows(); ++i) {
-      std::ranges::copy(x.view().col_range(begin, count).row(i), y.row(i).begin());
-    }
-  }
-  return y;
-}
-
-template <class T>
-typename Computations<T>::KeysAndValues Computations<T>::split_heads(Op op, int layer, const Tensor& product,
-                                                                     const Tensor& shared) {
-  const AttentionSpec& spec = model_.layers[layer].attention;
-  const std::int64_t heads = held(layer).heads.count;
-  Tensor k(product.rows(), heads * spec.head_dim), v(product.rows(), heads * spec.value_dim());
-  if constexpr (!kDry) {
-    ops::split_latent_heads<T>(product, shared, spec.value_dim(), k, v);
-    inject_result_fault(op, layer, k.view());
-  }
-  record(
-      op, layer, k.rows(), k.cols() + v.cols(),
-      ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), k.cols(), v.cols(), element_bytes()));
-  return {std::move(k), std::move(v)};
-}
-
-template <class T>
-void Computations<T>::rope(Op op, int layer, Tensor& heads) {
-  if constexpr (!kDry) {
-    const auto kind = static_cast<std::size_t>(model_.layers.kind_of(layer));
-    ops::rope<T>(heads, tokens_.positions, ground_.rope[kind]);
-    inject_result_fault(op, layer, heads.view());
-  }
-  record(op, layer, heads.rows(), heads.cols(), ops::rope_cost(heads.rows(), heads.cols(), element_bytes()));
-}
-
-template <class T>
-typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q,
-                                                            [[maybe_unused]] const Tensor& k,
-                                                            [[maybe_unused]] const Tensor& v) {
-  const AttentionSpec& spec = model_.layers[layer].attention;
-  Tensor context(rows(), q.cols() / spec.head_dim * spec.value_dim());
-  if constexpr (!kDry) {
-    const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    ops::AttentionOptions<T> options{.head_dim = spec.head_dim,
-                                     .value_dim = spec.value_dim(),
-                                     .scale = spec.score_scale(),
-                                     .window = spec.sliding_window};
-    std::optional<LoadedWeight<T>> sinks;
-    if (spec.sinks) options.sinks = sinks.emplace(slice(Weight::attention_sinks, layer).load()).view().row(0);
-    ops::attention<T>(q, k, v, tokens_.offsets, options, format_, context);
-    inject_result_fault(op, layer, context.view());
-  }
-  record(op, layer, rows(), context.cols(),
-         ops::attention_cost(tokens_.pairs_within(spec.sliding_window), rows(), held(layer).heads.count,
-                             held(layer).kv_heads.count, spec.head_dim, spec.value_dim(), element_bytes()));
-  return context;
 }
 
 template <class T>
@@ -515,6 +440,12 @@ const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[ma
     return ground_.weights(weight, layer, expert);
   }
 }
+
+}  // namespace shardproof
+
+#include "emu/run/internal/attention_computations.h"
+
+namespace shardproof {
 
 template class Computations<float>;
 template class Computations<double>;

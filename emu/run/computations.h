@@ -22,6 +22,7 @@
 #include "emu/run/op.h"
 #include "emu/run/tensor.h"
 #include "emu/run/trace.h"
+#include "ops/attention.h"
 #include "ops/cost.h"
 #include "ops/format.h"
 #include "ops/router.h"
@@ -90,8 +91,18 @@ class Computations {
   KeysAndValues split_heads(Op op, int layer, const Tensor& product, const Tensor& shared);
   /// Rotates heads [all rows, heads * head_dim] in place.
   void rope(Op op, int layer, Tensor& heads);
-  /// Of local heads over all rows.
+  /// Of local heads over all rows: of whole sequences, or with the past that the cache has. Keys and values are then
+  /// read from there; those of latent attention are what was made of read_cache(), of all tokens.
   Tensor attention(Op op, int layer, const Tensor& q, const Tensor& k, const Tensor& v);
+  /// The plan serves requests, whose past is in a cache.
+  bool cached() const;
+  /// False only where a fault has it so.
+  bool writes_first() const;
+  /// The rows of all: keys and values, or of latent attention the normed latent and the rotated key that heads share.
+  void write_cache(Op op, int layer, const Tensor& first, const Tensor& second);
+  /// Of latent attention: what the cache holds of all tokens up to this pass', sequence by sequence, [tokens,
+  /// kv_lora_rank + rope dim].
+  Tensor read_cache(Op op, int layer);
   /// x += y.
   void add(Op op, int layer, Tensor& x, const Tensor& y);
   /// Chooses and weighs the experts of the rank's own rows. A replayed choice takes the place of the router's own after
@@ -159,6 +170,8 @@ class Computations {
   /// Adds the layer's bias, if it has one, to an unrounded result.
   void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
   ops::RouteOptions<Scalar> route_options(int layer) const;
+  void attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
+              const ops::AttentionOptions<Scalar>& options, Tensor& context) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;
   /// Lets a fault change a float result, if there is one.
   template <class... From>

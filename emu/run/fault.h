@@ -11,6 +11,7 @@
 #include "emu/model/tensors.h"
 #include "emu/plan/deployment.h"
 #include "emu/run/cluster.h"
+#include "emu/run/kv_cache.h"
 #include "emu/run/op.h"
 
 namespace shardproof {
@@ -42,6 +43,8 @@ class FaultInjector {
   virtual void edit_slice(const Rank& /*rank*/, WeightSpec& /*spec*/, Range& /*rows*/, Range& /*cols*/) {}
   /// What a rank believes of its tokens in a microbatch.
   virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*microbatch*/, RankTokens& /*tokens*/) {}
+  /// What a rank believes of its cache in a microbatch of a plan that serves requests.
+  virtual void edit_cache(const Rank& /*rank*/, std::int64_t /*microbatch*/, CachedPass& /*pass*/) {}
   /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,
@@ -62,7 +65,8 @@ class FaultInjector {
 /// What the ranks of a faulty run believe of the deployment.
 inline void edit_deployment(FaultInjector& fault, Deployment& deployment) {
   fault.edit_layouts(deployment.layouts);
-  deployment.timetable = forward_timetable(deployment.layouts, deployment.tokens.microbatches());
+  deployment.timetable =
+      forward_timetable(deployment.layouts, deployment.tokens.microbatches(), deployment.tokens.microbatches_of_step());
   fault.edit_timetable(deployment.timetable);
 }
 

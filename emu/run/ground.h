@@ -12,6 +12,9 @@ namespace shardproof {
 class DryRun;
 class Rank;
 template <class T>
+class KvCache;
+struct CachedPass;
+template <class T>
 struct TransformerProgram;
 
 /// What a context of numbers stands on: the rank, the program's shared state, and the weights that the rank holds.
@@ -22,6 +25,9 @@ struct Ground {
   const RankWeights<T>& weights;
   /// By kind of layer, of every position in the microbatch.
   const std::vector<ops::RopeTable<T>>& rope;
+  /// Of a plan that serves requests; else null, and so is `cached`.
+  KvCache<T>* cache = nullptr;
+  const CachedPass* cached = nullptr;
 };
 /// What a dry one stands on.
 template <>

@@ -31,6 +31,10 @@ enum class Op : std::int16_t {
   attention_k_norm,
   attention_rope_q,
   attention_rope_k,
+  attention_cache_write,  ///< of the tokens of a step
+  attention_cache_read,   ///< latent attention: what the cache holds of every token of the step's sequences, ...
+  attention_cached_kv,    ///< ... and each head's keys and values from there
+  attention_cached_heads,
   attention_gather_k,  ///< over cp
   attention_gather_v,  ///< over cp
   attention_context,

@@ -1,11 +1,13 @@
 #include "emu/run/transformer.h"
 
 #include <algorithm>
+#include <optional>
 #include <stdexcept>
 #include <utility>
 
 #include "emu/run/context.h"
 #include "emu/run/fault.h"
+#include "emu/run/kv_cache.h"
 #include "emu/run/program.h"
 #include "emu/run/rope_pairs.h"
 
@@ -49,13 +51,22 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
   const auto id = static_cast<std::size_t>(to_int(rank.id()));
   const Layout& layout = program.deployment.layouts[id];
   const RankWeights<T> weights = slice_weights(rank, program, layout);
+  std::optional<KvCache<T>> cache;
+  if (program.deployment.serving) {
+    const auto blocks = program.deployment.kv_blocks[static_cast<std::size_t>(layout.at.dp)];
+    cache.emplace(program.model, layout, *program.deployment.serving, blocks);
+  }
   for (const WorkItem& item : program.deployment.timetable[id]) {
     RankTokens tokens = program.deployment.tokens.rank_tokens(layout.at, item.microbatch);
     if (program.fault != nullptr) program.fault->edit_microbatch(rank, item.microbatch, tokens);
     const std::vector<ops::RopeTable<T>> rope = rope_tables(program, tokens);
+    std::optional<CachedPass> pass;
+    if (cache) pass = cache->begin(tokens.chunks);
+    if (pass && program.fault != nullptr) program.fault->edit_cache(rank, item.microbatch, *pass);
     Context<T> ctx(program.model, program.format, layout, tokens, item.microbatch, rank.trace(),
-                   {rank, program, weights, rope});
+                   {rank, program, weights, rope, cache ? &*cache : nullptr, pass ? &*pass : nullptr});
     co_await run_item(ctx, item);
+    if (cache) cache->end(tokens.chunks);
   }
 }
 

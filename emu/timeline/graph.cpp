@@ -111,6 +111,10 @@ class Builder {
       case Op::attention_kv_latent_norm:
       case Op::attention_kv:
       case Op::attention_heads:
+      case Op::attention_cache_write:
+      case Op::attention_cache_read:
+      case Op::attention_cached_kv:
+      case Op::attention_cached_heads:
       case Op::attention_q_norm:
       case Op::attention_k_norm:
       case Op::attention_q:

@@ -1,6 +1,8 @@
 // Attention of the query heads that share one key and value head, within one sequence.
 #pragma once
 
+#include <cstdint>
+
 #include "ops/format.h"
 #include "ops/matrix.h"
 
@@ -13,17 +15,31 @@ struct HeadOptions {
   const T* sinks = nullptr;  ///< of each query head, if there are any
 };
 
-/// q [tokens, group * head_dim], k [tokens, head_dim], v [tokens, value_dim], out [tokens, group * value_dim]. The
-/// definition, in two passes with the true maximum of each row; one score buffer of `tokens`.
+/// Keys or values of a sequence, token by token: one after another, or in blocks.
 template <class T>
-void attend_in_two_passes(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v,
+struct TokenRowsOf {
+  MatrixView<const T> rows;
+  const std::int32_t* blocks = nullptr;
+  Index block_size = 0;
+
+  Index cols() const { return rows.cols; }
+  const T* row(Index token) const {
+    if (blocks == nullptr) return rows.data + token * rows.stride;
+    return rows.data + (blocks[token / block_size] * block_size + token % block_size) * rows.stride;
+  }
+};
+
+/// q [tokens, group * head_dim], k [past + tokens, head_dim], v [past + tokens, value_dim], out [tokens, group *
+/// value_dim]. The definition, in two passes with the true maximum of each row; one score buffer of past + tokens.
+template <class T>
+void attend_in_two_passes(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past,
                           const HeadOptions<T>& options, Format format, MatrixView<T> out);
 
 /// The same in tiles of queries and keys with a running maximum: per row m = max s, l = sum exp(s - m), and the
 /// weighted sum of values, all rescaled by exp(m_old - m_new) when a tile raises m (Dao et al. 2022). Keys go in order.
 /// The scale is multiplied into the queries. Memory: a copy of k and v, and one tile.
 template <class T>
-void attend_in_tiles(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T> v, const HeadOptions<T>& options,
-                     Format format, MatrixView<T> out);
+void attend_in_tiles(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past,
+                     const HeadOptions<T>& options, Format format, MatrixView<T> out);
 
 }  // namespace shardproof::ops

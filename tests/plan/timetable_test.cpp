@@ -14,7 +14,7 @@ using ::testing::ElementsAre;
 TEST(ForwardTimetable, TakesTheMicrobatchesInOrderThroughAllLayersOfTheRank) {
   const std::vector<Layout> layouts{{.layers = {0, 3}}, {.layers = {3, 2}}};
 
-  const Timetable timetable = forward_timetable(layouts, 2);
+  const Timetable timetable = forward_timetable(layouts, 2, 2);
 
   EXPECT_THAT(
       timetable,

@@ -30,7 +30,7 @@ TEST(TokenMap, SplitsSequencesOverReplicasAndMicrobatches) {
   EXPECT_THAT(map.rows({.dp = 0}, 1).runs, ElementsAre(Range{4, 2}));
   EXPECT_THAT(map.rows({.dp = 1}, 0).runs, ElementsAre(Range{6, 4}));
   EXPECT_EQ(map.sequences(1), (Range{3, 2}));
-  EXPECT_EQ(map.sequences(0, 1), (Range{2, 1}));
+  EXPECT_THAT(map.chunks(0, 1), ElementsAre(Chunk{2, 0, 2}));
 }
 
 TEST(TokenMap, LeavesReplicasWithoutASequenceEmpty) {

@@ -1,0 +1,202 @@
+#include "emu/plan/internal/validate_workload.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+#include <string>
+#include <utility>
+
+#include "emu/plan/schedule.h"
+
+namespace shardproof {
+namespace {
+
+/// Of requests: tokens in all, and parts that their steps are cut into.
+constexpr std::int64_t kMostServedTokens = std::int64_t{1} << 24;
+
+class WorkloadRules {
+ public:
+  WorkloadRules(const Plan& plan, std::vector<Problem>& problems)
+      : plan_(plan), p_(plan.parallel), problems_(problems) {}
+
+  void check(bool degrees) {
+    const Workload& workload = plan_.workload;
+    if (workload.lengths.empty()) problem("workload.batch", "0 sequences; at least 1 is needed");
+    std::int64_t tokens = 0;
+    for (std::size_t i = 0; i < workload.lengths.size(); ++i) {
+      const std::int64_t length = workload.lengths[i];
+      if (length < 1 || length > (std::int64_t{1} << 40) || tokens > (std::int64_t{1} << 50)) {
+        problem(fmt::format("workload.lengths[{}]", i), fmt::format("{} tokens; at least 1 is needed", length));
+        break;
+      }
+      tokens += length;
+    }
+    if (workload.microbatches < 1) {
+      problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
+    } else if (degrees && !workload.lengths.empty()) {
+      const std::int64_t largest = (workload.batch() + p_.dp - 1) / p_.dp;
+      if (workload.microbatches > largest) {
+        problem(
+            "workload.microbatches",
+            fmt::format("{} microbatches, but a replica has at most ceil(batch {} / dp {}) = {} sequence{}; at most {} "
+                        "is needed",
+                        workload.microbatches, workload.batch(), p_.dp, largest, largest == 1 ? "" : "s", largest));
+      }
+    }
+    if (workload.serving && problems_.empty()) check_serving(degrees);
+  }
+
+ private:
+  void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+
+  void check_serving(bool degrees) {
+    const Serving& serving = *plan_.workload.serving;
+    std::int64_t tokens = 0;
+    for (std::size_t i = 0; i < serving.requests.size(); ++i) {
+      const Request& request = serving.requests[i];
+      tokens += request.tokens();
+      const std::int64_t blocks = serving.blocks_of(request.tokens());
+      if (serving.kv_blocks > 0 && blocks > serving.kv_blocks) {
+        problem("workload.kv_blocks",
+                fmt::format("{}, but request {} has prompt {} + output {} - 1 = {} tokens to keep, which take "
+                            "ceil({} / kv_block_size {}) = {} blocks; at least {} is needed",
+                            serving.kv_blocks, i, request.prompt, request.output, request.tokens(), request.tokens(),
+                            serving.kv_block_size, blocks, blocks));
+        return;
+      }
+    }
+    if (tokens > kMostServedTokens) {
+      problem("workload.requests", fmt::format("{} tokens in all; at most {} are served", tokens, kMostServedTokens));
+      return;
+    }
+    if (!check_stated_steps(serving) || !degrees) return;
+    const std::int64_t steps = count_steps(p_, plan_.workload);
+    if (steps > kMostServedTokens / p_.dp / std::max<std::int64_t>(plan_.workload.microbatches, 1)) {
+      return problem("workload.requests",
+                     fmt::format("{} steps of {} replicas with {} microbatches each; at most {} in all are run", steps,
+                                 p_.dp, plan_.workload.microbatches, kMostServedTokens));
+    }
+    if (!serving.steps.empty() && serving.kv_blocks > 0) check_stated_blocks(serving);
+  }
+
+  void check_stated_blocks(Serving serving) {
+    const std::int64_t blocks = std::exchange(serving.kv_blocks, 0);
+    for (const ReplicaSchedule& replica : make_schedule(p_, plan_.workload)) {
+      const std::int64_t most = kv_blocks_of(serving, replica);
+      if (most <= blocks) continue;
+      return problem("workload.kv_blocks",
+                     fmt::format("{}, but the stated steps keep {} blocks of {} tokens at once; at "
+                                 "least {} is needed",
+                                 blocks, most, serving.kv_block_size, most));
+    }
+  }
+
+  bool check_stated_steps(const Serving& serving) {
+    if (serving.steps.empty()) return true;
+    if (serving.max_tokens_per_step > 0 || serving.max_sequences > 0) {
+      problem("workload.steps",
+              "given together with the scheduler's limits max_tokens_per_step or max_sequences; "
+              "keep one");
+      return false;
+    }
+    std::vector<std::int64_t> run(serving.requests.size(), 0);
+    for (std::size_t s = 0; s < serving.steps.size(); ++s) {
+      std::vector<std::int64_t> seen;
+      for (const StatedChunk& chunk : serving.steps[s]) {
+        const std::string field = fmt::format("workload.steps[{}]", s);
+        if (chunk.request < 0 || chunk.request >= std::ssize(run)) {
+          problem(field, fmt::format("request {} of {}; 0 to {} is needed", chunk.request, run.size(), run.size() - 1));
+          return false;
+        }
+        if (std::ranges::find(seen, chunk.request) != seen.end()) {
+          problem(field, fmt::format("request {} twice in a step; once is needed", chunk.request));
+          return false;
+        }
+        seen.push_back(chunk.request);
+        run[static_cast<std::size_t>(chunk.request)] += chunk.tokens;
+      }
+    }
+    for (std::size_t i = 0; i < run.size(); ++i) {
+      if (run[i] == serving.requests[i].tokens()) continue;
+      problem(
+          "workload.steps",
+          fmt::format("request {} is given {} tokens in all; its prompt {} + output {} - 1 = {} are needed", i, run[i],
+                      serving.requests[i].prompt, serving.requests[i].output, serving.requests[i].tokens()));
+      return false;
+    }
+    return true;
+  }
+
+  const Plan& plan_;
+  const Parallel& p_;
+  std::vector<Problem>& problems_;
+};
+
+class RoutingRules {
+ public:
+  RoutingRules(const Plan& plan, std::vector<Problem>& problems)
+      : plan_(plan), model_(plan.model), problems_(problems) {}
+
+  void check() {
+    const std::vector<std::vector<std::int64_t>>& counts = plan_.workload.routing.counts;
+    if (counts.empty()) return;
+    const std::int64_t layers = model_.layers.size();
+    if (counts.size() != 1 && std::ssize(counts) != layers) {
+      problem("workload.routing.counts", fmt::format("{} rows for {} layers; a row for each layer, or one for all of "
+                                                     "them, is needed",
+                                                     counts.size(), layers));
+      return;
+    }
+    for (std::int64_t layer = 0; layer < layers; ++layer) {
+      const std::size_t row = counts.size() == 1 ? 0 : static_cast<std::size_t>(layer);
+      check_routed(fmt::format("workload.routing.counts[{}]", row), counts[row], model_.layers[layer].feed_forward);
+    }
+  }
+
+ private:
+  void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+
+  void check_routed(const std::string& field, const std::vector<std::int64_t>& row, const FeedForwardSpec& spec) {
+    if (spec.dense()) return;
+    if (std::ssize(row) != spec.num_experts) {
+      problem(field, fmt::format("{} counts for {} experts", row.size(), spec.num_experts));
+      return;
+    }
+    std::int64_t slots = 0;
+    for (const std::int64_t count : row) {
+      if (count < 0 || count > kMaxRoutedTokens) {
+        problem(field, fmt::format("{} slots of an expert; 0 to {} is needed", count, kMaxRoutedTokens));
+        return;
+      }
+      slots += count;
+    }
+    const std::int64_t tokens = slots / spec.top_k, most = *std::ranges::max_element(row);
+    if (tokens < 1 || slots % spec.top_k != 0 || tokens > kMaxRoutedTokens) {
+      problem(field, fmt::format("adds up to {} slots; top_k {} times a number of tokens, 1 to {}, is needed", slots,
+                                 spec.top_k, kMaxRoutedTokens));
+    } else if (most > tokens) {
+      problem(field, fmt::format("{} slots at top_k {} are {} tokens, but an expert served {} slots; it serves a token "
+                                 "once",
+                                 slots, spec.top_k, tokens, most));
+    }
+  }
+
+  const Plan& plan_;
+  const ModelConfig& model_;
+  std::vector<Problem>& problems_;
+};
+
+}  // namespace
+
+void validate_workload(const Plan& plan, bool degrees, std::vector<Problem>& problems) {
+  std::vector<Problem> found;
+  WorkloadRules(plan, found).check(degrees);
+  std::ranges::move(found, std::back_inserter(problems));
+}
+
+void validate_routing(const Plan& plan, std::vector<Problem>& problems) {
+  RoutingRules(plan, problems).check();
+}
+
+}  // namespace shardproof

@@ -1,0 +1,171 @@
+// Of Computations (computations.h), what attention is made of; included by computations.cpp alone.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "emu/run/computations.h"
+#include "emu/run/kv_cache.h"
+#include "emu/run/transformer.h"
+#include "ops/attention.h"
+#include "ops/latent.h"
+#include "ops/norm.h"
+#include "ops/rope.h"
+#include "ops/threads.h"
+
+namespace shardproof {
+
+template <class T>
+void Computations<T>::head_norm(Op op, int layer, Tensor& heads, Weight weight) {
+  const std::int64_t dim = model_.layers[layer].attention.head_dim;
+  if constexpr (!kDry) {
+    const ops::MatrixView<T> by_head(heads.data(), heads.size() / dim, dim);
+    ops::rms_norm<T>(by_head, slice(weight, layer).load().view().row(0), model_.rms_norm_eps, format_, by_head);
+    inject_result_fault(op, layer, heads.view());
+  }
+  record(op, layer, heads.rows(), heads.cols(),
+         ops::rms_norm_cost(heads.rows() * heads.cols() / dim, dim, element_bytes()));
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[maybe_unused]] std::int64_t begin,
+                                                          std::int64_t count) const {
+  Tensor y(x.rows(), count);
+  if constexpr (!kDry) {
+    for (std::int64_t i = 0; i < x.rows(); ++i) {
+      std::ranges::copy(x.view().col_range(begin, count).row(i), y.row(i).begin());
+    }
+  }
+  return y;
+}
+
+template <class T>
+typename Computations<T>::KeysAndValues Computations<T>::split_heads(Op op, int layer, const Tensor& product,
+                                                                     const Tensor& shared) {
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  const std::int64_t heads = held(layer).heads.count;
+  Tensor k(product.rows(), heads * spec.head_dim), v(product.rows(), heads * spec.value_dim());
+  if constexpr (!kDry) {
+    ops::split_latent_heads<T>(product, shared, spec.value_dim(), k, v);
+    inject_result_fault(op, layer, k.view());
+  }
+  record(
+      op, layer, k.rows(), k.cols() + v.cols(),
+      ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), k.cols(), v.cols(), element_bytes()));
+  return {std::move(k), std::move(v)};
+}
+
+template <class T>
+void Computations<T>::rope(Op op, int layer, Tensor& heads) {
+  if constexpr (!kDry) {
+    const auto kind = static_cast<std::size_t>(model_.layers.kind_of(layer));
+    ops::rope<T>(heads, tokens_.positions, ground_.rope[kind]);
+    inject_result_fault(op, layer, heads.view());
+  }
+  record(op, layer, heads.rows(), heads.cols(), ops::rope_cost(heads.rows(), heads.cols(), element_bytes()));
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q,
+                                                            [[maybe_unused]] const Tensor& k,
+                                                            [[maybe_unused]] const Tensor& v) {
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  Tensor context(rows(), q.cols() / spec.head_dim * spec.value_dim());
+  if constexpr (!kDry) {
+    const ops::ThreadScope threads(ground_.program.threads_per_rank);
+    ops::AttentionOptions<T> options{.head_dim = spec.head_dim,
+                                     .value_dim = spec.value_dim(),
+                                     .scale = spec.score_scale(),
+                                     .window = spec.sliding_window};
+    std::optional<LoadedWeight<T>> sinks;
+    if (spec.sinks) options.sinks = sinks.emplace(slice(Weight::attention_sinks, layer).load()).view().row(0);
+    attend(layer, q, k, v, options, context);
+    inject_result_fault(op, layer, context.view());
+  }
+  record(op, layer, rows(), context.cols(),
+         ops::attention_cost(tokens_.pairs_within(spec.sliding_window), rows(), held(layer).heads.count,
+                             held(layer).kv_heads.count, spec.head_dim, spec.value_dim(), element_bytes()));
+  return context;
+}
+
+template <class T>
+void Computations<T>::attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
+                             const ops::AttentionOptions<Scalar>& options, Tensor& context) const {
+  if constexpr (!kDry) {
+    if (ground_.cached == nullptr) return ops::attention<T>(q, k, v, tokens_.offsets, options, format_, context);
+    const bool paged = !model_.layers[layer].attention.latent();
+    std::vector<ops::AttentionSpan> spans;
+    std::int64_t first = 0;
+    for (const CachedSequence& sequence : ground_.cached->sequences) {
+      const Chunk& chunk = sequence.chunk;
+      spans.push_back({.rows = chunk.count, .past = chunk.begin, .first_key = first, .blocks = sequence.blocks});
+      first += chunk.end();
+    }
+    KvCache<T>& cache = *ground_.cache;
+    const std::int64_t block_size = paged ? cache.block_size() : 0;
+    ops::attention<T>(q, paged ? cache.keys(layer).view() : k.view(), paged ? cache.values(layer).view() : v.view(),
+                      spans, block_size, options, format_, context);
+  }
+}
+
+template <class T>
+bool Computations<T>::cached() const {
+  if constexpr (kDry) {
+    return false;
+  } else {
+    return ground_.cached != nullptr;
+  }
+}
+
+template <class T>
+bool Computations<T>::writes_first() const {
+  if constexpr (kDry) {
+    return true;
+  } else {
+    return ground_.cached->write_first;
+  }
+}
+
+template <class T>
+void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tensor& first,
+                                  [[maybe_unused]] const Tensor& second) {
+  if constexpr (!kDry) {
+    ops::Matrix<T>& keys = ground_.cache->keys(layer);
+    ops::Matrix<T>& values = ground_.cache->values(layer);
+    const bool latent = model_.layers[layer].attention.latent();
+    std::int64_t row = 0;
+    for (const CachedSequence& sequence : ground_.cached->sequences) {
+      for (const std::int64_t slot : sequence.slots) {
+        const auto beside = std::ranges::copy(first.row(row), keys.row(slot).begin()).out;
+        std::ranges::copy(second.row(row), latent ? beside : values.row(slot).begin());
+        ++row;
+      }
+    }
+  }
+  record(op, layer, first.rows(), first.cols() + second.cols(),
+         {0, 2.0 * static_cast<double>(first.size() + second.size()) * element_bytes()});
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer) {
+  std::int64_t tokens = 0;
+  for (const Chunk& chunk : tokens_.chunks) tokens += chunk.end();
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  Tensor rows(tokens, spec.kv_lora_rank + spec.rope.dim);
+  if constexpr (!kDry) {
+    const ops::Matrix<T>& keys = ground_.cache->keys(layer);
+    const std::int64_t size = ground_.cache->block_size();
+    std::int64_t row = 0;
+    for (const CachedSequence& sequence : ground_.cached->sequences) {
+      for (std::int64_t token = 0; token < sequence.chunk.end(); ++token) {
+        const std::int64_t block = sequence.blocks[static_cast<std::size_t>(token / size)];
+        std::ranges::copy(keys.row(block * size + token % size), rows.row(row++).begin());
+      }
+    }
+  }
+  record(op, layer, rows.rows(), rows.cols(), {0, 2.0 * static_cast<double>(rows.size()) * element_bytes()});
+  return rows;
+}
+
+}  // namespace shardproof

@@ -1,0 +1,73 @@
+// A rank's paged cache: keys and values of its layers and heads, of every token that its replica is serving.
+//
+// A layer's cache is a matrix [blocks * block_size, width]; a token's row is found through its sequence's block table.
+// Latent attention keeps what keys and values are made from: the normed latent and the rotated key that heads share,
+// the same on every rank of tp. What was freed is poisoned: NaN, so that whoever reads it is found out.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "emu/model/config.h"
+#include "emu/plan/layout.h"
+#include "emu/plan/serving.h"
+#include "emu/run/block_tables.h"
+#include "ops/matrix.h"
+
+namespace shardproof {
+
+/// What a rank believes of a sequence in one of its passes.
+struct CachedSequence {
+  Chunk chunk;
+  std::vector<std::int32_t> blocks;  ///< its table: at least as many blocks as hold the tokens up to chunk.end()
+  std::vector<std::int64_t> slots;   ///< rows of the cache that the chunk's tokens are written to
+};
+
+/// The same of a pass.
+struct CachedPass {
+  std::vector<CachedSequence> sequences;
+  /// Keys of this pass are written before they are read.
+  bool write_first = true;
+};
+
+/// Elements of a token in a layer's cache on the layout's rank: its keys, and its values, which latent attention makes
+/// from the same.
+struct CacheWidths {
+  std::int64_t keys = 0;
+  std::int64_t values = 0;
+};
+CacheWidths cache_widths(const Layout& layout, const ModelConfig& model, int layer);
+
+template <class T>
+class KvCache {
+ public:
+  /// `model`, `layout` and `serving` outlive this.
+  KvCache(const ModelConfig& model, const Layout& layout, const Serving& serving, std::int64_t blocks);
+
+  /// Makes room for the chunks, and says where.
+  CachedPass begin(std::span<const Chunk> chunks);
+  /// Frees and poisons what requests that are complete with these chunks held.
+  void end(std::span<const Chunk> chunks);
+
+  std::int64_t block_size() const { return tables_.block_size(); }
+  /// [slots, width], of a layer that the rank holds.
+  ops::Matrix<T>& keys(int layer) { return layers_[place(layer)].keys; }
+  ops::Matrix<T>& values(int layer) { return layers_[place(layer)].values; }
+
+ private:
+  struct LayerCache {
+    ops::Matrix<T> keys, values;
+  };
+  std::size_t place(int layer) const { return static_cast<std::size_t>(layer - layout_.layers.begin); }
+
+  const Layout& layout_;
+  const Serving& serving_;
+  BlockTables tables_;
+  std::vector<LayerCache> layers_;
+};
+
+extern template class KvCache<float>;
+extern template class KvCache<double>;
+
+}  // namespace shardproof
