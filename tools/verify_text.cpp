@@ -11,6 +11,7 @@
 
 #include "emu/judge/judge.h"
 #include "emu/paper/rank_table.h"
+#include "emu/plan/schedule.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {
@@ -216,6 +217,16 @@ std::string tables_text(const VerifyReport& report, TapLines lines) {
   return tap_table(report, lines) + "\n" + collective_table(report) + "\n" + expert_load(report) + "\n";
 }
 
+std::string serving_text(const Plan& plan) {
+  const Serving& serving = *plan.workload.serving;
+  std::int64_t blocks = 0;
+  for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
+    blocks = std::max(blocks, kv_blocks_of(serving, replica));
+  }
+  return fmt::format("  serving: {} steps, a cache of {} blocks of {} tokens on each rank\n",
+                     count_steps(plan.parallel, plan.workload), blocks, serving.kv_block_size);
+}
+
 }  // namespace
 
 std::string plan_text(const RunnablePlan& run, const Plan& original, const std::string& scale) {
@@ -240,6 +251,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
       fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),
                   shortest == longest ? fmt::format("{}", longest) : fmt::format("{} to {}", shortest, longest),
                   plan.workload.microbatches, plan.workload.microbatches == 1 ? "" : "es", plan.workload.seed);
+  if (plan.workload.serving) text += serving_text(plan);
   if (m != original.model || plan.workload.lengths != original.workload.lengths) {
     text += fmt::format("  scale {}: from hidden {}, head {}, intermediate size {}, vocabulary {}, {} tokens\n", scale,
                         original.model.hidden_size, original.model.layers[0].attention.head_dim,

@@ -147,6 +147,9 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
 
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
+  if (model.plan().workload.serving) {
+    if (auto cause = cache_cause(wrong)) return cause;
+  }
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
   const std::int64_t dim = spec.value_dim();
   const std::int64_t share = spec.heads / spec.kv_heads;
@@ -154,7 +157,7 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
     std::vector<double> values;
     for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
       const std::vector<double> one =
-          model.attend(wrong.layer, {first, row.row - first + 1}, {head, kv_head_of(row, head)});
+          model.attend(wrong.layer, row.row, {first, row.row - first + 1}, {head, kv_head_of(row, head)});
       values.insert(values.end(), one.begin(), one.end());
     }
     return values;

@@ -75,20 +75,15 @@ Row gated(const WrongTap& wrong, const WrongRow& row) {
   return y;
 }
 
-/// The heads of the row's columns, over the whole sequence of its token.
+/// The heads of the row's columns, over its sequence up to its token.
 Row attended(const WrongTap& wrong, const WrongRow& row) {
   const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
   const std::int64_t position = wrong.model.tokens().position(row.row);
-  std::int64_t length = position + 1;
-  const ExpectedTap& q = wrong.model.tap(wrong.layer, TapKind::attention_q);
-  while (row.row - position + length < q.rows && wrong.model.tokens().position(row.row - position + length) == length) {
-    ++length;
-  }
   Row values;
   for (std::int64_t head = row.col / spec.value_dim(); head < (row.col + std::ssize(row.got)) / spec.value_dim();
        ++head) {
-    const Row one = wrong.model.attend_in(wrong.layer, {row.row - position, length}, position,
-                                          {head, head / (spec.heads / spec.kv_heads)});
+    const Row one = wrong.model.attend(wrong.layer, row.row, {row.row - position, position + 1},
+                                       {head, head / (spec.heads / spec.kv_heads)});
     values.insert(values.end(), one.begin(), one.end());
   }
   return values;

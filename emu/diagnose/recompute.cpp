@@ -1,6 +1,7 @@
 #include "emu/diagnose/recompute.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "emu/run/rope_pairs.h"
 #include "ops/attention.h"
@@ -161,15 +162,25 @@ void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
   ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), table);
 }
 
-Recompute::Row Recompute::attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads) {
+Recompute::Row Recompute::attend(int layer, std::int64_t query, Range keys, const HeadPair& heads) {
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(keys.count));
+  std::iota(rows.begin(), rows.end(), keys.begin);
+  return attend(layer, query, rows, heads);
+}
+
+Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const std::int64_t> keys,
+                                 const HeadPair& heads) {
   const AttentionSpec& attention = plan_.model.layers[layer].attention;
-  const auto block = [&](TapKind kind, std::int64_t index, std::int64_t dim) {
+  const auto block = [&](TapKind kind, std::span<const std::int64_t> rows, std::int64_t index, std::int64_t dim) {
     const ExpectedTap& source = tap(layer, kind);
-    const double* first = source.values.data() + rows.begin * source.cols;
-    return ConstView{first, rows.count, source.cols, source.cols}.col_range(index * dim, dim);
+    ops::Matrix<double> values(std::ssize(rows), dim);
+    for (std::int64_t i = 0; i < values.rows(); ++i) {
+      const auto from = row(source, rows[static_cast<std::size_t>(i)]).subspan(static_cast<std::size_t>(index * dim));
+      std::ranges::copy_n(from.begin(), dim, values.row(i).begin());
+    }
+    return values;
   };
-  const std::vector<std::int64_t> offsets{0, rows.count};
-  ops::Matrix<double> out(rows.count, attention.value_dim());
+  Row out(static_cast<std::size_t>(attention.value_dim()));
   ops::AttentionOptions<double> options{.head_dim = attention.head_dim,
                                         .value_dim = attention.value_dim(),
                                         .scale = attention.score_scale(),
@@ -179,12 +190,12 @@ Recompute::Row Recompute::attend_in(int layer, Range rows, std::int64_t place, c
     sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer), {heads.query, 1});
     options.sinks = sink;
   }
-  ops::attention<double>(block(TapKind::attention_q, heads.query, attention.head_dim),
-                         block(TapKind::attention_k, heads.key_value, attention.head_dim),
-                         block(TapKind::attention_v, heads.key_value, attention.value_dim()), offsets, options,
-                         format(), out);
-  const std::span<const double> last = std::as_const(out).row(place);
-  return {last.begin(), last.end()};
+  const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};
+  ops::attention<double>(block(TapKind::attention_q, {&query, 1}, heads.query, attention.head_dim),
+                         block(TapKind::attention_k, keys, heads.key_value, attention.head_dim),
+                         block(TapKind::attention_v, keys, heads.key_value, attention.value_dim()), {&span, 1}, 0,
+                         options, format(), one_row(out));
+  return out;
 }
 
 Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, const WeightsFrom& from) {

@@ -79,10 +79,10 @@ class Recompute {
   /// stored(x W^T + b), the given rows of W.
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer = -1);
   void rotate(Row& heads, int layer, std::int64_t position) const;
-  /// One head of attention for the last of the rows, which attends to all of them.
-  Row attend(int layer, Range rows, const HeadPair& heads) { return attend_in(layer, rows, rows.count - 1, heads); }
-  /// The same for the row at that place among the rows, which are a sequence.
-  Row attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads);
+  /// One head of attention for the query of a row, which attends to so many keys, the last of them as its own.
+  Row attend(int layer, std::int64_t query, Range keys, const HeadPair& heads);
+  /// The same to the keys of these rows.
+  Row attend(int layer, std::int64_t query, std::span<const std::int64_t> keys, const HeadPair& heads);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);

@@ -6,8 +6,10 @@
 #include "emu/model/taps.h"
 #include "emu/model/tensors.h"
 #include "emu/plan/layout.h"
+#include "emu/plan/schedule.h"
 #include "emu/run/activations.h"
 #include "emu/run/dry_run.h"
+#include "emu/run/kv_cache.h"
 
 namespace shardproof {
 namespace {
@@ -31,6 +33,32 @@ double working_elements(const Plan& plan, ops::Format format) {
   unsharded.parallel = {};
   unsharded.workload.microbatches = 1;
   return std::max(alive_elements(plan, format), alive_elements(unsharded, format));
+}
+
+/// The caches of all ranks; of latent attention also keys and values that a pass makes of all that is cached.
+double cache_elements(const Plan& plan) {
+  if (!plan.workload.serving) return 0;
+  const Serving& serving = *plan.workload.serving;
+  const Mesh mesh(plan.parallel);
+  const std::vector<ReplicaSchedule> schedule = make_schedule(plan.parallel, plan.workload);
+  double elements = 0;
+  for (int rank = 0; rank < mesh.world(); ++rank) {
+    const Layout layout = make_layout(plan.model, mesh, rank);
+    const std::int64_t blocks = kv_blocks_of(serving, schedule[static_cast<std::size_t>(layout.at.dp)]);
+    const double tokens = static_cast<double>(blocks * serving.kv_block_size);
+    double widest = 0;
+    for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
+      const CacheWidths widths = cache_widths(layout, plan.model, static_cast<int>(layer));
+      elements += tokens * static_cast<double>(widths.keys + widths.values);
+      const AttentionSpec& spec = plan.model.layers[layer].attention;
+      if (!spec.latent()) continue;
+      const double made = static_cast<double>(layout.layer(plan.model, layer).heads.count) *
+                          static_cast<double>(2 * spec.head_dim + 2 * spec.value_dim());
+      widest = std::max(widest, static_cast<double>(widths.keys) + made);
+    }
+    elements += tokens * widest;
+  }
+  return elements;
 }
 
 double tap_elements(const Plan& plan, const TapId& tap) {
@@ -76,7 +104,7 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
       std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) + largest_weight * 8 * 3 * verdicts;
   // Every rank has some bookkeeping.
   const double bookkeeping = 64e6 + 200e3 * plan.world();
-  return held + taps + working_elements(plan, format) * kScalar + bookkeeping;
+  return held + taps + (working_elements(plan, format) + cache_elements(plan)) * kScalar + bookkeeping;
 }
 
 }  // namespace shardproof

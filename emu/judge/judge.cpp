@@ -12,6 +12,7 @@
 
 #include "emu/judge/digits.h"
 #include "emu/judge/hash.h"
+#include "emu/plan/token_map.h"
 
 namespace shardproof {
 namespace {
@@ -108,14 +109,32 @@ std::string index_text(const ExpectedTap& tap, std::int64_t row, std::int64_t co
   return fmt::format("[{}]", fmt::join(index, ", "));
 }
 
+/// How many rows a token has: of a tap of slots one for each choice.
+std::int64_t choices_of(const ExpectedTap& tap, const ModelConfig& model) {
+  const bool slots = tap.id && tap_row(tap.id->kind).slots;
+  return slots ? model.layers[tap.id->layer].feed_forward.top_k : 1;
+}
+
+std::optional<ServedAt> served_at(const Plan& plan, const ExpectedTap& tap, std::int64_t row) {
+  if (!plan.workload.serving || !tap.id) return std::nullopt;
+  const TokenMap tokens(plan.parallel, plan.workload);
+  const std::int64_t token = row / choices_of(tap, plan.model);
+  return ServedAt{.step = tokens.step_of(tokens.home(token).microbatch),
+                  .request = tokens.sequence_of(token),
+                  .position = tokens.position(token)};
+}
+
 /// Where an element is: the row of a tap of slots is one choice of a token.
 std::string place_text(const ExpectedTap& tap, const Divergence& divergence, const ModelConfig& model) {
   if (!tap.dims.empty()) return fmt::format("index {}", index_text(tap, divergence.row, divergence.col));
-  if (!tap.id || !tap_row(tap.id->kind).slots) {
-    return fmt::format("token {}, element {}", divergence.row, divergence.col);
+  std::string served;
+  if (divergence.served) {
+    const ServedAt& at = *divergence.served;
+    served = fmt::format(" (position {} of request {}, in step {})", at.position, at.request, at.step);
   }
-  const std::int64_t top_k = model.layers[tap.id->layer].feed_forward.top_k;
-  return fmt::format("token {}, choice {}, element {}", divergence.row / top_k, divergence.row % top_k, divergence.col);
+  const std::int64_t choices = choices_of(tap, model);
+  const std::string choice = choices > 1 ? fmt::format(", choice {}", divergence.row % choices) : "";
+  return fmt::format("token {}{}{}, element {}", divergence.row / choices, served, choice, divergence.col);
 }
 
 std::string wrong_value_message(const ExpectedTap& tap, const Divergence& divergence, const ModelConfig& model) {
@@ -137,7 +156,7 @@ std::string odd_replica_message(const ExpectedTap& tap, const TapOutcome& outcom
   return text;
 }
 
-Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict verdict, const ModelConfig& model) {
+Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict verdict, const Plan& plan) {
   const ExpectedTap& tap = evidence.expected.all()[index];
   const TapOutcome& outcome = evidence.outcomes[index];
   Divergence divergence{.tap = tap.name,
@@ -145,6 +164,7 @@ Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict
                         .ranks = wrong_ranks(outcome),
                         .row = outcome.worst.row,
                         .col = outcome.worst.col,
+                        .served = served_at(plan, tap, outcome.worst.row),
                         .expected = outcome.worst.expected,
                         .got = outcome.worst.got,
                         .error = outcome.worst.error,
@@ -154,7 +174,7 @@ Divergence divergence_of(const Evidence& evidence, std::size_t index, TapVerdict
   // the same one.
   const bool parts_fit = outcome.problem.empty() || outcome.missing();
   if (parts_fit && is_wrong(outcome.worst)) {
-    divergence.message = wrong_value_message(tap, divergence, model);
+    divergence.message = wrong_value_message(tap, divergence, plan.model);
   } else if (parts_fit && !outcome.replicas_equal) {
     divergence.message = odd_replica_message(tap, outcome);
     divergence.ranks = outcome.odd_replicas;
@@ -193,7 +213,7 @@ void judge(const Evidence& evidence, VerifyReport& report) {
     if (found == TapVerdict::missing) tap.max_error = std::numeric_limits<double>::infinity();
     if (found == TapVerdict::pass || report.first_divergence) continue;
     if (found == TapVerdict::missing && evidence.stalled) continue;  // the stall explains it
-    report.first_divergence = divergence_of(evidence, i, found, report.plan.model);
+    report.first_divergence = divergence_of(evidence, i, found, report.plan);
     proven_wrong = proves;
   }
   report.problems = doubts.problems;

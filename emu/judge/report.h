@@ -56,6 +56,13 @@ struct TapReport {
   std::uint64_t bits = 0;  ///< hash of the sharded run's bits: equal for one plan and seed, whatever the schedule
 };
 
+/// Where a token is run, of a plan that serves requests.
+struct ServedAt {
+  std::int64_t step = 0;
+  std::int64_t request = 0;
+  std::int64_t position = 0;  ///< in the request's sequence
+};
+
 /// The first tap in program order that is wrong.
 struct Divergence {
   std::string tap;
@@ -63,6 +70,7 @@ struct Divergence {
   std::vector<int> ranks;  ///< whose part of it is wrong; of a missing tap, who is known to owe one
   std::int64_t row = 0;    ///< of the worst element: its token, and its place in the row
   std::int64_t col = 0;
+  std::optional<ServedAt> served = {};  ///< of the worst element's token
   double expected = 0;
   double got = 0;
   double error = 0;     ///< |got - expected|

@@ -140,7 +140,7 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
 std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Plan& plan, const Site& site, SumFault fault,
                                                                  int member) {
   const int world = plan.world();
-  const auto microbatches = static_cast<std::size_t>(plan.workload.microbatches);
+  const auto microbatches = static_cast<std::size_t>(TokenMap(plan.parallel, plan.workload).microbatches());
   return script([=](Script& made) {
     const Buffers buffers = make_buffers(world);
     const auto partials = std::make_shared<std::vector<std::vector<std::vector<double>>>>(

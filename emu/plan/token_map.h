@@ -78,6 +78,7 @@ class TokenMap {
 
   /// The inverse of own().
   RowHome home(std::int64_t row) const;
+  std::int64_t sequence_of(std::int64_t row) const;
   /// Of the row within its sequence.
   std::int64_t position(std::int64_t row) const;
 
@@ -91,7 +92,6 @@ class TokenMap {
   void add_part(std::span<const Chunk> chunks);
   const Part& part(int dp, std::int64_t microbatch) const;
   Range own_places(std::int64_t rows, int tp) const;
-  std::int64_t sequence_of(std::int64_t row) const;
 
   Parallel parallel_;
   std::int64_t microbatches_of_step_;

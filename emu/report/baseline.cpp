@@ -37,6 +37,25 @@ std::optional<BaselineChange> compare_tap(const BaselineTap& recorded, const Bas
                             std::abs(recorded.norm - now.norm) / scale, tolerance)};
 }
 
+/// Which tokens are run together may move their rounding.
+void add_serving(const Serving& serving, Hasher& hasher) {
+  hasher.add(random_key(1, "serving"));
+  for (const Request& request : serving.requests) {
+    for (const std::int64_t value : {request.prompt, request.output, request.arrival}) hasher.add(value);
+  }
+  for (const std::int64_t value :
+       {serving.max_tokens_per_step, serving.max_sequences, serving.kv_block_size, serving.kv_blocks}) {
+    hasher.add(value);
+  }
+  for (const std::vector<StatedChunk>& step : serving.steps) {
+    hasher.add(static_cast<std::int64_t>(step.size()));
+    for (const StatedChunk& chunk : step) {
+      hasher.add(chunk.request);
+      hasher.add(chunk.tokens);
+    }
+  }
+}
+
 }  // namespace
 
 Baseline baseline_of(const VerifyReport& report) {
@@ -74,6 +93,7 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
     for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);
     hasher.add(p.sp);
     hasher.add(plan.workload.microbatches);
+    if (plan.workload.serving) add_serving(*plan.workload.serving, hasher);
   }
   return hasher.result();
 }

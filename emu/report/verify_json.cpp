@@ -36,9 +36,14 @@ Json cause_json(const std::optional<Cause>& cause) {
 
 Json divergence_json(const std::optional<Divergence>& divergence) {
   if (!divergence) return nullptr;
+  Json served = nullptr;
+  if (const std::optional<ServedAt>& at = divergence->served) {
+    served = {{"step", at->step}, {"request", at->request}, {"position", at->position}};
+  }
   return {{"tap", divergence->tap},
           {"ranks", divergence->ranks},
           {"index", {divergence->row, divergence->col}},
+          {"served", served},
           {"expected", number(divergence->expected)},
           {"got", number(divergence->got)},
           {"error", number(divergence->error)},

@@ -34,8 +34,8 @@ KvCache<T>::KvCache(const ModelConfig& model, const Layout& layout, const Servin
 
 template <class T>
 CachedPass KvCache<T>::begin(std::span<const Chunk> chunks) {
-  CachedPass pass;
   const std::int64_t size = tables_.block_size();
+  CachedPass pass{.sequences = {}, .block_size = size};
   for (const Chunk& chunk : chunks) {
     tables_.extend(chunk.sequence, chunk.end());
     const std::span<const std::int32_t> table = tables_.table(chunk.sequence);

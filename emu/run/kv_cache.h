@@ -27,6 +27,7 @@ struct CachedSequence {
 /// The same of a pass.
 struct CachedPass {
   std::vector<CachedSequence> sequences;
+  std::int64_t block_size = 0;
   /// Keys of this pass are written before they are read.
   bool write_first = true;
 };

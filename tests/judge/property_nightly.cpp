@@ -26,5 +26,12 @@ TEST(ThreeHundredRandomPlansAFamily, AgreeInEveryFormat) {
   }
 }
 
+TEST(TwoThousandRandomServingPlans, AgreeInEveryFormat) {
+  testing::verify_random_serving_plans(2000, testing::property_seed() + 6000000, ops::Format::exact);
+  for (const ops::Format format : {ops::Format::bf16, ops::Format::fp16, ops::Format::fp32, ops::Format::fp64}) {
+    testing::verify_random_serving_plans(500, testing::property_seed() + 7000000, format);
+  }
+}
+
 }  // namespace
 }  // namespace shardproof

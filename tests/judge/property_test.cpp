@@ -42,6 +42,18 @@ TEST_P(RandomFamilyPlans, AgreeWithinRounding) {
   testing::verify_random_family_plans(GetParam(), 10, property_seed() + 80000, ops::Format::fp64);
 }
 
+// Whatever is run in which step, in which blocks, beside whom: every tensor is that of the whole sequence.
+TEST(RandomServingPlans, AgreeBitForBitInExact) {
+  testing::verify_random_serving_plans(210, property_seed() + 90000, ops::Format::exact);
+}
+
+TEST(RandomServingPlans, AgreeWithinRounding) {
+  testing::verify_random_serving_plans(70, property_seed() + 91000, ops::Format::bf16);
+  testing::verify_random_serving_plans(70, property_seed() + 92000, ops::Format::fp32);
+  testing::verify_random_serving_plans(42, property_seed() + 93000, ops::Format::fp16);
+  testing::verify_random_serving_plans(42, property_seed() + 94000, ops::Format::fp64);
+}
+
 INSTANTIATE_TEST_SUITE_P(Architectures, RandomFamilyPlans, ::testing::ValuesIn(testing::kDrawn),
                          [](const auto& parameter) { return to_string(parameter.param); });
 

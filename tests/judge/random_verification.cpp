@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <iostream>
+#include <iterator>
 #include <string>
 
 #include "emu/judge/verify.h"
@@ -56,6 +57,14 @@ void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format
 
 void verify_random_family_plans(Drawn drawn, int count, std::uint64_t first_seed, ops::Format format) {
   verify_plans(count, first_seed, format, [&](std::uint64_t seed) { return random_family_plan(seed, drawn); });
+}
+
+void verify_random_serving_plans(int count, std::uint64_t first_seed, ops::Format format) {
+  verify_plans(count, first_seed, format, [&](std::uint64_t seed) {
+    const std::uint64_t turn = seed - first_seed;
+    if (turn % 2 == 0) return serving(random_plan(seed, 16), seed);
+    return serving(random_family_plan(seed, kDrawn[turn / 2 % std::size(kDrawn)], 16), seed);
+  });
 }
 
 }  // namespace shardproof::testing

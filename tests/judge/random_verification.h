@@ -15,4 +15,7 @@ void verify_random_plans(int count, std::uint64_t first_seed, ops::Format format
 /// The same of plans of one architecture.
 void verify_random_family_plans(Drawn drawn, int count, std::uint64_t first_seed, ops::Format format);
 
+/// The same of plans whose sequences are requests, half of them of the architectures in turn.
+void verify_random_serving_plans(int count, std::uint64_t first_seed, ops::Format format);
+
 }  // namespace shardproof::testing

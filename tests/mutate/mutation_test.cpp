@@ -34,6 +34,17 @@ TEST(Mutations, AreThirtyKindsOrMoreWithDistinctNames) {
   EXPECT_GE(names.size(), 30U);
 }
 
+/// Two replicas whose requests come, grow and go; one of them has none left in the last steps.
+Plan serving_plan() {
+  Plan plan = small_plan({.tp = 2, .dp = 2, .ep = 4});
+  plan.workload.serving = Serving{.requests = {{.prompt = 7, .output = 5}, {.prompt = 5, .output = 3}, {.prompt = 4}},
+                                  .max_tokens_per_step = 6,
+                                  .kv_block_size = 2,
+                                  .steps = {}};
+  set_lengths(plan.workload);
+  return plan;
+}
+
 TEST(Mutations, EachAppliesToSomePlan) {
   std::set<std::string_view> unused;
   for (const MutationKind& kind : mutation_kinds()) unused.insert(kind.name);
@@ -48,6 +59,8 @@ TEST(Mutations, EachAppliesToSomePlan) {
 
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2}));
   plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
+
+  plans.push_back(serving_plan());
 
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
@@ -102,6 +115,26 @@ TEST(Mutations, OfTheEmbeddedPlanAreDetectedAndNamed) {
   EXPECT_EQ(counts.missed, 0) << report_of(score);
   EXPECT_GE(static_cast<double>(counts.tap_right), 0.98 * static_cast<double>(counts.detected)) << report_of(score);
   EXPECT_GE(static_cast<double>(counts.cause_right), 0.90 * static_cast<double>(counts.detected)) << report_of(score);
+}
+
+TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
+  std::vector<Plan> plans{serving_plan()};
+  for (const Plan& plan : mutable_plans(12, 8)) plans.push_back(testing::serving(plan, plan.workload.seed));
+  MutationCounts total;
+  std::string report;
+  for (const Plan& plan : plans) {
+    const MutationScore score =
+        run_mutations(runnable(plan), {.wanted = [](std::string_view kind) {
+                        return kind.starts_with("cache_") || kind.find("chunk") < 99 || kind.starts_with("idle");
+                      }});
+    total.add(score.counts(MutationClass::sharding));
+    report += report_of(score);
+  }
+
+  EXPECT_EQ(total.missed, 0) << report;
+  EXPECT_GE(total.detected, 100);
+  EXPECT_EQ(total.tap_right, total.detected) << report;
+  EXPECT_GE(static_cast<double>(total.cause_right), 0.98 * static_cast<double>(total.detected)) << report;
 }
 
 // What rounds more than it says is caught where sixteen to sixty-four ranks add up little errors.

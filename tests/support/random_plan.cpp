@@ -235,6 +235,51 @@ Plan random_plan(std::uint64_t seed, int max_world) {
   return plan;
 }
 
+namespace {
+
+/// Every request in chunks of any length, a few of them a step.
+std::vector<std::vector<StatedChunk>> draw_steps(Draw& draw, const Serving& serving) {
+  std::vector<std::int64_t> left;
+  for (const Request& request : serving.requests) left.push_back(request.tokens());
+  std::vector<std::vector<StatedChunk>> steps;
+  while (std::ranges::any_of(left, [](std::int64_t tokens) { return tokens > 0; })) {
+    std::vector<StatedChunk> step;
+    for (std::size_t i = 0; i < left.size(); ++i) {
+      if (left[i] == 0 || draw.chance(40)) continue;
+      const std::int64_t tokens = draw.between(1, static_cast<int>(left[i]));
+      step.push_back({static_cast<std::int64_t>(i), tokens});
+      left[i] -= tokens;
+    }
+    if (!step.empty()) steps.push_back(std::move(step));
+  }
+  return steps;
+}
+
+}  // namespace
+
+Plan serving(Plan plan, std::uint64_t seed) {
+  Draw draw(seed ^ 0x5e41cedU);
+  Serving serving{.requests = {}, .kv_block_size = draw.between(1, 5), .steps = {}};
+  for (const std::int64_t length : plan.workload.lengths) {
+    const std::int64_t output = draw.between(0, 6);
+    serving.requests.push_back(
+        {.prompt = length, .output = output, .arrival = draw.chance(50) ? draw.between(0, 7) : 0});
+  }
+  if (draw.chance(25)) {
+    serving.steps = draw_steps(draw, serving);
+  } else {
+    if (draw.chance(70)) serving.max_tokens_per_step = draw.between(1, 8);
+    if (draw.chance(50)) serving.max_sequences = draw.between(1, 3);
+    std::int64_t most = 1;
+    for (const Request& request : serving.requests) most = std::max(most, serving.blocks_of(request.tokens()));
+    if (draw.chance(40)) serving.kv_blocks = most + draw.between(0, 3);
+  }
+  plan.name += " served";
+  plan.workload.serving = std::move(serving);
+  set_lengths(plan.workload);
+  return plan;
+}
+
 std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;

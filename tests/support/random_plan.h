@@ -26,6 +26,10 @@ std::string to_string(Drawn drawn);
 /// those with experts; every degree that the model allows.
 Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world = 32);
 
+/// The plan with its sequences as requests: prompts that are cut, outputs, arrivals, blocks and limits drawn, and in
+/// one of four the steps stated.
+Plan serving(Plan plan, std::uint64_t seed);
+
 /// The plan's degrees, model and workload in one line, for messages.
 std::string describe(const Plan& plan);
 

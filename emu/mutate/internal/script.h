@@ -21,6 +21,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, WeightSpec&, Range&, Range&)> slice;
   std::function<void(Timetable&)> timetable;
   std::function<void(const Rank&, std::int64_t, RankTokens&)> microbatch;
+  std::function<void(const Rank&, std::int64_t, CachedPass&)> cache;
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
@@ -39,6 +40,9 @@ class Script final : public FaultInjector {
   }
   void edit_microbatch(const Rank& rank, std::int64_t index, RankTokens& given) override {
     if (microbatch) microbatch(rank, index, given);
+  }
+  void edit_cache(const Rank& rank, std::int64_t index, CachedPass& given) override {
+    if (cache) cache(rank, index, given);
   }
   void edit_routing(const Rank& rank, const FaultSite& site, ops::MatrixView<const double> logits,
                     ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
@@ -118,6 +122,7 @@ std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
 }
 
 std::span<const MutationKind> attention_kinds();
+std::span<const MutationKind> cache_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> expert_kinds();

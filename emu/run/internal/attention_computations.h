@@ -134,13 +134,14 @@ void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tenso
     ops::Matrix<T>& keys = ground_.cache->keys(layer);
     ops::Matrix<T>& values = ground_.cache->values(layer);
     const bool latent = model_.layers[layer].attention.latent();
-    std::int64_t row = 0;
+    std::int64_t begin = 0;
     for (const CachedSequence& sequence : ground_.cached->sequences) {
-      for (const std::int64_t slot : sequence.slots) {
+      for (std::size_t i = 0; i < sequence.slots.size(); ++i) {
+        const std::int64_t row = begin + static_cast<std::int64_t>(i), slot = sequence.slots[i];
         const auto beside = std::ranges::copy(first.row(row), keys.row(slot).begin()).out;
         std::ranges::copy(second.row(row), latent ? beside : values.row(slot).begin());
-        ++row;
       }
+      begin += sequence.chunk.count;
     }
   }
   record(op, layer, first.rows(), first.cols() + second.cols(),
@@ -150,7 +151,11 @@ void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tenso
 template <class T>
 typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer) {
   std::int64_t tokens = 0;
-  for (const Chunk& chunk : tokens_.chunks) tokens += chunk.end();
+  if constexpr (kDry) {
+    for (const Chunk& chunk : tokens_.chunks) tokens += chunk.end();
+  } else {
+    for (const CachedSequence& sequence : ground_.cached->sequences) tokens += sequence.chunk.end();
+  }
   const AttentionSpec& spec = model_.layers[layer].attention;
   Tensor rows(tokens, spec.kv_lora_rank + spec.rope.dim);
   if constexpr (!kDry) {

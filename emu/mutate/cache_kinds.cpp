@@ -1,0 +1,227 @@
+// Kinds in serving: slots, block tables, lengths and order of a rank's cache, and steps of a replica without work.
+#include <algorithm>
+#include <utility>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+
+/// A chunk of a pass: sequence `index` of those in it.
+struct PassPlace {
+  int dp = 0;
+  std::int64_t microbatch = 0;
+  std::size_t index = 0;
+};
+
+/// Chunks of which `wanted(chunks of the pass, index)` holds: the first and the last.
+template <class Wanted>
+std::vector<PassPlace> pass_places(const Sites& sites, const Wanted& wanted) {
+  std::optional<PassPlace> first, last;
+  for (int dp = 0; dp < sites.plan.parallel.dp; ++dp) {
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      const std::span<const Chunk> chunks = sites.tokens.chunks(dp, m);
+      for (std::size_t i = 0; i < chunks.size(); ++i) {
+        if (!wanted(chunks, i)) continue;
+        if (!first) first = PassPlace{dp, m, i};
+        last = PassPlace{dp, m, i};
+      }
+    }
+  }
+  if (!first) return {};
+  if (first->dp == last->dp && first->microbatch == last->microbatch && first->index == last->index) return {*first};
+  return {*first, *last};
+}
+
+using EditSequence = std::function<void(CachedPass&, std::size_t index)>;
+
+/// One rank believes something else of its cache, in one pass.
+Mutation wrong_pass(const Sites& sites, const PassPlace& place, bool last_stage, std::vector<std::string> causes,
+                    const EditSequence& edit) {
+  const int stage = last_stage ? sites.plan.parallel.pp - 1 : 0;
+  const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.dp = place.dp, .pp = stage}));
+  const int rank = last_stage ? group.back() : group.front();
+  const int layer = static_cast<int>(sites.layers_of(stage).begin);
+  return {.layer = layer,
+          .ranks = {rank},
+          .microbatch = static_cast<int>(place.microbatch),
+          .tap = tap_name(layer, TapKind::attention_context),
+          .causes = std::move(causes),
+          .make = script([=](Script& made) {
+            made.cache = [=](const Rank& at, std::int64_t microbatch, CachedPass& pass) {
+              if (to_int(at.id()) == rank && microbatch == place.microbatch) edit(pass, place.index);
+            };
+          })};
+}
+
+template <class Wanted>
+Instances wrong_passes(const MutablePlan& plan, std::size_t limit, const Wanted& wanted,
+                       const std::vector<std::string>& causes, const EditSequence& edit) {
+  if (!plan.workload.serving) return {};
+  const Sites sites(plan);
+  Instances result;
+  for (const PassPlace& place : pass_places(sites, wanted)) {
+    if (result.size() < limit) result.push_back(wrong_pass(sites, place, !result.empty(), causes, edit));
+  }
+  return result;
+}
+
+bool any_chunk(std::span<const Chunk>, std::size_t) {
+  return true;
+}
+
+bool has_past(std::span<const Chunk> chunks, std::size_t index) {
+  return chunks[index].begin > 0;
+}
+
+Instances slots_shifted(const MutablePlan& plan, std::size_t limit) {
+  return wrong_passes(
+      plan, limit, any_chunk, {"cache_slots", "cache_unwritten"}, [](CachedPass& pass, std::size_t index) {
+        CachedSequence& sequence = pass.sequences[index];
+        if (sequence.blocks.size() == 1) return sequence.slots.clear();
+        // Every token goes to the block after its own.
+        const auto size = static_cast<std::size_t>(pass.block_size);
+        const auto block_after = [&](std::size_t block) {
+          return sequence.blocks[(block + 1) % sequence.blocks.size()];
+        };
+        for (std::size_t i = 0; i < sequence.slots.size(); ++i) {
+          const std::size_t token = static_cast<std::size_t>(sequence.chunk.begin) + i;
+          sequence.slots[i] =
+              static_cast<std::int64_t>(static_cast<std::size_t>(block_after(token / size)) * size + token % size);
+        }
+      });
+}
+
+/// A sequence of the pass whose keys can be read in place of those of the one at `index`; its place, or none.
+std::optional<std::size_t> other_table(std::span<const Chunk> chunks, std::size_t index) {
+  for (std::size_t other = 0; other < chunks.size(); ++other) {
+    if (other != index && chunks[other].end() >= chunks[index].end()) return other;
+  }
+  return std::nullopt;
+}
+
+Instances table_of_another(const MutablePlan& plan, std::size_t limit) {
+  const auto wanted = [](std::span<const Chunk> chunks, std::size_t index) {
+    return other_table(chunks, index).has_value();
+  };
+  return wrong_passes(plan, limit, wanted, {"block_table"}, [](CachedPass& pass, std::size_t index) {
+    std::vector<Chunk> chunks;
+    for (const CachedSequence& sequence : pass.sequences) chunks.push_back(sequence.chunk);
+    pass.sequences[index].blocks = pass.sequences[*other_table(chunks, index)].blocks;
+  });
+}
+
+Instances written_after_read(const MutablePlan& plan, std::size_t limit) {
+  return wrong_passes(plan, limit, any_chunk, {"cache_unwritten"},
+                      [](CachedPass& pass, std::size_t) { pass.write_first = false; });
+}
+
+/// The rank attends as if so many tokens came before the chunk.
+template <class Past>
+EditSequence with_past(const Past& past) {
+  return [=](CachedPass& pass, std::size_t index) {
+    Chunk& chunk = pass.sequences[index].chunk;
+    chunk.begin = past(chunk.begin, pass.block_size);
+  };
+}
+
+Instances past_ignored(const MutablePlan& plan, std::size_t limit) {
+  return wrong_passes(plan, limit, has_past, {"cache_length"},
+                      with_past([](std::int64_t, std::int64_t) { return std::int64_t{0}; }));
+}
+
+Instances prefix_rounded_to_blocks(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving) return {};
+  const std::int64_t size = plan.workload.serving->kv_block_size;
+  const auto wanted = [size](std::span<const Chunk> chunks, std::size_t index) {
+    return chunks[index].begin % size != 0;
+  };
+  return wrong_passes(plan, limit, wanted, {"cache_length"},
+                      with_past([](std::int64_t past, std::int64_t block) { return past / block * block; }));
+}
+
+Instances stale_block(const MutablePlan& plan, std::size_t limit) {
+  // What the chunk's tokens were before: the slots keep what a finished request, or nobody, left there.
+  return wrong_passes(plan, limit, has_past, {"cache_unwritten"},
+                      [](CachedPass& pass, std::size_t index) { pass.sequences[index].slots.clear(); });
+}
+
+Instances positions_after_chunk(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving) return {};
+  const Sites sites(plan);
+  const std::int64_t longest = *std::ranges::max_element(plan.workload.lengths);
+  const auto wanted = [&](std::span<const Chunk> chunks, std::size_t index) {
+    return chunks[index].begin > 0 && chunks[index].end() < longest;
+  };
+  Instances result;
+  for (const PassPlace& place : pass_places(sites, wanted)) {
+    if (result.size() == limit) break;
+    const int stage = result.empty() ? 0 : plan.parallel.pp - 1;
+    const int rank = sites.first_rank({.dp = place.dp, .pp = stage});
+    const int layer = static_cast<int>(sites.layers_of(stage).begin);
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .microbatch = static_cast<int>(place.microbatch),
+                      .tap = tap_name(layer, TapKind::attention_q),
+                      .causes = {"positions"},
+                      .make = script([=](Script& made) {
+                        made.microbatch = [=](const Rank& at, std::int64_t microbatch, RankTokens& given) {
+                          if (to_int(at.id()) != rank || microbatch != place.microbatch) return;
+                          const auto begin = given.offsets[place.index], end = given.offsets[place.index + 1];
+                          for (std::int64_t i = begin; i < end; ++i) ++given.positions[static_cast<std::size_t>(i)];
+                        };
+                      })});
+  }
+  return result;
+}
+
+/// A rank whose replica has no work in a step does not take it, though its experts are waited for.
+Instances idle_replica_skips_step(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving || plan.parallel.ep < 2 || plan.model.dense()) return {};
+  const Sites sites(plan);
+  Instances result;
+  for (int dp = plan.parallel.dp - 1; dp >= 0; --dp) {
+    for (std::int64_t m = 0; m < sites.tokens.microbatches() && result.size() < limit; ++m) {
+      if (!sites.tokens.chunks(dp, m).empty()) continue;
+      const int rank = sites.first_rank({.dp = dp});
+      // The others of its group go on with the next step, or wait.
+      result.push_back({.ranks = {rank},
+                        .group = "ep",
+                        .microbatch = static_cast<int>(m),
+                        .may_clash = true,
+                        .causes = {"call_sequence", "call_arguments"},
+                        .make = script([=](Script& made) {
+                          made.timetable = [=](Timetable& timetable) {
+                            std::erase_if(timetable[static_cast<std::size_t>(rank)],
+                                          [&](const WorkItem& item) { return item.microbatch == m; });
+                          };
+                        })});
+      break;
+    }
+  }
+  return result;
+}
+
+constexpr MutationKind kCacheKinds[] = {
+    {"cache_slots_shifted", "a chunk's keys are written one block beside their own", slots_shifted},
+    {"cache_table_of_another_request", "a request's cache is read through another's block table", table_of_another},
+    {"cache_written_after_read", "the tokens of a step are written to the cache after it is read", written_after_read},
+    {"cache_past_ignored", "a chunk attends as if it were the whole sequence", past_ignored},
+    {"cache_prefix_rounded_to_blocks", "the length of what is cached is rounded to whole blocks",
+     prefix_rounded_to_blocks},
+    {"cache_stale", "a chunk's keys are not written: the slots hold what was there", stale_block},
+    {"positions_after_chunk_offset", "positions of a later chunk are one too high", positions_after_chunk},
+    {"idle_replica_skips_step", "a rank of a replica without work does not join the experts' collectives",
+     idle_replica_skips_step},
+};
+
+}  // namespace
+
+std::span<const MutationKind> cache_kinds() {
+  return kCacheKinds;
+}
+
+}  // namespace shardproof::mutations
