@@ -220,6 +220,8 @@ struct ModelConfig {
   double embedding_multiplier = 1;  ///< times the embedding (Granite), as the next times what each block adds
   double residual_multiplier = 1;
   double logits_scaling = 1;  ///< logits are divided by it
+  /// Tokens that a sequence may have; 0: not stated. Nothing that is computed depends on it.
+  std::int64_t max_position_embeddings = 0;
   /// Weights are stored in blocks of so many rows and columns, each with a scale of its own, which no rank's slice may
   /// cut; 0: they are not. What runs has none.
   std::int64_t weight_block = 0;

@@ -78,7 +78,7 @@ void add_memory(const Plan& plan, const ListFigures& folded, RankFigures& figure
   figures.communication_buffer_bytes = folded.buffer_bytes;
 }
 
-void add_cache(const Plan& plan, const Layout& layout, std::int64_t longest, RankFigures& figures) {
+void add_cache(const Plan& plan, const Layout& layout, RankFigures& figures) {
   double bytes_of_token = 0;
   for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
     bytes_of_token += static_cast<double>(
@@ -86,7 +86,7 @@ void add_cache(const Plan& plan, const Layout& layout, std::int64_t longest, Ran
   }
   bytes_of_token *= static_cast<double>(dtype_bytes(plan.model)) / plan.parallel.cp;
   figures.kv_cache_bytes = bytes_of_token * static_cast<double>(figures.tokens);
-  figures.kv_cache_reserved_bytes = bytes_of_token * static_cast<double>(figures.sequences * longest);
+  figures.kv_cache_reserved_bytes = bytes_of_token * static_cast<double>(figures.kv_cache_reserved_tokens);
 }
 
 void fill_layout(const Plan& plan, const Layout& layout, RankFigures& figures) {
@@ -155,6 +155,12 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
   const Mesh mesh(plan.parallel);
   const TokenMap tokens(plan.parallel, plan.workload);
   const std::int64_t longest = *std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
+  std::vector<std::int64_t> served_tokens;  // by replica
+  if (const std::optional<Serving>& serving = plan.workload.serving) {
+    for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
+      served_tokens.push_back(kv_blocks_of(*serving, replica) * serving->kv_block_size);
+    }
+  }
   std::vector<RankFigures> all(static_cast<std::size_t>(mesh.world()));
   for (int rank = 0; rank < mesh.world(); ++rank) {
     RankFigures& figures = all[static_cast<std::size_t>(rank)];
@@ -167,7 +173,9 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
     for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) {
       figures.tokens += plan.workload.lengths[static_cast<std::size_t>(s)];
     }
-    add_cache(plan, layout, longest, figures);
+    figures.kv_cache_reserved_tokens =
+        plan.workload.serving ? served_tokens[static_cast<std::size_t>(figures.at.dp)] : figures.sequences * longest;
+    add_cache(plan, layout, figures);
     const auto id = static_cast<std::size_t>(rank);
     const ListFigures& folded = prefill[static_cast<std::size_t>(prefill_list[id])];
     add_memory(plan, folded, figures);

@@ -48,10 +48,12 @@ struct RankFigures {
   std::int64_t expert_layers = 0;  ///< of its layers, those with experts
   Range layers, heads, kv_heads, experts, intermediate_size, vocabulary;
   ParameterCount parameters;
-  std::int64_t sequences = 0;             ///< of the batch, over all microbatches of the rank's replica
-  std::int64_t tokens = 0;                ///< of these
-  double kv_cache_bytes = 0;              ///< keys and values of the workload's tokens
-  double kv_cache_reserved_bytes = 0;     ///< the same with every sequence as long as the longest
+  std::int64_t sequences = 0;  ///< of the batch, over all microbatches of the rank's replica
+  std::int64_t tokens = 0;     ///< of these
+  double kv_cache_bytes = 0;   ///< keys and values of the workload's tokens
+  /// Tokens that there is room for: every sequence as long as the longest, or the blocks in which requests are served.
+  std::int64_t kv_cache_reserved_tokens = 0;
+  double kv_cache_reserved_bytes = 0;     ///< their keys and values
   double activation_bytes = 0;            ///< largest set of tensors alive at once in a forward of one microbatch
   double training_activation_bytes = 0;   ///< kept for the backward pass by the microbatches in flight under 1F1B
   double communication_buffer_bytes = 0;  ///< input and output of the largest collective

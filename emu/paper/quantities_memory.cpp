@@ -8,6 +8,13 @@
 namespace shardproof::quantity_table {
 namespace {
 
+/// What the cache has room for.
+std::string reserved(const Plan& plan, const RankFigures& r) {
+  if (!plan.workload.serving) return fmt::format("{} sequences of the longest", r.sequences);
+  const std::int64_t size = plan.workload.serving->kv_block_size;
+  return fmt::format("{} blocks * {} tokens", r.kv_cache_reserved_tokens / size, size);
+}
+
 double weights(const Plan& plan, const RankFigures& r) {
   return static_cast<double>(r.parameters.total()) * dtype_bytes(plan.model);
 }
@@ -182,18 +189,18 @@ void add_serving(std::vector<QuantityDefinition>& table) {
            [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
   per_rank(
       table, "kv_cache_reserved_bytes_per_gpu", "bytes", Dimension::bytes,
-      "the same with every sequence of the replica as long as the longest of the batch",
+      "the same with every sequence of the replica as long as the longest of the batch, or of its cache's blocks",
       [](const Plan&, const RankFigures& r) { return r.kv_cache_reserved_bytes; },
       [](const Plan& plan, const RankFigures& r) {
         const AttentionSpec& attention = plan.model.layers[0].attention;
         if (attention.latent()) {
-          return fmt::format("{} layers * ({} + {}) * {} bytes * {} sequences of the longest = {}", r.layers.count,
-                             attention.kv_lora_rank, attention.rope.dim, dtype_bytes(plan.model), r.sequences,
+          return fmt::format("{} layers * ({} + {}) * {} bytes * {} = {}", r.layers.count, attention.kv_lora_rank,
+                             attention.rope.dim, dtype_bytes(plan.model), reserved(plan, r),
                              bytes(r.kv_cache_reserved_bytes));
         }
-        return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences of the longest = {}",
-                           r.layers.count, r.kv_heads.count, plan.model.layers[0].attention.head_dim,
-                           dtype_bytes(plan.model), r.sequences, bytes(r.kv_cache_reserved_bytes));
+        return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} = {}", r.layers.count, r.kv_heads.count,
+                           plan.model.layers[0].attention.head_dim, dtype_bytes(plan.model), reserved(plan, r),
+                           bytes(r.kv_cache_reserved_bytes));
       });
   per_rank(table, "activation_bytes_per_gpu", "bytes", Dimension::bytes,
            "bytes of dtype * the largest set alive at once in a prefill of one microbatch: stream + max(attention: 2 "

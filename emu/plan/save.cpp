@@ -148,6 +148,7 @@ Json model_json(const ModelConfig& model) {
     json["logits_scaling"] = model.logits_scaling;
     json["attention_multiplier"] = model.layers[0].attention.attention_multiplier;
   }
+  if (model.max_position_embeddings > 0) json["max_position_embeddings"] = model.max_position_embeddings;
   if (!model.quant_method.empty()) {
     json["quantization_config"]["quant_method"] = model.quant_method;
     if (model.quant_method != "mxfp4" && model.weight_block > 0) {

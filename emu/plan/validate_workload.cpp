@@ -15,6 +15,12 @@ namespace {
 /// Of requests: tokens in all, and parts that their steps are cut into.
 constexpr std::int64_t kMostServedTokens = std::int64_t{1} << 24;
 
+/// How many tokens are run of it.
+std::string arithmetic(const Request& request) {
+  if (request.output == 0) return fmt::format("its prompt's {}", request.prompt);
+  return fmt::format("prompt {} + output {} - 1 = {}", request.prompt, request.output, request.tokens());
+}
+
 class WorkloadRules {
  public:
   WorkloadRules(const Plan& plan, std::vector<Problem>& problems)
@@ -56,13 +62,21 @@ class WorkloadRules {
     for (std::size_t i = 0; i < serving.requests.size(); ++i) {
       const Request& request = serving.requests[i];
       tokens += request.tokens();
+      const std::int64_t most = plan_.model.max_position_embeddings, all = request.prompt + request.output;
+      if (most > 0 && all > most) {
+        return problem(
+            fmt::format("workload.requests[{}]", i),
+            fmt::format("prompt {} + output {} = {} tokens, but the model's max_position_embeddings is {}; at "
+                        "most that many are needed",
+                        request.prompt, request.output, all, most));
+      }
       const std::int64_t blocks = serving.blocks_of(request.tokens());
       if (serving.kv_blocks > 0 && blocks > serving.kv_blocks) {
         problem("workload.kv_blocks",
-                fmt::format("{}, but request {} has prompt {} + output {} - 1 = {} tokens to keep, which take "
-                            "ceil({} / kv_block_size {}) = {} blocks; at least {} is needed",
-                            serving.kv_blocks, i, request.prompt, request.output, request.tokens(), request.tokens(),
-                            serving.kv_block_size, blocks, blocks));
+                fmt::format("{}, but request {} has {} tokens to keep, which take ceil({} / kv_block_size {}) = {} "
+                            "blocks; at least {} is needed",
+                            serving.kv_blocks, i, arithmetic(request), request.tokens(), serving.kv_block_size, blocks,
+                            blocks));
         return;
       }
     }
@@ -119,10 +133,8 @@ class WorkloadRules {
     }
     for (std::size_t i = 0; i < run.size(); ++i) {
       if (run[i] == serving.requests[i].tokens()) continue;
-      problem(
-          "workload.steps",
-          fmt::format("request {} is given {} tokens in all; its prompt {} + output {} - 1 = {} are needed", i, run[i],
-                      serving.requests[i].prompt, serving.requests[i].output, serving.requests[i].tokens()));
+      problem("workload.steps", fmt::format("request {} is given {} tokens in all; {} are needed", i, run[i],
+                                            arithmetic(serving.requests[i])));
       return false;
     }
     return true;

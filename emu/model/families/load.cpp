@@ -314,6 +314,7 @@ LoadedModel read_model(const JsonValue& config, const std::string& path, std::ve
   LayerSpec layer = family.layer;
   model.layers = LayerList(1, layer);
   model.rms_norm_eps = family.rms_norm_eps;
+  model.max_position_embeddings = reader.integer({"max_position_embeddings"}, 1, std::int64_t{1} << 40).value_or(0);
   model.layer_norm = family.layer_norm;
   visit_fields(model, FieldReader(reader, family, problems));
   layer = model.layers.kinds().front();

@@ -1,0 +1,109 @@
+// Workloads of requests, read, refused and written.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "emu/plan/load.h"
+#include "emu/plan/runnable.h"
+#include "emu/plan/save.h"
+#include "emu/plan/validate.h"
+
+namespace shardproof {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+std::string plan_text(const std::string& workload, const std::string& parallel = R"({"dp": 2})") {
+  return R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96,
+             "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100, "max_position_embeddings": 50},
+             "parallel": )" +
+         parallel + R"(, "workload": )" + workload + "}";
+}
+
+Plan parsed(const std::string& workload) {
+  const LoadedPlan loaded = parse_plan(plan_text(workload), "plan.json", ".");
+  for (const Problem& problem : loaded.problems) ADD_FAILURE() << problem.field << ": " << problem.message;
+  return loaded.plan.value_or(Plan{});
+}
+
+/// What is wrong with it, whether it is read or validated.
+std::string problems_of(const std::string& workload) {
+  LoadedPlan loaded = parse_plan(plan_text(workload), "plan.json", ".");
+  if (loaded.plan) loaded.problems = validate(*loaded.plan);
+  std::string text;
+  for (const Problem& problem : loaded.problems) text += problem.field + ": " + problem.message + "\n";
+  return text;
+}
+
+TEST(ServingWorkload, IsReadWithItsDefaults) {
+  const Plan plan = parsed(R"({"requests": [{"prompt": 9, "output": 4, "arrival": 2}, {"prompt": 3}]})");
+
+  ASSERT_TRUE(plan.workload.serving.has_value());
+  EXPECT_THAT(plan.workload.serving->requests, ElementsAre(Request{9, 4, 2}, Request{3, 0, 0}));
+  EXPECT_THAT(plan.workload.lengths, ElementsAre(12, 3));
+  EXPECT_EQ(plan.workload.serving->kv_block_size, 16);
+  EXPECT_EQ(plan.workload.serving->max_tokens_per_step, 0);
+}
+
+TEST(ServingWorkload, MayBeOneForAll) {
+  const Plan plan = parsed(R"({"batch": 3, "prompt": 8, "output": 5, "max_num_batched_tokens": 4, "max_num_seqs": 2,
+                               "block_size": 2, "num_gpu_blocks_override": 9})");
+
+  EXPECT_THAT(plan.workload.lengths, ElementsAre(12, 12, 12));
+  EXPECT_EQ(plan.workload.serving->max_tokens_per_step, 4);
+  EXPECT_EQ(plan.workload.serving->max_sequences, 2);
+  EXPECT_EQ(plan.workload.serving->kv_block_size, 2);
+  EXPECT_EQ(plan.workload.serving->kv_blocks, 9);
+}
+
+TEST(ServingWorkload, IsNoneWhereNothingSaysThatThereAreRequests) {
+  EXPECT_FALSE(parsed(R"({"batch": 3, "sequence": 8})").workload.serving.has_value());
+}
+
+TEST(ServingWorkload, IsWrittenAsItIsRead) {
+  for (const char* workload :
+       {R"({"requests": [{"prompt": 9, "output": 4, "arrival": 2}, {"prompt": 3}], "max_tokens_per_step": 5})",
+        R"({"requests": [{"prompt": 3}], "kv_block_size": 4, "kv_blocks": 7, "max_sequences": 1})",
+        R"({"requests": [{"prompt": 3}, {"prompt": 2}],
+            "steps": [[{"request": 0, "tokens": 2}, {"request": 1, "tokens": 2}], [{"request": 0, "tokens": 1}]]})"}) {
+    const Plan plan = parsed(workload);
+    const LoadedPlan again = parse_plan(plan_json(plan), "again.json", ".");
+    ASSERT_TRUE(again.plan.has_value());
+    EXPECT_EQ(again.plan->workload.serving, plan.workload.serving);
+    EXPECT_EQ(again.plan->workload.lengths, plan.workload.lengths);
+    EXPECT_EQ(again.plan->model.max_position_embeddings, 50);
+  }
+}
+
+TEST(ServingWorkload, IsRefusedWithItsArithmetic) {
+  const auto expect = [](const char* workload, const char* words) {
+    EXPECT_THAT(problems_of(workload), HasSubstr(words)) << workload;
+  };
+  expect(R"({"requests": []})", "workload.requests: is empty");
+  expect(R"({"requests": [{"output": 2}]})", "workload.requests[0].prompt: missing");
+  expect(R"({"requests": [{"prompt": 0}]})", "workload.requests[0].prompt: 0 is out of range");
+  expect(R"({"requests": [{"prompt": 4, "arrival": -1}]})", "workload.requests[0].arrival: -1 is out of range");
+  expect(R"({"requests": [{"prompt": 4, "length": 1}]})", "workload.requests[0].length");
+  expect(R"({"requests": [{"prompt": 4}], "batch": 2})", "workload.batch: given together with \"requests\"");
+  expect(R"({"requests": [{"prompt": 40, "output": 20}]})", "prompt 40 + output 20 = 60 tokens, but the model's");
+  expect(R"({"requests": [{"prompt": 20, "output": 3}], "kv_block_size": 4, "kv_blocks": 5})",
+         "20 + output 3 - 1 = 22 tokens to keep, which take ceil(22 / kv_block_size 4) = 6 blocks; at least 6");
+  expect(R"({"prompt": 4, "output": 2, "idle": "sleep"})", "workload.idle: \"sleep\"; \"zero\"");
+  expect(R"({"prompt": 4, "max_tokens_per_step": 0})", "workload.max_tokens_per_step: 0 is out of range");
+  expect(R"({"requests": [{"prompt": 4}], "steps": [[{"request": 0, "tokens": 3}]]})",
+         "request 0 is given 3 tokens in all; its prompt's 4 are needed");
+  expect(R"({"requests": [{"prompt": 4}], "steps": [[{"request": 1, "tokens": 3}]]})", "request 1 of 1; 0 to 0");
+  expect(R"({"requests": [{"prompt": 4}], "steps": [[{"request": 0, "tokens": 2}, {"request": 0, "tokens": 2}]]})",
+         "request 0 twice in a step");
+  expect(R"({"requests": [{"prompt": 4}], "max_sequences": 2, "steps": [[{"request": 0, "tokens": 4}]]})", "keep one");
+  expect(R"({"requests": [{"prompt": 4}, {"prompt": 4}, {"prompt": 4}], "kv_block_size": 4, "kv_blocks": 1,
+             "steps": [[{"request": 0, "tokens": 2}, {"request": 1, "tokens": 4}], [{"request": 0, "tokens": 2}],
+                       [{"request": 2, "tokens": 4}]]})",
+         "the stated steps keep 2 blocks of 4 tokens at once");
+  expect(R"({"requests": [{"prompt": 4, "arrival": 99999999}]})", "out of range");
+}
+
+}  // namespace
+}  // namespace shardproof
