@@ -264,6 +264,12 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
 std::string proof_text(const Proof& proof, TapLines lines) {
   const VerifyReport& report = proof.last();
   std::string text = tables_text(report, lines);
+  if (const std::optional<ReplicaReport>& replicas = proof.algebra.replicas) {
+    text += fmt::format(
+        "  replicas: the busiest of {} expert-parallel ranks serves {:.2f} times the mean; with every expert "
+        "once, in order, {:.2f} times\n\n",
+        report.plan.parallel.ep, replicas->imbalance_with, replicas->imbalance_without);
+  }
   if (proof.rounding) text += verdict_text(proof.algebra);
   text += verdict_text(report);
   if (report.first_divergence) text += divergence_text(*report.first_divergence);

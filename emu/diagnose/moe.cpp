@@ -185,6 +185,18 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
     return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
                                            experts, ranks_of(wrong.rows))};
   }
+  if (const auto maps = expert_maps_of(config, model.plan().parallel, model.plan().workload.routing)) {
+    const ExpertMap& map = (*maps)[static_cast<std::size_t>(wrong.layer)];
+    const auto output = [&](std::size_t i, std::size_t s) {
+      return model.expert_output(wrong.layer, wrong.rows[i].row, {wrong.layer, map.logical(moe.slots(i).experts[s])});
+    };
+    if (moe.explained_by_outputs(output)) {
+      return Cause{"expert_map",
+                   fmt::format("tokens of expert e got the output of physical expert e on {}: the map from "
+                               "logical to physical experts is not applied",
+                               ranks_of(wrong.rows))};
+    }
+  }
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     for (const double factor : {static_cast<double>(degree), 1.0 / degree}) {
       const auto output = [&](std::size_t i, std::size_t s) { return scaled(moe.slots(i).outputs[s], factor); };

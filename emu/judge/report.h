@@ -79,6 +79,15 @@ struct Divergence {
   std::optional<Cause> cause;
 };
 
+/// What redundant experts do for the balance of the ep ranks.
+struct ReplicaReport {
+  std::vector<std::vector<std::int64_t>> tokens;  ///< [layer][physical expert]
+  /// Slots of the busiest ep rank over the mean of all, in the layer where it is largest: with every expert once, in
+  /// order; and as the plan has it.
+  double imbalance_without = 0;
+  double imbalance_with = 0;
+};
+
 /// Collectives of one operation over the groups of one axis, summed over ranks.
 struct CollectiveReport {
   std::string operation;
@@ -104,6 +113,7 @@ struct VerifyReport {
   std::optional<ExactUse> exact_use;                         ///< of a run in `exact`
   std::int64_t router_choices = 0;                           ///< made: tokens of the batch times layers
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]
+  std::optional<ReplicaReport> replicas;                     ///< in `exact`, of a plan that says where experts lie
   std::vector<CollectiveReport> collectives;
   std::optional<Stall>
       stall;  ///< set exactly when the verdict is deadlock; a tap that was wrong before is first_divergence

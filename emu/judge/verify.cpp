@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <future>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +19,9 @@
 #include "emu/judge/judge.h"
 #include "emu/judge/prepared.h"
 #include "emu/judge/session.h"
+#include "emu/plan/layout.h"
+#include "emu/plan/mesh.h"
+#include "emu/plan/token_map.h"
 
 namespace shardproof {
 namespace {
@@ -43,12 +48,58 @@ std::int64_t count_choices(const ExpectedTaps& expected) {
   return choices;
 }
 
+/// The busiest rank's share of the mean; 0 where nothing is served.
+double imbalance_of(std::span<const std::int64_t> slots, int ep) {
+  std::int64_t most = 0, all = 0;
+  for (int rank = 0; rank < ep; ++rank) {
+    const Range held = partition(std::ssize(slots), ep, rank);
+    std::int64_t sum = 0;
+    for (std::int64_t e = held.begin; e < held.end(); ++e) sum += slots[static_cast<std::size_t>(e)];
+    most = std::max(most, sum);
+    all += sum;
+  }
+  return all == 0 ? 0 : static_cast<double>(most) * ep / static_cast<double>(all);
+}
+
+/// Of choices that are there in order of the tokens.
+std::optional<ReplicaReport> count_replicas(const Plan& plan, const ExpectedTaps& expected,
+                                            const std::vector<TapOutcome>& outcomes, const VerifyReport& report) {
+  const auto maps = expert_maps_of(plan.model, plan.parallel, plan.workload.routing);
+  if (maps == nullptr || report.format != ops::Format::exact) return std::nullopt;
+  const Mesh mesh(plan.parallel);
+  const TokenMap tokens(plan.parallel, plan.workload);
+  ReplicaReport replicas{.tokens = std::vector<std::vector<std::int64_t>>(maps->size())};
+  for (std::size_t i = 0; i < outcomes.size(); ++i) {
+    const ExpectedTap& tap = expected.all()[i];
+    if (!tap.id || tap.id->kind != TapKind::router_choice || std::ssize(outcomes[i].ids) != tap.size()) continue;
+    const auto layer = static_cast<std::size_t>(tap.id->layer);
+    const ExpertMap& map = (*maps)[layer];
+    std::vector<std::int64_t>& slots = replicas.tokens[layer];
+    slots.assign(map.logical().size(), 0);
+    for (std::int64_t row = 0; row < tap.rows; ++row) {
+      const Range own =
+          partition(std::ssize(slots), plan.parallel.ep, mesh.coordinates(mesh.rank_at(tokens.home(row).at)).ep);
+      for (std::int64_t s = 0; s < tap.cols; ++s) {
+        const std::int64_t expert = outcomes[i].ids[static_cast<std::size_t>(row * tap.cols + s)];
+        if (expert < 0 || expert >= std::ssize(report.tokens_per_expert[layer])) return std::nullopt;
+        ++slots[static_cast<std::size_t>(map.choose(expert, row, own, plan.parallel.experts.replica))];
+      }
+    }
+    const int ep = plan.parallel.ep;
+    replicas.imbalance_without =
+        std::max(replicas.imbalance_without, imbalance_of(report.tokens_per_expert[layer], ep));
+    replicas.imbalance_with = std::max(replicas.imbalance_with, imbalance_of(slots, ep));
+  }
+  return replicas;
+}
+
 /// Fills in everything but causes.
 void judge_run(const Session& session, RunResult& run, VerifyReport& report) {
   const PreparedReference& reference = session.reference();
   const ExpectedTaps& expected = reference.expected;
   report.sharded_seconds = run.seconds;
   report.tokens_per_expert = count_tokens(session.plan(), expected, run.outcomes);
+  report.replicas = count_replicas(session.plan(), expected, run.outcomes, report);
   report.router_choices = count_choices(expected);
   report.collectives = std::move(run.collectives);
   for (const ExpectedTap& tap : expected.all()) report.elements += tap.size();

@@ -114,7 +114,7 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   const int ep = plan.parallel.ep;
   // An owner that is handed more experts than it holds ends in an error of its rank.
-  if (ep < 2 || plan.model.experts().num_experts % ep != 0) return {};
+  if (ep < 2 || (plan.model.experts().num_experts + plan.parallel.experts.redundant) % ep != 0) return {};
   const int rank = fault == MapFault::rotated ? -1 : sites.first_rank({.pp = plan.parallel.pp - 1});
   const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
   return {{.layer = layer,
@@ -132,6 +132,34 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
                }
              };
            })}};
+}
+
+/// Logical experts are dispatched as if they were physical ones.
+Instances physical_map_missing(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (sites.expert_maps == nullptr) return {};
+  Instances result;
+  for (const Place& place : sites.moe_places(limit)) {
+    const ExpertMap& map = (*sites.expert_maps)[static_cast<std::size_t>(place.layer)];
+    const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
+    const auto elsewhere = [&](std::int32_t expert) { return map.logical(expert) != expert; };
+    if (std::ranges::none_of(plan.choices[static_cast<std::size_t>(place.layer)].span(), elsewhere)) continue;
+    result.push_back({.layer = place.layer,
+                      .ranks = ranks,
+                      .group = "ep",
+                      .tap = moe_output_tap(place.layer),
+                      .causes = or_weights(plan, "expert_map"),
+                      .make = script([=](Script& made) {
+                        made.replicas = [=](const Rank&, const FaultSite& site, ops::MatrixView<const std::int32_t> ids,
+                                            ops::MatrixView<std::int32_t> physical) {
+                          if (site.layer != place.layer) return;
+                          for (std::int64_t i = 0; i < ids.rows; ++i) {
+                            std::ranges::copy(ids.row(i), physical.row(i).begin());
+                          }
+                        };
+                      })});
+  }
+  return result;
 }
 
 using Scores = ops::MatrixView<const double>;
@@ -287,6 +315,7 @@ bool weighs_by_one(const Plan& plan) {
 constexpr MutationKind kMoeKinds[] = {
     {"expert_map_rotated", "every rank maps an expert to the next owner", expert_map<MapFault::rotated>},
     {"expert_map_of_one_rank", "one rank maps an expert to the next owner", expert_map<MapFault::rotated_on_one_rank>},
+    {"expert_map_missing", "logical experts are dispatched as if they were physical ones", physical_map_missing},
     {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
     {"expert_nonexistent", "a token is sent to an expert that does not exist", nonexistent_expert},
     {"router_weights_swapped", "router weights stand with the wrong expert", weights_swapped},

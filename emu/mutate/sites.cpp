@@ -13,7 +13,8 @@ Sites::Sites(const MutablePlan& given)
       mesh(given.parallel),
       stages(given.model, given.parallel),
       batch(given.workload, given.model.vocab_size),
-      tokens(given.parallel, given.workload) {}
+      tokens(given.parallel, given.workload),
+      expert_maps(expert_maps_of(given.model, given.parallel, given.workload.routing)) {}
 
 int Sites::last_busy_dp() const {
   int dp = plan.parallel.dp - 1;
@@ -87,11 +88,17 @@ bool Sites::embeds_across(int dp) const {
 
 std::vector<std::int64_t> Sites::sends(int layer, std::int64_t microbatch, int rank) const {
   const TokenRows own = tokens.own(mesh.coordinates(rank), microbatch);
-  const std::int64_t experts = plan.model.layers[layer].feed_forward.num_experts;
+  const std::int64_t experts = plan.model.layers[layer].feed_forward.num_experts + plan.parallel.experts.redundant;
+  const Range held = partition(experts, plan.parallel.ep, mesh.coordinates(rank).ep);
   std::vector<std::int64_t> counts(static_cast<std::size_t>(plan.parallel.ep), 0);
   for (std::int64_t place = 0; place < own.count(); ++place) {
     for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(layer)].row(own[place])) {
-      ++counts[static_cast<std::size_t>(shard_of(experts, plan.parallel.ep, expert))];
+      std::int64_t physical = expert;
+      if (expert_maps != nullptr) {
+        const ExpertMap& map = (*expert_maps)[static_cast<std::size_t>(layer)];
+        physical = map.choose(expert, own[place], held, plan.parallel.experts.replica);
+      }
+      ++counts[static_cast<std::size_t>(shard_of(experts, plan.parallel.ep, physical))];
     }
   }
   return counts;

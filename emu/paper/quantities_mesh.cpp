@@ -170,8 +170,10 @@ void add_placement(std::vector<QuantityDefinition>& table) {
             context, [](const RankFigures& r) { return static_cast<double>(r.experts.count); },
             [&](const RankFigures& r) {
               return fmt::format(
-                  "{} experts of a layer / ep {} = {}{}", plan.model.experts().num_experts, plan.parallel.ep,
-                  r.experts.count,
+                  "{} experts of a layer{} / ep {} = {}{}", plan.model.experts().num_experts,
+                  plan.parallel.experts.redundant > 0 ? fmt::format(" + {} redundant", plan.parallel.experts.redundant)
+                                                      : "",
+                  plan.parallel.ep, r.experts.count,
                   plan.parallel.etp > 1 ? fmt::format(", each split over etp {} GPUs", plan.parallel.etp) : "");
             });
       }));

@@ -40,7 +40,8 @@ std::string split_by(const Plan& plan, Axis axis) {
       return fmt::format("{} columns of an expert: {}", experts.intermediate_size,
                          shares(experts.intermediate_size, p.etp));
     case Axis::ep:
-      return fmt::format("{} experts of a layer: {}", experts.num_experts, shares(experts.num_experts, p.ep));
+      return fmt::format("{} experts of a layer: {}", experts.num_experts + p.experts.redundant,
+                         shares(experts.num_experts + p.experts.redundant, p.ep));
     case Axis::edp:
       return "nothing: replicas of the experts";
   }

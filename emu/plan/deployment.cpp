@@ -8,7 +8,8 @@ Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Work
   const Mesh mesh(parallel);
   Deployment deployment{
       .tokens = TokenMap(parallel, workload), .layouts = {}, .timetable = {}, .serving = {}, .kv_blocks = {}};
-  for (int rank = 0; rank < mesh.world(); ++rank) deployment.layouts.push_back(make_layout(model, mesh, rank));
+  const auto maps = expert_maps_of(model, parallel, workload.routing);
+  for (int rank = 0; rank < mesh.world(); ++rank) deployment.layouts.push_back(make_layout(model, mesh, rank, maps));
   deployment.timetable = forward_timetable(deployment.layouts, deployment.tokens.microbatches(), workload.microbatches);
   if (workload.serving) {
     deployment.serving = workload.serving;

@@ -1,6 +1,8 @@
 #include "emu/plan/layout.h"
 
 #include <algorithm>
+#include <span>
+#include <utility>
 
 #include "emu/plan/stages.h"
 
@@ -10,20 +12,21 @@ namespace {
 LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const Coordinates& at) {
   const AttentionSpec& attention = layer.attention;
   const FeedForwardSpec& feed_forward = layer.feed_forward;
+  const std::int64_t experts = feed_forward.dense() ? 0 : feed_forward.num_experts + parallel.experts.redundant;
   LayerLayout layout{
       .heads = partition(attention.heads, parallel.tp, at.tp),
       .kv_heads = {at.tp * attention.kv_heads / parallel.tp,
                    std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)},
-      .experts = partition(feed_forward.num_experts, parallel.ep, at.ep),
-      .most_experts = (feed_forward.num_experts + parallel.ep - 1) / parallel.ep,
+      .experts = partition(experts, parallel.ep, at.ep),
+      .most_experts = (experts + parallel.ep - 1) / parallel.ep,
       .intermediate_size = partition(feed_forward.dense() ? 0 : feed_forward.intermediate_size, parallel.etp, at.etp),
       .mlp_size =
           partition(feed_forward.dense() ? feed_forward.intermediate_size : feed_forward.shared_intermediate_size,
                     parallel.tp, at.tp),
-      .expert_owner = std::vector<int>(static_cast<std::size_t>(feed_forward.num_experts)),
+      .expert_owner = std::vector<int>(static_cast<std::size_t>(experts)),
   };
   for (int owner = 0; owner < parallel.ep; ++owner) {
-    const Range held = partition(feed_forward.num_experts, parallel.ep, owner);
+    const Range held = partition(experts, parallel.ep, owner);
     std::fill_n(layout.expert_owner.begin() + held.begin, held.count, owner);
   }
   return layout;
@@ -43,14 +46,34 @@ Range vocabulary_of(const ModelConfig& model, const Parallel& parallel, int tp) 
   return {begin, std::min(rows, model.vocab_size - begin)};
 }
 
-Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank) {
+std::shared_ptr<const std::vector<ExpertMap>> expert_maps_of(const ModelConfig& model, const Parallel& parallel,
+                                                             const Routing& routing) {
+  if (parallel.experts == ExpertPlacement{} || model.dense()) return nullptr;
+  auto maps = std::make_shared<std::vector<ExpertMap>>();
+  for (std::int64_t layer = 0; layer < model.layers.size(); ++layer) {
+    const FeedForwardSpec& spec = model.layers[layer].feed_forward;
+    if (spec.dense()) {
+      maps->emplace_back(std::vector<std::int64_t>(), 0);
+      continue;
+    }
+    std::span<const std::int64_t> slots;
+    if (!routing.counts.empty())
+      slots = routing.counts[routing.counts.size() == 1 ? 0 : static_cast<std::size_t>(layer)];
+    maps->push_back(make_expert_map(parallel.experts, spec.num_experts, parallel.ep, slots, layer));
+  }
+  return maps;
+}
+
+Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank,
+                   std::shared_ptr<const std::vector<ExpertMap>> maps) {
   const Parallel& parallel = mesh.parallel();
   const Coordinates at = mesh.coordinates(rank);
   Layout layout{.at = at,
                 .parallel = parallel,
                 .layers = Stages(model, parallel).layers_of(at.pp),
                 .vocabulary = vocabulary_of(model, parallel, at.tp),
-                .kinds = {}};
+                .kinds = {},
+                .expert_maps = std::move(maps)};
   if (parallel.make_vocab_size_divisible_by > 0) {
     layout.vocabulary_padding = padded_vocabulary(model, parallel) / parallel.tp - layout.vocabulary.count;
   }

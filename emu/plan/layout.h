@@ -1,6 +1,7 @@
 // What one rank holds under a plan: its layers, heads, vocabulary, experts. Every slice of a weight follows from here.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "emu/model/tensors.h"
@@ -14,11 +15,11 @@ namespace shardproof {
 struct LayerLayout {
   Range heads;                    ///< query heads
   Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
-  Range experts;                  ///< of the layer
+  Range experts;                  ///< of the layer, physical ones (expert_map.h)
   std::int64_t most_experts = 0;  ///< that an ep rank holds: the first hold one more where they do not divide
   Range intermediate_size;        ///< part of every local expert
   Range mlp_size;                 ///< part of the MLP that serves every token
-  std::vector<int> expert_owner;  ///< expert -> its index along ep; size num_experts
+  std::vector<int> expert_owner;  ///< physical expert -> its index along ep
 };
 
 /// Example, tp2 ep4 on 4 experts and 8 heads: the rank at tp 1, ep 3 holds heads {4, 4} and experts {3, 1}.
@@ -29,11 +30,17 @@ struct Layout {
   Range vocabulary;                     ///< rows of embedding and head
   std::int64_t vocabulary_padding = 0;  ///< rows that it holds beside them: of no token, never looked up nor chosen
   std::vector<LayerLayout> kinds;       ///< by kind of layer (LayerList)
+  /// By layer; null where every expert is there once, in order.
+  std::shared_ptr<const std::vector<ExpertMap>> expert_maps = nullptr;
 
   bool first_stage() const { return at.pp == 0; }
   bool last_stage() const { return at.pp == parallel.pp - 1; }
   const LayerLayout& layer(const ModelConfig& model, std::int64_t index) const {
     return kinds[static_cast<std::size_t>(model.layers.kind_of(index))];
+  }
+  /// The expert that a physical one is.
+  std::int64_t logical_expert(std::int64_t index, std::int64_t physical) const {
+    return expert_maps == nullptr ? physical : (*expert_maps)[static_cast<std::size_t>(index)].logical(physical);
   }
 };
 
@@ -42,8 +49,14 @@ std::int64_t padded_vocabulary(const ModelConfig& model, const Parallel& paralle
 /// The rows of tokens that a rank of tp holds of it.
 Range vocabulary_of(const ModelConfig& model, const Parallel& parallel, int tp);
 
-/// The plan must be valid (validate.h).
-Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank);
+/// The maps of a plan's layers, of which dense ones have none (an empty one); null where every expert is there once, in
+/// order.
+std::shared_ptr<const std::vector<ExpertMap>> expert_maps_of(const ModelConfig& model, const Parallel& parallel,
+                                                             const Routing& routing);
+
+/// The plan must be valid (validate.h). `maps` are expert_maps_of() the plan.
+Layout make_layout(const ModelConfig& model, const Mesh& mesh, int rank,
+                   std::shared_ptr<const std::vector<ExpertMap>> maps = nullptr);
 
 /// The part of 0..extent-1 that the layout holds of a dim split so, in a layer (-1 outside the layers); heads are
 /// counted in elements.
@@ -66,8 +79,8 @@ void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit&
   for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
     scope(TensorScope::layer, layer, -1);
     const Range experts = layout.layer(model, layer).experts;
-    for (auto expert = static_cast<int>(experts.begin); expert < experts.end(); ++expert) {
-      scope(TensorScope::expert, layer, expert);
+    for (std::int64_t expert = experts.begin; expert < experts.end(); ++expert) {
+      scope(TensorScope::expert, layer, static_cast<int>(layout.logical_expert(layer, expert)));
     }
   }
   if (layout.last_stage()) scope(TensorScope::last_stage, -1, -1);

@@ -16,6 +16,7 @@ namespace {
 using Kind = JsonValue::Kind;
 using Problems = std::vector<Problem>;
 
+constexpr std::int64_t kMaxExperts = 1 << 20;
 constexpr std::int64_t kMaxGpus = 1'000'000;
 
 /// A model file's problems are its own.
@@ -151,6 +152,57 @@ std::vector<std::int64_t> read_stages(ObjectReader& reader, int pp, std::int64_t
   return stages;
 }
 
+std::vector<std::vector<std::int64_t>> read_expert_map(const ObjectReader::Found& found, Problems& problems) {
+  std::vector<std::vector<std::int64_t>> rows;
+  for (std::size_t layer = 0; layer < found.value->items.size(); ++layer) {
+    const JsonValue& row = found.value->items[layer];
+    const std::string field = fmt::format("{}[{}]", found.field, layer);
+    if (!row.is(Kind::array) || row.items.empty()) {
+      problems.push_back(
+          {field, fmt::format("{} where an array with the expert of each physical one is needed", describe(row))});
+      return rows;
+    }
+    std::vector<std::int64_t>& read = rows.emplace_back();
+    for (std::size_t i = 0; i < row.items.size(); ++i) {
+      const auto expert = integer_of(row.items[i], fmt::format("{}[{}]", field, i), 0, kMaxExperts, problems);
+      if (!expert) return rows;
+      read.push_back(*expert);
+    }
+  }
+  return rows;
+}
+
+/// {"redundant": 32, "map": "balanced" or [[...]], "replica": "nearest"}
+ExpertPlacement read_expert_placement(const ObjectReader::Found& found, Problems& problems) {
+  ExpertPlacement placement;
+  ObjectReader reader(*found.value, found.field, problems);
+  placement.redundant = reader.integer({"redundant", "num_redundant_experts"}, 0, kMaxExperts).value_or(0);
+  if (const auto map = reader.find({"map"})) {
+    using Map = ExpertPlacement::Map;
+    const std::string& text = map->value->text;
+    if (map->value->is(Kind::array) && !map->value->items.empty()) {
+      placement.map = Map::given;
+      placement.given = read_expert_map(*map, problems);
+    } else if (map->value->is(Kind::string) && (text == "linear" || text == "round_robin" || text == "balanced")) {
+      placement.map = text == "linear" ? Map::linear : text == "balanced" ? Map::balanced : Map::round_robin;
+    } else {
+      reader.problem(map->field,
+                     fmt::format(R"({}; "linear", "round_robin", "balanced" or an array for each layer (or )"
+                                 R"(one for all) with the expert of each physical one is needed)",
+                                 describe(*map->value)));
+    }
+  }
+  if (const auto replica = reader.string({"replica"})) {
+    if (*replica != "round_robin" && *replica != "nearest") {
+      reader.problem(reader.field("replica"),
+                     fmt::format(R"({}; "round_robin" or "nearest" is needed)", in_quotes(*replica)));
+    }
+    if (*replica == "nearest") placement.replica = ExpertPlacement::Replica::nearest;
+  }
+  reader.finish();
+  return placement;
+}
+
 /// `defaults` gets a line for each degree that another system's default has set.
 Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, const LayerList& layers,
                        std::vector<std::string>& defaults, Problems& problems) {
@@ -198,6 +250,9 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);
+  if (const auto placement = reader.find({"experts"})) {
+    parallel.experts = read_expert_placement(*placement, problems);
+  }
   parallel.layers_per_stage = read_stages(reader, parallel.pp, layers.size(), problems);
   reader.finish();
   return parallel;

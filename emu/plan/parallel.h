@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "emu/plan/expert_map.h"
+
 namespace shardproof {
 
 /// Attention and experts each span the whole world: tp * cp * dp * pp = world = etp * ep * edp * pp.
@@ -21,6 +23,7 @@ struct Parallel {
   /// The vocabulary is padded to a multiple of this times tp, every rank holding as many rows, the last ones perhaps
   /// nobody's; 0: not padded, split as even as it divides.
   std::int64_t make_vocab_size_divisible_by = 0;
+  ExpertPlacement experts = {};
 
   int world() const { return tp * cp * dp * pp; }
   bool operator==(const Parallel&) const = default;

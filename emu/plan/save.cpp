@@ -174,6 +174,28 @@ Json hardware_json(const Hardware& hardware) {
   return json;
 }
 
+Json expert_placement_json(const ExpertPlacement& placement) {
+  using Map = ExpertPlacement::Map;
+  Json json = {{"redundant", placement.redundant}};
+  switch (placement.map) {
+    case Map::linear:
+      json["map"] = "linear";
+      break;
+    case Map::round_robin:
+      json["map"] = "round_robin";
+      break;
+    case Map::balanced:
+      json["map"] = "balanced";
+      break;
+    case Map::given:
+      json["map"] = placement.given;
+      break;
+  }
+  const bool nearest = placement.replica == ExpertPlacement::Replica::nearest;
+  json["replica"] = nearest ? "nearest" : "round_robin";
+  return json;
+}
+
 void write_serving(const Serving& serving, Json& json) {
   json["requests"] = Json::array();
   for (const Request& request : serving.requests) {
@@ -226,6 +248,7 @@ std::string plan_json(const Plan& plan, int indent) {
   if (p.make_vocab_size_divisible_by > 0) {
     json["parallel"]["make_vocab_size_divisible_by"] = p.make_vocab_size_divisible_by;
   }
+  if (!(p.experts == ExpertPlacement{})) json["parallel"]["experts"] = expert_placement_json(p.experts);
   if (!p.layers_per_stage.empty()) json["parallel"]["layers_per_stage"] = p.layers_per_stage;
   json["workload"] = workload_json(plan.workload);
   json["notes"] = plan.notes;

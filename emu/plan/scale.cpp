@@ -210,11 +210,13 @@ void keep_layers(std::int64_t each, Plan& plan) {
   for (const std::int64_t layer : kept) layers.push_back(all[layer]);
   plan.model.layers = layers;
   plan.parallel.layers_per_stage.clear();
-  std::vector<std::vector<std::int64_t>>& counts = plan.workload.routing.counts;
-  if (std::ssize(counts) != all.size()) return;
-  std::vector<std::vector<std::int64_t>> rows;
-  for (const std::int64_t layer : kept) rows.push_back(counts[static_cast<std::size_t>(layer)]);
-  counts = std::move(rows);
+  for (std::vector<std::vector<std::int64_t>>* by_layer :
+       {&plan.workload.routing.counts, &plan.parallel.experts.given}) {
+    if (std::ssize(*by_layer) != all.size()) continue;
+    std::vector<std::vector<std::int64_t>> rows;
+    for (const std::int64_t layer : kept) rows.push_back((*by_layer)[static_cast<std::size_t>(layer)]);
+    *by_layer = std::move(rows);
+  }
 }
 
 }  // namespace

@@ -231,12 +231,18 @@ class Checker {
     }
     for (const LayerSpec& layer : model_.layers.kinds()) {
       if (layer.feed_forward.dense()) continue;
-      if (p_.ep > layer.feed_forward.num_experts) {
-        problem("parallel.ep", fmt::format("{} experts cannot be spread over ep {}; at most ep {} is needed",
-                                           layer.feed_forward.num_experts, p_.ep, layer.feed_forward.num_experts));
+      const std::int64_t physical = layer.feed_forward.num_experts + p_.experts.redundant;
+      if (p_.ep > physical) {
+        problem("parallel.ep", fmt::format("{} experts cannot be spread over ep {}; at most ep {} is needed", physical,
+                                           p_.ep, physical));
       }
+      check_expert_map(layer.feed_forward.num_experts);
       divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
       whole_blocks("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
+    }
+    if (model_.dense() && p_.experts.redundant > 0) {
+      problem("parallel.experts.redundant", fmt::format("{}, but no layer of \"{}\" has experts; 0 is needed",
+                                                        p_.experts.redundant, model_.model_type));
     }
     if (model_.dense() && p_.ep > 1) {
       problem("parallel.ep",
@@ -251,6 +257,40 @@ class Checker {
       problem("parallel.sp",
               "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
               "false, or tp > 1, is needed");
+    }
+  }
+
+  void check_expert_map(std::int64_t experts) {
+    const ExpertPlacement& placement = p_.experts;
+    if (placement.map != ExpertPlacement::Map::given) return;
+    const std::int64_t layers = model_.layers.size();
+    if (placement.given.size() != 1 && std::ssize(placement.given) != layers) {
+      problem("parallel.experts.map",
+              fmt::format("{} rows for {} layers; a row for each layer, or one for all of them, is "
+                          "needed",
+                          placement.given.size(), layers));
+      return;
+    }
+    for (std::size_t row = 0; row < placement.given.size(); ++row) {
+      const std::string field = fmt::format("parallel.experts.map[{}]", row);
+      const std::vector<std::int64_t>& logical = placement.given[row];
+      if (std::ssize(logical) != experts + placement.redundant) {
+        problem(field, fmt::format("{} physical experts; {} experts + {} redundant = {} are needed", logical.size(),
+                                   experts, placement.redundant, experts + placement.redundant));
+        return;
+      }
+      std::vector<bool> held(static_cast<std::size_t>(experts), false);
+      for (const std::int64_t expert : logical) {
+        if (expert >= experts) {
+          problem(field, fmt::format("expert {} of {}; 0 to {} is needed", expert, experts, experts - 1));
+          return;
+        }
+        held[static_cast<std::size_t>(expert)] = true;
+      }
+      const auto absent = std::ranges::find(held, false);
+      if (absent == held.end()) continue;
+      problem(field, fmt::format("expert {} is nowhere; each is needed once at least", absent - held.begin()));
+      return;
     }
   }
 

@@ -180,6 +180,11 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   document["exact_use"] = exact_use_json(algebra != nullptr ? algebra->exact_use : report.exact_use);
   document["router_choices"] = report.router_choices;
   document["tokens_per_expert"] = report.tokens_per_expert;
+  if (report.replicas) {
+    document["replicas"] = {{"tokens_per_physical_expert", report.replicas->tokens},
+                            {"imbalance_without", report.replicas->imbalance_without},
+                            {"imbalance_with", report.replicas->imbalance_with}};
+  }
   document["collectives"] = collectives_json(report.collectives);
   add_stall(report.stall, document);
   document["seconds"] = {{"reference", report.reference_seconds}, {"sharded", report.sharded_seconds}};

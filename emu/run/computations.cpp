@@ -1,5 +1,7 @@
 #include "emu/run/computations.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <stdexcept>
 
@@ -200,7 +202,7 @@ void Computations<T>::expert(Op op, int layer, int expert, [[maybe_unused]] cons
                              [[maybe_unused]] ExpertSteps& steps) {
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    const int index = static_cast<int>(held(layer).experts.begin) + expert;
+    const auto index = static_cast<int>(layout_.logical_expert(layer, held(layer).experts.begin + expert));
     const auto part = [&](Tensor& whole) {
       return whole.rows() == 0 ? ops::MatrixView<T>() : whole.view().row_range(rows.begin, rows.count);
     };
@@ -283,11 +285,37 @@ void Computations<T>::round_partial([[maybe_unused]] Tensor& x, [[maybe_unused]]
 }
 
 template <class T>
+typename Computations<T>::Ids Computations<T>::choose_replicas(int layer, const Ids& ids) const {
+  Ids physical(ids.rows(), ids.cols());
+  if constexpr (!kDry) {
+    const ExpertMap& map = (*layout_.expert_maps)[static_cast<std::size_t>(layer)];
+    const TokenRows own = tokens_.rows.part(own_rows());
+    const std::int64_t experts = model_.layers[layer].feed_forward.num_experts;
+    for (std::int64_t i = 0; i < ids.rows(); ++i) {
+      for (std::int64_t s = 0; s < ids.cols(); ++s) {
+        const std::int32_t expert = ids(i, s);
+        if (expert < 0 || expert >= experts) {
+          throw std::out_of_range(fmt::format("token {} is routed to expert {}; there are {}", i, expert, experts));
+        }
+        physical(i, s) = map.choose(expert, own[i], held(layer).experts, layout_.parallel.experts.replica);
+      }
+    }
+    if (ground_.program.fault != nullptr) {
+      ground_.program.fault->edit_replicas(ground_.rank, {.layer = layer, .microbatch = microbatch_}, ids, physical);
+    }
+  }
+  return physical;
+}
+
+template <class T>
 Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& routing) const {
   if constexpr (kDry) {
     return {.counts = ground_.run.sent(layer, microbatch_, layout_.at)};
   } else {
-    Permutation permutation = permute_by_owner(routing.ids, held(layer).expert_owner, layout_.parallel.ep);
+    Ids physical;
+    if (layout_.expert_maps != nullptr) physical = choose_replicas(layer, routing.ids);
+    Permutation permutation = permute_by_owner(layout_.expert_maps != nullptr ? physical : routing.ids,
+                                               held(layer).expert_owner, layout_.parallel.ep);
     if (tapped_inside()) {
       std::vector<std::int64_t> to_each;
       for (const std::size_t count : element_counts(permutation.counts, held(layer).most_experts, 1)) {

@@ -170,6 +170,8 @@ class Computations {
   /// Adds the layer's bias, if it has one, to an unrounded result.
   void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
   ops::RouteOptions<Scalar> route_options(int layer) const;
+  /// The physical experts that serve the rank's own rows, of the layer's map.
+  Ids choose_replicas(int layer, const Ids& ids) const;
   void attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
               const ops::AttentionOptions<Scalar>& options, Tensor& context) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;

@@ -122,10 +122,13 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
   const Key key{same_in_every_layer() ? kind : layer, microbatch, at.tp, at.cp, at.dp};
   const auto known = sent_.find(key);
   if (known != sent_.end()) return known->second;
-  const std::vector<std::int64_t> slots =
+  std::vector<std::int64_t> slots =
       routing_.slots(layer, deployment_.tokens.own(at, microbatch), model_.layers[layer].feed_forward.num_experts);
   const int rank = mesh_.rank_at(at);
   const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
+  if (const auto& maps = deployment_.layouts[static_cast<std::size_t>(rank)].expert_maps; maps != nullptr) {
+    slots = (*maps)[static_cast<std::size_t>(layer)].spread(slots);
+  }
   return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
 }
 

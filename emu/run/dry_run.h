@@ -49,7 +49,9 @@ class DryRun {
   /// The plan must be valid (validate.h). `model` and `routing` outlive this.
   DryRun(const ModelConfig& model, const Mesh& mesh, const Deployment& deployment, const StatedRouting& routing);
 
-  bool same_in_every_layer() const { return routing_.same_in_every_layer(); }
+  bool same_in_every_layer() const {
+    return routing_.same_in_every_layer() && mesh_.parallel().experts.given.size() <= 1;
+  }
   /// How many slots the rank sends to each expert bucket (Permutation::counts), of its own rows of a microbatch.
   const std::vector<std::int64_t>& sent(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// What arrives at the rank from every rank of its ep group: [ep * local experts].

@@ -49,6 +49,9 @@ class FaultInjector {
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,
                             ops::MatrixView<std::int32_t> /*ids*/, ops::MatrixView<double> /*weights*/) {}
+  /// After the choice of replicas, of a plan that has some: ids and the physical experts for them, [tokens, top_k].
+  virtual void edit_replicas(const Rank& /*rank*/, const FaultSite& /*site*/,
+                             ops::MatrixView<const std::int32_t> /*ids*/, ops::MatrixView<std::int32_t> /*physical*/) {}
   /// In the formats that compute in float: what any computation but the router's choice and the dispatch's moves made,
   /// before it is tapped; a product before it is stored.
   virtual void edit_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/, const Operands& /*operands*/,

@@ -221,7 +221,8 @@ class Builder {
   }
 
   Range experts_of(int rank, int layer) const {
-    return partition(plan_.model.layers[layer].feed_forward.num_experts, plan_.parallel.ep, mesh_.coordinates(rank).ep);
+    const std::int64_t physical = plan_.model.layers[layer].feed_forward.num_experts + plan_.parallel.experts.redundant;
+    return partition(physical, plan_.parallel.ep, mesh_.coordinates(rank).ep);
   }
 
   int expert_node(int rank, int layer, std::int64_t expert) {

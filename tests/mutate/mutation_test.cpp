@@ -41,6 +41,7 @@ Plan serving_plan() {
                                   .max_tokens_per_step = 6,
                                   .kv_block_size = 2,
                                   .steps = {}};
+  plan.workload.microbatches = 1;
   set_lengths(plan.workload);
   return plan;
 }
@@ -61,6 +62,8 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
 
   plans.push_back(serving_plan());
+  plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
+  plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
 
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
@@ -123,10 +126,10 @@ TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
   MutationCounts total;
   std::string report;
   for (const Plan& plan : plans) {
-    const MutationScore score =
-        run_mutations(runnable(plan), {.wanted = [](std::string_view kind) {
-                        return kind.starts_with("cache_") || kind.find("chunk") < 99 || kind.starts_with("idle");
-                      }});
+    const MutationScore score = run_mutations(runnable(plan), {.wanted = [](std::string_view kind) {
+                                                return kind.starts_with("cache_") || kind.find("chunk") < 99 ||
+                                                       kind.starts_with("idle") || kind == "expert_map_missing";
+                                              }});
     total.add(score.counts(MutationClass::sharding));
     report += report_of(score);
   }

@@ -12,25 +12,22 @@
 namespace shardproof {
 namespace {
 
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
-
-std::string plan_text(const std::string& workload, const std::string& parallel = R"({"dp": 2})") {
+std::string served_text(const std::string& workload, const std::string& parallel = R"({"dp": 2})") {
   return R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96,
              "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100, "max_position_embeddings": 50},
              "parallel": )" +
          parallel + R"(, "workload": )" + workload + "}";
 }
 
-Plan parsed(const std::string& workload) {
-  const LoadedPlan loaded = parse_plan(plan_text(workload), "plan.json", ".");
+Plan parsed_workload(const std::string& workload) {
+  const LoadedPlan loaded = parse_plan(served_text(workload), "plan.json", ".");
   for (const Problem& problem : loaded.problems) ADD_FAILURE() << problem.field << ": " << problem.message;
   return loaded.plan.value_or(Plan{});
 }
 
 /// What is wrong with it, whether it is read or validated.
 std::string problems_of(const std::string& workload) {
-  LoadedPlan loaded = parse_plan(plan_text(workload), "plan.json", ".");
+  LoadedPlan loaded = parse_plan(served_text(workload), "plan.json", ".");
   if (loaded.plan) loaded.problems = validate(*loaded.plan);
   std::string text;
   for (const Problem& problem : loaded.problems) text += problem.field + ": " + problem.message + "\n";
@@ -38,20 +35,21 @@ std::string problems_of(const std::string& workload) {
 }
 
 TEST(ServingWorkload, IsReadWithItsDefaults) {
-  const Plan plan = parsed(R"({"requests": [{"prompt": 9, "output": 4, "arrival": 2}, {"prompt": 3}]})");
+  const Plan plan = parsed_workload(R"({"requests": [{"prompt": 9, "output": 4, "arrival": 2}, {"prompt": 3}]})");
 
   ASSERT_TRUE(plan.workload.serving.has_value());
-  EXPECT_THAT(plan.workload.serving->requests, ElementsAre(Request{9, 4, 2}, Request{3, 0, 0}));
-  EXPECT_THAT(plan.workload.lengths, ElementsAre(12, 3));
+  EXPECT_THAT(plan.workload.serving->requests, ::testing::ElementsAre(Request{9, 4, 2}, Request{3, 0, 0}));
+  EXPECT_THAT(plan.workload.lengths, ::testing::ElementsAre(12, 3));
   EXPECT_EQ(plan.workload.serving->kv_block_size, 16);
   EXPECT_EQ(plan.workload.serving->max_tokens_per_step, 0);
 }
 
 TEST(ServingWorkload, MayBeOneForAll) {
-  const Plan plan = parsed(R"({"batch": 3, "prompt": 8, "output": 5, "max_num_batched_tokens": 4, "max_num_seqs": 2,
+  const Plan plan =
+      parsed_workload(R"({"batch": 3, "prompt": 8, "output": 5, "max_num_batched_tokens": 4, "max_num_seqs": 2,
                                "block_size": 2, "num_gpu_blocks_override": 9})");
 
-  EXPECT_THAT(plan.workload.lengths, ElementsAre(12, 12, 12));
+  EXPECT_THAT(plan.workload.lengths, ::testing::ElementsAre(12, 12, 12));
   EXPECT_EQ(plan.workload.serving->max_tokens_per_step, 4);
   EXPECT_EQ(plan.workload.serving->max_sequences, 2);
   EXPECT_EQ(plan.workload.serving->kv_block_size, 2);
@@ -59,7 +57,7 @@ TEST(ServingWorkload, MayBeOneForAll) {
 }
 
 TEST(ServingWorkload, IsNoneWhereNothingSaysThatThereAreRequests) {
-  EXPECT_FALSE(parsed(R"({"batch": 3, "sequence": 8})").workload.serving.has_value());
+  EXPECT_FALSE(parsed_workload(R"({"batch": 3, "sequence": 8})").workload.serving.has_value());
 }
 
 TEST(ServingWorkload, IsWrittenAsItIsRead) {
@@ -68,7 +66,7 @@ TEST(ServingWorkload, IsWrittenAsItIsRead) {
         R"({"requests": [{"prompt": 3}], "kv_block_size": 4, "kv_blocks": 7, "max_sequences": 1})",
         R"({"requests": [{"prompt": 3}, {"prompt": 2}],
             "steps": [[{"request": 0, "tokens": 2}, {"request": 1, "tokens": 2}], [{"request": 0, "tokens": 1}]]})"}) {
-    const Plan plan = parsed(workload);
+    const Plan plan = parsed_workload(workload);
     const LoadedPlan again = parse_plan(plan_json(plan), "again.json", ".");
     ASSERT_TRUE(again.plan.has_value());
     EXPECT_EQ(again.plan->workload.serving, plan.workload.serving);
@@ -79,10 +77,10 @@ TEST(ServingWorkload, IsWrittenAsItIsRead) {
 
 TEST(ServingWorkload, IsRefusedWithItsArithmetic) {
   const auto expect = [](const char* workload, const char* words) {
-    EXPECT_THAT(problems_of(workload), HasSubstr(words)) << workload;
+    EXPECT_THAT(problems_of(workload), ::testing::HasSubstr(words)) << workload;
   };
   expect(R"({"requests": []})", "workload.requests: is empty");
-  expect(R"({"requests": [{"output": 2}]})", "workload.requests[0].prompt: missing");
+  expect(R"({"requests": [{"output": 2}]})", "workload.requests[0].prompt: is missing");
   expect(R"({"requests": [{"prompt": 0}]})", "workload.requests[0].prompt: 0 is out of range");
   expect(R"({"requests": [{"prompt": 4, "arrival": -1}]})", "workload.requests[0].arrival: -1 is out of range");
   expect(R"({"requests": [{"prompt": 4, "length": 1}]})", "workload.requests[0].length");
@@ -103,6 +101,44 @@ TEST(ServingWorkload, IsRefusedWithItsArithmetic) {
                        [{"request": 2, "tokens": 4}]]})",
          "the stated steps keep 2 blocks of 4 tokens at once");
   expect(R"({"requests": [{"prompt": 4, "arrival": 99999999}]})", "out of range");
+}
+
+std::string placement_problems(const std::string& experts) {
+  LoadedPlan loaded =
+      parse_plan(served_text("{}", R"({"ep": 2, "dp": 2, "experts": )" + experts + "}"), "plan.json", ".");
+  if (loaded.plan) loaded.problems = validate(*loaded.plan);
+  std::string text;
+  for (const Problem& problem : loaded.problems) text += problem.field + ": " + problem.message + "\n";
+  return text;
+}
+
+TEST(ExpertPlacement, IsReadAndWritten) {
+  for (const char* experts :
+       {R"({"redundant": 2, "map": "round_robin"})", R"({"map": "balanced", "replica": "nearest"})",
+        R"({"redundant": 1, "map": [[3, 2, 1, 0, 3]]})"}) {
+    EXPECT_EQ(placement_problems(experts), "");
+    const LoadedPlan loaded = parse_plan(
+        served_text("{}", R"({"ep": 2, "dp": 2, "experts": )" + std::string(experts) + "}"), "plan.json", ".");
+    ASSERT_TRUE(loaded.plan.has_value());
+    EXPECT_FALSE(loaded.plan->parallel.experts == ExpertPlacement{});
+    const LoadedPlan again = parse_plan(plan_json(*loaded.plan), "again.json", ".");
+    ASSERT_TRUE(again.plan.has_value());
+    EXPECT_EQ(again.plan->parallel.experts, loaded.plan->parallel.experts);
+  }
+}
+
+TEST(ExpertPlacement, IsRefusedWithItsArithmetic) {
+  const auto expect = [](const char* experts, const char* words) {
+    EXPECT_THAT(placement_problems(experts), ::testing::HasSubstr(words)) << experts;
+  };
+  expect(R"({"redundant": -1})", "parallel.experts.redundant: -1 is out of range");
+  expect(R"({"map": "best"})", R"("linear", "round_robin", "balanced" or an array)");
+  expect(R"({"replica": "first"})", R"("round_robin" or "nearest" is needed)");
+  expect(R"({"map": [[0, 1, 2]]})", "3 physical experts; 4 experts + 0 redundant = 4 are needed");
+  expect(R"({"map": [[0, 1, 2, 4]]})", "expert 4 of 4; 0 to 3 is needed");
+  expect(R"({"map": [[0, 1, 2, 2]]})", "expert 3 is nowhere");
+  expect(R"({"map": [[0, 1, 2, 3], [0, 1, 2, 3]]})", "2 rows for 4 layers");
+  expect(R"({"map": [3]})", "parallel.experts.map[0]: 3 where an array");
 }
 
 }  // namespace

@@ -255,6 +255,22 @@ std::vector<std::vector<StatedChunk>> draw_steps(Draw& draw, const Serving& serv
   return steps;
 }
 
+ExpertPlacement draw_placement(Draw& draw, const Plan& plan) {
+  using Map = ExpertPlacement::Map;
+  ExpertPlacement placement{.redundant = draw.between(0, 4)};
+  const std::int64_t experts = plan.model.experts().num_experts;
+  constexpr Map kMaps[] = {Map::linear, Map::round_robin, Map::balanced, Map::given};
+  placement.map = kMaps[draw.between(0, 3)];
+  if (placement.map == Map::given) {
+    std::vector<std::int64_t>& logical = placement.given.emplace_back();
+    for (std::int64_t p = 0; p < experts + placement.redundant; ++p) {
+      logical.push_back(p < experts ? experts - 1 - p : draw.between(0, static_cast<int>(experts) - 1));
+    }
+  }
+  if (draw.chance(50)) placement.replica = ExpertPlacement::Replica::nearest;
+  return placement;
+}
+
 }  // namespace
 
 Plan serving(Plan plan, std::uint64_t seed) {
@@ -275,6 +291,7 @@ Plan serving(Plan plan, std::uint64_t seed) {
     if (draw.chance(40)) serving.kv_blocks = most + draw.between(0, 3);
   }
   plan.name += " served";
+  if (!plan.model.dense() && draw.chance(50)) plan.parallel.experts = draw_placement(draw, plan);
   plan.workload.serving = std::move(serving);
   set_lengths(plan.workload);
   return plan;

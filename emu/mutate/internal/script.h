@@ -25,6 +25,8 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
+  std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const std::int32_t>, ops::MatrixView<std::int32_t>)>
+      replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<bool(const Rank&, internal::Call&)> before;
   std::function<void(const Rank&, internal::Call&)> after;
@@ -47,6 +49,10 @@ class Script final : public FaultInjector {
   void edit_routing(const Rank& rank, const FaultSite& site, ops::MatrixView<const double> logits,
                     ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
     if (routing) routing(rank, site, logits, ids, weights);
+  }
+  void edit_replicas(const Rank& rank, const FaultSite& site, ops::MatrixView<const std::int32_t> ids,
+                     ops::MatrixView<std::int32_t> physical) override {
+    if (replicas) replicas(rank, site, ids, physical);
   }
   void edit_result(const Rank& rank, Op op, const FaultSite& site, const Operands& operands,
                    ops::MatrixView<float> given) override {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "emu/mutate/mutation.h"
 #include "emu/plan/batch.h"
+#include "emu/plan/layout.h"
 #include "emu/plan/mesh.h"
 #include "emu/plan/stages.h"
 #include "emu/plan/token_map.h"
@@ -33,6 +35,7 @@ class Sites {
   Stages stages;
   Batch batch;
   TokenMap tokens;
+  std::shared_ptr<const std::vector<ExpertMap>> expert_maps;
 
   /// First layer on the first ranks, last layer on the last, then others; no two alike.
   std::vector<Place> places(std::size_t limit) const;
