@@ -81,6 +81,30 @@ void linear(benchmark::State& state, Index m, GemmShape shape) {
   time_flops<T>(state, ops::linear_cost(m, shape.n, shape.k, sizeof(T)), [&] { ops::linear<T>(x, w, y); });
 }
 
+/// A token of each of 8 sequences, their keys in rows one after another or, in as many blocks, scattered.
+void decode_attention(benchmark::State& state, Index past, Index block_size) {
+  constexpr Index kSequences = 8, kHeads = 8, kKvHeads = 2, kHeadDim = 128, kBlock = 16;
+  const Index keys = (past + 1 + kBlock - 1) / kBlock * kBlock, blocks = kSequences * keys / kBlock;
+  const auto q = filled<float>(kSequences, kHeads * kHeadDim, 1);
+  const auto k = filled<float>(kSequences * keys, kKvHeads * kHeadDim, 2);
+  const auto v = filled<float>(kSequences * keys, kKvHeads * kHeadDim, 3);
+  ops::Matrix<float> out(kSequences, kHeads * kHeadDim);
+  std::vector<std::int32_t> scattered;
+  for (Index i = 0; i < blocks; ++i) scattered.push_back(static_cast<std::int32_t>(i * 7 % blocks));
+  std::vector<ops::AttentionSpan> spans;
+  for (Index s = 0; s < kSequences; ++s) {
+    spans.push_back({.rows = 1, .past = past, .first_key = s * keys});
+    if (block_size > 0) {
+      spans.back().blocks = std::span(scattered).subspan(static_cast<std::size_t>(s * keys / kBlock),
+                                                         static_cast<std::size_t>(keys / kBlock));
+    }
+  }
+  const double pairs = static_cast<double>(kSequences * (past + 1));
+  time_flops<float>(
+      state, ops::attention_cost(pairs, kSequences, kHeads, kKvHeads, kHeadDim, kHeadDim, sizeof(float)),
+      [&] { ops::attention<float>(q, k, v, spans, block_size, {.head_dim = kHeadDim}, Format::fp32, out); });
+}
+
 template <class T>
 void expert(benchmark::State& state, Index tokens, ExpertShape shape) {
   const Matrix<T> x = filled<T>(tokens, shape.hidden, 1), gate = filled<T>(shape.width, shape.hidden, 2),
@@ -212,6 +236,10 @@ void register_all() {
       const auto name = label("attention", {{"sequence", sequence}, {"heads", 4}, {"head_dim", head_dim}});
       benchmark::RegisterBenchmark(name.c_str(), attention<float>, sequence, 4, 4, head_dim, Format::fp32);
     }
+  }
+  for (const Index past : {128, 1024, 8192}) {
+    benchmark::RegisterBenchmark(label("decode_attention_rows", {{"past", past}}).c_str(), decode_attention, past, 0);
+    benchmark::RegisterBenchmark(label("decode_attention_paged", {{"past", past}}).c_str(), decode_attention, past, 16);
   }
   benchmark::RegisterBenchmark("attention_grouped/sequence:2048/heads:8/kv_heads:2/head_dim:64", attention<float>, 2048,
                                8, 2, 64, Format::fp32);

@@ -1,6 +1,10 @@
 #include "ops/attention.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "ops/shape.h"
 #include "tests/ops/oracle.h"
@@ -126,6 +130,94 @@ TEST(AttentionCost, CountsTheCausalPairs) {
   const std::vector<std::int64_t> offsets{0, 3, 3, 7};
   EXPECT_EQ(causal_pairs(offsets), 6 + 10);
   EXPECT_EQ(attention_cost(offsets, 4, 2, 8, 2), (Cost{4.0 * 16 * 32, 2.0 * 2 * 7 * (32 + 16)}));
+}
+
+/// Keys and values of the case's sequences in blocks that are out of order, and the table of each.
+template <class T>
+struct Paged {
+  Paged(const Inputs<T>& in, const Case& c, Index block) : block_size(block) {
+    Index blocks = 0;
+    for (std::size_t s = 1; s < c.offsets.size(); ++s) blocks += (c.offsets[s] - c.offsets[s - 1] + block - 1) / block;
+    k = Matrix<T>(blocks * block, in.k.cols());
+    v = Matrix<T>(blocks * block, in.v.cols());
+    for (T& value : k.span()) value = std::numeric_limits<T>::quiet_NaN();
+    for (T& value : v.span()) value = std::numeric_limits<T>::quiet_NaN();
+    Index next = blocks;
+    for (std::size_t s = 1; s < c.offsets.size(); ++s) {
+      tables.emplace_back();
+      for (Index token = 0; token < c.offsets[s] - c.offsets[s - 1]; ++token) {
+        if (token % block == 0) tables.back().push_back(static_cast<std::int32_t>(--next));
+        const Index row = next * block + token % block, from = c.offsets[s - 1] + token;
+        std::ranges::copy(in.k.row(from), k.row(row).begin());
+        std::ranges::copy(in.v.row(from), v.row(row).begin());
+      }
+    }
+  }
+  Index block_size;
+  Matrix<T> k, v;
+  std::vector<std::vector<std::int32_t>> tables;
+};
+
+/// Every sequence cut in two: out of blocks, the second part with the first as its past.
+template <class T>
+Matrix<T> in_chunks(const Inputs<T>& in, const Case& c, Index block, Index window, Format format) {
+  const Paged<T> paged(in, c, block);
+  Matrix<T> out(in.out.rows(), in.out.cols());
+  for (const bool second : {false, true}) {
+    std::vector<AttentionSpan> spans;
+    std::vector<Index> rows;
+    for (std::size_t s = 1; s < c.offsets.size(); ++s) {
+      const Index length = c.offsets[s] - c.offsets[s - 1], cut = length / 3;
+      const Index begin = second ? cut : 0, end = second ? length : cut;
+      spans.push_back({.rows = end - begin, .past = begin, .blocks = paged.tables[s - 1]});
+      for (Index t = begin; t < end; ++t) rows.push_back(c.offsets[s - 1] + t);
+    }
+    Matrix<T> q(static_cast<Index>(rows.size()), in.q.cols()), part(q.rows(), out.cols());
+    for (Index i = 0; i < q.rows(); ++i) {
+      std::ranges::copy(in.q.row(rows[static_cast<std::size_t>(i)]), q.row(i).begin());
+    }
+    attention<T>(q, paged.k, paged.v, spans, block, {.head_dim = c.head_dim, .window = window}, format, part);
+    for (Index i = 0; i < q.rows(); ++i) {
+      std::ranges::copy(std::as_const(part).row(i), out.row(rows[static_cast<std::size_t>(i)]).begin());
+    }
+  }
+  return out;
+}
+
+// A token's output is the same bits whether its sequence comes at once or in parts, in rows or in blocks.
+TEST(Attention, OfChunksOverBlocksIsThatOfWholeSequences) {
+  for (const Case& c : kCases) {
+    for (const Index block : {1, 3, 16}) {
+      for (const Index window : {0, 5}) {
+        Inputs<double> doubles(c);
+        attention<double>(doubles.q, doubles.k, doubles.v, c.offsets, {.head_dim = c.head_dim, .window = window},
+                          Format::exact, doubles.out);
+        EXPECT_TRUE(std::ranges::equal(in_chunks(doubles, c, block, window, Format::exact).span(), doubles.out.span()));
+        Inputs<float> floats(c);
+        for (const Format format : {Format::fp32, Format::bf16}) {
+          attention<float>(floats.q, floats.k, floats.v, c.offsets, {.head_dim = c.head_dim, .window = window}, format,
+                           floats.out);
+          EXPECT_TRUE(std::ranges::equal(in_chunks(floats, c, block, window, format).span(), floats.out.span()));
+        }
+      }
+    }
+  }
+}
+
+TEST(Attention, RefusesSpansThatReachOutsideTheKeys) {
+  const Case c{4, 1, 1, {0, 6}};
+  Inputs<float> in(c);
+  const std::int32_t blocks[] = {0, 3};
+  const auto run = [&](AttentionSpan span, Index block_size) {
+    attention<float>(in.q, in.k, in.v, {&span, 1}, block_size, {.head_dim = 4}, Format::fp32, in.out);
+  };
+
+  EXPECT_THROW(run({.rows = 6, .past = 1}, 0), ShapeError);
+  EXPECT_THROW(run({.rows = 6, .first_key = -1}, 0), ShapeError);
+  EXPECT_THROW(run({.rows = 5}, 0), ShapeError);
+  EXPECT_THROW(run({.rows = 6, .past = -1}, 0), ShapeError);
+  EXPECT_THROW(run({.rows = 6, .blocks = blocks}, 2), ShapeError);
+  EXPECT_THROW(run({.rows = 6, .blocks = blocks}, 3), ShapeError);
 }
 
 }  // namespace
