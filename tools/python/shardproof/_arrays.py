@@ -13,14 +13,16 @@ CODES = {name: i for i, name in enumerate(
 
 class Memory:
     """`flat` is the elements in memory; `give` makes what the caller gets of the result: the same object where it was
-    changed in place. `wire` names the 16-bit format that flat stands for in float32, when it is a copy."""
+    changed in place. `wire` names the 16-bit format that flat stands for in float32, when it is a copy; `bits` is then
+    the caller's memory, in int16."""
 
     def __init__(self, flat: np.ndarray, given: Any, wire: Optional[str] = None,
-                 give: Optional[Callable[[], Any]] = None) -> None:
+                 give: Optional[Callable[[], Any]] = None, bits: Optional[np.ndarray] = None) -> None:
         self.flat = flat
         self.code = CODES[flat.dtype.name]
         self.given = given
         self.wire = wire
+        self.bits = bits
         self._give = give
 
     def give(self) -> Any:
@@ -70,7 +72,7 @@ def _numpy(array: np.ndarray, given: Any, write: bool, reduce: bool) -> Memory:
             array[...] = wide
             return given
 
-        return Memory(wide, given, "fp16", give if write else None)
+        return Memory(wide, given, "fp16", give if write else None, array.view(np.int16))
     if array.dtype == np.bool_:
         return Memory(array.view(np.uint8), given)
     if array.dtype.name not in CODES:
@@ -95,7 +97,7 @@ def _torch(tensor: Any, reduce: bool) -> Memory:
             plain.copy_(wide)
             return tensor
 
-        return Memory(wide.numpy(), tensor, narrow, give)
+        return Memory(wide.numpy(), tensor, narrow, give, plain.view(torch.int16).numpy())
     if narrow:
         plain = plain.view(torch.int16)
     try:
