@@ -65,7 +65,7 @@ def _numpy(array: np.ndarray, given: Any, write: bool, reduce: bool) -> Memory:
         raise ValueError("a read-only array cannot take the result: pass x.copy(), or out=")
     if array.dtype == np.float16:
         if not reduce:
-            return Memory(array.view(np.int16), given)
+            return Memory(array.view(np.uint16), given)  # bfloat16 is int16: two ranks must not take one for the other
         wide = array.astype(np.float32)
 
         def give() -> Any:
@@ -99,7 +99,8 @@ def _torch(tensor: Any, reduce: bool) -> Memory:
 
         return Memory(wide.numpy(), tensor, narrow, give, plain.view(torch.int16).numpy())
     if narrow:
-        plain = plain.view(torch.int16)
+        bits = plain.view(torch.int16).numpy()
+        return Memory(bits if narrow == "bf16" else bits.view(np.uint16), tensor)
     try:
         array = plain.numpy()
     except TypeError as error:

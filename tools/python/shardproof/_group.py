@@ -12,12 +12,15 @@ import numpy as np
 from . import _arrays, _core
 
 PACKAGE = str(Path(__file__).parent)
+#: Whose lines are nobody's own: this package, and PyTorch where it calls us.
+LIBRARIES = [PACKAGE]
 
 
 def caller() -> tuple[str, str, int]:
     """File, function and line of the code that called into the package."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    libraries = tuple(LIBRARIES)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(libraries):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno
 
@@ -30,6 +33,8 @@ class _Prepared:
                  accumulate: Optional[str] = None, gpus_per_node: int = 8, root: int = -1,
                  counts: Optional[list[int]] = None, recv_counts: Sequence[int] = ()) -> None:
         held = source or target
+        if source is not None and target is not None and source.code != target.code:
+            raise TypeError(f"{operation}: the input's elements are {source.flat.dtype}, the output's {target.flat.dtype}")
         self.source = source
         self.target = target
         self.given = given
