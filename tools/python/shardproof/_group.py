@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -23,6 +24,13 @@ def caller() -> tuple[str, str, int]:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(libraries):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno
+
+
+def last_own(frames: traceback.StackSummary) -> traceback.FrameSummary:
+    """The innermost frame that is nobody's library, where there is one."""
+    libraries = tuple(LIBRARIES)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return (own or frames)[-1]
 
 
 class _Prepared:

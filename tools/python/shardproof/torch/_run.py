@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
@@ -35,56 +35,74 @@ def run(
     algorithm: str = "rank_order",
     wire: Optional[str] = None,
     accumulate: Optional[str] = None,
-    schedule: Optional[int] = 0,
+    schedule: int = 0,
     schedules: int = 0,
     patience: float = 60.0,
 ) -> VerifyReport:
-    """Runs main(*args) on that many ranks, as torchrun would, and reports what stood in its way.
+    """Runs main(*args) on every rank, as torchrun would, and reports what stood in its way.
+
+    isolation: "thread", the ranks are threads that run one at a time, up to their next call, in the order of the seed
+    `schedule`; `schedules` more orders can be tried. Each has torch.distributed, the random numbers of torch and RANK,
+    WORLD_SIZE, ... in os.environ of its own; other globals are shared. algorithm, wire, accumulate: of every reduction, as
+    Group.all_reduce takes them. patience: see shardproof.run.
 
     Raises RankError for what a rank raises, ValueError for arguments that do not fit, and RuntimeError inside of another
     run.
     """
     if isolation != "thread":
-        raise ValueError(f'isolation="{isolation}": "thread" is what there is')
+        raise ValueError(f'isolation="{isolation}" does not exist: "thread" does; programs that keep a rank\'s state in '
+                         "globals of their own need processes, which are not there yet")
     if world_size < 1:
         raise ValueError(f"world_size={world_size}: at least one rank is needed")
-    reduce_options = {"algorithm": algorithm, "wire": wire, "accumulate": accumulate}
-    turns = _isolation.Turns(world_size) if schedule is not None else None
-    store = dist.HashStore()
+    if _isolation.seat() is not None:
+        raise RuntimeError("shardproof.torch.run() was called by a rank of another run: call it outside")
+    settings = _Settings(world_size, _isolation.Turns(world_size),
+                         {"algorithm": algorithm, "wire": wire, "accumulate": accumulate})
 
     def body(rank: _scheme.Rank) -> None:
-        _Program(rank, world_size, store, turns, reduce_options).run(main, args)
+        _Program(rank, settings).run(main, args)
 
     with _isolation.threads_are_ranks():
         try:
             return _scheme.run(body, dp=world_size, schedule=schedule, schedules=schedules, patience=patience)
         finally:
-            if turns is not None:
-                turns.restore()
+            settings.turns.restore()
+
+
+@dataclass
+class _Settings:
+    """Of one run."""
+
+    world_size: int
+    turns: _isolation.Turns
+    reduce_options: dict[str, Any]
+    stores: dict[int, dist.Store] = field(default_factory=dict)  # by how many times a rank has run main()
+    begun: dict[int, int] = field(default_factory=dict)
+
+    def store_of(self, rank: int) -> dist.Store:
+        """One for all ranks of a schedule, and another for the next."""
+        round = self.begun[rank] = self.begun.get(rank, 0) + 1
+        return self.stores.setdefault(round, dist.HashStore())
 
 
 class _Program:
     """main() on one rank, in its thread."""
 
-    def __init__(self, rank: _scheme.Rank, world_size: int, store: dist.Store, turns: Optional[_isolation.Turns],
-                 reduce_options: dict[str, Any]) -> None:
-        self._rank = rank
-        self._world_size = world_size
-        self._store = dist.PrefixStore(str(id(self)), store) if False else store
-        self._turns = turns
-        self._scheme = rank._scheme if turns is None else _isolation.InTurns(rank._scheme, turns)
-        self._options = reduce_options
+    def __init__(self, rank: _scheme.Rank, settings: _Settings) -> None:
+        self._rank = rank.id
+        self._settings = settings
+        self._scheme = _isolation.InTurns(rank._scheme, settings.turns)
         self._pending: dict[int, Work] = {}
 
     def _make_group(self, name: str, members: list[int], group_rank: int) -> VirtualProcessGroup:
-        handle = self._scheme.group(self._rank.id, f"pg{name[:8]}", members)
-        calls = _group.Group(self._scheme, self._rank.id, handle)
-        return VirtualProcessGroup(group_rank, len(members), calls, name, self._pending, self._options)
+        handle = self._scheme.group(self._rank, f"pg{name[:8]}", members)
+        calls = _group.Group(self._scheme, self._rank, handle)
+        return VirtualProcessGroup(group_rank, len(members), calls, name, self._pending, self._settings.reduce_options)
 
     def run(self, main: Callable[..., Any], args: Sequence[Any]) -> None:
-        if self._turns is not None:
-            self._turns.enter(self._rank.id, fresh=True)
-        _isolation.take(_isolation.Seat(self._rank.id, self._world_size, self._store, self._make_group))
+        self._settings.turns.enter(self._rank, fresh=True)
+        _isolation.take(_isolation.Seat(self._rank, self._settings.world_size, self._settings.store_of(self._rank),
+                                        self._make_group))
         torch.set_num_threads(1)
         try:
             with torch.autograd.set_multithreading_enabled(False):
