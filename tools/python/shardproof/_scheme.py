@@ -73,6 +73,17 @@ class Rank:
         self._scheme.tap(self.id, name, number, made.whole, made.rows, made.cols, made.row_list, made.partial,
                          made.partial_ranks, list(replicas), _arrays.CODES[array.dtype.name], array)
 
+    def tap_block(self, name: str, value: Any, whole: Sequence[int], offsets: Sequence[int],
+                  partial_ranks: Sequence[int] = ()) -> None:
+        """As tap: value [...] lies at the offsets in a tensor of shape `whole`; with partial_ranks it is a partial sum,
+        which those ranks' add up to."""
+        array = _arrays.values(value)
+        if not whole:  # a single number
+            whole, offsets = (1,), (0,)
+        made = placing.block_at(array.shape, tuple(whole), tuple(offsets))
+        self._scheme.tap(self.id, name, -1, made.whole, made.rows, made.cols, made.row_list, [],
+                         list(partial_ranks), [], _arrays.CODES[array.dtype.name], array)
+
 
 def run(
     fn: Callable[[Rank], Any],

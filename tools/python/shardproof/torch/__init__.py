@@ -14,5 +14,6 @@ if _VERSION < (2, 4):
                       "cannot be written in Python. shardproof.run takes its tensors as they are.")
 
 from ._run import rank, run  # noqa: E402
+from ._watch import tap, watch  # noqa: E402
 
-__all__ = ["rank", "run"]
+__all__ = ["rank", "run", "tap", "watch"]

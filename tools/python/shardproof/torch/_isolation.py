@@ -20,12 +20,13 @@ _mine = threading.local()
 class Seat:
     """A rank, as torch.distributed finds it: `make_group(name, members, group_rank)` makes its process groups."""
 
-    def __init__(self, rank: int, world_size: int, store: dist.Store, make_group: Callable[..., Any]) -> None:
+    def __init__(self, rank: int, world_size: int, store: dist.Store, make_group: Callable[..., Any],
+                 record: Any) -> None:
         self.rank = rank
         self.world_size = world_size
         self.store = store
         self.make_group = make_group
-        self.groups: dict[str, Any] = {}
+        self.record = record  # _watch.Record
 
 
 def seat() -> Optional[Seat]:

@@ -9,11 +9,14 @@ from typing import Any, Optional
 
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 
 from .. import _group, _scheme
 from .._reports import VerifyReport
 from . import _isolation
 from ._process_group import VirtualProcessGroup, Work
+from ._verdict import held_to_reference
+from ._watch import Record
 
 _group.LIBRARIES.append(str(Path(torch.__file__).parent))
 
@@ -38,8 +41,17 @@ def run(
     schedule: int = 0,
     schedules: int = 0,
     patience: float = 60.0,
+    reference: Optional[Callable[[], nn.Module]] = None,
+    step: Optional[Callable[[nn.Module], Any]] = None,
+    max_amplification: Optional[float] = None,
 ) -> VerifyReport:
-    """Runs main(*args) on every rank, as torchrun would, and reports what stood in its way.
+    """Runs main(*args) on every rank, as torchrun would, reports what stood in its way, and holds what it watches and taps
+    to the reference.
+
+    reference: makes the unsharded module, which gets the weights that main()'s watched model has; they have to cover it.
+    step: step(module) runs it on the whole batch, loss.backward() included. It is run in float64, which is what is
+    expected, and in the module's own format, whose error is the estimate of what rounding may do. An estimate decides only
+    where max_amplification says how many times it is allowed: without it the verdict is inconclusive.
 
     isolation: "thread", the ranks are threads that run one at a time, up to their next call, in the order of the seed
     `schedule`; `schedules` more orders can be tried. Each has torch.distributed, the random numbers of torch and RANK,
@@ -64,9 +76,14 @@ def run(
 
     with _isolation.threads_are_ranks():
         try:
-            return _scheme.run(body, dp=world_size, schedule=schedule, schedules=schedules, patience=patience)
+            report = _scheme.run(body, dp=world_size, schedule=schedule, schedules=schedules, patience=patience)
         finally:
             settings.turns.restore()
+    if reference is None or report.stall is not None:
+        return report
+    report.problems = []
+    return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference, step,
+                             max_amplification, report)
 
 
 @dataclass
@@ -78,6 +95,7 @@ class _Settings:
     reduce_options: dict[str, Any]
     stores: dict[int, dist.Store] = field(default_factory=dict)  # by how many times a rank has run main()
     begun: dict[int, int] = field(default_factory=dict)
+    records: dict[int, Record] = field(default_factory=dict)  # of the last schedule
 
     def store_of(self, rank: int) -> dist.Store:
         """One for all ranks of a schedule, and another for the next."""
@@ -101,14 +119,16 @@ class _Program:
 
     def run(self, main: Callable[..., Any], args: Sequence[Any]) -> None:
         self._settings.turns.enter(self._rank, fresh=True)
+        record = self._settings.records[self._rank] = Record(self._rank)
         _isolation.take(_isolation.Seat(self._rank, self._settings.world_size, self._settings.store_of(self._rank),
-                                        self._make_group))
+                                        self._make_group, record))
         torch.set_num_threads(1)
         try:
             with torch.autograd.set_multithreading_enabled(False):
                 main(*args)
                 for work in list(self._pending.values()):
                     work.wait()
+                record.gradients()
         finally:
             torch._C._distributed_c10d._unregister_all_process_groups()
             _isolation.take(None)
