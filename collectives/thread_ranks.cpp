@@ -40,6 +40,7 @@ struct ThreadRanks::Run {
 struct ThreadRanks::Request {
   PendingCall* call = nullptr;
   CallHandle* handle = nullptr;
+  bool awaits = true;                  // and not only issues
   std::exception_ptr error = nullptr;  // of awaiting what was issued: the thread's to deal with
 };
 
@@ -111,14 +112,14 @@ Task<> ThreadRanks::serve(ThreadRanks* ranks, Thread* thread) {
   while (Request* const asked = co_await next) {
     if (asked->handle == nullptr) {
       co_await std::move(*asked->call);
-    } else if (asked->call != nullptr) {
-      *asked->handle = CallHandle(*asked->call);
-    } else {
-      try {
-        co_await *asked->handle;
-      } catch (...) {
-        asked->error = std::current_exception();
-      }
+      continue;
+    }
+    if (asked->call != nullptr) *asked->handle = CallHandle(*asked->call);
+    if (!asked->awaits) continue;
+    try {
+      co_await *asked->handle;
+    } catch (...) {
+      asked->error = std::current_exception();
     }
   }
   if (thread->error) std::rethrow_exception(std::exchange(thread->error, nullptr));
@@ -192,9 +193,16 @@ void ThreadRanks::await(GlobalRank rank, PendingCall&& call) {
 
 CallHandle ThreadRanks::issue(GlobalRank rank, PendingCall&& call) {
   CallHandle handle;
-  Request request{.call = &call, .handle = &handle};
+  Request request{.call = &call, .handle = &handle, .awaits = false};
   ask(rank, request);
   return handle;
+}
+
+void ThreadRanks::issue_and_await(GlobalRank rank, PendingCall&& call) {
+  CallHandle handle;
+  Request request{.call = &call, .handle = &handle};
+  ask(rank, request);
+  if (request.error) std::rethrow_exception(request.error);
 }
 
 void ThreadRanks::await(GlobalRank rank, CallHandle& handle) {

@@ -74,6 +74,8 @@ class ThreadRanks {
   void await(GlobalRank rank, PendingCall&& call);
   /// Issues the call and goes on; the handle is awaited later. Throws RunOver.
   CallHandle issue(GlobalRank rank, PendingCall&& call);
+  /// Both at once: what others only issue here is blocked for.
+  void issue_and_await(GlobalRank rank, PendingCall&& call);
   /// Blocks until the issued call is complete. Throws RunOver, and what co_await of the handle throws.
   void await(GlobalRank rank, CallHandle& handle);
   /// The rank's program has returned, or thrown `error`. What ended with RunOver is not the rank's error.

@@ -16,6 +16,9 @@ PACKAGE = str(Path(__file__).parent)
 #: Whose lines are nobody's own: this package, and PyTorch where it calls us.
 LIBRARIES = [PACKAGE]
 
+# How a call is made, as the core numbers it.
+_BLOCKING, _ISSUED, _BOTH = range(3)
+
 
 def caller() -> tuple[str, str, int]:
     """File, function and line of the code that called into the package."""
@@ -51,8 +54,8 @@ class _Prepared:
                            wire or (held.wire if held else None), accumulate, gpus_per_node, root, counts,
                            list(recv_counts))
 
-    def make(self, scheme: Any, rank: int, group: Any, issued: bool) -> Any:
-        return scheme.call(rank, group, *self._arguments, *caller(), issued)
+    def make(self, scheme: Any, rank: int, group: Any, how: int) -> Any:
+        return scheme.call(rank, group, *self._arguments, *caller(), how)
 
     def result(self) -> Any:
         return self.given if self.target is None else self.target.give()
@@ -65,6 +68,11 @@ class Handle:
     def __init__(self, group: Group, call: _Prepared) -> None:
         self._group = group
         self._call: Optional[_Prepared] = call
+        if group.waits_at_once:
+            call.make(group._scheme, group._global, group._handle, _BOTH)
+            self._watched: list[tuple[_arrays.Memory, np.ndarray]] = []
+            self._issued = None
+            return
         # The core watches the memory that it is given. Where that is a copy, what is written to the caller's own memory
         # is handed on to it.
         self._watched = []
@@ -74,7 +82,7 @@ class Handle:
             if cover:
                 held.bits.fill(-1)
             self._watched.append((held, held.bits.copy()))
-        self._issued = call.make(group._scheme, group._global, group._handle, True)
+        self._issued = call.make(group._scheme, group._global, group._handle, _ISSUED)
 
     def wait(self) -> Any:
         """Blocks until the call is complete; returns what the blocking call returns. Throws InvalidCall where the
@@ -85,8 +93,9 @@ class Handle:
         self._call = None
         for held, was in self._watched:
             held.flat.view(np.int32)[held.bits != was] ^= 1
-        self._group._scheme.wait(self._group._global, self._issued)
-        self._issued = None
+        if self._issued is not None:
+            self._group._scheme.wait(self._group._global, self._issued)
+            self._issued = None
         return call.result()
 
 
@@ -104,6 +113,8 @@ class Group:
         self._scheme = scheme
         self._global = rank
         self._handle = handle
+        #: An i-variant is complete when it returns; to the other ranks it is the same call.
+        self.waits_at_once = False
         self.rank: int = handle.rank
         self.size: int = handle.size
 
@@ -120,7 +131,7 @@ class Group:
         return f"<{self.name}: rank {self.rank} of {self.size}>"
 
     def _now(self, call: _Prepared) -> Any:
-        call.make(self._scheme, self._global, self._handle, False)
+        call.make(self._scheme, self._global, self._handle, _BLOCKING)
         return call.result()
 
     def all_reduce(self, x: Any, op: str = "sum", *, out: Any = None, algorithm: str = "rank_order",

@@ -117,14 +117,16 @@ struct IssuedCall {
   CallHandle handle;
 };
 
+/// How a call is made: the rank waits for it; it is under way; or it is as one under way, and the rank waits at once.
+enum class How : int { blocking, issued, both };
+
 /// None where the rank waits for the call here.
 std::unique_ptr<IssuedCall> call(PythonScheme& scheme, int rank, const GroupHandle& group, const std::string& operation,
                                  int type, nb::handle in, nb::handle out, const std::string& reduction,
                                  const std::string& algorithm, const std::optional<std::string>& wire,
                                  const std::optional<std::string>& accumulate, int gpus_per_node, int root,
                                  std::optional<std::vector<std::size_t>> counts, std::vector<std::size_t> recv_counts,
-                                 const std::string& file, const std::string& function, std::uint32_t line,
-                                 bool issued) {
+                                 const std::string& file, const std::string& function, std::uint32_t line, int how) {
   auto from = std::make_unique<Buffer>(in, false);
   auto to = std::make_unique<Buffer>(out, true);
   CallRequest request{.operation = named(operation, Operation::exchange, "the operation"),
@@ -147,8 +149,12 @@ std::unique_ptr<IssuedCall> call(PythonScheme& scheme, int rank, const GroupHand
   if (wire) request.options.wire = rounding_named(*wire);
   if (accumulate) request.options.accumulate = rounding_named(*accumulate);
   const nb::gil_scoped_release others_run;
-  if (!issued) {
-    scheme.call(rank, group, request);
+  if (static_cast<How>(how) != How::issued) {
+    if (static_cast<How>(how) == How::both) {
+      scheme.issue_and_wait(rank, group, request);
+    } else {
+      scheme.call(rank, group, request);
+    }
     return nullptr;
   }
   CallHandle handle = scheme.issue(rank, group, request);
@@ -262,7 +268,7 @@ NB_MODULE(_core, m) {
            nb::arg("input").none(), nb::arg("output").none(), nb::arg("reduction"), nb::arg("algorithm"),
            nb::arg("wire").none(), nb::arg("accumulate").none(), nb::arg("gpus_per_node"), nb::arg("root"),
            nb::arg("counts").none(), nb::arg("recv_counts"), nb::arg("file"), nb::arg("function"), nb::arg("line"),
-           nb::arg("issued"))
+           nb::arg("how"))
       .def("wait", &wait)
       .def("exchange", &exchange)
       .def("tap", &tap)

@@ -122,14 +122,23 @@ CallHandle PythonScheme::issue(int rank, const GroupHandle& group, const CallReq
   return ranks_.issue(GlobalRank{rank}, pending(rank, group, request));
 }
 
-void PythonScheme::wait(int rank, CallHandle& handle) {
+template <class Wait>
+void PythonScheme::waiting(int rank, const Wait& wait) {
   Seat& seat = own_seat(rank);
   try {
-    ranks_.await(GlobalRank{rank}, handle);
+    wait();
   } catch (const InvalidCall&) {
     seat.refused = std::current_exception();
     throw;
   }
+}
+
+void PythonScheme::wait(int rank, CallHandle& handle) {
+  waiting(rank, [&] { ranks_.await(GlobalRank{rank}, handle); });
+}
+
+void PythonScheme::issue_and_wait(int rank, const GroupHandle& group, const CallRequest& request) {
+  waiting(rank, [&] { ranks_.issue_and_await(GlobalRank{rank}, pending(rank, group, request)); });
 }
 
 void PythonScheme::tap(int rank, const std::string& name, int step, const Placement& placement,

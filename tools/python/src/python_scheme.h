@@ -66,6 +66,8 @@ class PythonScheme {
   /// The same call under way until it is waited for; its buffers live until then.
   CallHandle issue(int rank, const GroupHandle& group, const CallRequest& request);
   void wait(int rank, CallHandle& handle);
+  /// Both at once.
+  void issue_and_wait(int rank, const GroupHandle& group, const CallRequest& request);
   void tap(int rank, const std::string& name, int step, const Placement& placement, const TapValues& values);
   std::vector<int> at(int rank) const;
 
@@ -78,6 +80,8 @@ class PythonScheme {
   };
 
   Seat& own_seat(int rank);
+  template <class Wait>
+  void waiting(int rank, const Wait& wait);
   PendingCall pending(int rank, const GroupHandle& group, const CallRequest& request);
 
   Parallel parallel_;

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
 import torch
 import torch.nn as nn
+from torch.overrides import TorchFunctionMode
 
 from .. import _scheme
 from .._reports import Tap, VerifyReport
@@ -150,7 +152,7 @@ def _run(module: nn.Module, dtype: torch.dtype, step: Callable[[nn.Module], Any]
     _watch.hook(made, ["*"], record, watched)
     state = torch.get_rng_state()
     try:
-        with _watch.recording_reference(record):
+        with _watch.recording_reference(record), _InDouble() if dtype == torch.float64 else nullcontext():
             step(made)
     finally:
         torch.set_rng_state(state)
@@ -158,13 +160,42 @@ def _run(module: nn.Module, dtype: torch.dtype, step: Callable[[nn.Module], Any]
     return {(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps}
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+class _InDouble(TorchFunctionMode):
+    """What is computed with a number in float64 is computed in float64: a loss against targets in float32, and modules
+    that convert to a format by its name."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        if name in ("__get__", "__set__") or not _any_double([args, kwargs]):
+            return function(*args, **kwargs)
+        if name in ("float", "half", "bfloat16") and args[0].dtype == torch.float64:
+            return args[0]
+        written = args[:1] if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) else ()
+        return function(*written, *_widened(args[len(written):]), **_widened(kwargs))
+
+
+def _any_double(value: Any) -> bool:
     if isinstance(value, torch.Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
+        return value.dtype == torch.float64
     if isinstance(value, dict):
-        return {key: _cast(item, dtype) for key, item in value.items()}
+        return any(_any_double(item) for item in value.values())
+    return isinstance(value, (list, tuple)) and any(_any_double(item) for item in value)
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    return _cast(value, torch.float64, _widened)
+
+
+def _cast(value: Any, dtype: torch.dtype, each: Optional[Callable[[Any], Any]] = None) -> Any:
+    of = each or (lambda item: _cast(item, dtype))
+    if isinstance(value, torch.Tensor):
+        return value.to(dtype) if value.is_floating_point() and value.dtype != dtype else value
+    if isinstance(value, dict):
+        return {key: of(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_cast(item, dtype) for item in value)
+        return type(value)(of(item) for item in value)
     return value
 
 

@@ -115,7 +115,7 @@ def judged(main, *args, reference=Block, step=whole_step, max_amplification=32, 
 def column_row(skips=False, dtype=torch.float32):
     dist.init_process_group()
     block = shardproof.torch.watch(slice_of(4, dtype=dtype), placements={"down": Partial()})
-    loss = F.mse_loss(block(X.to(dtype), skips), TARGET, reduction="sum")
+    loss = F.mse_loss(block(X.to(dtype), skips), TARGET.to(dtype), reduction="sum")
     loss.backward()
 
 
@@ -326,3 +326,27 @@ def test_every_call_of_a_module_is_a_step_of_its_own():
 
     assert [tap.name for tap in report.taps] == ["model", "model#1", "model#2"]
     assert report.first_divergence.tap == "model#2"
+
+
+class Rounding(nn.Module):
+    """As many models do, it converts by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(WIDTH) * 1.1)
+
+    def forward(self, x):
+        h = x.float() * torch.tensor(1.0, dtype=torch.float32)
+        h = h / h.to(torch.float32).square().mean(-1, keepdim=True).sqrt()
+        return torch.softmax(h, -1, dtype=torch.float32).to(x.dtype) * self.scale
+
+
+def test_the_reference_is_computed_in_float64_whatever_it_converts_to():
+    from shardproof.torch._verdict import _run
+
+    found = _run(Rounding(), torch.float64, lambda module: F.mse_loss(module(X), TARGET).backward())
+
+    x = X.double()
+    expected = torch.softmax(x / x.square().mean(-1, keepdim=True).sqrt(), -1) * torch.tensor(1.1).double()
+    assert abs(found["model", 0] - expected.numpy()).max() < 1e-15
+    assert found["scale.grad", -1].dtype == float
