@@ -71,9 +71,20 @@ std::exception_ptr rank_error(const WorldState& world, GlobalRank rank, const st
 // The ranks that have not finished and wait in no call.
 std::vector<GlobalRank> outside_any_call(const WorldState& world) {
   std::vector<bool> waits(world.ranks.size());
+  const auto note = [&](const internal::Call* call, GlobalRank rank) {
+    if (call != nullptr && internal::is_awaited(*call)) waits[static_cast<std::size_t>(to_int(rank))] = true;
+  };
+  const auto note_members = [&](const GroupState& meeting) {
+    for (std::size_t i = 0; i < meeting.members.size(); ++i) note(meeting.members[i].call, meeting.group.members[i]);
+  };
   for (const auto& group : world.groups) {
+    note_members(*group);
+    for (const auto& [number, lane] : group->lanes) note_members(*lane);
+    if (group->mailboxes == nullptr) continue;
     for (std::size_t i = 0; i < group->members.size(); ++i) {
-      if (group->members[i].call != nullptr) waits[static_cast<std::size_t>(to_int(group->group.members[i]))] = true;
+      for (const auto* messages : {&group->mailboxes[i].sends, &group->mailboxes[i].recvs}) {
+        for (const auto& message : *messages) note(message.call, group->group.global(message.call->rank));
+      }
     }
   }
   std::vector<GlobalRank> outside;

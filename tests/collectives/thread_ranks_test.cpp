@@ -155,6 +155,30 @@ TEST(ThreadRanks, ProveTheDeadlockOfAnIssuedCall) {
   }
 }
 
+TEST(ThreadRanks, AreOutsideOnlyWhereTheyWaitInNoCallAtAll) {
+  std::latch release(1);
+  Threads threads(
+      3,
+      [&](const Caller& caller) {
+        std::vector<float> values{1, 2};
+        const int rank = to_int(caller.world.rank());
+        if (rank == 0) return release.wait();
+        if (rank == 1) caller.ranks.issue_and_await(caller.world.global_rank(), caller.world.all_reduce(values));
+        if (rank == 2) caller.wait(caller.world.recv(values, GroupRank{0}));
+      },
+      100ms);
+
+  try {
+    threads.run();
+    ADD_FAILURE() << "it came to an end";
+  } catch (const NoProgressError& error) {
+    EXPECT_THAT(error.outside(), ElementsAre(GlobalRank{0}));
+  } catch (const std::exception& other) {
+    ADD_FAILURE() << other.what();
+  }
+  release.count_down();
+}
+
 TEST(ThreadRanks, TakeTheUntypedCallForTheTypedOne) {
   std::vector<float> results(4);
   Threads threads(2, [&](const Caller& caller) {

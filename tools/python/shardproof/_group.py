@@ -29,11 +29,12 @@ def caller() -> tuple[str, str, int]:
     return frame.f_code.co_filename, frame.f_code.co_name, frame.f_lineno
 
 
-def last_own(frames: traceback.StackSummary) -> traceback.FrameSummary:
-    """The innermost frame that is nobody's library, where there is one."""
+def said_of(error: BaseException) -> str:
+    """What was raised, and at which line: the innermost one that is no library's, where there is one."""
     libraries = tuple(LIBRARIES)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    return (own or frames)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = ([frame for frame in frames if not frame.filename.startswith(libraries)] or frames)[-1]
+    return f"{type(error).__name__}: {error} at {where.filename}:{where.lineno}"
 
 
 class _Prepared:

@@ -22,7 +22,7 @@ import numpy as np
 from . import _arrays, _core
 from . import _placement as placing
 from ._errors import RankError
-from ._group import PACKAGE, Group, last_own
+from ._group import PACKAGE, Group, said_of
 from ._reports import VerifyReport, parse
 
 AXES = ("tp", "cp", "dp", "pp", "etp", "ep", "edp")
@@ -144,8 +144,7 @@ class _Run:
                 pass
             except BaseException as error:  # noqa: BLE001: whatever it is, it is the rank's
                 self._errors[number] = error
-                where = last_own(traceback.extract_tb(error.__traceback__))
-                failure = f"{type(error).__name__}: {error} at {where.filename}:{where.lineno}"
+                failure = getattr(error, "said", None) or said_of(error)
             self._scheme.end(number, failure)
 
     def verdict(self, *arguments: Any) -> VerifyReport:

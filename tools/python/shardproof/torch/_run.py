@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch.nn as nn
 
 from .. import _group, _scheme
 from .._reports import VerifyReport
-from . import _isolation
+from . import _isolation, _processes
 from ._process_group import VirtualProcessGroup, Work
 from ._verdict import held_to_reference
 from ._watch import Record
@@ -34,11 +37,11 @@ def run(
     *,
     world_size: int,
     args: Sequence[Any] = (),
-    isolation: str = "thread",
+    isolation: str = "process",
     algorithm: str = "rank_order",
     wire: Optional[str] = None,
     accumulate: Optional[str] = None,
-    schedule: int = 0,
+    schedule: Optional[int] = None,
     schedules: int = 0,
     patience: float = 60.0,
     reference: Optional[Callable[[], nn.Module]] = None,
@@ -53,32 +56,29 @@ def run(
     expected, and in the module's own format, whose error is the estimate of what rounding may do. An estimate decides only
     where max_amplification says how many times it is allowed: without it the verdict is inconclusive.
 
-    isolation: "thread", the ranks are threads that run one at a time, up to their next call, in the order of the seed
-    `schedule`; `schedules` more orders can be tried. Each has torch.distributed, the random numbers of torch and RANK,
-    WORLD_SIZE, ... in os.environ of its own; other globals are shared. algorithm, wire, accumulate: of every reduction, as
+    isolation: "process", the ranks are forked from this process, which may have one thread only: globals are each rank's
+    own. "thread": they are threads that run one at a time, up to their next call, in the order of the seed `schedule`;
+    `schedules` more orders can be tried. Each has torch.distributed, torch's random numbers and RANK, WORLD_SIZE, ... in
+    os.environ of its own, and shares every other global. algorithm, wire, accumulate: of every reduction, as
     Group.all_reduce takes them. patience: see shardproof.run.
 
     Raises RankError for what a rank raises, ValueError for arguments that do not fit, and RuntimeError inside of another
     run.
     """
-    if isolation != "thread":
-        raise ValueError(f'isolation="{isolation}" does not exist: "thread" does; programs that keep a rank\'s state in '
-                         "globals of their own need processes, which are not there yet")
+    if isolation not in ("process", "thread"):
+        raise ValueError(f'isolation="{isolation}": "process" or "thread" is needed')
     if world_size < 1:
         raise ValueError(f"world_size={world_size}: at least one rank is needed")
     if _isolation.seat() is not None:
         raise RuntimeError("shardproof.torch.run() was called by a rank of another run: call it outside")
-    settings = _Settings(world_size, _isolation.Turns(world_size),
-                         {"algorithm": algorithm, "wire": wire, "accumulate": accumulate})
-
-    def body(rank: _scheme.Rank) -> None:
-        _Program(rank, settings).run(main, args)
-
-    with _isolation.threads_are_ranks():
-        try:
-            report = _scheme.run(body, dp=world_size, schedule=schedule, schedules=schedules, patience=patience)
-        finally:
-            settings.turns.restore()
+    if isolation == "process" and schedules:
+        raise ValueError('schedules runs main() again and again, in the same process: isolation="thread" can')
+    settings = _Settings(world_size, {"algorithm": algorithm, "wire": wire, "accumulate": accumulate})
+    if isolation == "process":
+        report = _in_processes(settings, main, args, schedule, patience)
+    else:
+        report = _in_threads(settings, main, args, schedule=0 if schedule is None else schedule, schedules=schedules,
+                             patience=patience)
     if reference is None or report.stall is not None:
         return report
     report.problems = []
@@ -91,44 +91,89 @@ class _Settings:
     """Of one run."""
 
     world_size: int
-    turns: _isolation.Turns
     reduce_options: dict[str, Any]
-    stores: dict[int, dist.Store] = field(default_factory=dict)  # by how many times a rank has run main()
-    begun: dict[int, int] = field(default_factory=dict)
     records: dict[int, Record] = field(default_factory=dict)  # of the last schedule
 
-    def store_of(self, rank: int) -> dist.Store:
-        """One for all ranks of a schedule, and another for the next."""
-        round = self.begun[rank] = self.begun.get(rank, 0) + 1
-        return self.stores.setdefault(round, dist.HashStore())
+
+def _in_threads(settings: _Settings, main: Callable[..., Any], args: Sequence[Any], **how: Any) -> VerifyReport:
+    turns = _isolation.Turns(settings.world_size)
+    stores: dict[int, dist.Store] = {}  # by how many times a rank has run main(): each schedule has another
+    begun: dict[int, int] = {}
+
+    def body(rank: _scheme.Rank) -> None:
+        begun[rank.id] = begun.get(rank.id, 0) + 1
+        store = stores.setdefault(begun[rank.id], dist.HashStore())
+        turns.enter(rank.id, fresh=True)
+        program = _Program(rank.id, _isolation.InTurns(rank._scheme, turns), store, settings)
+        settings.records[rank.id] = program.record
+        program.run(main, args)
+
+    with _isolation.threads_are_ranks():
+        try:
+            return _scheme.run(body, dp=settings.world_size, **how)
+        finally:
+            turns.restore()
+
+
+def _in_processes(settings: _Settings, main: Callable[..., Any], args: Sequence[Any], schedule: Optional[int],
+                  patience: float) -> VerifyReport:
+    _processes.refuse_unless_alone()
+    children: list[_processes.Child] = []
+    with tempfile.TemporaryDirectory() as folder:
+
+        def program_of(rank: int) -> Callable[[_processes.RemoteScheme], bytes]:
+            def program(scheme: _processes.RemoteScheme) -> bytes:
+                os.environ.update(_isolation.variables_of(rank, settings.world_size))
+                store = dist.FileStore(os.path.join(folder, "store"), settings.world_size)
+                made = _Program(rank, scheme, store, settings)
+                with _isolation.threads_are_ranks():
+                    made.run(main, args)
+                return pickle.dumps(made.record.finished())
+
+            return program
+
+        def body(rank: _scheme.Rank) -> None:
+            settings.records[rank.id] = pickle.loads(children[rank.id].serve(rank._scheme, rank.id))
+
+        try:
+            for rank in range(settings.world_size):
+                children.append(_processes.Child(rank))
+                children[rank].fork(children[:rank], program_of(rank))
+            report = _scheme.run(body, dp=settings.world_size, schedule=schedule, patience=patience)
+            if report.stall is not None and report.stall.stacks:
+                report.stall.stacks = {rank: children[rank].stack() for rank in report.stall.stacks}
+            return report
+        finally:
+            for child in children:
+                child.close()
 
 
 class _Program:
-    """main() on one rank, in its thread."""
+    """main() on one rank, in the thread that is the rank's."""
 
-    def __init__(self, rank: _scheme.Rank, settings: _Settings) -> None:
-        self._rank = rank.id
+    def __init__(self, rank: int, scheme: Any, store: dist.Store, settings: _Settings) -> None:
+        self.record = Record(rank)
+        self._scheme = scheme
+        self._store = store
         self._settings = settings
-        self._scheme = _isolation.InTurns(rank._scheme, settings.turns)
         self._pending: dict[int, Work] = {}
 
     def _make_group(self, name: str, members: list[int], group_rank: int) -> VirtualProcessGroup:
-        handle = self._scheme.group(self._rank, f"pg{name[:8]}", members)
-        calls = _group.Group(self._scheme, self._rank, handle)
+        rank = self.record.rank
+        handle = self._scheme.group(rank, f"pg{name[:8]}", members)
+        calls = _group.Group(self._scheme, rank, handle)
         return VirtualProcessGroup(group_rank, len(members), calls, name, self._pending, self._settings.reduce_options)
 
     def run(self, main: Callable[..., Any], args: Sequence[Any]) -> None:
-        self._settings.turns.enter(self._rank, fresh=True)
-        record = self._settings.records[self._rank] = Record(self._rank)
-        _isolation.take(_isolation.Seat(self._rank, self._settings.world_size, self._settings.store_of(self._rank),
-                                        self._make_group, record))
+        _isolation.take(_isolation.Seat(self.record.rank, self._settings.world_size, self._store, self._make_group,
+                                        self.record))
         torch.set_num_threads(1)
         try:
             with torch.autograd.set_multithreading_enabled(False):
                 main(*args)
                 for work in list(self._pending.values()):
                     work.wait()
-                record.gradients()
+                self.record.gradients()
         finally:
             torch._C._distributed_c10d._unregister_all_process_groups()
             _isolation.take(None)

@@ -150,12 +150,14 @@ def _run(module: nn.Module, dtype: torch.dtype, step: Callable[[nn.Module], Any]
 
     made.register_forward_pre_hook(cast, with_kwargs=True)
     _watch.hook(made, ["*"], record, watched)
-    state = torch.get_rng_state()
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(1)  # no thread is left behind with which this process could not be forked
     try:
         with _watch.recording_reference(record), _InDouble() if dtype == torch.float64 else nullcontext():
             step(made)
     finally:
         torch.set_rng_state(state)
+        torch.set_num_threads(threads)
     record.gradients()
     return {(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps}
 

@@ -59,6 +59,12 @@ class Record:
         if piece is not None:
             to.append(piece)
 
+    def finished(self) -> Record:
+        """Without the modules: what may go to another process."""
+        for watched in self.watched:
+            watched.model = nn.Identity()
+        return self
+
     def gradients(self) -> None:
         """Those that are there now."""
         for watched in self.watched:

@@ -1,6 +1,7 @@
 """PyTorch programs on virtual ranks: every call of torch.distributed, what stands on it, and what goes wrong."""
 
 import copy
+import gc
 import os
 import signal
 import subprocess
@@ -23,9 +24,26 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int
           torch.uint8]
 
 
+ISOLATION = "process"
+
+
+@pytest.fixture(autouse=True, params=["process", "thread"])
+def isolation(request):
+    """Every test runs in both, but those that look into the ranks' memory from outside."""
+    if request.param == "process" and "threads" in request.keywords:
+        pytest.skip("looks into the ranks' memory")
+    globals()["ISOLATION"] = request.param
+
+
+def run(main, **options):
+    return shardproof.torch.run(main, **{"isolation": ISOLATION, **options})
+
+
 def completes(main, world_size=4, **options):
     """Every rank comes to the end; nothing is expected, so that nothing is proven."""
-    report = shardproof.torch.run(main, world_size=world_size, patience=20, **options)
+    if ISOLATION == "process":
+        options.pop("schedules", None)
+    report = run(main, world_size=world_size, patience=20, **options)
     assert report.stall is None, str(report)
     assert report.verdict == "inconclusive" and "no tap is expected" in str(report)
 
@@ -37,6 +55,7 @@ def me():
 @pytest.fixture(autouse=True)
 def nothing_stays_behind():
     threads, world, state = threading.active_count(), dist.distributed_c10d._world, torch.get_rng_state()
+    files = len(os.listdir("/proc/self/fd"))
     yield
     deadline = time.monotonic() + 2
     while threading.active_count() > threads and time.monotonic() < deadline:
@@ -44,6 +63,10 @@ def nothing_stays_behind():
     assert threading.active_count() == threads
     assert dist.distributed_c10d._world is world and not dist.is_initialized()
     assert torch.equal(torch.get_rng_state(), state) and "RANK" not in os.environ
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -186,6 +209,7 @@ def test_groups_meshes_and_functional_collectives():
     completes(main)
 
 
+@pytest.mark.threads
 def test_every_rank_has_its_own_random_numbers_and_environment():
     seen = {}
 
@@ -204,6 +228,7 @@ def test_every_rank_has_its_own_random_numbers_and_environment():
         assert (variable, asked) == (str(rank), rank)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("algorithm", ["rank_order", "ring", "tree", "recursive_doubling"])
 def test_sums_are_taken_in_the_order_that_was_chosen(algorithm):
     values = torch.randn(4, 64, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.arange(-3, 61).fmod(4)
@@ -316,7 +341,7 @@ def test_a_skipped_collective_is_a_proven_deadlock_with_its_lines():
         dist.barrier()
 
     began = time.monotonic()
-    report = shardproof.torch.run(main, world_size=4)
+    report = run(main, world_size=4)
 
     line = main.__code__.co_firstlineno
     assert time.monotonic() - began < 5 and report.stall.kind == "collective_mismatch"
@@ -330,7 +355,7 @@ def test_a_rank_that_leaves_is_named():
         if me() != 1:
             dist.barrier()
 
-    report = shardproof.torch.run(main, world_size=3)
+    report = run(main, world_size=3)
 
     assert report.stall.kind == "deadlock" and f"{HERE}:{main.__code__.co_firstlineno + 3}" in report.deadlock
     assert "rank 1" in report.deadlock
@@ -344,7 +369,7 @@ def test_transposed_splits_are_named_by_their_edge():
         splits = sent[me()]
         dist.all_to_all_single(torch.zeros(4), torch.ones(4), splits, splits)  # should be the column of `sent`
 
-    report = shardproof.torch.run(main, world_size=2)
+    report = run(main, world_size=2)
 
     assert report.stall.kind == "collective_mismatch"
     assert "rank 1 sends 2 elements to rank 0, which expects 3 from it" in report.deadlock
@@ -357,7 +382,7 @@ def test_a_collective_in_the_wrong_group_of_two_is_named():
         axis = "dp" if me() == 3 else "tp"
         dist.all_reduce(torch.ones(4), group=mesh[axis].get_group())
 
-    report = shardproof.torch.run(main, world_size=4)
+    report = run(main, world_size=4)
 
     assert report.stall.kind == "deadlock" and "[1,3]" in report.deadlock and "[2,3]" in report.deadlock
 
@@ -370,8 +395,9 @@ def test_what_a_rank_raises_is_the_cause_with_the_line_of_its_own_code():
         dist.barrier()
 
     with pytest.raises(shardproof.RankError, match=f"{HERE}:{main.__code__.co_firstlineno + 3}") as error:
-        shardproof.torch.run(main, world_size=3)
+        run(main, world_size=3)
     assert error.value.rank == 1 and isinstance(error.value.__cause__, RuntimeError)
+    assert "size" in str(error.value.__cause__)
 
 
 def test_bad_input_says_what_to_do():
@@ -395,8 +421,8 @@ def test_bad_input_says_what_to_do():
 
     completes(main, 2)
     with pytest.raises(ValueError, match="at least one rank"):
-        shardproof.torch.run(main, world_size=0)
-    with pytest.raises(ValueError, match="thread"):
+        run(main, world_size=0)
+    with pytest.raises(ValueError, match='"process" or "thread" is needed'):
         shardproof.torch.run(main, world_size=1, isolation="fibre")
     with pytest.raises(RuntimeError, match="outside of shardproof.torch.run"):
         shardproof.torch.rank()
@@ -410,7 +436,7 @@ def test_an_input_that_is_written_under_way_is_refused_with_the_line_of_the_call
         x[2] = 3
         work.wait()
 
-    report = shardproof.torch.run(main, world_size=2)
+    report = run(main, world_size=2)
 
     assert "its input was written between issue and await, element 2" in report.deadlock
     assert f"{HERE}:{main.__code__.co_firstlineno + 3}" in report.deadlock
@@ -418,22 +444,23 @@ def test_an_input_that_is_written_under_way_is_refused_with_the_line_of_the_call
 
 def test_an_interrupt_ends_a_run_in_which_a_rank_never_comes_back():
     code = """
-import threading, torch.distributed as dist, shardproof.torch
+import sys, threading, torch.distributed as dist, shardproof.torch
 def main():
     dist.init_process_group()
     if dist.get_rank() == 1:
         print("waits", flush=True)
         threading.Event().wait()
     dist.barrier()
-shardproof.torch.run(main, world_size=3)
+shardproof.torch.run(main, world_size=3, isolation=sys.argv[1])
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", code, ISOLATION], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "waits\n"
     child.send_signal(signal.SIGINT)
     _, said = child.communicate(timeout=30)
     assert child.returncode != 0 and "KeyboardInterrupt" in said
 
 
+@pytest.mark.threads
 def test_a_rank_that_stays_in_its_own_code_is_no_progress_with_its_stack():
     release = threading.Event()
 
@@ -443,7 +470,7 @@ def test_a_rank_that_stays_in_its_own_code_is_no_progress_with_its_stack():
             release.wait()
         dist.barrier()
 
-    report = shardproof.torch.run(main, world_size=2, patience=0.3)
+    report = run(main, world_size=2, patience=0.3)
     release.set()
 
     assert report.stall.kind == "no_progress" and "release.wait()" in report.stall.stacks[1]
@@ -457,3 +484,73 @@ def test_128_ranks_run():
         assert x.tolist() == [128] * 3
 
     completes(main, 128)
+
+
+GLOBAL = None
+
+
+def test_globals_are_each_process_s_own():
+    def main():
+        global GLOBAL
+        dist.init_process_group()
+        GLOBAL = me()
+        torch.manual_seed(me())
+        dist.barrier()
+        assert (GLOBAL, os.environ["RANK"], os.environ["WORLD_SIZE"]) == (me(), str(me()), "4")
+        assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(me()))
+
+    completes(main, isolation="process")
+    assert GLOBAL is None
+
+
+def test_a_process_that_dies_ends_the_run_and_is_named():
+    def main():
+        dist.init_process_group()
+        if me() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+
+    with pytest.raises(shardproof.RankError, match="the process of rank 1 was ended by SIGKILL") as error:
+        run(main, world_size=3, isolation="process")
+    assert error.value.rank == 1
+
+
+def test_a_process_that_stays_in_its_own_code_is_ended_and_shown():
+    def main():
+        dist.init_process_group()
+        while me() == 1:
+            time.sleep(0.01)
+        dist.barrier()
+
+    report = run(main, world_size=3, isolation="process", patience=0.4)
+
+    assert report.stall.kind == "no_progress" and list(report.stall.stacks) == [1]
+    assert f'{HERE}", line {main.__code__.co_firstlineno + 3}' in report.stall.stacks[1]
+    assert "rank 1 runs code of its own" in report.deadlock or "rank 1 run code of" in report.deadlock
+
+
+def test_a_process_with_threads_is_not_forked():
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="prefetch")
+    thread.start()
+    try:
+        with pytest.raises(RuntimeError, match='this one has threads prefetch: call .* isolation="thread"'):
+            run(print, world_size=2, isolation="process")
+    finally:
+        release.set()
+        thread.join()
+    with pytest.raises(ValueError, match="again and again"):
+        run(print, world_size=2, isolation="process", schedules=3)
+
+
+def test_memory_of_processes_grows_with_what_they_send_and_large_sums_are_right():
+    def main():
+        dist.init_process_group()
+        for count in (10, 100_000, 3_000_000):
+            x = torch.ones(count)
+            works = [dist.all_reduce(x, async_op=True), dist.all_reduce(y := torch.ones(7), async_op=True)]
+            for work in works[::-1]:
+                work.wait()
+            assert (x == 3).all() and (y == 3).all()
+
+    completes(main, 3)

@@ -21,6 +21,14 @@ X = torch.randn(TOKENS, WIDTH, generator=DATA)
 TARGET = torch.randn(TOKENS, WIDTH, generator=DATA)
 
 
+ISOLATION = "process"
+
+
+@pytest.fixture(autouse=True, params=["process", "thread"])
+def isolation(request):
+    globals()["ISOLATION"] = request.param
+
+
 class Reduce(torch.autograd.Function):
     """Megatron's g: sums forward."""
 
@@ -109,7 +117,7 @@ def whole_step(block):
 
 def judged(main, *args, reference=Block, step=whole_step, max_amplification=32, world_size=4):
     return shardproof.torch.run(main, world_size=world_size, args=args, reference=reference, step=step,
-                                max_amplification=max_amplification)
+                                max_amplification=max_amplification, isolation=ISOLATION)
 
 
 def column_row(skips=False, dtype=torch.float32):
