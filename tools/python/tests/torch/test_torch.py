@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -554,3 +555,12 @@ def test_memory_of_processes_grows_with_what_they_send_and_large_sums_are_right(
             assert (x == 3).all() and (y == 3).all()
 
     completes(main, 3)
+
+
+def test_the_readme_holds_the_example_and_what_it_prints():
+    root = Path(os.environ["SHARDPROOF_SOURCE_DIR"])
+    example = root / "tools" / "python" / "examples" / "torch_tensor_parallel.py"
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True)
+
+    readme = (root / "README.md").read_text()
+    assert example.read_text() in readme and done.stdout in readme
