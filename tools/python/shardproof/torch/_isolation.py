@@ -102,6 +102,11 @@ def _new_process_group(made: Callable[..., Any]) -> Callable[..., Any]:
             if dropped in named:
                 named[dropped] = None
         group, store = made(group_size, group_rank, members, BACKEND, *rest, **named)
+        if isinstance(group, dist.ProcessGroup):
+            group.made = True
+        # Programs ask for it. One of GPUs would send them there.
+        if str(backend) == "gloo" and group in c10d._world.pg_map:
+            c10d._world.pg_map[group] = ("gloo", store)
         return group, store
 
     return helper

@@ -76,12 +76,16 @@ class Work(dist.Work):
 
 
 class VirtualProcessGroup(dist.ProcessGroup):
-    """`group`: the calls of this rank. `reduce`: algorithm, wire and accumulate of its reductions."""
+    """make(label): the calls of this rank in its group of that label, whose calls meet no others' labels.
+    reduce_options: algorithm, wire and accumulate of its reductions."""
 
-    def __init__(self, rank: int, size: int, group: Group, name: str, pending: dict[int, Work],
+    def __init__(self, rank: int, size: int, make: Callable[[str], Group], name: str, pending: dict[int, Work],
                  reduce_options: dict[str, Any]) -> None:
         super().__init__(rank, size)
-        self._group = group
+        self._make = make
+        self._label = f"pg{name[:8]}"
+        self._group = make(self._label)
+        self._of_tag = {0: self._group}
         self._name = name
         self._pending = pending
         self._options = reduce_options
@@ -89,6 +93,7 @@ class VirtualProcessGroup(dist.ProcessGroup):
         other = reduce_options.get("algorithm") not in (None, "rank_order", "ring")
         self._others = {**reduce_options, "algorithm": "rank_order"} if other else reduce_options
         self._coalesced: Optional[Work] = None
+        self.made = False
 
     def getBackendName(self) -> str:
         return "shardproof"
@@ -103,6 +108,11 @@ class VirtualProcessGroup(dist.ProcessGroup):
     @property
     def pg_name(self) -> str:
         return self._name
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        # None while torch makes the group: it would have its flight recorder look into one that is written in C++.
+        return [torch.device("cpu")] if self.made else []
 
     @property
     def supports_coalescing(self) -> bool:
@@ -341,17 +351,22 @@ class VirtualProcessGroup(dist.ProcessGroup):
 
     def send(self, tensors: Tensors, to: int, tag: int = 0) -> Work:
         work = self._work(list(tensors))
-        _refuse_tag(tag)
         for tensor in tensors:
-            work.add(self._group.isend(moved(tensor), to))
+            work.add(self._tagged(tag).isend(moved(tensor), to))
         return work
 
     def recv(self, tensors: Tensors, source: int, tag: int = 0) -> Work:
         work = self._work(list(tensors))
-        _refuse_tag(tag)
         for tensor in tensors:
-            work.add(self._group.irecv(moved(tensor), source))
+            work.add(self._tagged(tag).irecv(moved(tensor), source))
         return work
+
+    def _tagged(self, tag: int) -> Group:
+        """Messages of different tags do not meet."""
+        if tag not in self._of_tag:
+            self._of_tag[tag] = self._make(f"{self._label} tag {tag} ")
+        self._of_tag[tag].waits_at_once = self._group.waits_at_once
+        return self._of_tag[tag]
 
     def recv_anysource(self, tensors: Tensors, tag: int = 0) -> Work:
         raise ValueError("recv without src: what comes first would depend on the schedule; name the rank it comes from")
@@ -370,11 +385,6 @@ class VirtualProcessGroup(dist.ProcessGroup):
 
     def abort(self) -> None:
         pass
-
-
-def _refuse_tag(tag: int) -> None:
-    if tag != 0:
-        raise ValueError(f"a message with tag {tag}: messages between two ranks match in order; leave the tag out")
 
 
 def _first(*lists: Tensors) -> torch.Tensor:

@@ -241,6 +241,8 @@ class Child:
         mine, self._theirs = socket.socketpair()
         self.wire, self._mine = Wire(mine), mine
         self._stack = tempfile.TemporaryFile()
+        self._ending = threading.Lock()
+        self._status = 0
         self.pid = 0
 
     def fork(self, others: Sequence[Child], program: Callable[[RemoteScheme], bytes]) -> None:
@@ -337,20 +339,21 @@ class Child:
         return f"the process of rank {self.rank} {how}"
 
     def end(self, patience: float = 0.0) -> int:
-        """Its exit status, as subprocess has it; killed when it has not ended by then."""
-        if self.pid == 0:
-            return getattr(self, "_status", 0)
-        until = time.monotonic() + patience
-        done, status = os.waitpid(self.pid, os.WNOHANG)
-        while done == 0 and time.monotonic() < until:
-            time.sleep(0.002)
+        """Its exit status, as subprocess has it; killed when it has not ended by then. From any thread."""
+        with self._ending:
+            if self.pid == 0:
+                return self._status
+            until = time.monotonic() + patience
             done, status = os.waitpid(self.pid, os.WNOHANG)
-        if done == 0:
-            os.kill(self.pid, signal.SIGKILL)
-            _, status = os.waitpid(self.pid, 0)
-        self.pid = 0
-        self._status = os.waitstatus_to_exitcode(status)
-        return self._status
+            while done == 0 and time.monotonic() < until:
+                time.sleep(0.002)
+                done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done == 0:
+                os.kill(self.pid, signal.SIGKILL)
+                _, status = os.waitpid(self.pid, 0)
+            self.pid = 0
+            self._status = os.waitstatus_to_exitcode(status)
+            return self._status
 
     def stack(self) -> str:
         """Where its program is, the library's own frames left out."""

@@ -159,10 +159,10 @@ class _Program:
         self._pending: dict[int, Work] = {}
 
     def _make_group(self, name: str, members: list[int], group_rank: int) -> VirtualProcessGroup:
-        rank = self.record.rank
-        handle = self._scheme.group(rank, f"pg{name[:8]}", members)
-        calls = _group.Group(self._scheme, rank, handle)
-        return VirtualProcessGroup(group_rank, len(members), calls, name, self._pending, self._settings.reduce_options)
+        def make(label: str) -> _group.Group:
+            return _group.Group(self._scheme, self.record.rank, self._scheme.group(self.record.rank, label, members))
+
+        return VirtualProcessGroup(group_rank, len(members), make, name, self._pending, self._settings.reduce_options)
 
     def run(self, main: Callable[..., Any], args: Sequence[Any]) -> None:
         _isolation.take(_isolation.Seat(self.record.rank, self._settings.world_size, self._store, self._make_group,

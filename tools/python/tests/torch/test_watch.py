@@ -146,14 +146,14 @@ def test_a_column_and_row_parallel_pair_passes_with_its_gradients(dtype):
 def test_an_estimate_decides_nothing_unless_it_is_told_to():
     for skips in (False, True):
         report = judged(column_row, skips, max_amplification=None)
-        assert report.verdict == "inconclusive" and "decide nothing" in str(report)
+        assert (report.verdict, report.exit_code) == ("inconclusive", 4) and "decide nothing" in str(report)
         assert (report.first_divergence is not None) == skips
 
 
 def test_a_skipped_all_reduce_is_named_at_its_module():
     report = judged(column_row, True)
 
-    assert (report.verdict, report.first_divergence.tap) == ("mismatch", "model")
+    assert (report.verdict, report.exit_code, report.first_divergence.tap) == ("mismatch", 1, "model")
     assert report.first_divergence.ranks == [0, 1, 2, 3]
     assert "estimated" in report.first_divergence.message
 
