@@ -46,7 +46,8 @@ class _Prepared:
                  counts: Optional[list[int]] = None, recv_counts: Sequence[int] = ()) -> None:
         held = source or target
         if source is not None and target is not None and source.code != target.code:
-            raise TypeError(f"{operation}: the input's elements are {source.flat.dtype}, the output's {target.flat.dtype}")
+            raise TypeError(f"{operation}: the input's elements are {source.flat.dtype}, the output's "
+                            f"{target.flat.dtype}")
         self.source = source
         self.target = target
         self.given = given

@@ -8,10 +8,12 @@ edge by edge, a deadlock is proven, and sums are taken in one order, so that a r
 
 import torch as _torch
 
-_VERSION = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in _torch.__version__.split("+")[0].split(".")[:2])
+_PARTS = _torch.__version__.split("+")[0].split(".")
+_VERSION = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in _PARTS[:2])
 if _VERSION < (2, 4):
-    raise ImportError(f"shardproof.torch needs torch 2.4 or newer, and this is {_torch.__version__}: its process groups "
-                      "cannot be written in Python; pip install torch. shardproof.run takes its tensors as they are.")
+    raise ImportError(f"shardproof.torch needs torch 2.4 or newer, and this is {_torch.__version__}: its process "
+                      "groups cannot be written in Python; pip install torch. shardproof.run takes its tensors as they "
+                      "are.")
 
 from ._run import rank, run  # noqa: E402
 from ._watch import tap, watch  # noqa: E402

@@ -97,8 +97,8 @@ class Piece:
                 extents[placement.dim] = (begin + first, min(chunk, count - first))
         expected = tuple(count for _, count in extents)
         if expected != shape:
-            raise ValueError(f"{self.name}: rank {self.rank} holds {list(shape)} where {placements} of {list(whole)} is "
-                             f"{list(expected)}")
+            raise ValueError(f"{self.name}: rank {self.rank} holds {list(shape)} where {placements} of {list(whole)} "
+                             f"is {list(expected)}")
         return Block(tuple(begin for begin, _ in extents), partial)
 
     def _guess(self, whole: tuple[int, ...]) -> Placements:
@@ -107,9 +107,11 @@ class Piece:
         dims = [dim for dim, (part, size) in enumerate(zip(shape, whole)) if part != size]
         if not dims:
             return [Replicate()] * len(self.axes)
-        fits = [i for i, axis in enumerate(self.axes)
-                if len(dims) == 1 and math.ceil(whole[dims[0]] / axis.size) >= shape[dims[0]] and axis.size > 1
-                and math.ceil(whole[dims[0]] / axis.size) * (axis.size - 1) < whole[dims[0]] <= shape[dims[0]] * axis.size]
+        fits = []
+        if len(dims) == 1:
+            part, size = shape[dims[0]], whole[dims[0]]
+            # Of the size that torch.chunk gives to every rank.
+            fits = [i for i, axis in enumerate(self.axes) if part * axis.size == size]
         if len(fits) != 1:
             raise ValueError(f"{self.name}: rank {self.rank} holds {list(shape)} of {list(whole)}; say which part, for "
                              f'one: watch(..., placements={{"{self.name}": [Shard({dims[0]}), ...]}})')

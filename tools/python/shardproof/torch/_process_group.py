@@ -9,70 +9,12 @@ from typing import Any, Optional
 import torch
 import torch.distributed as dist
 
-from .._group import Group, Handle
+from .._group import Group
 from ._tensors import cover, fold_all, moved, reduced, reduction_of
+from ._work import Work
 
 Tensors = Sequence[torch.Tensor]
 _C10D = dist.distributed_c10d.__file__
-After = Callable[[], None]
-
-
-class Work(dist.Work):
-    """Calls under way. What is never waited for is waited for when the rank's program ends."""
-
-    def __init__(self, pending: dict[int, Work], result: Any) -> None:
-        super().__init__()
-        self._calls: list[tuple[Handle, Optional[After]]] = []
-        self._result = result
-        self._pending = pending
-        self._failure: Optional[BaseException] = None
-        pending[id(self)] = self
-
-    def add(self, handle: Handle, after: Optional[After] = None) -> None:
-        self._calls.append((handle, after))
-
-    def wait(self, timeout: Any = None) -> bool:
-        try:
-            while self._calls:
-                handle, after = self._calls.pop(0)
-                handle.wait()
-                if after is not None:
-                    after()
-        except BaseException as error:
-            self._calls.clear()
-            self._failure = error
-            raise
-        finally:
-            if not self._calls:
-                self._pending.pop(id(self), None)
-        return True
-
-    def synchronize(self) -> None:
-        self.wait()
-
-    def block_current_stream(self) -> None:
-        self.wait()
-
-    def is_completed(self) -> bool:
-        """Asking completes it: whether others have come yet would depend on the schedule."""
-        return self.wait()
-
-    def is_success(self) -> bool:
-        return self._failure is None and not self._calls
-
-    def exception(self) -> Optional[BaseException]:
-        return self._failure
-
-    def result(self) -> Any:
-        self.wait()
-        return self._result
-
-    def get_future(self) -> torch.futures.Future:
-        """Complete already: a rank that waits in a future of torch's could not be seen waiting."""
-        self.wait()
-        future: torch.futures.Future = torch.futures.Future()
-        future.set_result(self._result)
-        return future
 
 
 class VirtualProcessGroup(dist.ProcessGroup):
@@ -303,8 +245,8 @@ class VirtualProcessGroup(dist.ProcessGroup):
         if splits:
             self._need(len(splits), f"{what} splits")
             if sum(splits) != rows or min(splits) < 0:
-                raise ValueError(f"all_to_all_single: {what} splits {list(splits)} do not add up to dim 0 of the {what}, "
-                                 f"{rows}")
+                raise ValueError(f"all_to_all_single: {what} splits {list(splits)} do not add up to dim 0 of the "
+                                 f"{what}, {rows}")
             return [int(count) for count in splits]
         if rows % size:
             raise ValueError(f"all_to_all_single: dim 0 of the {what}, {rows}, does not divide by {size} ranks")

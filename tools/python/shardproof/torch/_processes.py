@@ -44,7 +44,7 @@ def refuse_unless_alone() -> None:
     others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
     native = _native_threads() - THREADS_OF_IMPORT
     if threading.current_thread() is not threading.main_thread() or others or native > 0:
-        what = f"threads {', '.join(others)}" if others else f"{max(native, 1)} thread(s) of libraries (OpenMP, autograd)"
+        what = f"threads {', '.join(others)}" if others else f"{max(native, 1)} of libraries (OpenMP, autograd)"
         raise RuntimeError(f"ranks are forked from a process with one thread, and this one has {what}: call "
                            'shardproof.torch.run before anything computes in parallel or starts a thread, or with '
                            'isolation="thread"')
@@ -325,7 +325,9 @@ class Child:
         _, size, group, operation, code, source_at, source_size, target_at, target_size, rest = question
         self.arena.reach(size, grow=False)
         source = None if source_at is None else self.arena.array(source_at, source_size)
-        target = source if target_at == source_at else None if target_at is None else self.arena.array(target_at, target_size)
+        target = source
+        if target_at != source_at:
+            target = None if target_at is None else self.arena.array(target_at, target_size)
         made = scheme.call(rank, groups[group], operation, code, source, target, *rest)
         if made is None:
             return None

@@ -17,9 +17,10 @@ import torch.nn as nn
 from .. import _group, _scheme
 from .._reports import VerifyReport
 from . import _isolation, _processes
-from ._process_group import VirtualProcessGroup, Work
+from ._process_group import VirtualProcessGroup
 from ._verdict import held_to_reference
 from ._watch import Record
+from ._work import Work
 
 _group.LIBRARIES.append(str(Path(torch.__file__).parent))
 
@@ -48,22 +49,23 @@ def run(
     step: Optional[Callable[[nn.Module], Any]] = None,
     max_amplification: Optional[float] = None,
 ) -> VerifyReport:
-    """Runs main(*args) on every rank, as torchrun would, reports what stood in its way, and holds what it watches and taps
-    to the reference.
+    """Runs main(*args) on every rank, as torchrun would, reports what stood in its way, and holds what it watches and
+    taps to the reference.
 
-    reference: makes the unsharded module, which gets the weights that main()'s watched model has; they have to cover it.
-    step: step(module) runs it on the whole batch, loss.backward() included. It is run in float64, which is what is
-    expected, and in the module's own format, whose error is the estimate of what rounding may do. An estimate decides only
-    where max_amplification says how many times it is allowed: without it the verdict is inconclusive.
+    reference: makes the unsharded module, which gets the weights that main()'s watched model has; they have to cover
+    it. step: step(module) runs it on the whole batch, loss.backward() included. It is run in float64, which is what is
+    expected, and in the module's own format, whose error is the estimate of what rounding may do. An estimate decides
+    only where max_amplification says how many times it is allowed: without it the verdict is inconclusive.
 
-    isolation: "process", the ranks are forked from this process, which may have one thread only: globals are each rank's
-    own. "thread": they are threads that run one at a time, up to their next call, in the order of the seed `schedule`;
-    `schedules` more orders can be tried. Each has torch.distributed, torch's random numbers and RANK, WORLD_SIZE, ... in
-    os.environ of its own, and shares every other global. algorithm, wire, accumulate: of every reduction, as
-    Group.all_reduce takes them. patience: see shardproof.run.
+    isolation: "process", the ranks are forked from this process, which may have one thread only: globals are each
+    rank's own. "thread": they are threads that run one at a time, up to their next call, in the order of the seed
+    `schedule`; `schedules` more orders can be tried. Each has torch.distributed, torch's random numbers and RANK,
+    WORLD_SIZE, ... in os.environ of its own, and shares every other global.
 
-    Raises RankError for what a rank raises, ValueError for arguments that do not fit, and RuntimeError inside of another
-    run.
+    algorithm, wire, accumulate: of every reduction, as Group.all_reduce takes them. patience: see shardproof.run.
+
+    Raises RankError for what a rank raises, ValueError for arguments that do not fit, and RuntimeError inside of
+    another run, or where this process cannot be forked.
     """
     if isolation not in ("process", "thread"):
         raise ValueError(f'isolation="{isolation}": "process" or "thread" is needed')
@@ -82,8 +84,9 @@ def run(
     if reference is None or report.stall is not None:
         return report
     report.problems = []
-    return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference, step,
-                             max_amplification, report)
+    with torch.random.fork_rng(devices=[]):  # reference() may draw its weights
+        return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference, step,
+                                 max_amplification, report)
 
 
 @dataclass

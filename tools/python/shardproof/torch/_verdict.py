@@ -23,6 +23,9 @@ from ._pieces import Piece
 SUSPECT = 16.0
 _UNIT = {torch.float64: 2.0 ** -53, torch.float32: 2.0 ** -24, torch.float16: 2.0 ** -11, torch.bfloat16: 2.0 ** -8}
 
+#: Relative to a row's size: beyond it a tensor of zeros would pass.
+_WIDEST = 0.5
+
 Key = tuple[str, int]
 
 
@@ -32,6 +35,9 @@ class Expected:
 
     values: np.ndarray
     estimate: float
+
+
+Tensors = Mapping[Key, tuple[Sequence[Piece], Expected]]
 
 
 def held_to_reference(records: Sequence[_watch.Record], world_size: int, reference: Callable[[], nn.Module],
@@ -54,8 +60,8 @@ def held_to_reference(records: Sequence[_watch.Record], world_size: int, referen
     differing = gather_weights(module, weights)
     degrees = degrees_of(records, world_size)
     if differing is not None:
-        return _judged(report, degrees, {(differing, -1): (weights[differing], Expected(_whole(module, differing), 0.0))},
-                       0.0, True)
+        first = Expected(_whole(module, differing), 0.0)
+        return _judged(report, degrees, {(differing, -1): (weights[differing], first)}, 0.0, True)
     expected = expectations(module, step, pieces)
     return _judged(report, degrees, {key: (pieces[key], expected[key]) for key in pieces},
                    SUSPECT if max_amplification is None else max_amplification, max_amplification is not None)
@@ -64,15 +70,17 @@ def held_to_reference(records: Sequence[_watch.Record], world_size: int, referen
 def degrees_of(records: Sequence[_watch.Record], world_size: int) -> dict[str, int]:
     """The watched mesh in the axes that causes are told in: those of its names where they are of ours, in our order, or
     else tp, cp, dp, pp for its dims from the last, whose ranks are neighbours. All ranks are dp where meshes differ."""
-    meshes = {tuple((axis.name, axis.size) for axis in watched.axes) for record in records for watched in record.watched}
+    meshes = {tuple((axis.name, axis.size) for axis in watched.axes)
+              for record in records for watched in record.watched}
     known = ["tp", "cp", "dp", "pp"]
     if len(meshes) == 1:
         dims = list(meshes.pop())[::-1]
         in_order = all(_counts(records, i) for i in range(len(dims))) and len(dims) <= len(known)
         if in_order and math.prod(size for _, size in dims) == world_size:
             names = [name for name, _ in dims]
-            ours = [name for name in known if name in names] == names
-            return {name: size for name, (_, size) in zip(names if ours else known[2:] if len(dims) == 1 else known, dims)}
+            if [name for name in known if name in names] != names:
+                names = ["dp"] if len(dims) == 1 else known
+            return {name: size for name, (_, size) in zip(names, dims)}
     return {"dp": world_size}
 
 
@@ -92,7 +100,7 @@ def _whole(module: nn.Module, name: str) -> np.ndarray:
 
 
 def gather_weights(module: nn.Module, weights: Mapping[str, Sequence[Piece]]) -> Optional[str]:
-    """Into the reference, whose every parameter they have to cover. Returns one of which two ranks hold other values."""
+    """Into the reference, whose every parameter they have to cover. Returns one that two ranks have other values of."""
     parameters = dict(module.named_parameters())
     unknown = sorted(set(weights) - set(parameters))
     missing = sorted(set(parameters) - set(weights)) if weights else []
@@ -123,8 +131,8 @@ def gather_weights(module: nn.Module, weights: Mapping[str, Sequence[Piece]]) ->
 def expectations(module: nn.Module, step: Optional[Callable[[nn.Module], Any]],
                  pieces: Mapping[Key, Sequence[Piece]]) -> dict[Key, Expected]:
     if step is None:
-        raise ValueError("step= is needed beside reference=: step(module) runs the unsharded module on the whole batch, "
-                         "loss.backward() included where gradients are to be compared")
+        raise ValueError("step= is needed beside reference=: step(module) runs the unsharded module on the whole "
+                         "batch, loss.backward() included where gradients are to be compared")
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     coarse = torch.float32 if own == torch.float64 else own
     exact, rounded = _run(module, torch.float64, step), _run(module, coarse, step)
@@ -211,22 +219,27 @@ def _relative(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.max(np.divide(worst, size, out=np.zeros_like(worst), where=size > 0)))
 
 
-def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Mapping[Key, tuple[Sequence[Piece], Expected]], times: float,
+def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, times: float,
             gates: bool) -> VerifyReport:
-    """Tensors of one bound, rounded up to a power of two, are judged together; the first in the program's order counts."""
+    """Tensors of one bound, rounded up to a power of two, are judged together; the program's first wrong one counts."""
     bounds: dict[float, list[Key]] = {}
     for key, (_, expected) in tensors.items():
-        bound = min(times * expected.estimate, 0.5)
+        bound = min(times * expected.estimate, _WIDEST)
         bounds.setdefault(2.0 ** np.ceil(np.log2(bound)) if bound > 0 else 0.0, []).append(key)
     order = {_shown(key): i for i, key in enumerate(tensors)}
     taps: dict[str, Tap] = {}
+    wide: list[str] = []
     first: Optional[VerifyReport] = None
     for bound, keys in bounds.items():
         found = _replayed(degrees, {key: tensors[key] for key in keys}, bound)
         for tap in found.taps:
             estimate = next(tensors[key][1].estimate for key in keys if _shown(key) == tap.name)
             # An error counts in bounds of its own row: in estimates, it is so many times.
-            tap.other["estimates"] = tap.max_error / tap.bound * bound / estimate if tap.max_error > 0 < tap.bound else 0.0
+            own = tap.max_error / tap.bound if tap.max_error > 0 < tap.bound else 0.0
+            tap.other["estimates"] = own * bound / estimate if estimate > 0 else 0.0
+            if times * estimate >= _WIDEST and tap.verdict == "pass":
+                tap.verdict = "inconclusive"
+                wide.append(f"{tap.name}: {times:g} times its estimate is as large as it is: agreement proves nothing")
             taps[tap.name] = tap
         at = found.first_divergence
         if at is not None and (first is None or order[at.tap] < order[first.first_divergence.tap]):
@@ -237,10 +250,10 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Mapping[K
     if times > 0 and compared:
         worst = max(compared, key=lambda tap: tap.other["estimates"])
         report.amplification = {"max": worst.other["estimates"], "tap": worst.name, "estimated": True}
-    report.notes = [f"{piece.name}: taken for {piece.inferred}" for pieces, _ in tensors.values() for piece in pieces[:1]
-                    if piece.inferred]
+    report.notes = [f"{pieces[0].name}: taken for {pieces[0].inferred}" for pieces, _ in tensors.values()
+                    if pieces[0].inferred] + wide
     report.notes += [f"{tap.name}: zero, or one value throughout: agreement proves nothing" for tap in report.taps
-                            if tap.verdict == "inconclusive"]
+                     if tap.verdict == "inconclusive" and not any(note.startswith(f"{tap.name}: ") for note in wide)]
     report.verdict = "inconclusive" if not compared else "pass"
     if first is not None:
         report.first_divergence = first.first_divergence
@@ -258,8 +271,7 @@ def _shown(key: Key) -> str:
     return name if step < 1 else f"{name}#{step}"
 
 
-def _replayed(degrees: Mapping[str, int], tensors: Mapping[Key, tuple[Sequence[Piece], Expected]],
-              bound: float) -> VerifyReport:
+def _replayed(degrees: Mapping[str, int], tensors: Tensors, bound: float) -> VerifyReport:
     """What the ranks held is tapped again, by ranks that do nothing else."""
     of_rank: dict[int, list[tuple[str, Piece, tuple[int, ...]]]] = {}
     for key, (pieces, expected) in tensors.items():

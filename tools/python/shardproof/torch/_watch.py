@@ -1,4 +1,4 @@
-"""What is recorded of a sharded module while it runs: weights, outputs and gradients, with their places in the whole."""
+"""What is recorded of a sharded module while it runs: weights, outputs and gradients, each with its place."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Record:
             placements: Optional[Placements] = None) -> None:
         if not (tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)):
             return
-        piece = piece_of(tensor, self.rank, name, step, watched.axes, placements or watched.placements_of(name))
+        placed = watched.placements_of(name) if placements is None else placements
+        piece = piece_of(tensor, self.rank, name, step, watched.axes, placed)
         if piece is not None:
             to.append(piece)
 
@@ -82,13 +83,13 @@ def watch(
     mesh: Optional[DeviceMesh] = None,
     placements: Optional[Mapping[str, Any]] = None,
 ) -> nn.Module:
-    """From a rank: what the modules of these names (patterns; the module itself is "model") give, and the gradients that
-    its parameters have when main() returns, are held to the reference of shardproof.torch.run, which gets the weights that
-    the model has now. Returns the model.
+    """From a rank: what the modules of these names (patterns; the module itself is "model") give, and the gradients
+    that its parameters have when main() returns, are held to the reference of shardproof.torch.run, which gets the
+    weights that the model has now. Returns the model.
 
-    placements: of plain tensors, by patterns of their names ("*.up.weight", "layers.0.mlp"): DTensor's placements, one for
-    each dim of `mesh` (all ranks in one dim, unless given). A DTensor has its own; where nothing is said, a tensor as large
-    as the reference's is replicated, and one that only one mesh dim can have cut is a shard.
+    placements: of plain tensors, by patterns of their names ("*.up.weight", "layers.0.mlp"): DTensor's placements, one
+    for each dim of `mesh` (all ranks in one dim, unless given). A DTensor has its own; where nothing is said, a tensor
+    as large as the reference's is replicated, and one that only one mesh dim can have cut is a shard.
     """
     record = _record("watch")
     if mesh is None:
@@ -106,7 +107,8 @@ def watch(
 
 def tap(name: str, tensor: torch.Tensor, *placements: Any, mesh: Optional[DeviceMesh] = None) -> None:
     """Holds a tensor that no module gives, a loss for one, to what the reference's step taps under the same name.
-    placements: as watch has them; a plain tensor of which nothing is said is replicated. Beside a run it does nothing."""
+    placements: one for each dim of `mesh`, as watch has them; nothing is said of a replicated one. Outside of a run it
+    does nothing."""
     if _isolation.seat() is None and _reference is None:
         return
     record = _record("tap")
@@ -116,8 +118,7 @@ def tap(name: str, tensor: torch.Tensor, *placements: Any, mesh: Optional[Device
             mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
         axes = axes_of(mesh) or ()
     watched = Watched(nn.Identity(), axes, {})
-    given = list(placements) if record.rank >= 0 else []
-    record.add(record.taps, torch.as_tensor(tensor), name, record.next_step(name), watched, given or ([] if not axes else None))
+    record.add(record.taps, torch.as_tensor(tensor), name, record.next_step(name), watched, placements if axes else ())
 
 
 _reference: Optional[Record] = None
@@ -157,7 +158,8 @@ def hook(model: nn.Module, names: Iterable[str], record: Record, watched: Watche
             found = True
             module.register_forward_hook(_hook(name, record, watched))
     if not found:
-        raise ValueError(f"no module is named {' or '.join(patterns)}: {', '.join(p for p, _ in model.named_modules() if p)}")
+        there = ", ".join(path for path, _ in model.named_modules() if path)
+        raise ValueError(f"no module is named {' or '.join(patterns)}: {there}")
 
 
 def _hook(name: str, record: Record, watched: Watched) -> Any:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 import torch.distributed.fsdp
 import torch.nn as nn
 import torch.nn.functional as F
+from ranks import run
 from torch.distributed.device_mesh import init_device_mesh
 
 import shardproof
@@ -19,14 +20,6 @@ TOKENS, WIDTH, INNER = 8, 8, 32
 DATA = torch.Generator().manual_seed(3)
 X = torch.randn(TOKENS, WIDTH, generator=DATA)
 TARGET = torch.randn(TOKENS, WIDTH, generator=DATA)
-
-
-ISOLATION = "process"
-
-
-@pytest.fixture(autouse=True, params=["process", "thread"])
-def isolation(request):
-    globals()["ISOLATION"] = request.param
 
 
 class Reduce(torch.autograd.Function):
@@ -116,8 +109,8 @@ def whole_step(block):
 
 
 def judged(main, *args, reference=Block, step=whole_step, max_amplification=32, world_size=4):
-    return shardproof.torch.run(main, world_size=world_size, args=args, reference=reference, step=step,
-                                max_amplification=max_amplification, isolation=ISOLATION)
+    return run(main, world_size=world_size, args=args, reference=reference, step=step,
+               max_amplification=max_amplification)
 
 
 def column_row(skips=False, dtype=torch.float32):
@@ -318,7 +311,7 @@ def test_what_is_watched_is_named_right_or_refused():
 
     assert shardproof.torch.run(main, world_size=4).stall is None
     with pytest.raises(RuntimeError, match="outside of shardproof.torch.run"):
-        shardproof.torch.watch(Block())
+        shardproof.torch.watch(nn.Identity())
     shardproof.torch.tap("loss", torch.ones(1))  # in a program that runs without us: nothing
 
 
@@ -358,3 +351,9 @@ def test_the_reference_is_computed_in_float64_whatever_it_converts_to():
     expected = torch.softmax(x / x.square().mean(-1, keepdim=True).sqrt(), -1) * torch.tensor(1.1).double()
     assert abs(found["model", 0] - expected.numpy()).max() < 1e-15
     assert found["scale.grad", -1].dtype == float
+
+
+def test_a_bound_as_large_as_the_values_proves_nothing():
+    report = judged(column_row, False, max_amplification=1e8)
+
+    assert report.verdict == "inconclusive" and "agreement proves nothing" in str(report)
