@@ -157,8 +157,11 @@ std::unique_ptr<IssuedCall> call(PythonScheme& scheme, int rank, const GroupHand
     }
     return nullptr;
   }
-  CallHandle handle = scheme.issue(rank, group, request);
-  return std::make_unique<IssuedCall>(std::move(from), std::move(to), std::move(handle));
+  auto made = std::make_unique<IssuedCall>();
+  made->handle = scheme.issue(rank, group, request);
+  made->in = std::move(from);
+  made->out = std::move(to);
+  return made;
 }
 
 void wait(PythonScheme& scheme, int rank, IssuedCall& call) {

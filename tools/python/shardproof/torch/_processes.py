@@ -42,6 +42,10 @@ def refuse_unless_alone() -> None:
     if sys.platform != "linux":
         raise RuntimeError('isolation="process" needs Linux: isolation="thread" runs everywhere')
     others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    # A thread that was joined may take a while to be gone.
+    until = time.monotonic() + 1.0
+    while _native_threads() > THREADS_OF_IMPORT and not others and time.monotonic() < until:
+        time.sleep(0.005)
     native = _native_threads() - THREADS_OF_IMPORT
     if threading.current_thread() is not threading.main_thread() or others or native > 0:
         what = f"threads {', '.join(others)}" if others else f"{max(native, 1)} of libraries (OpenMP, autograd)"
