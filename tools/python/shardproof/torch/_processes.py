@@ -50,8 +50,8 @@ def refuse_unless_alone() -> None:
     if threading.current_thread() is not threading.main_thread() or others or native > 0:
         what = f"threads {', '.join(others)}" if others else f"{max(native, 1)} of libraries (OpenMP, autograd)"
         raise RuntimeError(f"ranks are forked from a process with one thread, and this one has {what}: call "
-                           'shardproof.torch.run before anything computes in parallel or starts a thread, or with '
-                           'isolation="thread"')
+                           "shardproof.torch.run before anything starts one (torch.set_num_threads(1) keeps torch from "
+                           'it), or with isolation="thread"')
 
 
 class RankFailure(RuntimeError):

@@ -11,6 +11,8 @@ import torch.distributed as dist
 
 import ranks
 
+torch.set_num_threads(1)  # what a test computes itself starts no thread: the next one's ranks are forked
+
 
 @pytest.fixture(autouse=True, params=["process", "thread"])
 def isolation(request):
