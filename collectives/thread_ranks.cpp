@@ -36,10 +36,18 @@ struct ThreadRanks::Run {
   bool quiet() const { return awake == 0 && working == 0 && work.empty(); }
 };
 
+/// What a thread asks of its coroutine: to await a call, to issue it (both are given), or to await what was issued.
+struct ThreadRanks::Request {
+  PendingCall* call = nullptr;
+  CallHandle* handle = nullptr;
+  bool awaits = true;                  // and not only issues
+  std::exception_ptr error = nullptr;  // of awaiting what was issued: the thread's to deal with
+};
+
 struct ThreadRanks::Thread {
   std::counting_semaphore<> go{0};
   std::coroutine_handle<> waiting;  // the rank's coroutine, until the thread says what is next
-  PendingCall* call = nullptr;      // what is next: a call,
+  Request* request = nullptr;       // what is next: this,
   bool ended = false;               // or the end
   std::exception_ptr error;
   std::uint64_t starts = 0;  // the run that begin() returns into
@@ -66,7 +74,7 @@ struct ThreadRanks::Next {
     }
     mine.go.release();  // from here on the thread may resume the coroutine
   }
-  PendingCall* await_resume() const { return thread->ended ? nullptr : thread->call; }
+  Request* await_resume() const { return thread->ended ? nullptr : thread->request; }
 };
 
 /// A frame is destroyed when the run is over, whatever its thread then waits for.
@@ -101,7 +109,19 @@ Task<> ThreadRanks::program(GlobalRank rank) {
 Task<> ThreadRanks::serve(ThreadRanks* ranks, Thread* thread) {
   Drop drop{ranks, thread};
   Next next{ranks, thread};
-  while (PendingCall* const call = co_await next) co_await std::move(*call);
+  while (Request* const asked = co_await next) {
+    if (asked->handle == nullptr) {
+      co_await std::move(*asked->call);
+      continue;
+    }
+    if (asked->call != nullptr) *asked->handle = CallHandle(*asked->call);
+    if (!asked->awaits) continue;
+    try {
+      co_await *asked->handle;
+    } catch (...) {
+      asked->error = std::current_exception();
+    }
+  }
   if (thread->error) std::rethrow_exception(std::exchange(thread->error, nullptr));
 }
 
@@ -167,11 +187,36 @@ void ThreadRanks::go_on(Thread& mine, Lock& lock) {
 }
 
 void ThreadRanks::await(GlobalRank rank, PendingCall&& call) {
+  Request request{.call = &call};
+  ask(rank, request);
+}
+
+CallHandle ThreadRanks::issue(GlobalRank rank, PendingCall&& call) {
+  CallHandle handle;
+  Request request{.call = &call, .handle = &handle, .awaits = false};
+  ask(rank, request);
+  return handle;
+}
+
+void ThreadRanks::issue_and_await(GlobalRank rank, PendingCall&& call) {
+  CallHandle handle;
+  Request request{.call = &call, .handle = &handle};
+  ask(rank, request);
+  if (request.error) std::rethrow_exception(request.error);
+}
+
+void ThreadRanks::await(GlobalRank rank, CallHandle& handle) {
+  Request request{.handle = &handle};
+  ask(rank, request);
+  if (request.error) std::rethrow_exception(request.error);
+}
+
+void ThreadRanks::ask(GlobalRank rank, Request& request) {
   Thread& mine = thread(rank);
   {
     Lock lock(mutex_);
     if (!takes_part(mine)) throw RunOver();
-    mine.call = &call;
+    mine.request = &request;
     mine.in_call = true;
     mine.woken = false;
     go_on(mine, lock);

@@ -38,6 +38,7 @@
 #include <vector>
 
 #include "collectives/call.h"
+#include "collectives/call_handle.h"
 #include "collectives/executor.h"
 #include "collectives/rank.h"
 #include "collectives/task.h"
@@ -71,6 +72,12 @@ class ThreadRanks {
   bool begin(GlobalRank rank);
   /// Blocks until the call is complete. Throws RunOver.
   void await(GlobalRank rank, PendingCall&& call);
+  /// Issues the call and goes on; the handle is awaited later. Throws RunOver.
+  CallHandle issue(GlobalRank rank, PendingCall&& call);
+  /// Both at once: what others only issue here is blocked for.
+  void issue_and_await(GlobalRank rank, PendingCall&& call);
+  /// Blocks until the issued call is complete. Throws RunOver, and what co_await of the handle throws.
+  void await(GlobalRank rank, CallHandle& handle);
   /// The rank's program has returned, or thrown `error`. What ended with RunOver is not the rank's error.
   void end(GlobalRank rank, std::exception_ptr error = nullptr);
 
@@ -90,6 +97,7 @@ class ThreadRanks {
  private:
   struct Run;
   struct Thread;
+  struct Request;
   struct Next;
   struct Drop;
   class FreeExecutor;
@@ -103,6 +111,7 @@ class ThreadRanks {
   void enter(const Thread& thread);
   void leave();
   void go_on(Thread& thread, Lock& lock);
+  void ask(GlobalRank rank, Request& request);
   void work_off(Lock& lock);
   void tell_if_quiet();
   bool hand_over(Thread& thread);

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <tuple>
 #include <unordered_set>
+#include <utility>
 
 #include "collectives/call_hook.h"
 #include "collectives/internal/state.h"
@@ -69,9 +71,20 @@ std::exception_ptr rank_error(const WorldState& world, GlobalRank rank, const st
 // The ranks that have not finished and wait in no call.
 std::vector<GlobalRank> outside_any_call(const WorldState& world) {
   std::vector<bool> waits(world.ranks.size());
+  const auto note = [&](const internal::Call* call, GlobalRank rank) {
+    if (call != nullptr && internal::is_awaited(*call)) waits[static_cast<std::size_t>(to_int(rank))] = true;
+  };
+  const auto note_members = [&](const GroupState& meeting) {
+    for (std::size_t i = 0; i < meeting.members.size(); ++i) note(meeting.members[i].call, meeting.group.members[i]);
+  };
   for (const auto& group : world.groups) {
+    note_members(*group);
+    for (const auto& [number, lane] : group->lanes) note_members(*lane);
+    if (group->mailboxes == nullptr) continue;
     for (std::size_t i = 0; i < group->members.size(); ++i) {
-      if (group->members[i].call != nullptr) waits[static_cast<std::size_t>(to_int(group->group.members[i]))] = true;
+      for (const auto* messages : {&group->mailboxes[i].sends, &group->mailboxes[i].recvs}) {
+        for (const auto& message : *messages) note(message.call, group->group.global(message.call->rank));
+      }
     }
   }
   std::vector<GlobalRank> outside;
@@ -147,11 +160,58 @@ std::string list_text(const std::vector<GlobalRank>& members) {
   return text;
 }
 
+GroupState& add(WorldState& world, std::string axis, std::vector<GlobalRank> members) {
+  if (members.empty()) throw std::invalid_argument(fmt::format("a group of axis {} without members", axis));
+  std::unordered_set<int> seen;
+  for (const GlobalRank member : members) {
+    if (to_int(member) < 0 || to_int(member) >= world.size) {
+      throw std::invalid_argument(
+          fmt::format("rank {} of a group of axis {} is not in a world of {} ranks", to_int(member), axis, world.size));
+    }
+    if (!seen.insert(to_int(member)).second) {
+      throw std::invalid_argument(fmt::format("rank {} is twice in a group of axis {}", to_int(member), axis));
+    }
+  }
+  auto group = std::make_unique<GroupState>();
+  group->world = &world;
+  group->id = GroupId{static_cast<int>(world.groups.size())};
+  group->group.index = world.groups_of_axis[axis]++;
+  group->group.axis = std::move(axis);
+  group->group.members = std::move(members);
+  group->ascending = std::is_sorted(group->group.members.begin(), group->group.members.end());
+  group->members.resize(group->group.members.size());
+  world.groups.push_back(std::move(group));
+  return *world.groups.back();
+}
+
+GroupState& add_listed(WorldState& world, const std::string& label, std::vector<GlobalRank> members) {
+  GroupState& group = add(world, label, std::move(members));
+  group.listed = true;
+  group.asked.assign(group.members.size(), 0);
+  group.group.index = 0;
+  group.group.own_name = label + "[" + list_text(group.group.members) + "]";
+  return group;
+}
+
+Communicator communicator_of(GroupState& group, GlobalRank rank) {
+  const auto& members = group.group.members;
+  // Most groups list their ranks in ascending order.
+  const auto found = group.ascending ? std::lower_bound(members.begin(), members.end(), rank)
+                                     : std::find(members.begin(), members.end(), rank);
+  if (found == members.end() || *found != rank) {
+    throw std::invalid_argument(fmt::format("rank {} is not in {}", to_int(rank), group.group.name()));
+  }
+  const auto index = found - members.begin();
+  if (group.listed) group.asked[static_cast<std::size_t>(index)] = 1;
+  return Communicator(group, GroupRank{static_cast<int>(index)});
+}
+
 }  // namespace
 
 bool internal::comes_before(const GroupState& a, const GroupState& b) {
   if (a.listed != b.listed) return b.listed;
-  return a.listed ? a.group.members < b.group.members : a.id < b.id;
+  if (!a.listed) return a.id < b.id;
+  return std::tie(a.group.members, a.group.axis) < std::tie(b.group.members, b.group.axis);
 }
 
 std::vector<const GroupState*> internal::in_order(const WorldState& world) {
@@ -177,37 +237,11 @@ int World::size() const {
 }
 
 GroupId World::add_group(std::string axis, std::vector<GlobalRank> members) {
-  if (members.empty()) throw std::invalid_argument(fmt::format("a group of axis {} without members", axis));
-  std::unordered_set<int> seen;
-  for (const GlobalRank member : members) {
-    if (to_int(member) < 0 || to_int(member) >= state_->size) {
-      throw std::invalid_argument(fmt::format("rank {} of a group of axis {} is not in a world of {} ranks",
-                                              to_int(member), axis, state_->size));
-    }
-    if (!seen.insert(to_int(member)).second) {
-      throw std::invalid_argument(fmt::format("rank {} is twice in a group of axis {}", to_int(member), axis));
-    }
-  }
-  auto group = std::make_unique<GroupState>();
-  group->world = state_.get();
-  group->id = GroupId{static_cast<int>(state_->groups.size())};
-  group->group.index = state_->groups_of_axis[axis]++;
-  group->group.axis = std::move(axis);
-  group->group.members = std::move(members);
-  group->ascending = std::is_sorted(group->group.members.begin(), group->group.members.end());
-  group->members.resize(group->group.members.size());
-  state_->groups.push_back(std::move(group));
-  return state_->groups.back()->id;
+  return add(*state_, std::move(axis), std::move(members)).id;
 }
 
 GroupId World::add_listed_group(std::vector<GlobalRank> members) {
-  const GroupId id = add_group("ranks", std::move(members));
-  GroupState& group = *state_->groups.back();
-  group.listed = true;
-  group.asked.assign(group.members.size(), 0);
-  group.group.index = 0;
-  group.group.own_name = "ranks[" + list_text(group.group.members) + "]";
-  return id;
+  return add_listed(*state_, "ranks", std::move(members)).id;
 }
 
 int World::group_count() const {
@@ -219,17 +253,19 @@ const Group& World::group(GroupId id) const {
 }
 
 Communicator World::communicator(GroupId id, GlobalRank rank) const {
-  GroupState& group = group_of(*state_, id);
-  const auto& members = group.group.members;
-  // Most groups list their ranks in ascending order.
-  const auto found = group.ascending ? std::lower_bound(members.begin(), members.end(), rank)
-                                     : std::find(members.begin(), members.end(), rank);
-  if (found == members.end() || *found != rank) {
-    throw std::invalid_argument(fmt::format("rank {} is not in {}", to_int(rank), group.group.name()));
+  return communicator_of(group_of(*state_, id), rank);
+}
+
+Communicator labelled_group(const Communicator& of_rank, const std::string& label,
+                            const std::vector<GlobalRank>& members) {
+  if (of_rank.state() == nullptr) throw std::logic_error("a communicator that belongs to no world was used");
+  WorldState& world = *of_rank.state()->world;
+  const std::lock_guard lock(world.labelled_mutex);
+  auto found = world.labelled.find({label, members});
+  if (found == world.labelled.end()) {
+    found = world.labelled.emplace(std::pair(label, members), &add_listed(world, label, members)).first;
   }
-  const auto index = found - members.begin();
-  if (group.listed) group.asked[static_cast<std::size_t>(index)] = 1;
-  return Communicator(group, GroupRank{static_cast<int>(index)});
+  return communicator_of(*found->second, of_rank.global_rank());
 }
 
 void World::set_hook(CallHook* hook) {

@@ -33,6 +33,13 @@ struct WorldOptions {
 
 inline constexpr int kMaxRanks = 1 << 20;
 
+/// The way of a communicator's rank into the group of this label and these members, "label[3,1]", which is made when
+/// the first of them asks for it: groups of the same members under other labels are others. By any number of ranks at
+/// once; not beside World::add_listed_group. Throws as World::add_group, and std::invalid_argument when the rank is no
+/// member.
+Communicator labelled_group(const Communicator& of_rank, const std::string& label,
+                            const std::vector<GlobalRank>& members);
+
 class World {
  public:
   using Program = std::function<Task<>(GlobalRank)>;

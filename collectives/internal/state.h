@@ -14,6 +14,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "collectives/call.h"
@@ -99,6 +100,8 @@ struct WorldState {
   std::vector<RankState> ranks;
   std::vector<std::unique_ptr<GroupState>> groups;
   std::map<std::string, int> groups_of_axis;
+  std::mutex labelled_mutex;  // of labelled, and of adding to groups what it names
+  std::map<std::pair<std::string, std::vector<GlobalRank>>, GroupState*> labelled;
   Executor* executor = nullptr;     // of the current run
   std::atomic<bool> issues{false};  // a call has been issued in this run
   CallHook* hook = nullptr;

@@ -31,6 +31,8 @@ struct Caller {
   ThreadRanks& ranks;
   Communicator world;
   void wait(PendingCall&& call) const { ranks.await(world.global_rank(), std::move(call)); }
+  CallHandle issue(PendingCall&& call) const { return ranks.issue(world.global_rank(), std::move(call)); }
+  void wait(CallHandle& handle) const { ranks.await(world.global_rank(), handle); }
 };
 using Body = std::function<void(const Caller&)>;
 
@@ -99,6 +101,83 @@ TEST_P(ThreadRanksOf, ReduceWhatCoroutinesReduce) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ThreadRanksOf, ::testing::Values(1, 2, 7, 16));
+
+TEST(ThreadRanks, WaitForWhatTheyIssuedInAnyOrder) {
+  std::vector<std::vector<int>> results(3);
+  Threads threads(3, [&](const Caller& caller) {
+    const int rank = to_int(caller.world.rank());
+    std::vector<int> sum{rank, 1}, gathered(3);
+    const std::vector<int> own{rank};
+    CallHandle first = caller.issue(caller.world.all_reduce(sum));
+    CallHandle second = caller.issue(caller.world.all_gather(std::span(own), gathered));
+    caller.wait(rank == 0 ? first : second);
+    caller.wait(rank == 0 ? second : first);
+    sum.insert(sum.end(), gathered.begin(), gathered.end());
+    results[testing::index(caller.world.rank())] = sum;
+  });
+
+  for (const std::optional<std::uint64_t> schedule : {std::optional<std::uint64_t>(), {1}, {2}, {3}}) {
+    threads.run(schedule);
+
+    for (const std::vector<int>& result : results) EXPECT_THAT(result, ElementsAre(3, 3, 0, 1, 2));
+  }
+}
+
+TEST(ThreadRanks, ThrowInTheirOwnThreadWhatAwaitingRefuses) {
+  std::atomic<int> refused = 0;
+  Threads threads(2, [&](const Caller& caller) {
+    std::vector<float> values{1, 2};
+    CallHandle sum = caller.issue(caller.world.all_reduce(values));
+    values[1] = 3;
+    try {
+      caller.wait(sum);
+    } catch (const InvalidCall& error) {
+      EXPECT_THAT(error.what(), HasSubstr("its input was written between issue and await"));
+      ++refused;
+    }
+  });
+
+  threads.run();
+
+  EXPECT_EQ(refused, 2);
+}
+
+TEST(ThreadRanks, ProveTheDeadlockOfAnIssuedCall) {
+  Threads threads(2, [&](const Caller& caller) {
+    std::vector<float> values{1, 2};
+    CallHandle sum = caller.issue(caller.world.all_reduce(values));
+    caller.wait(sum);
+    if (to_int(caller.world.rank()) == 0) caller.wait(caller.world.barrier());
+  });
+
+  for (const std::optional<std::uint64_t> schedule : {std::optional<std::uint64_t>(), {7}}) {
+    EXPECT_THROW(threads.run(schedule), DeadlockError);
+  }
+}
+
+TEST(ThreadRanks, AreOutsideOnlyWhereTheyWaitInNoCallAtAll) {
+  std::latch release(1);
+  Threads threads(
+      3,
+      [&](const Caller& caller) {
+        std::vector<float> values{1, 2};
+        const int rank = to_int(caller.world.rank());
+        if (rank == 0) return release.wait();
+        if (rank == 1) caller.ranks.issue_and_await(caller.world.global_rank(), caller.world.all_reduce(values));
+        if (rank == 2) caller.wait(caller.world.recv(values, GroupRank{0}));
+      },
+      100ms);
+
+  try {
+    threads.run();
+    ADD_FAILURE() << "it came to an end";
+  } catch (const NoProgressError& error) {
+    EXPECT_THAT(error.outside(), ElementsAre(GlobalRank{0}));
+  } catch (const std::exception& other) {
+    ADD_FAILURE() << other.what();
+  }
+  release.count_down();
+}
 
 TEST(ThreadRanks, TakeTheUntypedCallForTheTypedOne) {
   std::vector<float> results(4);

@@ -13,14 +13,16 @@ CODES = {name: i for i, name in enumerate(
 
 class Memory:
     """`flat` is the elements in memory; `give` makes what the caller gets of the result: the same object where it was
-    changed in place. `wire` names the 16-bit format that flat stands for in float32, when it is a copy."""
+    changed in place. `wire` names the 16-bit format that flat stands for in float32, when it is a copy; `bits` is then
+    the caller's memory, in int16."""
 
     def __init__(self, flat: np.ndarray, given: Any, wire: Optional[str] = None,
-                 give: Optional[Callable[[], Any]] = None) -> None:
+                 give: Optional[Callable[[], Any]] = None, bits: Optional[np.ndarray] = None) -> None:
         self.flat = flat
         self.code = CODES[flat.dtype.name]
         self.given = given
         self.wire = wire
+        self.bits = bits
         self._give = give
 
     def give(self) -> Any:
@@ -63,14 +65,14 @@ def _numpy(array: np.ndarray, given: Any, write: bool, reduce: bool) -> Memory:
         raise ValueError("a read-only array cannot take the result: pass x.copy(), or out=")
     if array.dtype == np.float16:
         if not reduce:
-            return Memory(array.view(np.int16), given)
+            return Memory(array.view(np.uint16), given)  # bfloat16 is int16: two ranks must not take one for the other
         wide = array.astype(np.float32)
 
         def give() -> Any:
             array[...] = wide
             return given
 
-        return Memory(wide, given, "fp16", give if write else None)
+        return Memory(wide, given, "fp16", give if write else None, array.view(np.int16))
     if array.dtype == np.bool_:
         return Memory(array.view(np.uint8), given)
     if array.dtype.name not in CODES:
@@ -95,9 +97,10 @@ def _torch(tensor: Any, reduce: bool) -> Memory:
             plain.copy_(wide)
             return tensor
 
-        return Memory(wide.numpy(), tensor, narrow, give)
+        return Memory(wide.numpy(), tensor, narrow, give, plain.view(torch.int16).numpy())
     if narrow:
-        plain = plain.view(torch.int16)
+        bits = plain.view(torch.int16).numpy()
+        return Memory(bits if narrow == "bf16" else bits.view(np.uint16), tensor)
     try:
         array = plain.numpy()
     except TypeError as error:

@@ -96,17 +96,36 @@ def block(
         made.rows = (0, len(made.row_list))
         counts = [len(made.row_list), counts[-1]]
         part = (math.prod(part[:-1]), part[-1])
-    elif all(count == size for (_, count), size in zip(extents[1:-1], whole[1:-1])):
-        inner = math.prod(whole[1:-1])
-        made.rows = (extents[0][0] * inner, extents[0][1] * inner)
     else:
-        rows = [0]
-        for (begin, count), size in zip(extents[:-1], whole[:-1]):
-            rows = [row * size + begin + i for row in rows for i in range(count)]
-        made.row_list, made.rows = rows, (0, len(rows))
+        _place_rows(made, extents, whole)
     if list(part) != counts:
         raise ValueError(f"a part of shape {list(part)} is tapped where {placements} of {list(whole)} is {counts}")
     return made
+
+
+def block_at(part: tuple[int, ...], whole: tuple[int, ...], offsets: tuple[int, ...]) -> Block:
+    """Of that shape, at these offsets of the whole. Raises ValueError where it does not lie within."""
+    if not len(part) == len(whole) == len(offsets):
+        raise ValueError(f"a part of shape {list(part)} at {list(offsets)} of {list(whole)}")
+    offsets = (0,) * (2 - len(offsets)) + offsets
+    part, whole = _two_dims(part), _two_dims(whole)
+    if any(begin < 0 or begin + count > size for begin, count, size in zip(offsets, part, whole)):
+        raise ValueError(f"a part of shape {list(part)} at {list(offsets)} does not lie in {list(whole)}")
+    extents = list(zip(offsets, part))
+    made = Block((math.prod(whole[:-1]), whole[-1]), (0, 0), extents[-1])
+    _place_rows(made, extents, whole)
+    return made
+
+
+def _place_rows(made: Block, extents: Sequence[tuple[int, int]], whole: tuple[int, ...]) -> None:
+    if all(count == size for (_, count), size in zip(extents[1:-1], whole[1:-1])):
+        inner = math.prod(whole[1:-1])
+        made.rows = (extents[0][0] * inner, extents[0][1] * inner)
+        return
+    rows = [0]
+    for (begin, count), size in zip(extents[:-1], whole[:-1]):
+        rows = [row * size + begin + i for row in rows for i in range(count)]
+    made.row_list, made.rows = rows, (0, len(rows))
 
 
 def _two_dims(shape: tuple[int, ...]) -> tuple[int, ...]:

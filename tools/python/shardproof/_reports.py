@@ -119,6 +119,11 @@ class VerifyReport:
         """The verdict in one word; of a run that did not end, what kind of stall it is."""
         return self.stall.kind.replace("_", " ") if self.stall else self.verdict
 
+    @property
+    def exit_code(self) -> int:
+        """What the command would exit with."""
+        return {"pass": 0, "mismatch": 1, "invalid": 2, "deadlock": 3}.get(self.verdict, 4)
+
     def __str__(self) -> str:
         lines = [self.word]
         if (found := self.first_divergence) is not None:

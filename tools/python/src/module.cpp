@@ -5,9 +5,11 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <limits>
+#include <memory>
 
 #include "emu/report/json.h"
 #include "emu/run/reduction.h"
@@ -108,30 +110,93 @@ std::tuple<std::string, int, std::string> run(PythonScheme& scheme, const std::v
   }
 }
 
-void call(PythonScheme& scheme, int rank, const GroupHandle& group, const std::string& operation, int type,
-          nb::handle in, nb::handle out, const std::string& reduction, const std::string& algorithm,
-          const std::optional<std::string>& wire, const std::optional<std::string>& accumulate, int gpus_per_node,
-          int root, std::optional<std::vector<std::size_t>> counts, std::vector<std::size_t> recv_counts,
-          const std::string& file, const std::string& function, std::uint32_t line) {
-  const Buffer from(in, false);
-  const Buffer to(out, true);
+/// A call under way, with the memory of the arrays that it reads and writes.
+struct IssuedCall {
+  std::unique_ptr<Buffer> in;
+  std::unique_ptr<Buffer> out;
+  CallHandle handle;
+};
+
+/// How a call is made: the rank waits for it; it is under way; or it is as one under way, and the rank waits at once.
+enum class How : int { blocking, issued, both };
+
+/// None where the rank waits for the call here.
+std::unique_ptr<IssuedCall> call(PythonScheme& scheme, int rank, const GroupHandle& group, const std::string& operation,
+                                 int type, nb::handle in, nb::handle out, const std::string& reduction,
+                                 const std::string& algorithm, const std::optional<std::string>& wire,
+                                 const std::optional<std::string>& accumulate, int gpus_per_node, int root,
+                                 std::optional<std::vector<std::size_t>> counts, std::vector<std::size_t> recv_counts,
+                                 const std::string& file, const std::string& function, std::uint32_t line, int how) {
+  auto from = std::make_unique<Buffer>(in, false);
+  auto to = std::make_unique<Buffer>(out, true);
   CallRequest request{.operation = named(operation, Operation::exchange, "the operation"),
                       .type = static_cast<ElementType>(type),
-                      .in = from.data(),
-                      .out = to.data(),
+                      .in = from->data(),
+                      .out = to->data(),
                       .root = root,
                       .counts = std::move(counts),
                       .recv_counts = std::move(recv_counts),
+                      .sends = {},
+                      .recvs = {},
                       .file = interned(file),
                       .function = interned(function),
                       .line = line};
-  request.in_count = from.bytes() / size_of(request.type);
-  request.out_count = to.bytes() / size_of(request.type);
+  request.in_count = from->bytes() / size_of(request.type);
+  request.out_count = to->bytes() / size_of(request.type);
   request.options.reduction = named(reduction, Reduction::average, "the reduction");
   request.options.algorithm = named(algorithm, Algorithm::hierarchical, "the algorithm");
   request.options.gpus_per_node = gpus_per_node;
   if (wire) request.options.wire = rounding_named(*wire);
   if (accumulate) request.options.accumulate = rounding_named(*accumulate);
+  const nb::gil_scoped_release others_run;
+  if (static_cast<How>(how) != How::issued) {
+    if (static_cast<How>(how) == How::both) {
+      scheme.issue_and_wait(rank, group, request);
+    } else {
+      scheme.call(rank, group, request);
+    }
+    return nullptr;
+  }
+  auto made = std::make_unique<IssuedCall>();
+  made->handle = scheme.issue(rank, group, request);
+  made->in = std::move(from);
+  made->out = std::move(to);
+  return made;
+}
+
+void wait(PythonScheme& scheme, int rank, IssuedCall& call) {
+  const nb::gil_scoped_release others_run;
+  scheme.wait(rank, call.handle);
+}
+
+/// An array, its element type and the other rank.
+using Message = std::tuple<nb::object, int, int>;
+
+void exchange(PythonScheme& scheme, int rank, const GroupHandle& group, const std::vector<Message>& sends,
+              const std::vector<Message>& recvs, const std::string& file, const std::string& function,
+              std::uint32_t line) {
+  std::vector<std::unique_ptr<Buffer>> buffers;
+  CallRequest request{.operation = Operation::exchange,
+                      .counts = {},
+                      .recv_counts = {},
+                      .sends = {},
+                      .recvs = {},
+                      .file = interned(file),
+                      .function = interned(function),
+                      .line = line};
+  const auto part = [&](const Message& message, bool is_send) {
+    const auto& [array, type, peer] = message;
+    const Buffer& held = *buffers.emplace_back(std::make_unique<Buffer>(array, !is_send));
+    const auto element = static_cast<ElementType>(type);
+    return internal::Part{.is_send = is_send,
+                          .type = element,
+                          .count = held.bytes() / size_of(element),
+                          .source = is_send ? held.data() : nullptr,
+                          .target = is_send ? nullptr : held.data(),
+                          .peer = GroupRank{peer}};
+  };
+  for (const Message& message : sends) request.sends.push_back(part(message, true));
+  for (const Message& message : recvs) request.recvs.push_back(part(message, false));
   const nb::gil_scoped_release others_run;
   scheme.call(rank, group, request);
 }
@@ -190,6 +255,8 @@ NB_MODULE(_core, m) {
         return ranks;
       });
 
+  nb::class_<IssuedCall>(m, "IssuedCall");
+
   nb::class_<PythonScheme>(m, "Scheme")
       .def("__init__", [](PythonScheme* self, const std::map<std::string, int>& degrees,
                           double patience) { new (self) PythonScheme(parallel_of(degrees), patience); })
@@ -203,7 +270,10 @@ NB_MODULE(_core, m) {
       .def("call", &call, nb::arg("rank"), nb::arg("group"), nb::arg("operation"), nb::arg("type"),
            nb::arg("input").none(), nb::arg("output").none(), nb::arg("reduction"), nb::arg("algorithm"),
            nb::arg("wire").none(), nb::arg("accumulate").none(), nb::arg("gpus_per_node"), nb::arg("root"),
-           nb::arg("counts").none(), nb::arg("recv_counts"), nb::arg("file"), nb::arg("function"), nb::arg("line"))
+           nb::arg("counts").none(), nb::arg("recv_counts"), nb::arg("file"), nb::arg("function"), nb::arg("line"),
+           nb::arg("how"))
+      .def("wait", &wait)
+      .def("exchange", &exchange)
       .def("tap", &tap)
       .def("at", &PythonScheme::at);
 }

@@ -77,41 +77,68 @@ GroupHandle PythonScheme::group(int rank, const std::string& axis, const std::ve
   const Seat& seat = own_seat(rank);
   const ThreadRanks::Inside inside(ranks_, GlobalRank{rank});
   if (axis == "world") return GroupHandle(seat.run, seat.rank->world());
-  if (axis.empty()) return GroupHandle(seat.run, seat.rank->group(members));
-  for (const Axis named : kAxes) {
-    if (axis == to_string(named)) return GroupHandle(seat.run, seat.rank->on(named));
+  if (members.empty()) {
+    for (const Axis named : kAxes) {
+      if (axis == to_string(named)) return GroupHandle(seat.run, seat.rank->on(named));
+    }
+    throw std::invalid_argument("a group without members");
   }
-  throw std::invalid_argument("no axis " + axis);
+  std::vector<GlobalRank> ids;
+  for (const int member : members) ids.push_back(GlobalRank{member});
+  return GroupHandle(seat.run, labelled_group(seat.rank->world(), axis, ids));
+}
+
+PendingCall PythonScheme::pending(int rank, const GroupHandle& group, const CallRequest& request) {
+  Seat& seat = own_seat(rank);
+  if (group.run != seat.run) throw RunOver();
+  CallSpec spec{.operation = request.operation,
+                .type = request.type,
+                .in = request.in,
+                .in_count = request.in_count,
+                .out = request.out,
+                .out_count = request.out_count,
+                .options = request.options,
+                .where = SourceLocation::current(request.file, request.function, request.line)};
+  spec.details.root = request.root;
+  spec.details.counts_given = request.counts.has_value();
+  if (request.counts) spec.details.counts = *request.counts;
+  spec.details.recv_counts = request.recv_counts;
+  spec.details.sends = request.sends;
+  spec.details.recvs = request.recvs;
+  const ThreadRanks::Inside inside(ranks_, GlobalRank{rank});
+  try {
+    return group.communicator.call(spec);
+  } catch (const InvalidCall&) {
+    seat.refused = std::current_exception();
+    throw;
+  }
 }
 
 void PythonScheme::call(int rank, const GroupHandle& group, const CallRequest& request) {
+  ranks_.await(GlobalRank{rank}, pending(rank, group, request));
+}
+
+CallHandle PythonScheme::issue(int rank, const GroupHandle& group, const CallRequest& request) {
+  return ranks_.issue(GlobalRank{rank}, pending(rank, group, request));
+}
+
+template <class Wait>
+void PythonScheme::waiting(int rank, const Wait& wait) {
   Seat& seat = own_seat(rank);
-  if (group.run != seat.run) throw RunOver();
-  const auto spec = [&] {
-    CallSpec made{.operation = request.operation,
-                  .type = request.type,
-                  .in = request.in,
-                  .in_count = request.in_count,
-                  .out = request.out,
-                  .out_count = request.out_count,
-                  .options = request.options,
-                  .where = SourceLocation::current(request.file, request.function, request.line)};
-    made.details.root = request.root;
-    made.details.counts_given = request.counts.has_value();
-    if (request.counts) made.details.counts = *request.counts;
-    made.details.recv_counts = request.recv_counts;
-    return made;
-  }();
-  const auto pending = [&] {
-    const ThreadRanks::Inside inside(ranks_, GlobalRank{rank});
-    try {
-      return group.communicator.call(spec);
-    } catch (const InvalidCall&) {
-      seat.refused = std::current_exception();
-      throw;
-    }
-  };
-  ranks_.await(GlobalRank{rank}, pending());
+  try {
+    wait();
+  } catch (const InvalidCall&) {
+    seat.refused = std::current_exception();
+    throw;
+  }
+}
+
+void PythonScheme::wait(int rank, CallHandle& handle) {
+  waiting(rank, [&] { ranks_.await(GlobalRank{rank}, handle); });
+}
+
+void PythonScheme::issue_and_wait(int rank, const GroupHandle& group, const CallRequest& request) {
+  waiting(rank, [&] { ranks_.issue_and_await(GlobalRank{rank}, pending(rank, group, request)); });
 }
 
 void PythonScheme::tap(int rank, const std::string& name, int step, const Placement& placement,

@@ -26,6 +26,8 @@ struct CallRequest {
   int root = -1;
   std::optional<std::vector<std::size_t>> counts;
   std::vector<std::size_t> recv_counts;
+  std::vector<internal::Part> sends;  ///< of an exchange
+  std::vector<internal::Part> recvs;
   const char* file = "";
   const char* function = "";
   std::uint32_t line = 0;
@@ -57,10 +59,15 @@ class PythonScheme {
   bool begin(int rank);
   /// `failure`: what the rank raised, in words.
   void end(int rank, const std::optional<std::string>& failure);
-  /// Of an axis ("tp"), "world", or these ranks. Throws std::invalid_argument, and RunOver.
+  /// Of an axis ("tp"), "world", or, under a label, these ranks. Throws std::invalid_argument, and RunOver.
   GroupHandle group(int rank, const std::string& axis, const std::vector<int>& members);
   /// Throws InvalidCall, RunOver, and std::logic_error from another thread or process.
   void call(int rank, const GroupHandle& group, const CallRequest& request);
+  /// The same call under way until it is waited for; its buffers live until then.
+  CallHandle issue(int rank, const GroupHandle& group, const CallRequest& request);
+  void wait(int rank, CallHandle& handle);
+  /// Both at once.
+  void issue_and_wait(int rank, const GroupHandle& group, const CallRequest& request);
   void tap(int rank, const std::string& name, int step, const Placement& placement, const TapValues& values);
   std::vector<int> at(int rank) const;
 
@@ -73,6 +80,9 @@ class PythonScheme {
   };
 
   Seat& own_seat(int rank);
+  template <class Wait>
+  void waiting(int rank, const Wait& wait);
+  PendingCall pending(int rank, const GroupHandle& group, const CallRequest& request);
 
   Parallel parallel_;
   ThreadRanks ranks_;

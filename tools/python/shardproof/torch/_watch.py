@@ -1,0 +1,182 @@
+"""What is recorded of a sharded module while it runs: weights, outputs and gradients, each with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Optional, Union
+
+import torch
+import torch.nn as nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from . import _isolation
+from ._pieces import Axis, Piece, Placements, axes_of, piece_of
+
+#: What wrappers put into a module's path.
+_WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+_MODEL = "model"  # the name of the module itself
+
+
+def own_path(path: str) -> str:
+    return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
+
+
+@dataclass
+class Watched:
+    model: nn.Module
+    axes: Sequence[Axis]
+    placements: Mapping[str, Placements]
+
+    def placements_of(self, name: str) -> Optional[Placements]:
+        for pattern, placements in self.placements.items():
+            if fnmatchcase(name, pattern):
+                return placements if isinstance(placements, (list, tuple)) else [placements]
+        return None
+
+
+@dataclass
+class Record:
+    """Of one rank, or of the reference (rank -1)."""
+
+    rank: int
+    weights: list[Piece] = field(default_factory=list)
+    taps: list[Piece] = field(default_factory=list)
+    watched: list[Watched] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def next_step(self, name: str) -> int:
+        step = self.calls.get(name, -1) + 1
+        self.calls[name] = step
+        return step
+
+    def add(self, to: list[Piece], tensor: torch.Tensor, name: str, step: int, watched: Watched,
+            placements: Optional[Placements] = None) -> None:
+        if not (tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)):
+            return
+        placed = watched.placements_of(name) if placements is None else placements
+        piece = piece_of(tensor, self.rank, name, step, watched.axes, placed)
+        if piece is not None:
+            to.append(piece)
+
+    def finished(self) -> Record:
+        """Without the modules: what may go to another process."""
+        for watched in self.watched:
+            watched.model = nn.Identity()
+        return self
+
+    def gradients(self) -> None:
+        """Those that are there now."""
+        for watched in self.watched:
+            # As backward reaches them: what is behind comes first.
+            for path, parameter in reversed(list(watched.model.named_parameters())):
+                if parameter.grad is not None:
+                    name = own_path(path)
+                    self.add(self.taps, parameter.grad, f"{name}.grad", -1, watched, watched.placements_of(name))
+
+
+def watch(
+    model: nn.Module,
+    names: Union[str, Sequence[str]] = "*",
+    *,
+    mesh: Optional[DeviceMesh] = None,
+    placements: Optional[Mapping[str, Any]] = None,
+) -> nn.Module:
+    """From a rank: what the modules of these names (patterns; the module itself is "model") give, and the gradients
+    that its parameters have when main() returns, are held to the reference of shardproof.torch.run, which gets the
+    weights that the model has now. Returns the model.
+
+    placements: of plain tensors, by patterns of their names ("*.up.weight", "layers.0.mlp"): DTensor's placements, one
+    for each dim of `mesh` (all ranks in one dim, unless given). A DTensor has its own; where nothing is said, a tensor
+    as large as the reference's is replicated, and one that only one mesh dim can have cut is a shard.
+    """
+    record = _record("watch")
+    if mesh is None:
+        mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),), mesh_dim_names=("world",))
+    axes = axes_of(mesh)
+    if axes is None:
+        raise ValueError(f"rank {record.rank} watches a module on a mesh that it is no part of: {mesh}")
+    watched = Watched(model, axes, dict(placements or {}))
+    record.watched.append(watched)
+    for path, parameter in model.named_parameters():
+        record.add(record.weights, parameter, own_path(path), -1, watched)
+    hook(model, [names] if isinstance(names, str) else list(names), record, watched)
+    return model
+
+
+def tap(name: str, tensor: torch.Tensor, *placements: Any, mesh: Optional[DeviceMesh] = None) -> None:
+    """Holds a tensor that no module gives, a loss for one, to what the reference's step taps under the same name.
+    placements: one for each dim of `mesh`, as watch has them; nothing is said of a replicated one. Outside of a run it
+    does nothing."""
+    if _isolation.seat() is None and _reference is None:
+        return
+    record = _record("tap")
+    axes: Sequence[Axis] = ()
+    if record.rank >= 0 and placements:
+        if mesh is None:
+            mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+        axes = axes_of(mesh) or ()
+    watched = Watched(nn.Identity(), axes, {})
+    record.add(record.taps, torch.as_tensor(tensor), name, record.next_step(name), watched, placements if axes else ())
+
+
+_reference: Optional[Record] = None
+
+
+class recording_reference:
+    """While it lasts, what is tapped outside of any rank is the reference's."""
+
+    def __init__(self, record: Record) -> None:
+        self._record = record
+
+    def __enter__(self) -> None:
+        global _reference
+        _reference = self._record
+
+    def __exit__(self, *_: Any) -> None:
+        global _reference
+        _reference = None
+
+
+def _record(asker: str) -> Record:
+    seat = _isolation.seat()
+    record = seat.record if seat is not None else _reference
+    if record is None:
+        raise RuntimeError(f"shardproof.torch.{asker}() was called outside of shardproof.torch.run")
+    return record
+
+
+def hook(model: nn.Module, names: Iterable[str], record: Record, watched: Watched) -> None:
+    patterns = list(names)
+    found = False
+    for path, module in model.named_modules():
+        name = own_path(path) or _MODEL
+        if path and not own_path(path):
+            continue  # a wrapper, which gives what the model gives
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            found = True
+            module.register_forward_hook(_hook(name, record, watched))
+    if not found:
+        there = ", ".join(path for path, _ in model.named_modules() if path)
+        raise ValueError(f"no module is named {' or '.join(patterns)}: {there}")
+
+
+def _hook(name: str, record: Record, watched: Watched) -> Any:
+    def after(module: nn.Module, arguments: Any, output: Any) -> None:
+        step = record.next_step(name)
+        for suffix, tensor in _tensors(output):
+            record.add(record.taps, tensor, name + suffix, step, watched)
+
+    return after
+
+
+def _tensors(output: Any, suffix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(output, torch.Tensor):
+        yield suffix, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from _tensors(value, f"{suffix}.{key}")
+    elif isinstance(output, (list, tuple)):
+        for i, value in enumerate(output):
+            yield from _tensors(value, f"{suffix}.{i}")
