@@ -14,6 +14,7 @@ struct Finding;
 struct MutationScore;
 struct OrderReport;
 struct Plan;
+struct Projection;
 struct Proof;
 struct VerifyReport;
 
@@ -29,6 +30,8 @@ std::string to_json(const CheckReport& report);
 std::string to_json(std::span<const MutationScore> scores);
 /// "shardproof.graph/1"
 std::string to_json(const DeploymentGraph& graph);
+/// "shardproof.time/1"
+std::string to_json(const Projection& projection, const Plan& plan);
 /// "shardproof.audit/1"
 std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
 
