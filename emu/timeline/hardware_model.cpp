@@ -146,7 +146,9 @@ HardwareChoice choose_hardware(const HardwareBook& book, const std::optional<Har
   HardwareChoice choice;
   const std::string& wanted = !request.preset.empty() ? request.preset : stated ? stated->preset : request.preset;
   std::string why;
-  const HardwarePreset* preset = wanted.empty() ? &nearest(book, stated, why) : book.find(wanted);
+  const HardwarePreset* preset = !wanted.empty()             ? book.find(wanted)
+                                 : request.fill_from.empty() ? &nearest(book, stated, why)
+                                                             : book.find(request.fill_from);
   if (preset == nullptr) {
     choice.problems.push_back({request.preset.empty() ? "hardware.preset" : "--preset",
                                fmt::format("{} is not known; one of {} is needed", in_quotes(wanted), book.names())});
@@ -178,7 +180,8 @@ HardwareChoice choose_hardware(const HardwareBook& book, const std::optional<Har
     choice.filled_from = preset->name;
     if (!own_figures) choice.open = {"everything of the GPUs and their links"};
     if (own_figures) choice.name = "the plan's own figures";
-    choice.taken.push_back(fmt::format("{}: as {} has it ({})", joined(choice.open), preset->name, why));
+    choice.taken.push_back(fmt::format("{}: as {} has it{}", joined(choice.open), preset->name,
+                                       why.empty() ? "" : fmt::format(" ({})", why)));
   } else {
     choice.open.clear();
     if (own_figures) choice.name += ", with the plan's own figures";

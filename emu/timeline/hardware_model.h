@@ -104,6 +104,8 @@ const HardwareBook& built_in_hardware();
 struct HardwareRequest {
   std::string preset;  ///< empty: the plan's, or none
   std::string engine;  ///< empty: the card's own figures
+  /// The preset that fills what the plan leaves open, where neither says more; empty: the nearest.
+  std::string fill_from = {};
 };
 
 struct HardwareChoice {

@@ -166,12 +166,21 @@ PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, co
   return timing;
 }
 
-Projection project(const Plan& plan, const HardwareChoice& hardware, const ProjectionOptions& options) {
+namespace {
+
+Projection without_passes(const Plan& plan, const HardwareChoice& hardware, const ProjectionOptions& options) {
   Projection projection;
   projection.hardware = hardware;
   projection.world = plan.world();
   if (plan.hardware) projection.gpus_per_node = static_cast<int>(plan.hardware->gpus_per_node);
   projection.options = options;
+  return projection;
+}
+
+}  // namespace
+
+Projection project(const Plan& plan, const HardwareChoice& hardware, const ProjectionOptions& options) {
+  Projection projection = without_passes(plan, hardware, options);
   const StatedRouting routing = StatedRouting::of(plan);
   for (const DryPass pass : {DryPass::prefill, DryPass::decode}) {
     const DryTraces traces = dry_run(plan, options.format, pass, routing);
@@ -179,6 +188,22 @@ Projection project(const Plan& plan, const HardwareChoice& hardware, const Proje
         time_pass(plan, traces, pass, hardware.model, options);
   }
   return projection;
+}
+
+std::vector<Projection> project(const Plan& plan, std::span<const HardwareChoice> hardware,
+                                const ProjectionOptions& options) {
+  std::vector<Projection> all;
+  for (const HardwareChoice& choice : hardware) all.push_back(without_passes(plan, choice, options));
+  const StatedRouting routing = StatedRouting::of(plan);
+  for (const DryPass pass : {DryPass::prefill, DryPass::decode}) {
+    const DryTraces traces = dry_run(plan, options.format, pass, routing);
+    for (Projection& one : all) {
+      PassTiming& timing = pass == DryPass::prefill ? one.prefill : one.decode;
+      timing = time_pass(plan, traces, pass, one.hardware.model, options);
+      timing.replay = {};
+    }
+  }
+  return all;
 }
 
 Interval Projection::prefill_seconds() const {

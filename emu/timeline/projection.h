@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -85,6 +86,10 @@ struct Projection {
 
 /// The plan must be valid (validate.h), the choice without problems. Throws TooManyRecords.
 Projection project(const Plan& plan, const HardwareChoice& hardware, const ProjectionOptions& options);
+
+/// The same on each of the hardware, from one dry run; no replay is kept.
+std::vector<Projection> project(const Plan& plan, std::span<const HardwareChoice> hardware,
+                                const ProjectionOptions& options);
 
 /// A pass that was run dry, projected onto hardware: for who asks for several.
 PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, const HardwareModel& hardware,
