@@ -10,6 +10,7 @@
 #include "emu/paper/figures.h"
 #include "emu/plan/validate.h"
 #include "emu/report/json.h"
+#include "emu/report/timeline_trace.h"
 #include "emu/timeline/hardware_model.h"
 #include "emu/timeline/projection.h"
 #include "tools/exit_code.h"
@@ -28,6 +29,7 @@ constexpr std::uintmax_t kMaxHardwareBytes = 1u << 20;
 struct TimeFlags {
   std::string plan;
   std::string json;
+  std::string trace;
   std::string preset;
   std::string engine;
   std::string calibrate;
@@ -64,8 +66,8 @@ int run_time(const TimeFlags& flags) {
   FileUses files;
   const HardwareBook book = hardware_book(flags, files);
   if (flags.list_presets) {
-    if (!flags.plan.empty() || !flags.json.empty()) {
-      throw UsageError("--list-presets needs no plan and writes no report; leave PLAN and --json out");
+    if (!flags.plan.empty() || !flags.json.empty() || !flags.trace.empty()) {
+      throw UsageError("--list-presets needs no plan and writes no report; leave PLAN, --json and --trace out");
     }
     say(preset_list(book));
     return kPass;
@@ -73,6 +75,10 @@ int run_time(const TimeFlags& flags) {
   const Plan plan = read_plan(flags.plan, files);
   const std::string file = plan_name(flags.plan);
   OutputFile json(files, "--json", flags.json);
+  OutputFile trace(files, "--trace", flags.trace);
+  if (json.is_stdout() && trace.is_stdout()) {
+    throw UsageError("--json and --trace cannot both go to standard output");
+  }
   if (const auto problems = validate(plan); !problems.empty()) throw UsageError(problems_text(file, problems));
   say_what_is_left_out(plan);
   const HardwareChoice hardware =
@@ -84,7 +90,8 @@ int run_time(const TimeFlags& flags) {
   const Projection projection =
       dry_run_of(file, [&] { return project(plan, hardware, options_of(plan, flags.format)); });
   if (json.wanted()) json.write(to_json(projection, plan));
-  if (!json.is_stdout()) say(time_text(plan, projection, {.explain = flags.explain}));
+  if (trace.wanted()) trace.write(chrome_trace(projection, plan));
+  if (!json.is_stdout() && !trace.is_stdout()) say(time_text(plan, projection, {.explain = flags.explain}));
   return kPass;
 }
 
@@ -108,6 +115,10 @@ void add_time_command(CLI::App& app, int& exit_code) {
   command->add_flag("--explain", flags->explain, "Show what every kernel and call of the last rank takes, and why");
   command->add_flag("--list-presets", flags->list_presets, "Print every card with its figures and sources, and exit");
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
+  command
+      ->add_option("--trace", flags->trace,
+                   "Write both passes as Chrome's JSON, which Perfetto opens; - for standard output")
+      ->type_name("FILE|-");
   command->footer("Exit codes: 0 projected, 2 usage or an invalid plan.");
   command->callback([flags, &exit_code] { exit_code = run_time(*flags); });
 }

@@ -67,6 +67,7 @@ class Programmer {
     step.layer = record.layer;
     step.microbatch = record.microbatch;
     step.record = at;
+    step.rows = record.rows;
     return step;
   }
 
@@ -92,6 +93,7 @@ class Programmer {
     step.work.bytes += more.bytes;
     step.seconds = seconds_of(step.work, options_.hardware);
     ++step.records;
+    step.rows += record.rows;
   }
 
   void call(const OpRecord& record, std::int32_t at) {

@@ -33,8 +33,9 @@ struct ClockStep {
   std::int32_t microbatch = 0;
   std::int32_t record = 0;  ///< the first of its records; `records` of them
   std::int32_t records = 1;
-  KernelWork work;     ///< of a computation; its rate is that of its first record
-  double seconds = 0;  ///< of a computation
+  std::int64_t rows = 0;  ///< of their results, of experts together
+  KernelWork work;        ///< of a computation; its rate is that of its first record
+  double seconds = 0;     ///< of a computation
   // Of a call.
   Axis axis{};
   Operation operation{};
