@@ -11,6 +11,7 @@
 #include "emu/plan/validate.h"
 #include "emu/report/json.h"
 #include "emu/report/timeline_trace.h"
+#include "emu/timeline/anchors.h"
 #include "emu/timeline/hardware_model.h"
 #include "emu/timeline/projection.h"
 #include "tools/exit_code.h"
@@ -36,6 +37,7 @@ struct TimeFlags {
   std::string format;
   bool explain = false;
   bool list_presets = false;
+  bool anchors = false;
 };
 
 HardwareBook hardware_book(const TimeFlags& flags, FileUses& files) {
@@ -62,6 +64,20 @@ ProjectionOptions options_of(const Plan& plan, const std::string& format) {
   return options;
 }
 
+int run_anchors(const TimeFlags& flags, const HardwareBook& book, FileUses& files) {
+  if (!flags.plan.empty() || !flags.trace.empty() || !flags.preset.empty() || !flags.engine.empty() ||
+      !flags.format.empty() || flags.explain) {
+    throw UsageError(
+        "--anchors projects what was published; it takes no plan, and --preset, --engine, --format, --explain and "
+        "--trace do not go with it");
+  }
+  OutputFile json(files, "--json", flags.json);
+  const std::vector<ProjectedAnchor> rows = project_anchors(built_in_anchors(), book);
+  if (json.wanted()) json.write(to_json(rows));
+  if (!json.is_stdout()) say(anchors_text(rows));
+  return kPass;
+}
+
 int run_time(const TimeFlags& flags) {
   FileUses files;
   const HardwareBook book = hardware_book(flags, files);
@@ -72,6 +88,7 @@ int run_time(const TimeFlags& flags) {
     say(preset_list(book));
     return kPass;
   }
+  if (flags.anchors) return run_anchors(flags, book, files);
   const Plan plan = read_plan(flags.plan, files);
   const std::string file = plan_name(flags.plan);
   OutputFile json(files, "--json", flags.json);
@@ -114,6 +131,8 @@ void add_time_command(CLI::App& app, int& exit_code) {
       ->type_name("FORMAT");
   command->add_flag("--explain", flags->explain, "Show what every kernel and call of the last rank takes, and why");
   command->add_flag("--list-presets", flags->list_presets, "Print every card with its figures and sources, and exit");
+  command->add_flag("--anchors", flags->anchors,
+                    "Project published measurements; each as stated, projected, and the error");
   command->add_option("--json", flags->json, "Write the report as JSON; - for standard output")->type_name("FILE|-");
   command
       ->add_option("--trace", flags->trace,

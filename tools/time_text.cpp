@@ -179,6 +179,36 @@ std::string time_text(const Plan& plan, const Projection& p, const TimeTextOptio
   return text + "\n" + figures(p) + pass_text(p, p.prefill, options) + pass_text(p, p.decode, options);
 }
 
+std::string anchors_text(const std::vector<ProjectedAnchor>& rows) {
+  std::vector<std::string> groups;
+  for (const ProjectedAnchor& row : rows) {
+    const std::string group = row.anchor->group();
+    if (std::ranges::find(groups, group) == groups.end()) groups.push_back(group);
+  }
+  std::string text;
+  for (const std::string& group : groups) {
+    Rows cells{{"case", "use", "stated", "projected", "error"}};
+    std::vector<double> held_out;
+    bool calibrated = false;
+    for (const ProjectedAnchor& row : rows) {
+      if (row.anchor->group() != group) continue;
+      calibrated = row.calibrated;
+      if (!row.anchor->calibrates) held_out.push_back(std::fabs(row.error()));
+      cells.push_back({row.anchor->id, row.anchor->calibrates ? "calibrates" : "held out",
+                       seconds_text(row.anchor->seconds), seconds_text(row.seconds),
+                       fmt::format("{:+.1f} %", 100 * row.error())});
+    }
+    std::ranges::sort(held_out);
+    text +=
+        fmt::format("{}{}{}\n", toned(group, Tone::bold), calibrated ? "" : ": uncalibrated",
+                    held_out.empty() ? std::string()
+                                     : fmt::format("; held out: median error {}, worst {}",
+                                                   percent(held_out[held_out.size() / 2]), percent(held_out.back())));
+    text += table(cells, 2) + "\n";
+  }
+  return text;
+}
+
 std::string preset_list(const HardwareBook& book) {
   std::string text;
   for (const HardwarePreset& preset : book.presets) {

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "emu/plan/plan.h"
+#include "emu/timeline/anchors.h"
 #include "emu/timeline/hardware_model.h"
 #include "emu/timeline/projection.h"
 
@@ -14,6 +16,9 @@ struct TimeTextOptions {
 };
 
 std::string time_text(const Plan& plan, const Projection& projection, const TimeTextOptions& options);
+
+/// A row a case, by group, and of each group the median error of the rows that are held out.
+std::string anchors_text(const std::vector<ProjectedAnchor>& rows);
 
 /// Every preset with its figures and where they come from.
 std::string preset_list(const HardwareBook& book);

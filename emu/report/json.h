@@ -14,6 +14,7 @@ struct Finding;
 struct MutationScore;
 struct OrderReport;
 struct Plan;
+struct ProjectedAnchor;
 struct Projection;
 struct Proof;
 struct VerifyReport;
@@ -32,6 +33,8 @@ std::string to_json(std::span<const MutationScore> scores);
 std::string to_json(const DeploymentGraph& graph);
 /// "shardproof.time/1"
 std::string to_json(const Projection& projection, const Plan& plan);
+/// "shardproof.projected_anchors/1"
+std::string to_json(const std::vector<ProjectedAnchor>& anchors);
 /// "shardproof.audit/1"
 std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
 

@@ -2,6 +2,7 @@
 
 #include "emu/plan/save.h"
 #include "emu/report/json.h"
+#include "emu/timeline/anchors.h"
 #include "emu/timeline/projection.h"
 
 namespace shardproof {
@@ -76,6 +77,24 @@ std::string to_json(const Projection& p, const Plan& plan) {
   json["output_tokens_per_second"] = interval_json(p.output_tokens_per_second(), decode);
   json["prefill"] = pass_json(p.prefill);
   json["decode"] = pass_json(p.decode);
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string to_json(const std::vector<ProjectedAnchor>& anchors) {
+  Json json = {{"schema", "shardproof.projected_anchors/1"}, {"cases", Json::array()}};
+  for (const ProjectedAnchor& row : anchors) {
+    json["cases"].push_back({{"id", row.anchor->id},
+                             {"group", row.anchor->group()},
+                             {"engine", row.anchor->engine},
+                             {"card", row.anchor->card},
+                             {"kind", to_string(row.anchor->kind)},
+                             {"use", row.anchor->calibrates ? "calibrate" : "held_out"},
+                             {"calibrated", row.calibrated},
+                             {"stated_seconds", row.anchor->seconds},
+                             {"projected_seconds", row.seconds},
+                             {"error", row.error()},
+                             {"source", row.anchor->source}});
+  }
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
