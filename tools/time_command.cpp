@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "emu/paper/figures.h"
 #include "emu/plan/validate.h"
 #include "emu/report/json.h"
+#include "emu/report/kineto_trace.h"
 #include "emu/report/timeline_trace.h"
 #include "emu/timeline/anchors.h"
 #include "emu/timeline/hardware_model.h"
@@ -31,6 +33,8 @@ struct TimeFlags {
   std::string plan;
   std::string json;
   std::string trace;
+  std::string trace_dir;
+  std::string style;
   std::string preset;
   std::string engine;
   std::string calibrate;
@@ -64,12 +68,32 @@ ProjectionOptions options_of(const Plan& plan, const std::string& format) {
   return options;
 }
 
-int run_anchors(const TimeFlags& flags, const HardwareBook& book, FileUses& files) {
-  if (!flags.plan.empty() || !flags.trace.empty() || !flags.preset.empty() || !flags.engine.empty() ||
-      !flags.format.empty() || flags.explain) {
+/// A file a rank, each whole or not at all. The folder is there, which was checked before anything was computed.
+void write_kineto(const TimeFlags& flags, const PassTiming& pass, const Plan& plan, FileUses& files) {
+  for (int rank = 0; rank < plan.world(); ++rank) {
+    const std::filesystem::path path = std::filesystem::path(flags.trace_dir) / fmt::format("rank_{}.json", rank);
+    OutputFile(files, "--trace-dir", path.string()).write(kineto_trace(pass, plan, rank));
+  }
+}
+
+void require_trace_folder(const TimeFlags& flags) {
+  if (flags.trace_dir.empty()) {
+    if (!flags.style.empty()) throw UsageError("--style belongs to --trace-dir; --trace writes Chrome's JSON");
+    return;
+  }
+  std::error_code error;
+  if (!std::filesystem::is_directory(flags.trace_dir, error)) {
     throw UsageError(
-        "--anchors projects what was published; it takes no plan, and --preset, --engine, --format, --explain and "
-        "--trace do not go with it");
+        fmt::format("--trace-dir: {} is no folder; one that is there is needed", in_quotes(flags.trace_dir)));
+  }
+}
+
+int run_anchors(const TimeFlags& flags, const HardwareBook& book, FileUses& files) {
+  if (!flags.plan.empty() || !flags.trace.empty() || !flags.trace_dir.empty() || !flags.preset.empty() ||
+      !flags.engine.empty() || !flags.format.empty() || flags.explain) {
+    throw UsageError(
+        "--anchors projects what was published; it takes no plan, and --preset, --engine, --format, --explain, --trace "
+        "and --trace-dir do not go with it");
   }
   OutputFile json(files, "--json", flags.json);
   const std::vector<ProjectedAnchor> rows = project_anchors(built_in_anchors(), book);
@@ -89,6 +113,7 @@ int run_time(const TimeFlags& flags) {
     return kPass;
   }
   if (flags.anchors) return run_anchors(flags, book, files);
+  require_trace_folder(flags);
   const Plan plan = read_plan(flags.plan, files);
   const std::string file = plan_name(flags.plan);
   OutputFile json(files, "--json", flags.json);
@@ -107,6 +132,7 @@ int run_time(const TimeFlags& flags) {
   const Projection projection =
       dry_run_of(file, [&] { return project(plan, hardware, options_of(plan, flags.format)); });
   if (json.wanted()) json.write(to_json(projection, plan));
+  if (!flags.trace_dir.empty()) write_kineto(flags, projection.prefill, plan, files);
   if (trace.wanted()) trace.write(chrome_trace(projection, plan));
   if (!json.is_stdout() && !trace.is_stdout()) say(time_text(plan, projection, {.explain = flags.explain}));
   return kPass;
@@ -138,6 +164,14 @@ void add_time_command(CLI::App& app, int& exit_code) {
       ->add_option("--trace", flags->trace,
                    "Write both passes as Chrome's JSON, which Perfetto opens; - for standard output")
       ->type_name("FILE|-");
+  command
+      ->add_option(
+          "--trace-dir", flags->trace_dir,
+          "Write prefill into this folder, a file a rank, as PyTorch's profiler does (for Holistic Trace Analysis)")
+      ->type_name("DIR");
+  command->add_option("--style", flags->style, "Of --trace-dir: kineto")
+      ->check(CLI::IsMember({"kineto"}))
+      ->type_name("STYLE");
   command->footer("Exit codes: 0 projected, 2 usage or an invalid plan.");
   command->callback([flags, &exit_code] { exit_code = run_time(*flags); });
 }

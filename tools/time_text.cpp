@@ -110,14 +110,13 @@ std::string explanation(const Projection& p, const PassTiming& pass) {
     std::string how;
     if (step.kind == ClockStep::Kind::compute) {
       const KernelWork& work = step.work;
-      const double computing = hardware.compute.effective(work.flops) / hardware.peak(work.rate);
-      const double moving = hardware.memory.effective(work.bytes) / hardware.memory_bytes_per_second;
-      how =
-          computing >= moving
-              ? fmt::format("{:.4g} GFLOP at {:.3g} of {:.4g} TFLOP/s ({})", work.flops * 1e-9,
-                            hardware.compute.share(work.flops), hardware.peak(work.rate) * 1e-12, to_string(work.rate))
-              : fmt::format("{:.4g} MB at {:.3g} of {:.4g} TB/s", work.bytes * 1e-6, hardware.memory.share(work.bytes),
-                            hardware.memory_bytes_per_second * 1e-12);
+      const double computing = computing_seconds(work, hardware), moving = moving_seconds(work, hardware);
+      const double share = hardware.compute.share(work.flops) * (work.grouped ? hardware.grouped_share : 1);
+      how = computing >= moving
+                ? fmt::format("{:.4g} GFLOP at {:.3g} of {:.4g} TFLOP/s ({})", work.flops * 1e-9, share,
+                              hardware.peak(work.rate) * 1e-12, to_string(work.rate))
+                : fmt::format("{:.4g} MB at {:.3g} of {:.4g} TB/s", work.bytes * 1e-6,
+                              hardware.memory.share(work.bytes), hardware.memory_bytes_per_second * 1e-12);
       how += work.launched ? fmt::format(" + {:.3g} us launch", hardware.launch_seconds * 1e6) : ", fused";
     } else {
       how = rides_along(step.op)

@@ -64,7 +64,7 @@ double kernel_seconds(const Anchor& anchor, const HardwareModel& hardware) {
   // One rank's share of the slots, dealt to its experts one by one.
   const std::int64_t held = anchor.experts / anchor.ep;
   const std::int64_t slots = (anchor.tokens * anchor.top_k + anchor.ep - 1) / anchor.ep;
-  KernelWork all{.rate = rate_of(rules.format)};
+  KernelWork all{.rate = rate_of(rules.format), .grouped = true};
   for (std::int64_t expert = 0; expert < held; ++expert) {
     const std::int64_t rows = partition(slots, held, expert).count;
     if (rows == 0) break;

@@ -50,12 +50,15 @@ struct Residuals {
 struct HardwareModel {
   std::array<double, kRates> flops_per_second{};  ///< by Rate; 0 where the GPU has no such products
   Efficiency compute;                             ///< by flops of an op
+  double grouped_share = 1;                       ///< of that, what products of several experts in one kernel reach
   double memory_bytes_per_second = 0;
   Efficiency memory;  ///< by bytes of an op
   double launch_seconds = 0;
-  double overhead_seconds = 0;  ///< of the engine, once a step
-  Link inside;                  ///< of a node
-  Link across;                  ///< between nodes
+  double overhead_seconds = 0;  ///< of the engine, once a decode step
+  /// Of the engine, once a prefill: from a request's arrival, beside the pass itself.
+  double prefill_overhead_seconds = 0;
+  Link inside;  ///< of a node
+  Link across;  ///< between nodes
   Residuals prefill, decode;
 
   /// The peak that such products reach: its own, or that of the next wider format that the GPU has.
@@ -67,6 +70,7 @@ struct EngineModel {
   std::string name;
   double launch_seconds = 0;
   double overhead_seconds = 0;
+  double prefill_overhead_seconds = 0;
   double compute_scale = 1;  ///< times the shares of the card's table; so the next
   double memory_scale = 1;
   Residuals prefill, decode;

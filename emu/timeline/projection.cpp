@@ -150,8 +150,10 @@ PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, co
   PassTiming timing;
   timing.pass = pass;
   timing.tokens = static_cast<double>(pass == DryPass::prefill ? plan.workload.tokens() : plan.workload.batch());
+  HardwareModel of_pass = hardware;
+  if (pass == DryPass::prefill) of_pass.overhead_seconds = hardware.prefill_overhead_seconds;
   timing.replay = replay(traces, mesh,
-                         {.hardware = hardware,
+                         {.hardware = of_pass,
                           .rules = {plan.model, options.format, pass, options.weights},
                           .gpus_per_node = per_node,
                           .passes = pass == DryPass::decode && plan.parallel.pp > 1 ? 2 : 1});

@@ -107,18 +107,29 @@ Rate rate_of(ops::Format format) {
 }
 
 KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
-  KernelWork work{
-      .flops = record.flops, .bytes = record.bytes, .rate = rate_of(rules.format), .launched = !fused(record.op)};
+  KernelWork work{.flops = record.flops,
+                  .bytes = record.bytes,
+                  .rate = rate_of(rules.format),
+                  .launched = !fused(record.op),
+                  .grouped = record.op == Op::moe_expert};
   quantise(record, rules, work);
   if (record.op == Op::attention_context && rules.pass == DryPass::decode) read_cache(record, rules, work);
   return work;
 }
 
+double computing_seconds(const KernelWork& work, const HardwareModel& hardware) {
+  const double peak = hardware.peak(work.rate) * (work.grouped ? hardware.grouped_share : 1);
+  return hardware.compute.effective(work.flops) / peak;
+}
+
+double moving_seconds(const KernelWork& work, const HardwareModel& hardware) {
+  return hardware.memory.effective(work.bytes) / hardware.memory_bytes_per_second;
+}
+
 double seconds_of(const KernelWork& work, const HardwareModel& hardware) {
   if (work.flops <= 0 && work.bytes <= 0) return 0;
-  const double computing = hardware.compute.effective(work.flops) / hardware.peak(work.rate);
-  const double moving = hardware.memory.effective(work.bytes) / hardware.memory_bytes_per_second;
-  return std::max(computing, moving) + (work.launched ? hardware.launch_seconds : 0);
+  return std::max(computing_seconds(work, hardware), moving_seconds(work, hardware)) +
+         (work.launched ? hardware.launch_seconds : 0);
 }
 
 }  // namespace shardproof

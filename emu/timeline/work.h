@@ -41,11 +41,15 @@ struct KernelWork {
   double bytes = 0;
   Rate rate{};
   bool launched = true;  ///< false: part of the kernel before it
+  bool grouped = false;  ///< products of several experts
 };
 
 Rate rate_of(ops::Format format);
 /// The record is a computation's.
 KernelWork work_of(const OpRecord& record, const WorkRules& rules);
+/// Of its flops, and of its bytes, alone.
+double computing_seconds(const KernelWork& work, const HardwareModel& hardware);
+double moving_seconds(const KernelWork& work, const HardwareModel& hardware);
 /// max(flops, bytes, each at its share of the peak) + launch.
 double seconds_of(const KernelWork& work, const HardwareModel& hardware);
 /// Counts of rows travel with the rows.

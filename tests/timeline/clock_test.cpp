@@ -69,7 +69,7 @@ TEST(VirtualClock, AccountsForEverySecondOfEveryRank) {
   for (int round = 0; round < 60; ++round) {
     const Plan plan = drawn(round);
     HardwareModel hardware = h100();
-    hardware.overhead_seconds = 1e-4;
+    hardware.overhead_seconds = hardware.prefill_overhead_seconds = 1e-4;
     for (const DryPass pass : kPasses) {
       const PassTiming timing = timed(plan, pass, hardware);
 
@@ -87,12 +87,13 @@ TEST(VirtualClock, IsExactlyTwiceAsFastOnHardwareThatIs) {
   for (int round = 0; round < 20; ++round) {
     const Plan plan = drawn(round);
     HardwareModel once = h100();
-    once.overhead_seconds = 1e-4;
+    once.overhead_seconds = once.prefill_overhead_seconds = 1e-4;
     HardwareModel twice = once;
     for (double& rate : twice.flops_per_second) rate *= 2;
     twice.memory_bytes_per_second *= 2;
     twice.launch_seconds /= 2;
     twice.overhead_seconds /= 2;
+    twice.prefill_overhead_seconds /= 2;
     for (Link* link : {&twice.inside, &twice.across}) {
       link->bytes_per_second *= 2;
       link->base_seconds /= 2;

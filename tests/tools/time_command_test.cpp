@@ -105,6 +105,9 @@ TEST(TimeCommand, RefusesWhatItCannotTime) {
            Case{"--calibrate " + wrong, "presets.x.memory_bandwidth_tbps: 0"},
            Case{"--calibrate nowhere.json", "nowhere.json"},
            Case{"--format int3", "int3"},
+           Case{"--trace-dir nowhere", "--trace-dir: \"nowhere\" is no folder"},
+           Case{"--style kineto", "--style belongs to --trace-dir"},
+           Case{"--anchors --preset h100", "--anchors projects what was published"},
            Case{"--list-presets --json -", "--list-presets needs no plan"},
            Case{plan("no_such_plan"), "no_such_plan"},
        }) {
