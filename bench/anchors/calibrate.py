@@ -7,7 +7,7 @@
 Fitted, each within what is plausible (tables within a quarter of what data sheets and GEMM tables suggest: a dozen kernels
 must not bend them), by coordinate descent on the sum of squared logarithms of measured / projected: of a card the shares of its
 tables by size and the share of grouped products, on kernels; of an engine on a card launch, overhead of a step, scale of
-the memory's shares and overhead of a prefill, on steps; of a card alone, launch and overheads, over every engine's steps.
+the memory's shares and overhead of a request, on steps; of a card alone, launch and overheads, over every engine's steps.
 A group with fewer than three rows that calibrate is left as it is. Links are not fitted here: base and step are those
 of the calibrating rows of 512 bytes and 8 KiB, their shares by size what the calibrating all-reduces give.
 """
@@ -83,10 +83,10 @@ def descend(program, document, parameters, wanted, rounds=3):
 
 def residuals(rows):
     found = {}
-    for kind in ("prefill", "decode"):
+    for key, kind in (("prefill", "first_token"), ("decode", "decode")):
         of_kind = [r["stated_seconds"] / r["projected_seconds"] - 1 for r in rows if r["kind"] == kind]
         if len(of_kind) >= FEWEST:
-            found[kind] = {
+            found[key] = {
                 "low": round(min([0, *of_kind]), 4),
                 "high": round(max([0, *of_kind]), 4),
                 "cases": len(of_kind),
@@ -119,10 +119,10 @@ def fit(program, document):
         own = document["presets"][card]
         own.pop("engines", None)
         own.pop("residuals", None)
-        for key, value in (("launch_us", 2.5), ("overhead_us", 300), ("prefill_overhead_us", 20000)):
+        for key, value in (("launch_us", 2.5), ("overhead_us", 300), ("request_overhead_us", 20000)):
             own[key] = value
         path = ("presets", card)
-        for kind, keys in (("decode", ("launch_us", "overhead_us")), ("prefill", ("prefill_overhead_us",))):
+        for kind, keys in (("decode", ("launch_us", "overhead_us")), ("first_token", ("request_overhead_us",))):
             ranges = {(*path, key): (LEAST_US, 1e6) for key in keys}
             document = descend(program, document, ranges, {**steps, "kind": (kind,)}, rounds=5)
         for engine in steps["engine"]:
@@ -135,7 +135,7 @@ def fit(program, document):
 def fit_engine(program, document, card, engine):
     wanted = {"card": (card,), "engine": (engine,)}
     own = document["presets"][card]
-    start = {key: own[key] for key in ("launch_us", "overhead_us", "prefill_overhead_us")}
+    start = {key: own[key] for key in ("launch_us", "overhead_us", "request_overhead_us")}
     candidate = copy.deepcopy(document)
     candidate["presets"][card].setdefault("engines", {})[engine] = {**start, "memory_scale": 1.0}
     if len(calibrating(project(program, candidate), **wanted, kind=("decode",))) < FEWEST:
@@ -144,8 +144,8 @@ def fit_engine(program, document, card, engine):
     ranges = {(*path, "memory_scale"): (0.6, 1.15)}
     ranges |= {(*path, key): (LEAST_US, 1e6) for key in ("launch_us", "overhead_us")}
     candidate = descend(program, candidate, ranges, {**wanted, "kind": ("decode",)}, rounds=5)
-    ranges = {(*path, "prefill_overhead_us"): (LEAST_US, 1e6)}
-    candidate = descend(program, candidate, ranges, {**wanted, "kind": ("prefill",)}, rounds=5)
+    ranges = {(*path, "request_overhead_us"): (LEAST_US, 1e6)}
+    candidate = descend(program, candidate, ranges, {**wanted, "kind": ("first_token",)}, rounds=5)
     rows = calibrating(project(program, candidate), **wanted)
     candidate["presets"][card]["engines"][engine]["residuals"] = residuals(rows)
     return candidate

@@ -62,9 +62,10 @@ void add_latencies(std::vector<QuantityDefinition>& table) {
                           return over_hardware(
                               context, Dimension::seconds, true, [](const TimedOn& on) { return on.first_token; },
                               [&](const TimedOn& on) {
-                                return fmt::format("prefill of {} tokens takes {} ({})", context.plan.workload.tokens(),
-                                                   readable(on.first_token.value, Dimension::seconds),
-                                                   on.prefill_shares);
+                                return fmt::format(
+                                    "prefill of {} tokens takes {}, what the engine adds to a request included ({})",
+                                    context.plan.workload.tokens(), readable(on.first_token.value, Dimension::seconds),
+                                    on.prefill_shares);
                               });
                         }));
   table.push_back(entry("seconds_per_output_token", "s", Dimension::seconds,

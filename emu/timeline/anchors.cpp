@@ -31,7 +31,9 @@ double step_seconds(const Anchor& anchor, const ModelConfig& model, const Hardwa
   const Plan plan = plan_of(anchor, model);
   const DryPass pass = anchor.kind == AnchorKind::decode ? DryPass::decode : DryPass::prefill;
   const DryTraces traces = dry_run(plan, ops::Format::bf16, pass, StatedRouting::of(plan));
-  return time_pass(plan, traces, pass, hardware, {.format = ops::Format::bf16, .weights = anchor.weights}).period;
+  const PassTiming timing =
+      time_pass(plan, traces, pass, hardware, {.format = ops::Format::bf16, .weights = anchor.weights});
+  return timing.period + (anchor.kind == AnchorKind::first_token ? hardware.request_overhead_seconds : 0);
 }
 
 /// The records that a dry run would make of them.
@@ -88,7 +90,7 @@ double collective_seconds(const Anchor& anchor, const HardwareModel& hardware) {
 }  // namespace
 
 std::string_view to_string(AnchorKind kind) {
-  constexpr std::string_view kNames[] = {"decode", "prefill", "fused_moe", "gemm", "collective"};
+  constexpr std::string_view kNames[] = {"decode", "prefill", "first_token", "fused_moe", "gemm", "collective"};
   return kNames[static_cast<std::size_t>(kind)];
 }
 

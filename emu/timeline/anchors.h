@@ -1,10 +1,10 @@
 // Published measurements, and what the virtual clock makes of them: bench/anchors/anchors.json.
 //
-// A case is a decode step, a prefill, a fused MoE kernel, a product or a collective, with the seconds that somebody
-// measured and where that is published. Half of each group (engine and card; kernels and collectives by card)
-// calibrate: bench/anchors/calibrate.py fits presets.json to them, and their residuals are the intervals that
-// projections are given. The other half is held out. Which is which was fixed before anything was fitted: every other
-// row.
+// A case is a decode step, a prefill, a first token (a prefill, from the request's arrival), a fused MoE kernel, a
+// product or a collective, with the seconds that somebody measured and where that is published. Half of each group
+// (engine and card; kernels and collectives by card) calibrate: bench/anchors/calibrate.py fits presets.json to them,
+// and their residuals are the intervals that projections are given. The other half is held out. Which is which was
+// fixed before anything was fitted: every other row.
 #pragma once
 
 #include <cstdint>
@@ -22,9 +22,9 @@
 
 namespace shardproof {
 
-enum class AnchorKind { decode, prefill, fused_moe, gemm, collective };
+enum class AnchorKind { decode, prefill, first_token, fused_moe, gemm, collective };
 
-/// "decode", "prefill", "fused_moe", "gemm", "collective".
+/// "decode", "prefill", "first_token", "fused_moe", "gemm", "collective".
 std::string_view to_string(AnchorKind kind);
 
 struct Anchor {

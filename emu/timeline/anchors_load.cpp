@@ -28,7 +28,7 @@ class AnchorReader {
     anchor.id = text("id");
     anchor.engine = reader_.string({"engine"}).value_or("");
     anchor.card = text("card");
-    anchor.kind = one_of<AnchorKind>("kind", {"decode", "prefill", "fused_moe", "gemm", "collective"});
+    anchor.kind = one_of<AnchorKind>("kind", {"decode", "prefill", "first_token", "fused_moe", "gemm", "collective"});
     anchor.calibrates = one_of<int>("use", {"held_out", "calibrate"}) == 1;
     anchor.seconds = number("seconds");
     anchor.source = text("source");

@@ -71,7 +71,7 @@ class BookReader {
     if (const JsonValue* rates = members(reader, "tflops")) read_rates(*rates, path + ".tflops", model);
     seconds(reader, "launch_us", model.launch_seconds);
     seconds(reader, "overhead_us", model.overhead_seconds);
-    seconds(reader, "prefill_overhead_us", model.prefill_overhead_seconds);
+    seconds(reader, "request_overhead_us", model.request_overhead_seconds);
     if (const auto share = reader.number({"grouped_share"}, 1e-3, 1)) model.grouped_share = *share;
     scaled(reader, "memory_gb", 1, preset.memory_gb);
     scaled(reader, "memory_bandwidth_tbps", 1e12, model.memory_bytes_per_second);
@@ -110,12 +110,12 @@ class BookReader {
     EngineModel engine{.name = name,
                        .launch_seconds = card.launch_seconds,
                        .overhead_seconds = card.overhead_seconds,
-                       .prefill_overhead_seconds = card.prefill_overhead_seconds,
+                       .request_overhead_seconds = card.request_overhead_seconds,
                        .prefill = {},
                        .decode = {}};
     seconds(reader, "launch_us", engine.launch_seconds);
     seconds(reader, "overhead_us", engine.overhead_seconds);
-    seconds(reader, "prefill_overhead_us", engine.prefill_overhead_seconds);
+    seconds(reader, "request_overhead_us", engine.request_overhead_seconds);
     scaled(reader, "compute_scale", 1, engine.compute_scale, 100);
     scaled(reader, "memory_scale", 1, engine.memory_scale, 100);
     residuals(reader, path, engine.prefill, engine.decode);

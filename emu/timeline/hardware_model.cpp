@@ -102,7 +102,7 @@ std::string joined(const std::vector<std::string>& parts) {
 void apply_engine(const EngineModel& engine, HardwareModel& model) {
   model.launch_seconds = engine.launch_seconds;
   model.overhead_seconds = engine.overhead_seconds;
-  model.prefill_overhead_seconds = engine.prefill_overhead_seconds;
+  model.request_overhead_seconds = engine.request_overhead_seconds;
   model.compute = model.compute.scaled(engine.compute_scale);
   model.memory = model.memory.scaled(engine.memory_scale);
   model.prefill = engine.prefill;

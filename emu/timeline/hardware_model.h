@@ -54,9 +54,9 @@ struct HardwareModel {
   double memory_bytes_per_second = 0;
   Efficiency memory;  ///< by bytes of an op
   double launch_seconds = 0;
-  double overhead_seconds = 0;  ///< of the engine, once a decode step
-  /// Of the engine, once a prefill: from a request's arrival, beside the pass itself.
-  double prefill_overhead_seconds = 0;
+  double overhead_seconds = 0;  ///< of the engine, once a step
+  /// Of the engine, once a request: from its arrival to the step that takes it, and from there to its first token.
+  double request_overhead_seconds = 0;
   Link inside;  ///< of a node
   Link across;  ///< between nodes
   Residuals prefill, decode;
@@ -70,7 +70,7 @@ struct EngineModel {
   std::string name;
   double launch_seconds = 0;
   double overhead_seconds = 0;
-  double prefill_overhead_seconds = 0;
+  double request_overhead_seconds = 0;
   double compute_scale = 1;  ///< times the shares of the card's table; so the next
   double memory_scale = 1;
   Residuals prefill, decode;

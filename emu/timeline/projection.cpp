@@ -150,10 +150,8 @@ PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, co
   PassTiming timing;
   timing.pass = pass;
   timing.tokens = static_cast<double>(pass == DryPass::prefill ? plan.workload.tokens() : plan.workload.batch());
-  HardwareModel of_pass = hardware;
-  if (pass == DryPass::prefill) of_pass.overhead_seconds = hardware.prefill_overhead_seconds;
   timing.replay = replay(traces, mesh,
-                         {.hardware = of_pass,
+                         {.hardware = hardware,
                           .rules = {plan.model, options.format, pass, options.weights},
                           .gpus_per_node = per_node,
                           .passes = pass == DryPass::decode && plan.parallel.pp > 1 ? 2 : 1});
@@ -217,7 +215,8 @@ Interval Projection::seconds_to_first_token(double share_of_requests) const {
   std::ranges::sort(sorted);
   const auto count = static_cast<double>(sorted.size());
   const auto at = static_cast<std::size_t>(std::max(0.0, std::ceil(share_of_requests * count) - 1));
-  return time_interval(sorted[std::min(at, sorted.size() - 1)], hardware.model.prefill);
+  const double last_of_them = sorted[std::min(at, sorted.size() - 1)];
+  return time_interval(last_of_them + hardware.model.request_overhead_seconds, hardware.model.prefill);
 }
 
 Interval Projection::seconds_per_output_token() const {

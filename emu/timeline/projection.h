@@ -1,9 +1,10 @@
 // What a plan's serving would take in time: folds over the virtual clock's replay of its prefill and of its decode.
 //
 // Prefill: every sequence of the workload arrives at once; a sequence has its first token when the last rank has the
-// logits of its microbatch. Decode: one more token of each sequence, again and again; the time of a token is what lies
-// between the ends of two steps in a row, so that a pipeline is full. Every figure is an interval: the projected value,
-// and how far measured ones lay from it on the hardware that calibrates (Residuals).
+// logits of its microbatch; what the engine adds to a request is counted there, and in no rate. Decode: one more token
+// of each sequence, again and again; the time of a token is what lies between the ends of two steps in a row, so that a
+// pipeline is full. Every figure is an interval: the projected value, and how far measured ones lay from it on the
+// hardware that calibrates (Residuals).
 //
 // Of the seconds of all ranks (span * world), each is one of: overhead of the engine, computing, communicating
 // (moving), waiting (for others of a group to arrive), bubble (waiting for another stage, or done before the last

@@ -48,8 +48,8 @@ std::map<std::string, Residuals> residuals(const HardwareBook& hardware, bool by
   std::map<std::string, std::vector<const ProjectedAnchor*>> groups;
   for (const ProjectedAnchor& row : rows) {
     const Anchor& anchor = *row.anchor;
-    if (anchor.kind != AnchorKind::decode && anchor.kind != AnchorKind::prefill) continue;
-    if (!fitted.contains(anchor.card + " " + anchor.engine)) continue;
+    if (anchor.kind != AnchorKind::decode && anchor.kind != AnchorKind::first_token) continue;
+    if (by_engine && !fitted.contains(anchor.card + " " + anchor.engine)) continue;
     groups[fmt::format("{}{} {}", anchor.card, by_engine ? " " + anchor.engine : "", to_string(anchor.kind))].push_back(
         &row);
   }
@@ -79,13 +79,13 @@ TEST(Anchors, GiveTheResidualsThatThePresetsRecord) {
       ++recorded;
       const std::string name = preset.name + " " + engine.name;
       expect_recorded(engine.decode, of_engines.at(name + " decode"), name);
-      expect_recorded(engine.prefill, of_engines.at(name + " prefill"), name);
+      expect_recorded(engine.prefill, of_engines.at(name + " first_token"), name);
     }
     if (preset.engines.empty()) {
       EXPECT_FALSE(preset.model.decode.calibrated()) << preset.name << ": nothing was measured on it";
     } else {
       expect_recorded(preset.model.decode, of_cards.at(preset.name + " decode"), preset.name);
-      expect_recorded(preset.model.prefill, of_cards.at(preset.name + " prefill"), preset.name);
+      expect_recorded(preset.model.prefill, of_cards.at(preset.name + " first_token"), preset.name);
     }
   }
   EXPECT_GE(recorded, 3);

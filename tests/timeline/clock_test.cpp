@@ -18,7 +18,9 @@ namespace {
 constexpr double kInfinite = std::numeric_limits<double>::infinity();
 
 HardwareModel h100() {
-  return built_in_hardware().find("h100")->model;
+  HardwareModel hardware = built_in_hardware().find("h100")->model;
+  hardware.overhead_seconds = 0;
+  return hardware;
 }
 
 PassTiming timed(const Plan& plan, DryPass pass, const HardwareModel& hardware,
@@ -69,7 +71,7 @@ TEST(VirtualClock, AccountsForEverySecondOfEveryRank) {
   for (int round = 0; round < 60; ++round) {
     const Plan plan = drawn(round);
     HardwareModel hardware = h100();
-    hardware.overhead_seconds = hardware.prefill_overhead_seconds = 1e-4;
+    hardware.overhead_seconds = 1e-4;
     for (const DryPass pass : kPasses) {
       const PassTiming timing = timed(plan, pass, hardware);
 
@@ -87,13 +89,12 @@ TEST(VirtualClock, IsExactlyTwiceAsFastOnHardwareThatIs) {
   for (int round = 0; round < 20; ++round) {
     const Plan plan = drawn(round);
     HardwareModel once = h100();
-    once.overhead_seconds = once.prefill_overhead_seconds = 1e-4;
+    once.overhead_seconds = 1e-4;
     HardwareModel twice = once;
     for (double& rate : twice.flops_per_second) rate *= 2;
     twice.memory_bytes_per_second *= 2;
     twice.launch_seconds /= 2;
     twice.overhead_seconds /= 2;
-    twice.prefill_overhead_seconds /= 2;
     for (Link* link : {&twice.inside, &twice.across}) {
       link->bytes_per_second *= 2;
       link->base_seconds /= 2;
@@ -275,7 +276,8 @@ TEST(Projection, GivesIntervalsThatHoldTheValue) {
     EXPECT_LT(interval.value, interval.high);
   }
   EXPECT_LT(p.seconds_to_first_token(0.5).value, p.seconds_to_first_token(1).value);
-  EXPECT_DOUBLE_EQ(p.seconds_to_first_token(1).value, p.prefill.seconds);
+  EXPECT_DOUBLE_EQ(p.seconds_to_first_token(1).value, p.prefill.seconds + p.hardware.model.request_overhead_seconds);
+  EXPECT_DOUBLE_EQ(p.prompt_tokens_per_second().value, p.prefill.tokens / p.prefill.seconds);
   EXPECT_EQ(p.nodes(), 2);
 }
 
