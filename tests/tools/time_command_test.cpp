@@ -85,6 +85,7 @@ TEST(TimeCommand, TakesThePlansPresetAndAFileOfOnesOwn) {
   const Json after = Json::parse(shardproof("time " + named + " --json - --calibrate " + mine).out);
 
   EXPECT_EQ(before["hardware"]["name"], "h100");
+  EXPECT_EQ(before["plan"]["hardware"]["preset"], "h100");
   EXPECT_TRUE(before["hardware"]["open"].empty());
   EXPECT_LT(after["seconds_per_output_token"]["value"], before["seconds_per_output_token"]["value"]);
   EXPECT_FALSE(after["seconds_per_output_token"]["calibrated"]);
