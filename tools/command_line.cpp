@@ -17,6 +17,7 @@
 #include "tools/output_error.h"
 #include "tools/output_file.h"
 #include "tools/terminal.h"
+#include "tools/time_command.h"
 #include "tools/usage_error.h"
 #include "tools/verify_command.h"
 #include "tools/version.h"
@@ -30,6 +31,7 @@ constexpr const char* kFooter = R"(Examples:
   shardproof verify PLAN --format fp16 --json -    the rounding verdict in fp16, as JSON on standard output
   shardproof verify PLAN --scale full --batch 4 --sequence 128
   shardproof check plans/ep4_tp2_pp2_sp.json       arithmetic, memory, balance and claims of a plan
+  shardproof time PLAN --preset h100               how long its steps take, by a virtual clock
   shardproof ops PLAN --rank 3                     the ops of one rank at full scale, timed here
 
 Exit codes: 0 pass, 1 mismatch or refuted claim, 2 usage or invalid plan, 3 deadlock or collective mismatch,
@@ -56,6 +58,7 @@ int run(int argc, const char* const* argv) {
   add_verify_command(app, exit_code);
   add_check_command(app, exit_code);
   add_graph_command(app, exit_code);
+  add_time_command(app, exit_code);
   add_mutate_command(app, exit_code);
   add_ops_command(app, exit_code);
   add_collectives_command(app, exit_code);

@@ -33,6 +33,7 @@ CheckReport check(const Plan& plan) {
 std::string value_text(const QuantityValue& value) {
   if (!value.unknown.empty()) return "unverified";
   const auto text = [&](double number) { return readable(number, value.dimension); };
+  if (value.interval) return fmt::format("{} ({} to {})", text(value.value), text(value.low), text(value.high));
   if (!value.per_rank) return text(value.value);
   if (value.max == value.min) return text(value.max) + " each";
   return fmt::format("{} to {}, mean {}", text(value.min), text(value.max), text(value.mean));

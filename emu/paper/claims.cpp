@@ -31,6 +31,52 @@ double deciding(const QuantityValue& value, const std::string& relation, double 
   return std::fabs(value.max - stated) >= std::fabs(value.min - stated) ? value.max : value.min;
 }
 
+/// Of a projection: whether all of low..high keeps the relation, or nothing of it.
+struct KeptBy {
+  bool all = false;
+  bool none = false;
+};
+
+KeptBy kept_by(const QuantityValue& value, const std::string& relation, double stated) {
+  const bool low = keeps(relation, value.low, stated), high = keeps(relation, value.high, stated);
+  if (low && high) return {.all = true};
+  const bool around = value.low < stated && stated < value.high;
+  return {.none = !low && !high && (relation == "<=" || relation == ">=" || !around)};
+}
+
+/// Which of the presets that may fill what is open keep the relation.
+std::string presets_text(const QuantityValue& value, const std::string& relation, double stated) {
+  std::string kept, others;
+  for (const auto& [name, on] : value.by_hardware) {
+    std::string& list = keeps(relation, on, stated) ? kept : others;
+    list += (list.empty() ? "" : ", ") + name;
+  }
+  if (kept.empty()) return "on none of the presets, as projected";
+  return fmt::format("as projected it does with what is open as {} has it{}", kept,
+                     others.empty() ? "" : fmt::format(", and not with {}", others));
+}
+
+/// A projection is judged by its whole interval.
+void judge_interval(const QuantityValue& value, double stated, JudgedClaim& judged) {
+  const std::string& relation = judged.claim.relation;
+  const KeptBy kept = kept_by(value, relation, stated);
+  if (kept.none) {
+    judged.verdict = ClaimVerdict::fails;
+  } else if (!kept.all) {
+    judged.verdict = ClaimVerdict::holds_if;
+    judged.arithmetic += fmt::format("; holds if the time measured lies where it does within {} to {}",
+                                     readable(value.low, value.dimension), readable(value.high, value.dimension));
+    if (value.by_hardware.size() > 1) judged.arithmetic += ": " + presets_text(value, relation, stated);
+  } else {
+    judged.verdict = ClaimVerdict::holds;
+  }
+  if (kept.none || value.condition.empty()) return;
+  // What holds under the other reading too needs no condition.
+  if (value.condition_value && keeps(relation, *value.condition_value, stated)) return;
+  judged.verdict = ClaimVerdict::holds_if;
+  judged.arithmetic += "; holds if " + value.condition + " it fails";
+}
+
 JudgedClaim judge(const Claim& claim, const QuantityValue& value) {
   JudgedClaim judged;
   judged.claim = claim;
@@ -48,7 +94,9 @@ JudgedClaim judge(const Claim& claim, const QuantityValue& value) {
     judged.arithmetic += fmt::format("{}ranks from {} to {}", judged.arithmetic.empty() ? "" : "; ",
                                      readable(value.min, value.dimension), readable(value.max, value.dimension));
   }
-  if (!keeps(claim.relation, computed, stated)) {
+  if (value.interval) {
+    judge_interval(value, stated, judged);
+  } else if (!keeps(claim.relation, computed, stated)) {
     judged.verdict = ClaimVerdict::fails;
     const std::string remedy = value.remedy ? value.remedy(stated) : std::string();
     if (!remedy.empty()) judged.arithmetic += "; " + remedy;

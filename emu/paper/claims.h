@@ -13,7 +13,7 @@ enum class ClaimVerdict {
   holds,
   holds_if,  ///< under the condition that the arithmetic names
   fails,
-  unverified,  ///< needs timing, or a run
+  unverified,  ///< needs what the plan does not say, or a run
 };
 
 /// "holds", "holds if", "fails", "unverified".

@@ -172,6 +172,19 @@ class Parser {
     }
   }
 
+  /// Of a projection: the least and the most of its corners.
+  void spread(const QuantityValue& a, char operation, const QuantityValue& b, QuantityValue& value) const {
+    value.interval = true;
+    value.low = value.high = value.value;
+    for (const double x : {a.interval ? a.low : a.value, a.interval ? a.high : a.value}) {
+      for (const double y : {b.interval ? b.low : b.value, b.interval ? b.high : b.value}) {
+        const double corner = apply(x, operation, y);
+        value.low = std::min(value.low, corner);
+        value.high = std::max(value.high, corner);
+      }
+    }
+  }
+
   Term combine(Term left, char operation, Term right) const {
     Term result;
     QuantityValue& value = result.value;
@@ -189,6 +202,7 @@ class Parser {
     value.per_rank = a.per_rank || b.per_rank;
     if (!value.per_rank) {
       value.value = apply(a.value, operation, b.value);
+      if (a.interval || b.interval) spread(a, operation, b, value);
       return result;
     }
     const auto at = [&](double QuantityValue::*figure) {

@@ -15,13 +15,13 @@ const std::vector<QuantityDefinition>& quantity_definitions() {
     quantity_table::add_mesh_quantities(all);
     quantity_table::add_memory_quantities(all);
     quantity_table::add_work_quantities(all);
-    quantity_table::add_unverified_quantities(all);
+    quantity_table::add_time_quantities(all);
     return all;
   }();
   return table;
 }
 
-Quantities::Quantities(const Plan& plan) : plan_(plan), ranks_(rank_figures(plan)) {}
+Quantities::Quantities(const Plan& plan) : plan_(plan), ranks_(rank_figures(plan)), time_(plan) {}
 
 const QuantityDefinition* Quantities::find(std::string_view name) {
   const std::vector<QuantityDefinition>& table = quantity_definitions();
@@ -32,7 +32,7 @@ const QuantityDefinition* Quantities::find(std::string_view name) {
 std::optional<QuantityValue> Quantities::evaluate(std::string_view name, std::span<const double> arguments) const {
   const QuantityDefinition* definition = find(name);
   if (definition == nullptr || definition->arguments != static_cast<int>(arguments.size())) return std::nullopt;
-  QuantityValue value = definition->compute({plan_, ranks_}, arguments);
+  QuantityValue value = definition->compute({plan_, ranks_, time_}, arguments);
   value.dimension = definition->dimension;
   if (value.unknown.empty() && value.arithmetic.empty()) value.arithmetic = definition->formula;
   return value;
@@ -60,7 +60,7 @@ std::string readable(double value, Dimension dimension) {
     case Dimension::share:
       return fmt::format("{:.4g} %", 100 * value);
     case Dimension::seconds:
-      return fmt::format("{:.4g} s", value);
+      return scaled_text(value, {{1, "s"}, {1e-3, "ms"}, {1e-6, "us"}}, "s");
     case Dimension::rate:
       return fmt::format("{:.4g} /s", value);
     case Dimension::count:

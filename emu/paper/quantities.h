@@ -11,9 +11,11 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "emu/paper/figures.h"
+#include "emu/paper/timed_plan.h"
 #include "emu/plan/plan.h"
 
 namespace shardproof {
@@ -28,10 +30,17 @@ struct QuantityValue {
   double value = 0;  ///< when not per_rank
   double max = 0, min = 0, mean = 0;
   int max_rank = 0;
+  /// The value is a projection: it lies in low..high, on whatever hardware the plan may mean.
+  bool interval = false;
+  double low = 0, high = 0;
+  /// The value with each preset that may fill what the plan leaves open of its hardware.
+  std::vector<std::pair<std::string, double>> by_hardware;
   Dimension dimension = Dimension::count;
   std::string arithmetic;  ///< one line, with the plan's numbers
   /// Set when the value holds under a reading of the plan that its authors need not have meant.
   std::string condition;
+  /// The value under the other reading, where that is one number: what holds for both holds.
+  std::optional<double> condition_value = {};
   /// What it would take to reach a stated value; may be null.
   std::function<std::string(double stated)> remedy;
 };
@@ -40,6 +49,7 @@ struct QuantityValue {
 struct QuantityContext {
   const Plan& plan;
   const std::vector<RankFigures>& ranks;
+  const LazyTimedPlan& time;
 };
 
 struct QuantityDefinition {
@@ -69,6 +79,7 @@ class Quantities {
  private:
   const Plan& plan_;
   std::vector<RankFigures> ranks_;
+  LazyTimedPlan time_;
 };
 
 /// "2.08 GB", "87.5 %", "1,024": a value as people read it.

@@ -1,4 +1,4 @@
-// Quantities of work: floating-point operations, active experts, the pipeline, communication; and what needs timing.
+// Quantities of work: floating-point operations, active experts, the pipeline, communication.
 #include <fmt/format.h>
 
 #include <cmath>
@@ -200,21 +200,6 @@ void add_work_quantities(std::vector<QuantityDefinition>& table) {
   add_active(table);
   add_pipeline(table);
   add_traffic(table);
-}
-
-void add_unverified_quantities(std::vector<QuantityDefinition>& table) {
-  const auto add = [&](const char* name, const char* unit, Dimension dimension, const char* formula, const char* why) {
-    table.push_back(entry(name, unit, dimension, formula, [why](const QuantityContext&) { return unknown(why); }));
-  };
-  constexpr const char* kTiming = "needs timing; nothing projects it yet";
-  add("tokens_per_second", "tokens/s", Dimension::rate, "tokens of all GPUs in a second", kTiming);
-  add("tokens_per_second_per_gpu", "tokens/s", Dimension::rate, "tokens_per_second / world", kTiming);
-  add("seconds_to_first_token", "s", Dimension::seconds, "prefill of the longest sequence", kTiming);
-  add("seconds_per_output_token", "s", Dimension::seconds, "one decode pass", kTiming);
-  add("compute_utilization", "share", Dimension::share, "flops reached / flops of the hardware", kTiming);
-  add("throughput_gain", "", Dimension::count, "tokens_per_second / tokens_per_second of another plan", kTiming);
-  add("measured_active_experts", "share", Dimension::share, "experts that received a token in a run / experts",
-      "measured by `shardproof verify`: tokens_per_expert in its report");
 }
 
 }  // namespace shardproof::quantity_table

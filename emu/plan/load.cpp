@@ -64,6 +64,13 @@ Hardware read_hardware(const JsonValue& value, Problems& problems) {
   hardware.bandwidth_utilization = positive("bandwidth_utilization", 1.0);
   hardware.link_gbps = positive("link_gbps", 1e9);
   hardware.link_latency_us = reader.number({"link_latency_us"}, 0.0, 1e9).value_or(0);
+  if (const auto preset = reader.string({"preset"})) {
+    hardware.preset = *preset;
+    if (std::ranges::find(kHardwarePresets, *preset) == std::end(kHardwarePresets)) {
+      reader.problem(reader.field("preset"),
+                     fmt::format("{}; one of {} is needed", in_quotes(*preset), fmt::join(kHardwarePresets, ", ")));
+    }
+  }
   reader.finish();
   return hardware;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "emu/input/problem.h"
@@ -23,7 +24,12 @@ struct Hardware {
   double bandwidth_utilization = 0;  ///< share of the bandwidth reached, 0..1
   double link_gbps = 0;              ///< per GPU, 10^9 bytes a second
   double link_latency_us = 0;
+  /// A card whose figures hold where these are not stated (emu/timeline/presets.json); empty: none.
+  std::string preset = {};
 };
+
+/// What `preset` may name.
+inline constexpr std::string_view kHardwarePresets[] = {"a100", "h100", "h200", "h800", "b200", "mi300x"};
 
 /// Where tokens are said to go when no router is computed: on paper and in a graph. A run of numbers has its own
 /// router.

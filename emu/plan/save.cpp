@@ -171,6 +171,7 @@ Json hardware_json(const Hardware& hardware) {
   stated("bandwidth_utilization", hardware.bandwidth_utilization);
   stated("link_gbps", hardware.link_gbps);
   stated("link_latency_us", hardware.link_latency_us);
+  if (!hardware.preset.empty()) json["preset"] = hardware.preset;
   return json;
 }
 

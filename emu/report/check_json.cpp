@@ -59,6 +59,10 @@ Json quantity_json(const CheckReport::Quantity& quantity) {
   } else {
     json["value"] = value.value;
   }
+  if (value.interval) {
+    json["low"] = value.low;
+    json["high"] = value.high;
+  }
   json["unit"] = quantity.definition->unit;
   json["formula"] = quantity.definition->formula;
   if (!value.arithmetic.empty()) json["arithmetic"] = value.arithmetic;

@@ -14,6 +14,8 @@ struct Finding;
 struct MutationScore;
 struct OrderReport;
 struct Plan;
+struct ProjectedAnchor;
+struct Projection;
 struct Proof;
 struct VerifyReport;
 
@@ -29,6 +31,10 @@ std::string to_json(const CheckReport& report);
 std::string to_json(std::span<const MutationScore> scores);
 /// "shardproof.graph/1"
 std::string to_json(const DeploymentGraph& graph);
+/// "shardproof.time/1"
+std::string to_json(const Projection& projection, const Plan& plan);
+/// "shardproof.projected_anchors/1"
+std::string to_json(const std::vector<ProjectedAnchor>& anchors);
 /// "shardproof.audit/1"
 std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
 

@@ -49,7 +49,10 @@ TEST(Claims, OfDocument000) {
                  {"latency falls", V::fails, "shortens no single request"},
                  {"GPU utilisation", V::fails, "bubble 3/11, at most 72.73 %"},
                  {"GPU utilisation", V::fails, "more than 27 microbatches"},
-                 {"every expert is active", V::unverified, "shardproof verify"},
+                 {"throughput rises 3x", V::fails, "experts sliced over etp 4: prefill 1.0"},
+                 {"throughput rises 3x", V::fails, "experts replicated, edp 4"},
+                 {"every expert is active", V::holds_if, "layer 0: 4 of 4 experts serve a token"},
+                 {"every expert is active", V::holds_if, "tokens_per_expert of `shardproof verify`"},
                  {"2 parameters + 4", V::holds, "= 16"},
                  {"about 2 GB of parameters", V::holds, "2.081 GB"},
                  {"about 8 GB of Adam", V::holds, "8.322 GB"},
@@ -74,8 +77,11 @@ TEST(Claims, OfDocuments002And004) {
                              {"1,024 expert", V::holds, "16 layers * 64 experts = 1024"},
                              {"embedding on GPUs 0-1", V::fails, "32000 x 1024"},
                              {"about 69 MB", V::fails, "attention 67.11 MB, experts 201.3 MB"},
-                             {"450,000", V::unverified, "timing"},
-                             {"under 2 ms", V::unverified, "timing"}});
+                             {"0.02 % of the compute", V::fails, "of the peak in prefill"},
+                             {"450,000", V::holds_if, "prompt tokens are meant; of output tokens, "},
+                             {"450,000", V::holds_if, "link bandwidth, link latency"},
+                             {"under 2 ms", V::holds_if, "a decode step of 64 sequences takes 1."},
+                             {"under 2 ms", V::holds_if, "holds if the time measured lies where it does within"}});
   expect_claims("ep16_tp2_pp4", {{"pipeline stages begin", V::holds, "tp 2 * cp 1 * dp 16 = 32"}});
 }
 
@@ -90,11 +96,63 @@ TEST(Claims, OfDocument003) {
                                    {"4 experts", V::holds, "16 experts of a layer / ep 4 = 4"},
                                    {"at least 30 GB", V::fails, "weights 75.25 MB + reserved key-value cache 2.684 GB"},
                                    {"320 tokens/ms = 16", V::holds, "16 * 20 = 320"},
-                                   {"320 tokens/ms in all", V::unverified, "timing"},
-                                   {"first token", V::unverified, "timing"},
-                                   {"at least 15 tokens/ms", V::unverified, "timing"}});
+                                   {"320 tokens/ms in all", V::holds_if, "663552 prompt tokens in "},
+                                   {"first token", V::holds, "prefill of 663552 tokens takes"},
+                                   {"first token", V::holds, "uncalibrated"},
+                                   {"at least 15 tokens/ms", V::holds_if, "on 16 GPUs = "}});
   const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
   EXPECT_NEAR(Quantities(plan).evaluate("kv_cache_bytes")->value, 42.9e9, 0.1e9);
+}
+
+TEST(Claims, OfThePlansThatAreHereLeaveNothingUnverified) {
+  for (const char* name : testing::kShippedPlans) {
+    const Plan plan = testing::shipped_plan(name);
+    std::vector<Problem> problems;
+    for (const JudgedClaim& judged : judge_claims(Quantities(plan), problems)) {
+      EXPECT_NE(judged.verdict, V::unverified) << name << ": " << judged.claim.text << ": " << judged.arithmetic;
+    }
+  }
+}
+
+TEST(Claims, AreJudgedByTheWholeIntervalOfAProjection) {
+  Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
+  const QuantityValue token = *Quantities(plan).evaluate("seconds_per_output_token");
+  const auto verdict = [&](const char* relation, double stated) {
+    plan.claims = {{.quantity = "seconds_per_output_token", .relation = relation, .stated = stated, .unit = "s"}};
+    std::vector<Problem> problems;
+    return judge_claims(Quantities(plan), problems).at(0).verdict;
+  };
+  ASSERT_TRUE(token.interval);
+  ASSERT_LT(token.low, token.value);
+
+  EXPECT_EQ(verdict("<=", token.high * 1.01), V::holds);
+  EXPECT_EQ(verdict("<=", token.value), V::holds_if);
+  EXPECT_EQ(verdict("<=", token.low * 0.99), V::fails);
+  EXPECT_EQ(verdict(">=", token.low * 0.99), V::holds);
+  EXPECT_EQ(verdict(">=", token.value), V::holds_if);
+  EXPECT_EQ(verdict(">=", token.high * 1.01), V::fails);
+  EXPECT_EQ(verdict("~", token.value), V::holds_if);
+  EXPECT_EQ(verdict("~", token.high * 2), V::fails);
+  EXPECT_EQ(verdict("=", token.low / 2), V::fails);
+}
+
+TEST(Claims, SayOnWhichCardsTheyHoldWhereAPlanLeavesItsHardwareOpen) {
+  Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+  const QuantityValue token = *Quantities(plan).evaluate("seconds_per_output_token");
+  double fastest = token.value, slowest = token.value;
+  for (const auto& [name, seconds] : token.by_hardware) {
+    fastest = std::min(fastest, seconds);
+    slowest = std::max(slowest, seconds);
+  }
+  ASSERT_LT(1.2 * fastest, slowest);
+  plan.claims = {{.quantity = "seconds_per_output_token", .relation = "<=", .stated = 0.999 * slowest, .unit = "s"}};
+  std::vector<Problem> problems;
+
+  const JudgedClaim judged = judge_claims(Quantities(plan), problems).at(0);
+
+  EXPECT_EQ(judged.verdict, V::holds_if);
+  EXPECT_THAT(judged.arithmetic, HasSubstr("b200"));
+  EXPECT_THAT(judged.arithmetic, HasSubstr("and not with a100"));
 }
 
 TEST(Claims, AreProblemsWhenTheyCannotBeRead) {
@@ -139,7 +197,10 @@ TEST(Expression, ComputesWithQuantities) {
   EXPECT_EQ(value("(2 + 3) * 4"), 20);
   EXPECT_EQ(value("world/ep"), 2);
   EXPECT_DOUBLE_EQ(value("active_expert_share(1) * experts"), 2);
-  EXPECT_EQ(evaluate_expression("tokens_per_second / world", quantities).value.unknown.empty(), false);
+  const ExpressionValue rate = evaluate_expression("tokens_per_second / world", quantities);
+  EXPECT_TRUE(rate.value.interval);
+  EXPECT_NEAR(rate.value.low, quantities.evaluate("tokens_per_second_per_gpu")->low, 1e-6 * rate.value.low);
+  EXPECT_LT(rate.value.low, rate.value.high);
   EXPECT_DOUBLE_EQ(evaluate_expression("weight_bytes_per_gpu / 2", quantities).value.max, 168068096.0);
 }
 

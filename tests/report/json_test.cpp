@@ -14,6 +14,7 @@
 #include "emu/report/baseline.h"
 #include "emu/timeline/audit.h"
 #include "emu/timeline/graph.h"
+#include "emu/timeline/projection.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
@@ -27,15 +28,17 @@ std::vector<std::pair<std::string, std::string>> documents() {
   const Proof with_rounding{.algebra = report, .rounding = report};
   const std::vector<OrderReport> orders{{Algorithm::ring, proof}};
   const std::vector<MutationScore> scores{{.plan = plan, .results = {}}};
-  return {{"shardproof.verify/2", to_json(report)},
-          {"shardproof.verify/2", to_json(proof)},
-          {"shardproof.verify/2", to_json(with_rounding)},
-          {"shardproof.orders/1", to_json(orders)},
-          {"shardproof.check/1", to_json(check(plan))},
-          {"shardproof.mutate/1", to_json(scores)},
-          {"shardproof.graph/1", to_json(deployment_graph(plan))},
-          {"shardproof.audit/1", to_json(std::vector<Finding>{}, plan)},
-          {"shardproof.baseline/1", to_json(Baseline{})}};
+  return {
+      {"shardproof.verify/2", to_json(report)},
+      {"shardproof.verify/2", to_json(proof)},
+      {"shardproof.verify/2", to_json(with_rounding)},
+      {"shardproof.orders/1", to_json(orders)},
+      {"shardproof.check/1", to_json(check(plan))},
+      {"shardproof.mutate/1", to_json(scores)},
+      {"shardproof.graph/1", to_json(deployment_graph(plan))},
+      {"shardproof.time/1", to_json(project(plan, choose_hardware(built_in_hardware(), plan.hardware, {}), {}), plan)},
+      {"shardproof.audit/1", to_json(std::vector<Finding>{}, plan)},
+      {"shardproof.baseline/1", to_json(Baseline{})}};
 }
 
 TEST(JsonDocuments, BeginWithTheirSchemaAndItsVersion) {

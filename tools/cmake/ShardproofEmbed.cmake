@@ -32,4 +32,6 @@ function(shardproof_embed target file symbol)
     COMMAND ${CMAKE_COMMAND} -DINPUT=${file} -DOUTPUT=${output} -DSYMBOL=${symbol} -P ${script}
     DEPENDS ${file} ${script} COMMENT "Embedding ${file} as ${symbol}" VERBATIM)
   target_sources(${target} PRIVATE ${output})
+  # By itself: each names its text alike.
+  set_source_files_properties(${output} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 endfunction()

@@ -14,7 +14,7 @@ namespace shardproof::quantity_table {
 void add_mesh_quantities(std::vector<QuantityDefinition>& table);
 void add_memory_quantities(std::vector<QuantityDefinition>& table);
 void add_work_quantities(std::vector<QuantityDefinition>& table);
-void add_unverified_quantities(std::vector<QuantityDefinition>& table);
+void add_time_quantities(std::vector<QuantityDefinition>& table);
 
 inline QuantityValue number(double value, std::string arithmetic) {
   QuantityValue result;

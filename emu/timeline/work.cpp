@@ -1,0 +1,135 @@
+#include "emu/timeline/work.h"
+
+#include <algorithm>
+
+#include "ops/swiglu.h"
+
+namespace shardproof {
+namespace {
+
+constexpr double kFourBitBytes = 0.5 + 1.0 / 32;
+
+bool is_projection(Op op) {
+  switch (op) {
+    case Op::attention_q_latent:
+    case Op::attention_q:
+    case Op::attention_k:
+    case Op::attention_v:
+    case Op::attention_kv_latent:
+    case Op::attention_kv:
+    case Op::attention_output:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_mlp(Op op) {
+  return op == Op::moe_expert || op == Op::mlp;
+}
+
+bool fused(Op op) {
+  switch (op) {
+    case Op::attention_k:
+    case Op::attention_v:
+    case Op::attention_kv_latent:
+    case Op::attention_k_norm:
+    case Op::attention_rope_k:
+    case Op::attention_norm:
+    case Op::moe_norm:
+    case Op::final_norm:
+    case Op::router_choice:
+      return true;
+    default:
+      return false;
+  }
+}
+
+/// Elements of the weights that the op reads, from its flops: 2 rows * elements of a product; of a gated MLP of width w
+/// over h, three matrices of w h and an activation of w.
+double weight_elements(const OpRecord& record) {
+  if (record.rows <= 0) return 0;
+  const double of_row = record.flops / static_cast<double>(record.rows);
+  if (!is_mlp(record.op)) return of_row / 2;
+  const auto hidden = static_cast<double>(record.cols);
+  const double width = of_row / (6 * hidden + ops::swiglu_cost(1, 1, 1).flops);
+  return 3 * hidden * width;
+}
+
+void quantise(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
+  const bool is = rules.weights == WeightFormat::fp8        ? is_projection(record.op) || is_mlp(record.op)
+                  : rules.weights == WeightFormat::four_bit ? record.op == Op::moe_expert
+                                                            : false;
+  if (!is) return;
+  const double kept = rules.weights == WeightFormat::fp8 ? 1 : kFourBitBytes;
+  work.bytes += weight_elements(record) * (kept - ops::bytes_per_element(rules.format));
+  if (rules.weights == WeightFormat::fp8) work.rate = Rate::fp8;
+}
+
+/// One token of each sequence reads what its sequence has cached. Of the record, 2 (head_dim + value_dim) flops are a
+/// pair of a query and a key in a head.
+void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
+  const AttentionSpec& spec = rules.model.layers[record.layer].attention;
+  const double heads = static_cast<double>(record.cols) / static_cast<double>(spec.value_dim());
+  if (heads <= 0) return;
+  const double pairs = record.flops / (2 * heads * static_cast<double>(spec.head_dim + spec.value_dim()));
+  const double kv_heads = std::max(1.0, static_cast<double>(spec.kv_heads) * heads / static_cast<double>(spec.heads));
+  double cached = static_cast<double>(cached_elements(spec, 1)) * (spec.latent() ? 1 : kv_heads);
+  const auto rows = static_cast<double>(record.rows);
+  double touched = rows * heads * static_cast<double>(spec.head_dim + spec.value_dim());
+  if (spec.latent()) {
+    const auto latent = static_cast<double>(spec.kv_lora_rank), turned = static_cast<double>(spec.rope.dim);
+    work.flops = 2 * pairs * heads * (2 * latent + turned);
+    touched = rows * heads * (2 * latent + turned);
+  }
+  const double bytes = ops::bytes_per_element(rules.format);
+  work.bytes = std::max(record.bytes, (pairs * cached + touched) * bytes);
+}
+
+}  // namespace
+
+WeightFormat weight_format_of(const ModelConfig& model) {
+  if (model.quant_method.empty()) return WeightFormat::as_run;
+  return model.quant_method == "fp8" || model.quant_method == "compressed-tensors" ? WeightFormat::fp8
+                                                                                   : WeightFormat::four_bit;
+}
+
+Rate rate_of(ops::Format format) {
+  switch (format) {
+    case ops::Format::fp64:
+    case ops::Format::exact:
+      return Rate::fp64;
+    case ops::Format::fp32:
+      return Rate::fp32;
+    default:
+      return Rate::bf16;
+  }
+}
+
+KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
+  KernelWork work{.flops = record.flops,
+                  .bytes = record.bytes,
+                  .rate = rate_of(rules.format),
+                  .launched = !fused(record.op),
+                  .grouped = record.op == Op::moe_expert};
+  quantise(record, rules, work);
+  if (record.op == Op::attention_context && rules.pass == DryPass::decode) read_cache(record, rules, work);
+  return work;
+}
+
+double computing_seconds(const KernelWork& work, const HardwareModel& hardware) {
+  const double peak = hardware.peak(work.rate) * (work.grouped ? hardware.grouped_share : 1);
+  return hardware.compute.effective(work.flops) / peak;
+}
+
+double moving_seconds(const KernelWork& work, const HardwareModel& hardware) {
+  return hardware.memory.effective(work.bytes) / hardware.memory_bytes_per_second;
+}
+
+double seconds_of(const KernelWork& work, const HardwareModel& hardware) {
+  if (work.flops <= 0 && work.bytes <= 0) return 0;
+  return std::max(computing_seconds(work, hardware), moving_seconds(work, hardware)) +
+         (work.launched ? hardware.launch_seconds : 0);
+}
+
+}  // namespace shardproof
