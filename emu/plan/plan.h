@@ -1,6 +1,7 @@
 // A deployment plan: model, hardware, parallel degrees, workload and the claims its authors make.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -66,6 +67,12 @@ struct Workload {
   Workload whole() const {
     Workload result = *this;
     result.serving.reset();
+    return result;
+  }
+  /// Their prompts alone, run whole.
+  Workload prompts() const {
+    Workload result = whole();
+    if (serving) std::ranges::transform(serving->requests, result.lengths.begin(), &Request::prompt);
     return result;
   }
 };

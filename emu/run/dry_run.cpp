@@ -167,10 +167,7 @@ std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass
                               const std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>& use) {
   require_few(plan, routing);
   // A pass of a serving plan is one over its prompts, or one after all that is run of its requests.
-  Workload workload = plan.workload.whole();
-  if (plan.workload.serving) {
-    std::ranges::transform(plan.workload.serving->requests, workload.lengths.begin(), &Request::prompt);
-  }
+  Workload workload = plan.workload.prompts();
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
   Deployment deployment = deploy(plan.model, plan.parallel, workload);
   if (pass == DryPass::decode) deployment.tokens.set_past(plan.workload.lengths);

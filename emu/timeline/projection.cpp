@@ -111,7 +111,7 @@ class Fold {
 
 /// When each sequence's logits are there: on every rank of its replica's last stage.
 std::vector<double> sequence_seconds(const Plan& plan, const Mesh& mesh, const Replay& replay) {
-  const TokenMap tokens(plan.parallel, plan.workload);
+  const TokenMap tokens(plan.parallel, plan.workload.whole());
   std::vector<double> seconds(plan.workload.lengths.size(), 0);
   std::map<std::pair<int, std::int32_t>, double> done;
   for (int rank = 0; rank < mesh.world(); ++rank) {
@@ -127,8 +127,9 @@ std::vector<double> sequence_seconds(const Plan& plan, const Mesh& mesh, const R
     }
   }
   for (const auto& [of, end] : done) {
-    const Range sequences = tokens.sequences(of.first, of.second);
-    for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) seconds[static_cast<std::size_t>(s)] = end;
+    for (const Chunk& chunk : tokens.chunks(of.first, of.second)) {
+      seconds[static_cast<std::size_t>(chunk.sequence)] = end;
+    }
   }
   return seconds;
 }
@@ -149,7 +150,8 @@ PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, co
   const auto per_node = static_cast<int>(plan.hardware ? plan.hardware->gpus_per_node : Hardware{}.gpus_per_node);
   PassTiming timing;
   timing.pass = pass;
-  timing.tokens = static_cast<double>(pass == DryPass::prefill ? plan.workload.tokens() : plan.workload.batch());
+  timing.tokens =
+      static_cast<double>(pass == DryPass::prefill ? plan.workload.prompts().tokens() : plan.workload.batch());
   timing.replay = replay(traces, mesh,
                          {.hardware = hardware,
                           .rules = {plan.model, options.format, pass, options.weights},
