@@ -45,6 +45,8 @@ struct Workload {
   std::int64_t microbatches = 1;           ///< per data-parallel replica
   std::uint64_t seed = 1;
   Routing routing = {};
+  /// Token ids of each sequence, as long as `lengths` say; none: made from the seed (batch.h).
+  std::vector<std::vector<std::int32_t>> token_ids = {};
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {

@@ -177,7 +177,9 @@ Json workload_json(const Workload& workload) {
   Json json = Json::object();
   const std::vector<std::int64_t>& lengths = workload.lengths;
   json["batch"] = lengths.size();
-  if (!lengths.empty() && std::all_of(lengths.begin(), lengths.end(), [&](auto l) { return l == lengths[0]; })) {
+  if (!workload.token_ids.empty()) {
+    json["tokens"] = workload.token_ids;
+  } else if (!lengths.empty() && std::all_of(lengths.begin(), lengths.end(), [&](auto l) { return l == lengths[0]; })) {
     json["sequence"] = lengths[0];
   } else {
     json["lengths"] = lengths;

@@ -288,6 +288,7 @@ class Checker {
       }
       tokens += length;
     }
+    check_token_ids();
     if (workload.microbatches < 1) {
       problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
     } else if (degrees && !workload.lengths.empty()) {
@@ -299,6 +300,29 @@ class Checker {
                         "is needed",
                         workload.microbatches, workload.batch(), p_.dp, largest, largest == 1 ? "" : "s", largest));
       }
+    }
+  }
+
+  void check_token_ids() {
+    const auto& ids = plan_.workload.token_ids;
+    const std::vector<std::int64_t>& lengths = plan_.workload.lengths;
+    if (ids.empty()) return;
+    if (ids.size() != lengths.size()) {
+      problem("workload.tokens", fmt::format("{} sequences, \"lengths\" has {}", ids.size(), lengths.size()));
+      return;
+    }
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::string field = fmt::format("workload.tokens[{}]", i);
+      if (std::ssize(ids[i]) != lengths[i]) {
+        problem(field, fmt::format("{} tokens, \"lengths\" says {}", ids[i].size(), lengths[i]));
+        return;
+      }
+      const auto wrong =
+          std::ranges::find_if(ids[i], [&](std::int32_t id) { return id < 0 || id >= model_.vocab_size; });
+      if (wrong == ids[i].end()) continue;
+      problem(fmt::format("{}[{}]", field, wrong - ids[i].begin()),
+              fmt::format("{}; a token of the model's vocabulary, 0 to {}, is needed", *wrong, model_.vocab_size - 1));
+      return;
     }
   }
 
