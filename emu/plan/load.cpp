@@ -284,7 +284,8 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
                      "given together with \"tokens\", which says how long every sequence is; leave it out");
     }
     if (batch && *batch != workload.batch()) {
-      reader.problem(reader.field("batch"), fmt::format("{} but \"tokens\" has {} sequences", *batch, workload.batch()));
+      reader.problem(reader.field("batch"),
+                     fmt::format("{} but \"tokens\" has {} sequences", *batch, workload.batch()));
     }
   } else if (lengths && lengths->value->is(Kind::array)) {
     const std::vector<JsonValue>& items = lengths->value->items;

@@ -22,9 +22,9 @@ using Kind = JsonValue::Kind;
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr int kMaxDepth = 4;
 
-constexpr std::pair<std::string_view, TensorType> kTypes[] = {
-    {"F64", TensorType::f64},   {"F32", TensorType::f32}, {"F16", TensorType::f16},
-    {"BF16", TensorType::bf16}, {"I64", TensorType::i64}, {"I32", TensorType::i32}};
+constexpr std::pair<std::string_view, TensorType> kTypes[] = {{"F64", TensorType::f64}, {"F32", TensorType::f32},
+                                                              {"F16", TensorType::f16}, {"BF16", TensorType::bf16},
+                                                              {"I64", TensorType::i64}, {"I32", TensorType::i32}};
 
 std::string_view names_of(TensorTypes types) {
   return types == TensorTypes::floats ? "F64, F32, F16, BF16" : "F64, F32, F16, BF16, I64, I32";
@@ -277,8 +277,8 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::
   return parse_safetensors(file, file.size(), name);
 }
 
-SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes,
-                                    const std::string& name, TensorTypes types) {
+SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes, const std::string& name,
+                                    TensorTypes types) {
   if (file_bytes < kLengthBytes) {
     throw CheckpointError(name, "", fmt::format("{} bytes; a header length takes {}", file_bytes, kLengthBytes));
   }

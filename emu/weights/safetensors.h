@@ -5,8 +5,8 @@
 // the header; "__metadata__" maps strings to strings. Format: https://github.com/huggingface/safetensors
 //
 // A file is never trusted. Refused: a header that does not fit the file or exceeds kMaxHeaderBytes, JSON that is not
-// strict, duplicate or unknown keys, other dtypes than F64 F32 F16 BF16 (and, where ids may be there, I64 I32), a shape whose bytes are not those of its
-// offsets, tensors that overlap, leave a hole, or do not reach the end of the file.
+// strict, duplicate or unknown keys, other dtypes than F64 F32 F16 BF16 (and, where ids may be there, I64 I32), a shape
+// whose bytes are not those of its offsets, tensors that overlap, leave a hole, or do not reach the end of the file.
 #pragma once
 
 #include <cstddef>

@@ -4,16 +4,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <functional>
+#include <nlohmann/json.hpp>
 #include <numeric>
 #include <stdexcept>
-#include <system_error>
-
-#include <nlohmann/json.hpp>
 
 #include "ops/format.h"
 
@@ -35,7 +31,7 @@ std::uint16_t half_bits(double value) {
   if (std::isinf(value)) return sign | 0x7c00U;
   const auto exponent = static_cast<int>(bits >> 23 & 0xffU) - 127;
   if (exponent < -14) return sign | static_cast<std::uint16_t>(std::abs(value) * 0x1p24);  // zero and subnormals
-  return static_cast<std::uint16_t>(sign | (exponent + 15) << 10 | (bits >> 13 & 0x3ffU));
+  return static_cast<std::uint16_t>(sign | static_cast<unsigned>(exponent + 15) << 10 | (bits >> 13 & 0x3ffU));
 }
 
 template <class Stored, class Value, class Convert>
@@ -51,10 +47,6 @@ void check_shape(const std::string& name, const std::vector<std::int64_t>& shape
   const std::int64_t size = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies{});
   if (size == static_cast<std::int64_t>(values)) return;
   throw std::invalid_argument(fmt::format("'{}': {} values for a shape of {}", name, values, size));
-}
-
-[[noreturn]] void fail(const std::filesystem::path& path) {
-  throw std::system_error(errno, std::generic_category(), path.string());
 }
 
 }  // namespace
@@ -101,27 +93,26 @@ TensorBytes tensor_of(std::string name, std::vector<std::int64_t> shape, std::sp
   return tensor;
 }
 
-void save_safetensors(const std::filesystem::path& path, std::span<const TensorBytes> tensors) {
+std::string safetensors_file(std::span<const TensorBytes> tensors) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   std::uint64_t end = 0;
   for (const TensorBytes& tensor : tensors) {
     if (header.contains(tensor.name)) throw std::invalid_argument(fmt::format("'{}' stands twice", tensor.name));
     const std::uint64_t begin = end;
     end += tensor.bytes.size();
-    header[tensor.name] = {
-        {"dtype", to_string(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
+    header[tensor.name] = {{"dtype", to_string(tensor.type)}, {"shape", tensor.shape}, {"data_offsets", {begin, end}}};
   }
   std::string text = header.dump();
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that what follows is aligned
-  std::ofstream file(path, std::ios::binary | std::ios::trunc);
   const std::uint64_t length = text.size();
-  file.write(reinterpret_cast<const char*>(&length), sizeof(length));
-  file.write(text.data(), static_cast<std::streamsize>(text.size()));
+  std::string file(sizeof(length), '\0');
+  std::memcpy(file.data(), &length, sizeof(length));
+  file += text;
+  file.reserve(file.size() + end);
   for (const TensorBytes& tensor : tensors) {
-    file.write(reinterpret_cast<const char*>(tensor.bytes.data()), static_cast<std::streamsize>(tensor.bytes.size()));
+    file.append(reinterpret_cast<const char*>(tensor.bytes.data()), tensor.bytes.size());
   }
-  file.close();
-  if (!file) fail(path);
+  return file;
 }
 
 }  // namespace shardproof

@@ -1,9 +1,8 @@
-// Writes what safetensors.h reads.
+// Makes what safetensors.h reads.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
 #include <span>
 #include <string>
 #include <vector>
@@ -30,7 +29,7 @@ TensorBytes tensor_of(std::string name, TensorType type, std::vector<std::int64_
 /// The same as I64.
 TensorBytes tensor_of(std::string name, std::vector<std::int64_t> shape, std::span<const std::int64_t> ids);
 
-/// Throws std::system_error where the file cannot be written, and std::invalid_argument for two tensors of one name.
-void save_safetensors(const std::filesystem::path& path, std::span<const TensorBytes> tensors);
+/// The bytes of a file that holds them, in this order. Throws std::invalid_argument for two tensors of one name.
+std::string safetensors_file(std::span<const TensorBytes> tensors);
 
 }  // namespace shardproof
