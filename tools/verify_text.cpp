@@ -266,7 +266,7 @@ std::string proof_text(const Proof& proof, TapLines lines) {
 
 std::string dump_text(const VerifyReport& report, TapLines lines) {
   constexpr std::size_t kShown = 8;
-  std::string text = tables_text(report, lines) + verdict_text(report);
+  std::string text = tap_table(report, lines) + "\n" + verdict_text(report);
   if (report.first_divergence) text += divergence_text(*report.first_divergence);
   const DumpCoverage& dump = report.dump.value();
   if (!dump.computed.empty()) {

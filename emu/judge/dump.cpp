@@ -194,6 +194,10 @@ class DumpReader {
     if (id && rank >= 0 && id->part < 0) id->part = placement_.part_of_rank(rank, id->kind);
     const int index = id ? dump_.taps().find(*id) : -1;
     const std::string where = place(file, entry.name);
+    if (id && index < 0 && is_no_step_of_its_own(*id)) {
+      dump_.unused_.push_back({to_string(*id), "is no step of its own in this model: what it goes into is judged at once"});
+      return;
+    }
     if (index < 0) {
       return problem(where, id ? fmt::format("{} is no tap of this plan's model", to_string(*id))
                                : "is no tap, as layer.0.attention.output is one; name what it is with --names, or null "
@@ -219,6 +223,11 @@ class DumpReader {
                   : fits_whole(listed, list != nullptr, where, tensor)) {
       dump_.tensors_.push_back(std::move(tensor));
     }
+  }
+
+  bool is_no_step_of_its_own(const TapId& id) const {
+    return id.layer >= 0 && id.layer < plan_.model.layers.size() && tap_row(id.kind).inner &&
+           tap_width(plan_.model, id) == 0;
   }
 
   const ExpectedTap& whole(const DumpTensor& tensor) const { return dump_.taps().all()[tensor.index]; }

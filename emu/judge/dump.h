@@ -63,6 +63,8 @@ class Dump {
   /// Of the whole batch, if the dump has them.
   const std::optional<std::vector<std::int32_t>>& token_ids() const { return token_ids_; }
   const std::vector<std::string>& files() const { return file_names_; }
+  /// Tensors that are steps which this model takes in one with others, by name: nothing is judged of them.
+  const std::vector<Problem>& unused() const { return unused_; }
 
   /// Hands every part to the sink, in program order. Throws DumpError for a value that is no number, or an expert that
   /// the model does not have, and CheckpointError for a file that changes.
@@ -74,6 +76,7 @@ class Dump {
   std::shared_ptr<const ExpectedTaps> taps_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::vector<std::string> file_names_;
+  std::vector<Problem> unused_;
   std::vector<DumpTensor> tensors_;    ///< in program order
   std::vector<std::int64_t> experts_;  ///< by layer, how many there are to choose from
   ops::Format format_ = ops::Format::fp32;
