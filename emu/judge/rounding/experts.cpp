@@ -208,7 +208,10 @@ Judged judge_choice(const Rule& rule) {
 Judged judge_router_scores(const Rule& rule) {
   const Profile& profile = rule.rules().profile;
   const Input logits = rule.input(TapKind::router_logits);
-  const std::vector<double> bias = vector_of(rule, Weight::router_selection_bias);
+  // Others keep it in float whatever the format.
+  const bool in_float = profile.kind != RoundingProfile::ours && ops::bytes_per_element(rule.rules().format) < 4;
+  const std::vector<double> bias =
+      vector_in(rule, Weight::router_selection_bias, -1, in_float ? ops::Format::fp32 : rule.rules().format);
   Comparison comparison = rule.comparison();
   for (std::int64_t t = 0; t < logits.rows; ++t) {
     for (std::int64_t e = 0; e < logits.cols; ++e) {

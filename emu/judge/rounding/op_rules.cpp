@@ -231,14 +231,17 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   }
 }
 
-std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
+std::vector<double> vector_in(const Rule& rule, Weight weight, int expert, ops::Format format) {
   const Rules& rules = rule.rules();
   if (!has_weight(rules.model, weight, rule.tap().layer)) return {};
   const WeightSpec spec = weight_spec(rules.model, weight, rule.tap().layer, expert);
   std::vector<double> values(static_cast<std::size_t>(spec.cols));
-  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, rules.format,
-                            ops::MatrixView<double>{values.data(), 1, spec.cols});
+  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, format, ops::MatrixView<double>{values.data(), 1, spec.cols});
   return values;
+}
+
+std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
+  return vector_in(rule, weight, expert, rule.rules().format);
 }
 
 Input Rule::stream() const {

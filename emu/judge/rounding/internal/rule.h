@@ -59,6 +59,7 @@ struct Product {
 
 /// The values of a vector of the layer, as the format holds them; none where it has no such vector.
 std::vector<double> vector_of(const Rule& rule, Weight weight, int expert = -1);
+std::vector<double> vector_in(const Rule& rule, Weight weight, int expert, ops::Format format);
 
 void compare_product(const Rule& rule, const Product& product, Comparison& comparison);
 /// The same, each head rotated by its token's position.

@@ -1,0 +1,391 @@
+// Dumps of our own runs, right and edited, as somebody else's would be judged.
+#include "emu/judge/dump.h"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <set>
+
+#include "emu/judge/judge_dump.h"
+#include "emu/report/json.h"
+#include "emu/report/junit.h"
+#include "tests/judge/dump_files.h"
+#include "tests/support/runnable.h"
+#include "tests/support/small_plan.h"
+
+namespace shardproof {
+namespace {
+
+using rounding::RoundingProfile;
+using ::testing::AllOf;
+using ::testing::Contains;
+using testing::DumpFiles;
+using testing::EditableTensor;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using testing::runnable;
+using testing::small_plan;
+
+const Parallel kSharded[] = {
+    {},
+    {.tp = 2, .edp = 2},
+    {.tp = 2, .pp = 2, .ep = 2, .sp = true},
+    {.dp = 2, .ep = 2},
+    {.tp = 2, .dp = 2, .ep = 2, .etp = 2},
+};
+
+VerifyReport judged(const DumpFiles& files, const Plan& plan, RoundingProfile profile = RoundingProfile::ours,
+                    const DumpNames& names = DumpNames()) {
+  OpenedDump opened = open_dump(files.folder().string(), runnable(plan), names);
+  if (!opened.dump) {
+    ADD_FAILURE() << opened.problems.front().field << ": " << opened.problems.front().message;
+    return {};
+  }
+  return judge_dump(runnable(plan), *opened.dump, {.profile = profile});
+}
+
+std::string what(const VerifyReport& report) {
+  std::string text = to_string(report.verdict);
+  if (report.first_divergence) text += ": " + report.first_divergence->tap + ": " + report.first_divergence->message;
+  for (const Problem& problem : report.problems) text += "; " + problem.field + ": " + problem.message;
+  return text;
+}
+
+/// "file: tensor: what is wrong", of a dump that is refused.
+std::string refusal(const DumpFiles& files, const Plan& plan, const DumpNames& names = DumpNames(),
+                    std::optional<ops::Format> format = std::nullopt) {
+  OpenedDump opened = open_dump(files.folder().string(), runnable(plan), names, format);
+  if (opened.problems.empty()) {
+    try {
+      judge_dump(runnable(plan), *opened.dump);
+    } catch (const DumpError& error) {
+      return error.what();
+    }
+    return "not refused";
+  }
+  std::string text;
+  for (const Problem& problem : opened.problems) text += problem.field + ": " + problem.message + "\n";
+  return text;
+}
+
+TEST(Dump, OfARightRunPassesInEveryFormatAndProfileWithEveryTapJudged) {
+  for (const Parallel& parallel : kSharded) {
+    const Plan plan = small_plan(parallel);
+    for (const ops::Format format : {ops::Format::bf16, ops::Format::fp16, ops::Format::fp32, ops::Format::fp64}) {
+      const DumpFiles files(plan, format);
+      for (const RoundingProfile profile : {RoundingProfile::ours, RoundingProfile::fused, RoundingProfile::eager}) {
+        const VerifyReport report = judged(files, plan, profile);
+
+        EXPECT_EQ(report.verdict, Verdict::pass) << ops::to_string(format) << " " << what(report);
+        EXPECT_EQ(report.format, format);
+        ASSERT_TRUE(report.dump.has_value());
+        EXPECT_EQ(report.dump->judged, std::ssize(report.taps));
+        EXPECT_THAT(report.dump->not_judged, IsEmpty());
+        EXPECT_THAT(report.dump->computed, IsEmpty());
+      }
+    }
+  }
+}
+
+/// What is not there is computed within bounds, which a right run keeps: in the tightest profile, whatever is left out.
+TEST(Dump, OfARightRunPassesWhateverIsLeftOut) {
+  std::mt19937 random(7);
+  for (const Parallel& parallel : kSharded) {
+    const Plan plan = small_plan(parallel);
+    const DumpFiles all(plan, ops::Format::bf16);
+    std::set<std::string> names;
+    for (const auto& [rank, tensors] : all.ranks) {
+      for (const auto& [name, tensor] : tensors) names.insert(name.substr(0, name.find(".rows")));
+    }
+    for (const unsigned percent : {15U, 40U, 70U}) {
+      DumpFiles some = all;
+      for (const std::string& name : names) {
+        if (name == "tokens" || random() % 100 >= percent) continue;
+        for (auto& [rank, tensors] : some.ranks) {
+          tensors.erase(name);
+          tensors.erase(name + ".rows");
+        }
+      }
+      some.write();
+
+      const VerifyReport report = judged(some, plan);
+
+      EXPECT_EQ(report.verdict, Verdict::pass) << what(report);
+      EXPECT_GT(report.dump->judged, 0);
+      EXPECT_LT(report.dump->judged, std::ssize(names));
+    }
+  }
+}
+
+struct PlantedFault {
+  const char* name;
+  const char* tap;    ///< that is wrong first
+  const char* cause;  ///< or none, where more than one is right
+  void (*plant)(DumpFiles& files);
+};
+
+void edit_everywhere(DumpFiles& files, const std::string& name, void (*edit)(EditableTensor& tensor)) {
+  for (auto& [rank, tensors] : files.ranks) {
+    if (tensors.contains(name)) edit(tensors.at(name));
+  }
+}
+
+const PlantedFault kFaults[] = {
+    {"OneValue", "layer.1.attention.output", "",
+     [](DumpFiles& files) {
+       edit_everywhere(files, "layer.1.attention.output", [](EditableTensor& tensor) { tensor.at(3, 5) += 0.25; });
+     }},
+    {"SwappedRows", "layer.2.moe.norm", "rows_permuted",
+     [](DumpFiles& files) {
+       edit_everywhere(files, "layer.2.moe.norm", [](EditableTensor& tensor) {
+         for (std::int64_t col = 0; col < tensor.shape[1]; ++col) std::swap(tensor.at(1, col), tensor.at(6, col));
+       });
+     }},
+    {"SkippedAllReduce", "layer.0.attention.output", "reduction_dropped",
+     [](DumpFiles& files) {
+       for (auto& [rank, tensors] : files.ranks) {
+         tensors.at("layer.0.attention.output") = tensors.at(fmt::format("layer.0.attention.partial.part.{}", rank));
+       }
+     }},
+    {"WrongScale", "layer.1.attention.context", "",
+     [](DumpFiles& files) {
+       edit_everywhere(files, "layer.1.attention.context", [](EditableTensor& tensor) {
+         for (double& value : tensor.values) value *= 0.5;
+       });
+     }},
+    {"ScaledTwice", "layer.3.moe.output", "counted_n_times",
+     [](DumpFiles& files) {
+       edit_everywhere(files, "layer.3.moe.output", [](EditableTensor& tensor) {
+         for (double& value : tensor.values) value *= 2;
+       });
+     }},
+    {"AnotherExpert", "layer.2.moe.router_choice", "",
+     [](DumpFiles& files) {
+       edit_everywhere(files, "layer.2.moe.router_choice", [](EditableTensor& tensor) {
+         std::swap(tensor.ids[0], tensor.ids[2]);
+         tensor.ids[1] = 3 - tensor.ids[0];
+       });
+     }},
+};
+
+class DumpFaults : public ::testing::TestWithParam<PlantedFault> {};
+
+TEST_P(DumpFaults, AreMismatchesNamedAtTheFirstTapThatIsWrong) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  DumpFiles files(plan, ops::Format::bf16);
+  GetParam().plant(files);
+  files.write();
+  for (const RoundingProfile profile : {RoundingProfile::ours, RoundingProfile::fused, RoundingProfile::eager}) {
+    const VerifyReport report = judged(files, plan, profile);
+
+    ASSERT_EQ(report.verdict, Verdict::mismatch) << what(report);
+    EXPECT_EQ(report.first_divergence->tap, GetParam().tap) << what(report);
+    ASSERT_TRUE(report.first_divergence->cause.has_value());
+    if (*GetParam().cause != '\0') {
+      EXPECT_EQ(report.first_divergence->cause->name, GetParam().cause) << report.first_divergence->cause->evidence;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Planted, DumpFaults, ::testing::ValuesIn(kFaults),
+                         [](const auto& parameter) { return std::string(parameter.param.name); });
+
+/// The step that a fault is in need not be in the dump.
+TEST(Dump, ShowsASkippedReductionWithoutThePartialSums) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  DumpFiles files(plan, ops::Format::bf16);
+  for (auto& [rank, tensors] : files.ranks) {
+    tensors.at("layer.0.attention.output") = tensors.at(fmt::format("layer.0.attention.partial.part.{}", rank));
+    std::erase_if(tensors, [](const auto& entry) { return entry.first.find(".part.") != std::string::npos; });
+  }
+  files.write();
+
+  const VerifyReport report = judged(files, plan, RoundingProfile::eager);
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.0.attention.output");
+  EXPECT_EQ(report.first_divergence->cause->name, "reduction_dropped") << report.first_divergence->cause->evidence;
+  EXPECT_THAT(report.dump->computed, Contains("layer.0.attention.partial.part.0"));
+}
+
+TEST(Dump, HoldsReplicasToOneAnother) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  DumpFiles files(plan, ops::Format::fp32);
+  double& value = files.ranks.at(1).at("layer.2.moe.residual").values[7];
+  value = std::nextafter(static_cast<float>(value), 1e9F);
+  files.write();
+
+  const VerifyReport report = judged(files, plan);
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.2.moe.residual");
+  EXPECT_EQ(report.first_divergence->ranks, std::vector<int>{1});
+}
+
+TEST(Dump, SaysWhatCouldNotBeJudged) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  DumpFiles files(plan, ops::Format::bf16);
+  for (auto& [rank, tensors] : files.ranks) {
+    for (const char* gone : {"attention.output", "attention.context", "attention.q", "attention.k", "attention.v",
+                             "attention.norm", "attention.partial.part.0", "attention.partial.part.1"}) {
+      tensors.erase(std::string("layer.0.") + gone);
+    }
+    tensors.erase("embedding");
+  }
+  files.write();
+  const VerifyReport report = judged(files, plan);
+
+  EXPECT_EQ(report.verdict, Verdict::pass) << what(report);
+  EXPECT_THAT(to_json(report), HasSubstr("\"computed\": ["));
+  EXPECT_THAT(junit_xml({junit_suite(report)}), HasSubstr("failures=\"0\""));
+
+  for (auto& [rank, tensors] : files.ranks) {
+    std::erase_if(tensors, [](const auto& entry) {
+      return entry.first != "tokens" && entry.first != "layer.1.attention.output" &&
+             entry.first != "layer.2.attention.output";
+    });
+  }
+  files.write();
+  const VerifyReport none = judged(files, plan);
+
+  EXPECT_EQ(none.verdict, Verdict::inconclusive);
+  EXPECT_EQ(none.dump->judged, 0);
+  EXPECT_EQ(none.dump->not_judged.size(), 2U);
+  EXPECT_THAT(none.dump->not_judged[0].message, HasSubstr("is not there"));
+}
+
+TEST(Dump, TakesOneFileOfWholeTensorsAndNamesOfTheirOwn) {
+  const Plan whole = small_plan({});
+  DumpFiles files(whole, ops::Format::fp32);
+  auto& tensors = files.ranks.at(0);
+  std::erase_if(tensors, [](const auto& entry) {
+    return entry.first.find("expert_") != std::string::npos || entry.first.find("partial") != std::string::npos;
+  });
+  EditableTensor q = tensors.extract("layer.2.attention.q").mapped();
+  q.shape = {8, 8, 4, 4};  // [batch, sequence, heads, head_dim]
+  tensors["model.layers.2.q"] = q;
+  tensors["input_ids"] = tensors.extract("tokens").mapped();
+  tensors["input_ids"].shape = {8, 8};
+  tensors["rotary"] = {.type = TensorType::f32, .shape = {2}, .values = {1, 2}};
+  files.write_whole("anything.safetensors");
+  const DumpNames names({{"model.layers.{layer}.q", "layer.{layer}.attention.q"}, {"rotary", ""}});
+
+  for (const Parallel& parallel : {Parallel{}, Parallel{.tp = 2, .dp = 2, .ep = 2, .etp = 2}}) {
+    const Plan plan = small_plan(parallel);
+    // Whole tensors of a run that was not sharded keep the wider bounds of one that is.
+    const VerifyReport report = judged(files, plan, RoundingProfile::eager, names);
+
+    EXPECT_EQ(report.verdict, Verdict::pass) << what(report);
+    EXPECT_GT(report.dump->judged, 50);
+  }
+}
+
+TEST(Dump, TakesTokenIdsOfThePlan) {
+  Plan plan = small_plan({.dp = 2, .ep = 2});
+  plan.workload.token_ids.assign(8, {1, 5, 9, 2, 30, 7, 7, 3});
+  DumpFiles files(plan, ops::Format::fp32);
+  for (auto& [rank, tensors] : files.ranks) tensors.erase("tokens");
+  files.write();
+
+  EXPECT_EQ(judged(files, plan).verdict, Verdict::pass);
+  Plan other = plan;
+  other.workload.token_ids[3][2] = 10;
+  EXPECT_EQ(judged(files, other).first_divergence->tap, "embedding");
+}
+
+TEST(DumpRefusal, NamesTheFileTheTensorAndWhatWouldBeRight) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  const DumpFiles right(plan, ops::Format::bf16);
+  const auto edited = [&](const auto& edit) {
+    DumpFiles files = right;
+    edit(files.ranks.at(1));
+    files.write();
+    return refusal(files, plan);
+  };
+  using Tensors = std::map<std::string, EditableTensor>;
+
+  EXPECT_THAT(edited([](Tensors& t) {
+                t.at("layer.0.attention.q").shape = {8, 64};
+              }),
+              HasSubstr("rank_1.safetensors: layer.0.attention.q: [8, 64]; rank 1 has [64, 8] (columns 8 to 15) or "
+                        "[64, 16] of it"));
+  EXPECT_THAT(edited([](Tensors& t) { t["layer.0.attention.z"] = t.at("layer.0.attention.q"); }),
+              HasSubstr("rank_1.safetensors: layer.0.attention.z: is no tap, as layer.0.attention.output is one"));
+  EXPECT_THAT(edited([](Tensors& t) { t["layer.9.attention.q"] = t.at("layer.0.attention.q"); }),
+              HasSubstr("layer.9.attention.q is no tap of this plan's model"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("layer.0.attention.q").type = TensorType::f64; }), HasSubstr("not refused"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("layer.1.moe.norm").values[3] = std::numeric_limits<double>::quiet_NaN(); }),
+              HasSubstr("rank_1.safetensors: layer.1.moe.norm: row 0, column 3 is not a number"));
+  EXPECT_THAT(edited([](Tensors& t) { t.erase("layer.0.attention.q"); }),
+              HasSubstr("rank_1.safetensors: layer.0.attention.q: is missing; rank 1 has [64, 8] (columns 8 to 15)"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("layer.0.moe.router_choice").ids[4] = 4; }),
+              HasSubstr("is expert 4; the layer has 0 to 3"));
+  EXPECT_THAT(edited([](Tensors& t) {
+                EditableTensor& choice = t.at("layer.0.moe.router_choice");
+                choice.type = TensorType::f32;
+                choice.values.assign(choice.ids.begin(), choice.ids.end());
+              }),
+              HasSubstr("layer.0.moe.router_choice: F32; I64 or I32, ids of experts, is needed"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("tokens").ids[0] = 32; }),
+              HasSubstr("id 32 at 0; the vocabulary is 0 to 31"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("tokens").ids[0] ^= 1; }), HasSubstr("for which another file has"));
+  EXPECT_THAT(edited([](Tensors& t) { t.at("layer.0.moe.expert_up.rows").ids[0] = -1; }), HasSubstr("row -1"));
+  EXPECT_THAT(edited([](Tensors& t) { t.erase("layer.0.moe.expert_up.rows"); }),
+              HasSubstr("which slots its rows are of, layer.0.moe.expert_up.rows says"));
+  EXPECT_THAT(
+      edited([](Tensors& t) { t["layer.0.attention.partial.part.0"] = t.at("layer.0.attention.partial.part.1"); }),
+      HasSubstr("in the file of another rank's"));
+}
+
+TEST(DumpRefusal, SaysWhichFilesThereHaveToBe) {
+  const Plan plan = small_plan({.tp = 2, .edp = 2});
+  DumpFiles files(plan, ops::Format::bf16);
+  std::filesystem::remove(files.file(1));
+  EXPECT_THAT(refusal(files, plan), AllOf(HasSubstr("rank_1.safetensors is missing: the plan has 2 ranks"),
+                                          HasSubstr("rank_0.safetensors to rank_1.safetensors is needed")));
+  files.ranks[2] = files.ranks.at(0);
+  files.write();
+  EXPECT_THAT(refusal(files, plan), HasSubstr("rank_2.safetensors is of no rank: the plan has 2"));
+  EXPECT_THAT(open_dump("/nowhere", runnable(plan), DumpNames()).problems.front().message, HasSubstr("no such file"));
+
+  files.ranks.erase(2);
+  for (auto& [rank, tensors] : files.ranks) std::erase_if(tensors, [](const auto& t) { return t.first != "tokens"; });
+  files.write();
+  EXPECT_THAT(refusal(files, plan), HasSubstr("there is nothing to judge"));
+}
+
+TEST(DumpRefusal, WantsTokenIdsAndTypesThatHoldTheFormat) {
+  const Plan plan = small_plan({});
+  DumpFiles files(plan, ops::Format::bf16);
+  EXPECT_THAT(refusal(files, plan, DumpNames(), ops::Format::fp32),
+              HasSubstr("BF16 is no type for a value of a run in fp32"));
+  files.ranks.at(0).erase("tokens");
+  files.write();
+  EXPECT_THAT(refusal(files, plan), HasSubstr("has no token ids"));
+}
+
+TEST(DumpNames, AreReadStrictly) {
+  const auto problem = [](const char* text) {
+    const LoadedDumpNames loaded = parse_dump_names(text, "names.json");
+    return loaded.names ? std::string() : loaded.problems.front().message;
+  };
+  const DumpNames names =
+      parse_dump_names(R"({"h.{layer}.o": "layer.{layer}.attention.output", "ids": "tokens", "x": null})", "f")
+          .names.value();
+
+  EXPECT_EQ(names.ours("h.12.o"), "layer.12.attention.output");
+  EXPECT_EQ(names.ours("ids"), "tokens");
+  EXPECT_EQ(names.ours("x"), "");
+  EXPECT_EQ(names.ours("h.x.o"), "h.x.o");
+  EXPECT_THAT(problem(R"({"a": "attention.z"})"), HasSubstr("is no tap"));
+  EXPECT_THAT(problem(R"({"a.{layer}": "logits"})"), HasSubstr("in both names"));
+  EXPECT_THAT(problem(R"({"a": 1})"), HasSubstr("the name of a tap or null is needed"));
+  EXPECT_THAT(problem("[]"), HasSubstr("an object of names is needed"));
+}
+
+}  // namespace
+}  // namespace shardproof
