@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -118,38 +120,59 @@ def _watch(model: Any, hooks: Sequence[Hook], taps: _Taps) -> list[Any]:
     return handles
 
 
+#: Whose taps queries and keys go to, by the attention module that they belong to.
+_recorded: dict[int, _Taps] = {}
+_recorded_lock = threading.Lock()
+
+
+def _record_attention(module: Any, query: Any, key: Any, value: Any) -> None:
+    """Of [batch, heads, sequence, head_dim]. With latent attention the order of a rotated head's elements is the model's
+    own, so that queries and keys are left out; values belong to no module there."""
+    if (taps := _recorded.get(id(module))) is None:
+        return
+    own = {"v": value} if hasattr(module, "kv_b_proj") else {"q": query, "k": key}
+    for name, heads in own.items():
+        taps.add(f"layer.{module.layer_idx}.attention.{name}", heads.transpose(1, 2))
+
+
 @contextlib.contextmanager
-def _attention_inputs(taps: _Taps) -> Iterator[None]:
-    """Queries, keys and values where Transformers hands them to its attention function. With latent attention the order
-    of a rotated head's elements is the model's own, so that queries and keys are left out."""
+def _attention_inputs(model: Any, taps: _Taps) -> Iterator[None]:
+    """Takes queries and keys, which are no module's output, where Transformers hands them to its attention function.
+    Several models may be run at the same time, each in a thread of its own."""
     try:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     except ImportError:
         yield
         return
     registry = type(ALL_ATTENTION_FUNCTIONS)
-    original = getattr(registry, "get_interface", None)
-    if original is None:
+    if not hasattr(registry, "get_interface"):
         yield
         return
+    own = [id(module) for module in model.modules() if hasattr(module, "layer_idx")]
+    with _recorded_lock:
+        if not _recorded:
+            original = registry.get_interface
 
-    def get_interface(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        attend = original(self, *arguments, **keywords)
+            @functools.wraps(original)
+            def get_interface(self: Any, *arguments: Any, **keywords: Any) -> Any:
+                attend = original(self, *arguments, **keywords)
 
-        def recorded(module: Any, query: Any, key: Any, value: Any, *more: Any, **options: Any) -> Any:
-            # [batch, heads, sequence, head_dim]
-            own = {"v": value} if hasattr(module, "kv_b_proj") else {"q": query, "k": key}
-            for name, heads in own.items():
-                taps.add(f"layer.{module.layer_idx}.attention.{name}", heads.transpose(1, 2))
-            return attend(module, query, key, value, *more, **options)
+                def recorded(module: Any, query: Any, key: Any, value: Any, *more: Any, **options: Any) -> Any:
+                    _record_attention(module, query, key, value)
+                    return attend(module, query, key, value, *more, **options)
 
-        return recorded
+                return recorded
 
-    registry.get_interface = get_interface
+            registry.get_interface = get_interface
+        _recorded.update(dict.fromkeys(own, taps))
     try:
         yield
     finally:
-        registry.get_interface = original
+        with _recorded_lock:
+            for module in own:
+                del _recorded[module]
+            if not _recorded:
+                registry.get_interface = registry.get_interface.__wrapped__
 
 
 def capture(
@@ -158,6 +181,7 @@ def capture(
     input_ids: Any,
     directory: Union[str, "os.PathLike[str]"],
     *,
+    rank: Optional[int] = None,
     hooks: Union[str, Sequence[Hook]] = "transformers",
 ) -> Path:
     """Runs a model on token ids and writes what its modules make as a dump that `judge` reads; returns the file.
@@ -166,7 +190,9 @@ def capture(
         rows of one's own. A tap whose module the model does not have is left out.
     plan: the plan that the dump will be judged by; where it states its sequences, `input_ids` must be of these lengths.
     input_ids: [batch, sequence] of ids, or a list of sequences; they run one at a time, without padding.
-    directory: made if it is not there; `dump.safetensors` is written in it.
+    directory: made if it is not there.
+    rank: whose part of a sharded model this is. Its file is `rank_N.safetensors`, of every rank one; without a rank it is
+        `dump.safetensors`, of whole tensors.
     """
     import torch
 
@@ -178,7 +204,7 @@ def capture(
     taps = _Taps()
     handles = _watch(model, rows, taps)
     try:
-        with torch.no_grad(), _attention_inputs(taps):
+        with torch.no_grad(), _attention_inputs(model, taps):
             for ids in sequences:
                 taps.tokens = len(ids)
                 device = next(model.parameters()).device
@@ -196,6 +222,6 @@ def capture(
     whole["tokens"] = torch.tensor([id for ids in sequences for id in ids])
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "dump.safetensors"
+    file = folder / ("dump.safetensors" if rank is None else f"rank_{rank}.safetensors")
     save_safetensors(file, whole)
     return file
