@@ -112,14 +112,22 @@ Cause dump_cause(const Plan& plan, const Dump& dump, const PreparedReference& re
   }
 }
 
-/// Where no signature of a wrong sharding fits.
-Cause rounding_cause(const VerifyReport& report) {
+/// Where no signature of a wrong sharding fits. An error that some roundings to bf16, the narrowest format there is,
+/// would make is called one of rounding.
+Cause unsigned_cause(const VerifyReport& report) {
+  constexpr double kRoundings = 8;
   const Divergence& divergence = *report.first_divergence;
-  return {"rounding",
-          fmt::format("on the inputs that the run itself had this op is off by {:.3g} times what {} allows "
-                      "in the profile {}: it rounds more often, or to a narrower format, than that says, or "
-                      "computes something else",
-                      divergence.error / divergence.bound, ops::to_string(report.format), report.dump->profile)};
+  const double share = divergence.error / divergence.bound;
+  const std::string off = fmt::format(
+      "on the inputs that the run itself had this op is off by {:.3g} times what {} allows "
+      "in the profile {}",
+      share, ops::to_string(report.format), report.dump->profile);
+  const double narrower = ops::unit_roundoff(ops::Format::bf16) / ops::unit_roundoff(report.format);
+  if (share <= kRoundings * narrower) {
+    return {"rounding",
+            off + ": it rounds more often, or to a narrower format, than that says, or computes something else"};
+  }
+  return {"unknown", off + ": no rounding makes that, and no signature of a wrong sharding fits"};
 }
 
 }  // namespace
@@ -167,7 +175,7 @@ VerifyReport judge_dump(const RunnablePlan& original, const Dump& dump, const Ju
     Cause cause = dump_cause(plan, dump, reference_of(prepared, rules, judge_of_ops, wrong), wrong, divergence);
     // Values that are wrong by little are close to what is expected, which says nothing of replicas.
     const bool named = cause.name != "unknown" && cause.name != "op_differs" && cause.name != "replicas_differ";
-    if (!named && divergence.bound > 0 && divergence.error > divergence.bound) cause = rounding_cause(report);
+    if (!named && divergence.bound > 0 && divergence.error > divergence.bound) cause = unsigned_cause(report);
     divergence.cause = std::move(cause);
   }
   report.sharded_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
