@@ -4,8 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <filesystem>
 #include <map>
 #include <numeric>
@@ -13,26 +11,13 @@
 #include <string_view>
 #include <utility>
 
+#include "emu/judge/dump_folder.h"
 #include "emu/judge/dump_placement.h"
 
 namespace shardproof {
 namespace {
 
-constexpr std::string_view kExtension = ".safetensors", kRowsOf = ".rows", kTokens = "tokens", kInputIds = "input_ids";
-constexpr int kWholeBatch = -1;  // in place of a rank: of a file for all
-
-/// The number in "rank_3.safetensors"; none for any other name.
-std::optional<int> rank_of(const std::filesystem::path& file) {
-  const std::string stem = file.stem().string();
-  std::string_view rest = stem;
-  if (!rest.starts_with("rank")) return std::nullopt;
-  rest.remove_prefix(4);
-  if (rest.starts_with('_') || rest.starts_with('-') || rest.starts_with('.')) rest.remove_prefix(1);
-  int rank = 0;
-  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), rank);
-  if (error != std::errc() || end != rest.data() + rest.size() || rank < 0) return std::nullopt;
-  return rank;
-}
+constexpr std::string_view kRowsOf = ".rows", kTokens = "tokens", kInputIds = "input_ids";
 
 /// Whether dims of that shape can be folded into rows x cols.
 bool folds_into(const std::vector<std::int64_t>& shape, std::int64_t rows, std::int64_t cols) {
@@ -87,7 +72,7 @@ class DumpReader {
   }
 
   OpenedDump read() {
-    for (const auto& [rank, file] : files()) read_file(rank, file);
+    for (const auto& [rank, file] : find_dump_files(path_, placement_.world(), problems_)) read_file(rank, file);
     if (problems_.empty() && dump_.tensors_.empty()) {
       problem(path_, "no tensor of it is a tap of the plan: there is nothing to judge");
     }
@@ -103,55 +88,6 @@ class DumpReader {
   void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
   static std::string place(const SafetensorsFile& file, std::string_view tensor) {
     return fmt::format("{}: {}", std::filesystem::path(file.name()).filename().string(), tensor);
-  }
-
-  /// By rank, or the one for all.
-  std::map<int, std::filesystem::path> files() {
-    std::error_code error;
-    if (std::filesystem::is_regular_file(path_, error)) return {{kWholeBatch, path_}};
-    if (!std::filesystem::is_directory(path_, error)) {
-      problem(path_, "no such file or folder; a dump is a folder of .safetensors files, or one of them");
-      return {};
-    }
-    std::map<int, std::filesystem::path> found;
-    std::vector<std::string> others;
-    for (const auto& entry : std::filesystem::directory_iterator(path_)) {
-      if (entry.path().extension() != kExtension) continue;
-      const std::optional<int> rank = rank_of(entry.path());
-      if (!rank) others.push_back(entry.path().filename().string());
-      if (rank && !found.emplace(*rank, entry.path()).second) {
-        problem(path_, fmt::format("two files for rank {}: {} and {}", *rank, found[*rank].filename().string(),
-                                   entry.path().filename().string()));
-      }
-    }
-    std::ranges::sort(others);
-    if (found.empty() && others.size() == 1) return {{kWholeBatch, std::filesystem::path(path_) / others.front()}};
-    check_ranks(found, others);
-    return problems_.empty() ? found : std::map<int, std::filesystem::path>();
-  }
-
-  void check_ranks(const std::map<int, std::filesystem::path>& found, const std::vector<std::string>& others) {
-    const int world = placement_.world();
-    const std::string needed =
-        world == 1 ? "one file for all, or rank_0.safetensors"
-                   : fmt::format("one file for all, or rank_0.safetensors to rank_{}.safetensors", world - 1);
-    if (found.empty()) {
-      problem(path_, fmt::format("{} .safetensors files, none of a rank; {} is needed", others.size(), needed));
-      return;
-    }
-    for (int rank = 0; rank < world; ++rank) {
-      if (!found.contains(rank)) {
-        problem(path_, fmt::format("rank_{}.safetensors is missing: the plan has {} ranks; {} is needed", rank, world,
-                                   needed));
-      }
-    }
-    if (found.rbegin()->first >= world) {
-      problem(path_,
-              fmt::format("{} is of no rank: the plan has {}", found.rbegin()->second.filename().string(), world));
-    }
-    for (const std::string& other : others) {
-      problem(path_, fmt::format("{} stands beside files of ranks, and is of none; {} is needed", other, needed));
-    }
   }
 
   void read_file(int rank, const std::filesystem::path& path) {
@@ -195,7 +131,8 @@ class DumpReader {
     const int index = id ? dump_.taps().find(*id) : -1;
     const std::string where = place(file, entry.name);
     if (id && index < 0 && is_no_step_of_its_own(*id)) {
-      dump_.unused_.push_back({to_string(*id), "is no step of its own in this model: what it goes into is judged at once"});
+      dump_.unused_.push_back(
+          {to_string(*id), "is no step of its own in this model: what it goes into is judged at once"});
       return;
     }
     if (index < 0) {

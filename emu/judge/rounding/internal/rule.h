@@ -10,6 +10,17 @@
 
 namespace shardproof::rounding {
 
+/// Where the last layer, or the embedding, left the residual stream before `layer`.
+TapId stream_before(int layer);
+/// What queries are projected from.
+TapKind query_source(const LayerSpec& layer);
+/// What is rotated: norms, a product with its bias, or, held together with its product, what that is of.
+TapKind before_rotation(const ModelConfig& model, const TapId& tap, TapKind projection, TapKind normed);
+/// What the experts are chosen by.
+TapKind choice_source(const LayerSpec& layer);
+/// What is added to the experts' output.
+TapKind shared_addend(const LayerSpec& layer);
+
 class Rule {
  public:
   Rule(const Rules& rules, const RunTensors& tensors, const TapId& tap) : rules_(rules), tensors_(tensors), tap_(tap) {}
