@@ -7,7 +7,7 @@
 
 namespace shardproof::rounding {
 
-RoundingJudge::RoundingJudge(const Rules& rules, std::vector<bool> present)
+RoundingJudge::RoundingJudge(const Rules& rules, const std::vector<bool>& present)
     : rules_(rules), tensors_(rules.taps.all().size()), judged_(rules.taps.all().size()), nodes_(judged_.size()) {
   for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
     for (const TapId& input : inputs_of(rules.plan, *rules.taps.all()[tap].id)) {

@@ -22,7 +22,7 @@ class RoundingJudge final : public PartJudge {
   /// `rules` outlive the judge. `present`: of each tap, whether the run hands it in; empty: all. Of those that it does
   /// not, what the judgement of others needs is computed where it can be (derive_tap). Where it says so, all that was
   /// handed in or computed is kept.
-  explicit RoundingJudge(const Rules& rules, std::vector<bool> present = {});
+  explicit RoundingJudge(const Rules& rules, const std::vector<bool>& present = {});
 
   void put(std::size_t tap, const Placement& placement, const TapValues& part) override;
   void complete(std::size_t tap) override;
