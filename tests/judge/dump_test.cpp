@@ -194,6 +194,80 @@ TEST_P(DumpFaults, AreMismatchesNamedAtTheFirstTapThatIsWrong) {
 INSTANTIATE_TEST_SUITE_P(Planted, DumpFaults, ::testing::ValuesIn(kFaults),
                          [](const auto& parameter) { return std::string(parameter.param.name); });
 
+double bf16(double value) {
+  return ops::stored(value, ops::Format::bf16);
+}
+
+/// Leaves out what comes after the tap in its layer: it was computed from other values.
+void forget_after(std::map<std::string, EditableTensor>& tensors, const std::string& layer, const char* tap) {
+  bool after = false;
+  for (const TapRow& row : tap_table()) {
+    if (after) {
+      std::erase_if(tensors, [&](const auto& entry) {
+        const std::optional<TapId> id = parse_tap_id(entry.first.substr(0, entry.first.find(".rows")));
+        return id && tap_row(id->kind).name == row.name && entry.first.starts_with(layer);
+      });
+    }
+    after = after || row.name == tap;
+  }
+}
+
+TEST(DumpProfiles, TellARoundingAfterEachElementaryOpFromOneAnOp) {
+  const Plan plan = small_plan({});
+  DumpFiles files(plan, ops::Format::bf16);
+  auto& tensors = files.ranks.at(0);
+  EditableTensor& activation = tensors.at("layer.3.moe.expert_activation");
+  const EditableTensor& gate = tensors.at("layer.3.moe.expert_gate");
+  const EditableTensor& up = tensors.at("layer.3.moe.expert_up");
+  for (std::size_t i = 0; i < activation.values.size(); ++i) {
+    activation.values[i] = bf16(bf16(gate.values[i] / (1 + std::exp(-gate.values[i]))) * up.values[i]);
+  }
+  forget_after(tensors, "layer.3.", "moe.expert_activation");
+  files.write();
+
+  EXPECT_EQ(judged(files, plan, RoundingProfile::eager).verdict, Verdict::pass);
+  for (const RoundingProfile profile : {RoundingProfile::ours, RoundingProfile::fused}) {
+    const VerifyReport report = judged(files, plan, profile);
+    ASSERT_EQ(report.verdict, Verdict::mismatch);
+    EXPECT_EQ(report.first_divergence->tap, "layer.3.moe.expert_activation");
+    EXPECT_EQ(report.first_divergence->cause->name, "rounding");
+  }
+}
+
+TEST(DumpProfiles, TellARunOfAnotherFormatFromRounding) {
+  const Plan plan = small_plan({});
+  DumpFiles files(plan, ops::Format::fp32);
+  auto& tensors = files.ranks.at(0);
+  for (double& value : tensors.at("layer.2.attention.v").values) value = bf16(value);
+  forget_after(tensors, "layer.2.", "attention.v");
+  files.write();
+
+  for (const RoundingProfile profile : {RoundingProfile::ours, RoundingProfile::fused, RoundingProfile::eager}) {
+    const VerifyReport report = judged(files, plan, profile);
+    ASSERT_EQ(report.verdict, Verdict::mismatch);
+    EXPECT_EQ(report.first_divergence->tap, "layer.2.attention.v");
+    EXPECT_EQ(report.first_divergence->cause->name, "rounding");
+  }
+}
+
+TEST(DumpProfiles, TakeAChoiceInAnyOrderButForOurs) {
+  const Plan plan = small_plan({});
+  DumpFiles files(plan, ops::Format::bf16);
+  auto& tensors = files.ranks.at(0);
+  EditableTensor& choice = tensors.at("layer.1.moe.router_choice");
+  EditableTensor& weights = tensors.at("layer.1.moe.router_weights");
+  for (std::size_t i = 0; i < choice.ids.size(); i += 2) {
+    std::swap(choice.ids[i], choice.ids[i + 1]);
+    std::swap(weights.values[i], weights.values[i + 1]);
+  }
+  std::erase_if(tensors, [](const auto& entry) { return entry.first.find("expert_") != std::string::npos; });
+  files.write();
+
+  EXPECT_EQ(judged(files, plan, RoundingProfile::fused).verdict, Verdict::pass);
+  EXPECT_EQ(judged(files, plan, RoundingProfile::eager).verdict, Verdict::pass);
+  EXPECT_EQ(judged(files, plan, RoundingProfile::ours).first_divergence->tap, "layer.1.moe.router_choice");
+}
+
 /// The step that a fault is in need not be in the dump.
 TEST(Dump, ShowsASkippedReductionWithoutThePartialSums) {
   const Plan plan = small_plan({.tp = 2, .edp = 2});
