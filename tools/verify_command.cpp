@@ -173,6 +173,10 @@ int run_verify(const VerifyFlags& flags) {
   const Proof proof = prove_with(request, shown_plan(request, *original.plan, outputs), request.orders.front(), outputs,
                                  dumped ? &*dumped : nullptr);
   if (dumped && proof.rounding) write_dump(outputs.dump, *proof.rounding, *dumped, files);
+  if (dumped && !proof.rounding) {
+    complain(fmt::format("--dump: '{}' stays empty: the algebra is wrong, and nothing ran in {}", outputs.dump,
+                         ops::to_string(request.options.format)));
+  }
   compared.now = baseline_of(proof.last());
   if (request.checkpoint) compared.now.weights = "checkpoint";
   const bool passed = proof.verdict() == Verdict::pass;

@@ -5,7 +5,9 @@
 // holds the rank's part: the columns that its layout says, and of its tokens the rows of every microbatch, one after
 // another. Where a program replicates what ours splits, it may hold more: all rows that the rank's attention sees, all
 // columns. A file for all holds whole tensors. Dims before the last may be folded or not: [batch, sequence, hidden] is
-// [tokens, hidden], and [tokens, heads, head_dim] is too. Beside the taps:
+// [tokens, hidden], and [tokens, heads, head_dim] is too.
+// The partial sums of a product with a bias are those before their reduction, the first rank's with the bias. Beside
+// the taps:
 //   tokens      token ids, of the batch or of the rank's rows; also called input_ids
 //   NAME.rows   of the tensor NAME: which row of the whole tensor each of its rows is, where they are in no such order
 //

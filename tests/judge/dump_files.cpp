@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <stdexcept>
 
@@ -37,12 +38,15 @@ void save(const std::filesystem::path& path, const std::map<std::string, Editabl
 
 }  // namespace
 
-DumpFiles::DumpFiles(const Plan& plan, ops::Format format) {
+DumpFiles::DumpFiles(const Plan& plan, ops::Format format, const WeightSource* weights) {
   const ::testing::TestInfo& test = *::testing::UnitTest::GetInstance()->current_test_info();
-  folder_ =
-      std::filesystem::path(::testing::TempDir()) / (std::string("dump_") + test.test_suite_name() + "_" + test.name());
+  folder_ = std::filesystem::path(::testing::TempDir()) / ([&] {
+              std::string name = std::string("dump_") + test.test_suite_name() + "_" + test.name();
+              std::ranges::replace(name, '/', '_');
+              return name;
+            }());
   DumpWriter writer(format);
-  const VerifyReport report = verify(plan, {.format = format, .threads = 2, .taps = &writer});
+  const VerifyReport report = verify(plan, {.format = format, .threads = 2, .weights = weights, .taps = &writer});
   if (report.verdict != Verdict::pass) throw std::logic_error("the run that is dumped is wrong");
   std::filesystem::remove_all(folder_);
   std::filesystem::create_directories(folder_);

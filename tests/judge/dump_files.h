@@ -24,7 +24,7 @@ struct EditableTensor {
 class DumpFiles {
  public:
   /// Runs the plan in the format and keeps what the ranks tap. The folder is the test's own.
-  DumpFiles(const Plan& plan, ops::Format format);
+  DumpFiles(const Plan& plan, ops::Format format, const WeightSource* weights = nullptr);
 
   /// By rank, by name.
   std::map<int, std::map<std::string, EditableTensor>> ranks;

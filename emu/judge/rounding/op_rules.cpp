@@ -68,6 +68,13 @@ bool is_stored(const Rule& rule, int parts) {
   return parts > 1 || (rule.rules().profile.kind != RoundingProfile::ours && !rule.derives());
 }
 
+/// Of a partial sum that others make without the bias, and nobody saw: every rounding of its reduction.
+double spared(const Rule& rule) {
+  if (!rule.derives() || rule.rules().profile.kind == RoundingProfile::ours) return 0;
+  const ReductionPath& path = rule.rules().path_over_tp;
+  return path.additions + path.hops + 2;
+}
+
 /// A rank's part of the columns. The first rank's has the bias.
 Judged judge_partial(const Rule& rule, TapKind input, Weight weight, std::optional<Weight> bias = std::nullopt) {
   const Range cols = rule.part_of_weight(weight);
@@ -75,7 +82,8 @@ Judged judge_partial(const Rule& rule, TapKind input, Weight weight, std::option
   Comparison comparison = rule.comparison();
   const Input x = rule.input(input, cols);
   const std::vector<double> values = bias && rule.tap().part == 0 ? vector_of(rule, *bias) : std::vector<double>();
-  compare_product(rule, {x, {}, spec, cols, is_stored(rule, rule.rules().plan.parallel.tp), values}, comparison);
+  compare_product(rule, {x, {}, spec, cols, is_stored(rule, rule.rules().plan.parallel.tp), values, spared(rule)},
+                  comparison);
   return std::move(comparison).finish();
 }
 

@@ -207,7 +207,8 @@ void compare_product(const Rule& rule, const Product& product, Comparison& compa
   // Of elementary ops, the sum with the bias is one of its own: what it is added to is stored before.
   const auto bound = [&](double value, double magnitude, double bias, double inherited) {
     const double error = inherited + product_error(profile, terms + (biased ? 1 : 0), magnitude + inherited);
-    const double stepped = biased ? step_error(profile, 1, std::abs(value - bias), error) : error;
+    const double stepped = (biased ? step_error(profile, 1, std::abs(value - bias), error) : error) +
+                           product.spared * profile.store.relative * std::abs(bias);
     return product.stored ? stored_error(profile, value, stepped) : stepped;
   };
   for_each_block(rule.rules(), product, 1, [&](const OutputBlock& block) {

@@ -66,6 +66,8 @@ struct Product {
   Range cols;  ///< of the weight
   bool stored = true;
   std::vector<double> bias = {};  ///< added to every row before it is stored; or none
+  /// So many roundings that the bias may spare: where others add it after the reduction that ours is added before.
+  double spared = 0;
 };
 
 /// The values of a vector of the layer, as the format holds them; none where it has no such vector.
