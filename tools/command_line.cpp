@@ -12,6 +12,7 @@
 #include "tools/collectives_command.h"
 #include "tools/exit_code.h"
 #include "tools/graph.h"
+#include "tools/judge_command.h"
 #include "tools/mutate_command.h"
 #include "tools/ops_command.h"
 #include "tools/output_error.h"
@@ -32,6 +33,7 @@ constexpr const char* kFooter = R"(Examples:
   shardproof verify PLAN --scale full --batch 4 --sequence 128
   shardproof check plans/ep4_tp2_pp2_sp.json       arithmetic, memory, balance and claims of a plan
   shardproof time PLAN --preset h100               how long its steps take, by a virtual clock
+  shardproof judge DUMP PLAN --checkpoint DIR      tensors of somebody else's run, held to the reference
   shardproof ops PLAN --rank 3                     the ops of one rank at full scale, timed here
 
 Exit codes: 0 pass, 1 mismatch or refuted claim, 2 usage or invalid plan, 3 deadlock or collective mismatch,
@@ -60,6 +62,7 @@ int run(int argc, const char* const* argv) {
   add_graph_command(app, exit_code);
   add_time_command(app, exit_code);
   add_mutate_command(app, exit_code);
+  add_judge_command(app, exit_code);
   add_ops_command(app, exit_code);
   add_collectives_command(app, exit_code);
   refuse_empty_values(app);

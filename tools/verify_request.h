@@ -33,6 +33,7 @@ struct VerifyFlags {
   std::string junit;
   std::string record;
   std::string baseline;
+  std::string dump;
   bool amplification = false;
   std::optional<double> max_amplification;
   bool all_taps = false;

@@ -64,6 +64,7 @@ double share_of_bound(const TapReport& tap) {
 std::vector<TapLine> lines_of(const std::vector<TapReport>& taps, TapLines wanted) {
   std::vector<TapLine> lines;
   for (const TapReport& tap : taps) {
+    if (tap.verdict == TapVerdict::not_judged) continue;
     const std::string name = wanted == TapLines::all ? tap.name : tap.kind;
     auto line = std::ranges::find(lines, name, &TapLine::name);
     if (line == lines.end()) line = lines.insert(lines.end(), TapLine{.name = name});
@@ -132,9 +133,9 @@ const TapReport* worst_tap(const VerifyReport& report) {
 std::string rounding_text(const VerifyReport& report) {
   const TapReport* worst = worst_tap(report);
   if (worst == nullptr) return {};
+  const std::int64_t judged = report.dump ? report.dump->judged : std::ssize(report.taps);
   return fmt::format(": {} taps ({} values), each within the bound of its op; the worst error is {:.2f} of it, at {}",
-                     with_thousands(std::ssize(report.taps)), with_thousands(report.elements), share_of_bound(*worst),
-                     worst->name);
+                     with_thousands(judged), with_thousands(report.elements), share_of_bound(*worst), worst->name);
 }
 
 std::string amplification_text(const AmplificationReport& report) {
@@ -207,9 +208,10 @@ std::string verdict_text(const VerifyReport& report) {
                report.plan.world(), report.seconds()) +
            exact_use_text(report.exact_use);
   }
-  return fmt::format("{}   {}  {}{}  ({:.2f} s)\n", exact ? "algebra " : "rounding", verdict_word(report.verdict),
-                     ops::to_string(report.format), report.verdict == Verdict::pass ? rounding_text(report) : "",
-                     report.seconds());
+  const std::string profile = report.dump ? fmt::format(" ({})", report.dump->profile) : "";
+  return fmt::format("{}   {}  {}{}{}  ({:.2f} s)\n", exact ? "algebra " : "rounding", verdict_word(report.verdict),
+                     ops::to_string(report.format), profile,
+                     report.verdict == Verdict::pass ? rounding_text(report) : "", report.seconds());
 }
 
 std::string tables_text(const VerifyReport& report, TapLines lines) {
@@ -276,6 +278,29 @@ std::string proof_text(const Proof& proof, TapLines lines) {
   if (report.stall) text += report.stall->text + "\n" + cause_text(report.stall->cause);
   if (proof.amplification) text += amplification_text(*proof.amplification);
   for (const std::string& note : report.notes) text += fmt::format("  {}\n", note);
+  for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
+  return text;
+}
+
+std::string dump_text(const VerifyReport& report, TapLines lines) {
+  constexpr std::size_t kShown = 8;
+  std::string text = tap_table(report, lines) + "\n" + verdict_text(report);
+  if (report.first_divergence) text += divergence_text(*report.first_divergence);
+  const DumpCoverage& dump = report.dump.value();
+  if (!dump.computed.empty()) {
+    text += fmt::format("  {} taps are not in the dump and were computed, within bounds, to judge others: {}{}\n",
+                        with_thousands(std::ssize(dump.computed)),
+                        fmt::join(dump.computed.begin(),
+                                  dump.computed.begin() + std::min(std::ssize(dump.computed), std::ptrdiff_t{4}), ", "),
+                        dump.computed.size() > 4 ? ", ..." : "");
+  }
+  for (std::size_t i = 0; i < dump.not_judged.size(); ++i) {
+    if (i == kShown) {
+      text += fmt::format("  ... {} taps in all were not judged\n", dump.not_judged.size());
+      break;
+    }
+    text += fmt::format("  not judged: {}: {}\n", dump.not_judged[i].field, dump.not_judged[i].message);
+  }
   for (const Problem& problem : report.problems) text += fmt::format("  {}: {}\n", problem.field, problem.message);
   return text;
 }

@@ -23,6 +23,9 @@ enum class TapLines {
 /// Of what was proven last, the table of taps, routing and collectives; then the verdicts.
 std::string proof_text(const Proof& proof, TapLines lines);
 
+/// What was found in a dump: the same, and what of it was computed or could not be judged.
+std::string dump_text(const VerifyReport& report, TapLines lines);
+
 /// The table of `--all-reduce all`.
 std::string orders_text(const std::vector<OrderReport>& orders);
 

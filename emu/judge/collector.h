@@ -81,6 +81,7 @@ struct TapOutcome {
   /// Of a tap that a PartJudge held to what the run had: why nothing is to be said of it, or of its agreement.
   std::string undecided;
   std::string vacuous;
+  std::string not_judged;  ///< of a dump: why nothing could be held against it
   /// For taps of ids: the first rank's value of every element, [rows * cols]; -1 where none arrived.
   std::vector<std::int32_t> ids;
   std::vector<KeptPart> parts;         ///< all of them, where they are kept; of partial sums, what they add up to

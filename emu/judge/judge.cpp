@@ -54,6 +54,7 @@ Doubts doubts_of(const Evidence& evidence) {
   bool undecided = false;
   for (std::size_t i = 0; i < taps.size(); ++i) {
     const TapOutcome& outcome = evidence.outcomes[i];
+    if (!outcome.not_judged.empty()) continue;
     if (!outcome.undecided.empty()) {
       // One is enough: what comes after it is computed from it.
       if (!std::exchange(undecided, true)) doubts.problems.push_back({taps[i].name, outcome.undecided});
@@ -210,6 +211,7 @@ void judge(const Evidence& evidence, VerifyReport& report) {
     const TapVerdict found = verdict_of(outcome);
     const bool proves = found == TapVerdict::pass ? !doubts.agreement[i] : i < doubts.reliable_taps;
     tap.verdict = proves || found == TapVerdict::missing ? found : TapVerdict::inconclusive;
+    if (found == TapVerdict::pass && !outcome.not_judged.empty()) tap.verdict = TapVerdict::not_judged;
     if (found == TapVerdict::missing) tap.max_error = std::numeric_limits<double>::infinity();
     if (found == TapVerdict::pass || report.first_divergence) continue;
     if (found == TapVerdict::missing && evidence.stalled) continue;  // the stall explains it

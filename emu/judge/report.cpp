@@ -26,6 +26,8 @@ const char* to_string(TapVerdict verdict) {
       return "mismatch";
     case TapVerdict::missing:
       return "missing";
+    case TapVerdict::not_judged:
+      return "not_judged";
     case TapVerdict::inconclusive:
       break;
   }

@@ -34,9 +34,10 @@ enum class TapVerdict {
   mismatch,      ///< a rank's part is wrong, or replicas differ
   missing,       ///< no rank produced it, or some of its elements
   inconclusive,  ///< agreement, or the difference that there is, proves nothing here
+  not_judged,    ///< of a dump: what it is computed from is not in it
 };
 
-/// "pass", "mismatch", "missing", "inconclusive".
+/// "pass", "mismatch", "missing", "inconclusive", "not_judged".
 const char* to_string(TapVerdict verdict);
 
 struct TapReport {
@@ -96,6 +97,14 @@ struct CollectiveReport {
   std::int64_t bytes = 0;  ///< that the ranks put in, in the run's scalar
 };
 
+/// How much of a run somebody's dump (dump.h) shows.
+struct DumpCoverage {
+  std::string profile;                ///< the rounding profile that it is held to (rounding/bounds.h)
+  std::int64_t judged = 0;            ///< of the taps that are there
+  std::vector<Problem> not_judged;    ///< the others, and why
+  std::vector<std::string> computed;  ///< taps that are not there, computed within bounds to judge others
+};
+
 struct VerifyReport {
   Verdict verdict = Verdict::invalid;
   Plan plan;  ///< as run, after scaling
@@ -110,6 +119,7 @@ struct VerifyReport {
   std::vector<TapReport> taps;                      ///< in program order
   std::int64_t elements = 0;                        ///< values compared, a replicated one once
   std::optional<Divergence> first_divergence;
+  std::optional<DumpCoverage> dump;                          ///< where no run was judged but a dump
   std::optional<ExactUse> exact_use;                         ///< of a run in `exact`
   std::int64_t router_choices = 0;                           ///< made: tokens of the batch times layers
   std::vector<std::vector<std::int64_t>> tokens_per_expert;  ///< [layer][expert]

@@ -72,6 +72,22 @@ void rethrow_what_is_not_the_plans(const RankError& error) {
   }
 }
 
+/// Hands every tap to both.
+class BothSinks final : public TapSink {
+ public:
+  BothSinks(TapSink& first, TapSink& second) : first_(first), second_(second) {}
+  void tap(GlobalRank rank, const TapKey& key, const Placement& placement, const TapValues& part) override {
+    const bool is_inner = key.name.empty() && tap_row(key.id.kind).inner;
+    if (!is_inner || first_.inner()) first_.tap(rank, key, placement, part);
+    if (!is_inner || second_.inner()) second_.tap(rank, key, placement, part);
+  }
+  bool inner() const override { return first_.inner() || second_.inner(); }
+
+ private:
+  TapSink& first_;
+  TapSink& second_;
+};
+
 }  // namespace
 
 std::launch beside(const VerifyOptions& options) {
@@ -143,10 +159,13 @@ RunResult Session::run_collected(const ProgramRun& run, const CollectorOptions& 
   const auto start = std::chrono::steady_clock::now();
   Cluster cluster(run.parallel);
   TapCollector collector(reference_->expected, cluster.mesh(), options);
+  std::optional<BothSinks> both;
+  if (options_.taps != nullptr && run.name == std::string_view("sharded")) both.emplace(collector, *options_.taps);
+  TapSink& sink = both ? static_cast<TapSink&>(*both) : collector;
   std::string error;
   std::optional<Stall> stall;
   try {
-    run_ranks(run, {.taps = &collector, .fault = run.fault, .keep_calls = true}, cluster);
+    run_ranks(run, {.taps = &sink, .fault = run.fault, .keep_calls = true}, cluster);
   } catch (const RankError& thrown) {
     rethrow_what_is_not_the_plans(thrown);
     error = thrown.what();

@@ -181,6 +181,7 @@ Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
   }
   VerifyOptions exact_options = float_options;
   exact_options.format = ops::Format::exact;
+  exact_options.taps = nullptr;
   // The rounding needs nothing of the algebra's verdict, and the algebra's reference keeps but one core busy for much
   // of its time.
   std::future<VerifyReport> rounding = std::async(beside(options), [&] { return verify(plan, float_options); });
@@ -188,7 +189,9 @@ Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
   if (proof.algebra.verdict != Verdict::pass) return proof;
   proof.rounding = rounding.get();
   if (proof.rounding->verdict == Verdict::pass && (options.amplification || options.max_amplification)) {
-    proof.amplification = measure_amplification(plan, options);
+    VerifyOptions measured = options;
+    measured.taps = nullptr;
+    proof.amplification = measure_amplification(plan, measured);
   }
   return proof;
 }

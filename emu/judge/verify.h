@@ -31,6 +31,7 @@
 namespace shardproof {
 
 class FaultInjector;
+class TapSink;
 struct PreparedReference;
 
 /// Where a verification stands.
@@ -49,6 +50,7 @@ struct VerifyOptions {
   /// What partial sums are rounded to on the way and after each addition, in float formats; default: the run's scalar.
   std::optional<ops::Format> wire = {};
   std::optional<ops::Format> accumulate = {};
+  TapSink* taps = nullptr;         ///< also gets the taps of the sharded run, inner ones where it takes them
   FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)
   /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
   const PreparedReference* prepared = nullptr;

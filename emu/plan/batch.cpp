@@ -16,8 +16,10 @@ std::vector<std::int32_t> make_tokens(std::int64_t count, std::uint64_t seed, st
 
 }  // namespace
 
-Batch::Batch(const Workload& workload, std::int64_t vocab_size)
-    : lengths_(workload.lengths), tokens_(make_tokens(workload.tokens(), workload.seed, vocab_size)) {}
+Batch::Batch(const Workload& workload, std::int64_t vocab_size) : lengths_(workload.lengths) {
+  if (workload.token_ids.empty()) tokens_ = make_tokens(workload.tokens(), workload.seed, vocab_size);
+  for (const std::vector<std::int32_t>& ids : workload.token_ids) tokens_.insert(tokens_.end(), ids.begin(), ids.end());
+}
 
 std::vector<std::int32_t> Batch::tokens(const TokenRows& rows) const {
   std::vector<std::int32_t> ids;

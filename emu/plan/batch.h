@@ -12,7 +12,7 @@ namespace shardproof {
 
 class Batch {
  public:
-  /// Token ids are uniform over the vocabulary, made from the workload's seed.
+  /// The workload's token ids; where it names none, uniform ones over the vocabulary, made from its seed.
   Batch(const Workload& workload, std::int64_t vocab_size);
 
   std::span<const std::int32_t> tokens() const { return tokens_; }

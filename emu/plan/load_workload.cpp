@@ -56,13 +56,46 @@ Routing read_routing(const JsonValue& value, const std::string& field, Problems&
   return routing;
 }
 
-/// The lengths that `lengths`, or `batch` and `prompt` (also `sequence`), state.
-std::vector<std::int64_t> read_lengths(ObjectReader& reader, int dp, Problems& problems) {
+/// Lists of token ids, one a sequence; the vocabulary is validate()'s to hold them to. Stops at the first problem.
+std::vector<std::vector<std::int32_t>> read_token_ids(const JsonValue& value, const std::string& field,
+                                                      Problems& problems) {
+  const auto list = [&](const JsonValue& json, const std::string& at, const char* of) {
+    const bool right = json.is(Kind::array) && !json.items.empty();
+    if (!right) problems.push_back({at, fmt::format("{} where {} is needed", describe(json), of)});
+    return right;
+  };
+  std::vector<std::vector<std::int32_t>> ids;
+  if (!list(value, field, "an array of sequences, each an array of token ids,")) return ids;
+  for (std::size_t i = 0; i < value.items.size(); ++i) {
+    const JsonValue& sequence = value.items[i];
+    const std::string at = fmt::format("{}[{}]", field, i);
+    if (!list(sequence, at, "an array of token ids")) return ids;
+    std::vector<std::int32_t>& read = ids.emplace_back();
+    for (std::size_t j = 0; j < sequence.items.size(); ++j) {
+      const auto id = integer_of(sequence.items[j], fmt::format("{}[{}]", at, j), 0, INT32_MAX, problems);
+      if (!id) return ids;
+      read.push_back(static_cast<std::int32_t>(*id));
+    }
+  }
+  return ids;
+}
+
+/// The lengths that `tokens`, `lengths`, or `batch` and `prompt` (also `sequence`), state.
+std::vector<std::int64_t> read_lengths(ObjectReader& reader, int dp, const Workload& workload, Problems& problems) {
   std::vector<std::int64_t> read;
   const auto batch = reader.integer({"batch"}, 1, kMaxBatch);
   const auto sequence = reader.integer({"sequence", "prompt"}, 1, kMaxSequence);
   const auto lengths = reader.find({"lengths"});
-  if (lengths && lengths->value->is(Kind::array)) {
+  if (!workload.token_ids.empty()) {
+    for (const std::vector<std::int32_t>& ids : workload.token_ids) read.push_back(std::ssize(ids));
+    if (sequence || lengths) {
+      reader.problem(reader.field(sequence ? "sequence" : "lengths"),
+                     "given together with \"tokens\", which says how long every sequence is; leave it out");
+    }
+    if (batch && *batch != std::ssize(read)) {
+      reader.problem(reader.field("batch"), fmt::format("{} but \"tokens\" has {} sequences", *batch, read.size()));
+    }
+  } else if (lengths && lengths->value->is(Kind::array)) {
     const std::vector<JsonValue>& items = lengths->value->items;
     if (items.empty()) reader.problem(lengths->field, "is empty; a length for each sequence of the batch is needed");
     int wrong = 0;
@@ -162,7 +195,12 @@ std::optional<Serving> read_serving(ObjectReader& reader, int dp, Workload& work
       }
     }
   } else {
-    workload.lengths = read_lengths(reader, dp, problems);
+    workload.lengths = read_lengths(reader, dp, workload, problems);
+    if (!workload.token_ids.empty() && output.value_or(0) > 1) {
+      reader.problem(reader.field("output"),
+                     "given together with \"tokens\", of which it does not say where a prompt "
+                     "ends; \"requests\" do");
+    }
   }
   if (!requests && !output && !tokens && !sequences && !block_size && !blocks && !steps) return std::nullopt;
   Serving serving{.requests = {},
@@ -191,6 +229,9 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
     return workload;
   }
   ObjectReader reader(*value, "workload", problems);
+  if (const auto tokens = reader.find({"tokens"})) {
+    workload.token_ids = read_token_ids(*tokens->value, tokens->field, problems);
+  }
   workload.serving = read_serving(reader, dp, workload, problems);
   if (workload.serving) set_lengths(workload);
   workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);

@@ -56,6 +56,8 @@ struct Workload {
   Routing routing = {};
   /// Set where the sequences are requests, served step by step; else they are run whole, at once.
   std::optional<Serving> serving = {};
+  /// Token ids of each sequence, as long as `lengths` say; none: made from the seed (batch.h).
+  std::vector<std::vector<std::int32_t>> token_ids = {};
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {
@@ -73,6 +75,7 @@ struct Workload {
   Workload prompts() const {
     Workload result = whole();
     if (serving) std::ranges::transform(serving->requests, result.lengths.begin(), &Request::prompt);
+    if (serving) result.token_ids.clear();
     return result;
   }
 };

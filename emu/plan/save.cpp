@@ -219,8 +219,11 @@ void write_serving(const Serving& serving, Json& json) {
 Json workload_json(const Workload& workload) {
   Json json = Json::object();
   const std::vector<std::int64_t>& lengths = workload.lengths;
+  if (!workload.token_ids.empty()) json["tokens"] = workload.token_ids;
   if (workload.serving) {
     write_serving(*workload.serving, json);
+  } else if (!workload.token_ids.empty()) {
+    json["batch"] = lengths.size();
   } else if (json["batch"] = lengths.size();
              !lengths.empty() && std::all_of(lengths.begin(), lengths.end(), [&](auto l) { return l == lengths[0]; })) {
     json["sequence"] = lengths[0];

@@ -254,6 +254,10 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
   } else if (options.mode == Mode::automatic && !fixed) {
     shrink_lengths(workload, plan.parallel.cp);
   }
+  // They are ids of that vocabulary, in sequences of that length.
+  if (small.model.vocab_size != model.vocab_size || workload.lengths != plan.workload.lengths) {
+    workload.token_ids.clear();
+  }
   shrink_windows(plan, small);
   const std::int64_t largest = (workload.batch() + plan.parallel.dp - 1) / plan.parallel.dp;
   workload.microbatches = std::min(workload.microbatches, largest);

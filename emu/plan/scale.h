@@ -27,8 +27,8 @@ struct ScaleOptions {
 /// and at least 2, intermediate_size a multiple of etp, and vocab_size at least tp. Windows and the original context of
 /// a stretched rotary embedding shrink as the longest sequence does; at least four pairs of such an embedding stay.
 /// `automatic` keeps the spread of the sequence lengths, whether replicas share the batch evenly, and at least one
-/// sequence for every microbatch that had one. Microbatches are lowered to what the batch can fill. `plan` must be
-/// valid; so is the result.
+/// sequence for every microbatch that had one. Token ids stay where vocabulary and lengths do; else they are made anew.
+/// Microbatches are lowered to what the batch can fill. `plan` must be valid; so is the result.
 Plan scaled(const Plan& plan, const ScaleOptions& options);
 
 }  // namespace shardproof

@@ -38,6 +38,7 @@ class WorkloadRules {
       }
       tokens += length;
     }
+    check_token_ids();
     if (workload.microbatches < 1) {
       problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
     } else if (degrees && !workload.lengths.empty()) {
@@ -55,6 +56,29 @@ class WorkloadRules {
 
  private:
   void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+
+  void check_token_ids() {
+    const auto& ids = plan_.workload.token_ids;
+    const std::vector<std::int64_t>& lengths = plan_.workload.lengths;
+    if (ids.empty()) return;
+    if (ids.size() != lengths.size()) {
+      problem("workload.tokens", fmt::format("{} sequences, the workload has {}", ids.size(), lengths.size()));
+      return;
+    }
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::string field = fmt::format("workload.tokens[{}]", i);
+      if (std::ssize(ids[i]) != lengths[i]) {
+        problem(field, fmt::format("{} tokens, of the sequence {} are run", ids[i].size(), lengths[i]));
+        return;
+      }
+      const std::int64_t vocabulary = plan_.model.vocab_size;
+      const auto wrong = std::ranges::find_if(ids[i], [&](std::int32_t id) { return id < 0 || id >= vocabulary; });
+      if (wrong == ids[i].end()) continue;
+      problem(fmt::format("{}[{}]", field, wrong - ids[i].begin()),
+              fmt::format("{}; a token of the model's vocabulary, 0 to {}, is needed", *wrong, vocabulary - 1));
+      return;
+    }
+  }
 
   void check_serving(bool degrees) {
     const Serving& serving = *plan_.workload.serving;

@@ -88,6 +88,9 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   }
   hasher.add(plan.workload.seed);
   for (const std::int64_t length : plan.workload.lengths) hasher.add(length);
+  for (const std::vector<std::int32_t>& sequence : plan.workload.token_ids) {
+    for (const std::int32_t id : sequence) hasher.add(id);
+  }
   if (format != ops::Format::exact) {
     const Parallel& p = plan.parallel;
     for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);

@@ -33,7 +33,7 @@ std::string junit_xml(const std::vector<JunitSuite>& suites);
 
 /// A case for each tap; a mismatch and a missing tap are failures, an inconclusive one an error, the first divergence
 /// with its message. What stopped the run before its taps (an invalid plan, a deadlock), and why a check is vacuous, is
-/// an error of its own case.
+/// an error of its own case. What was not judged of a dump is no case.
 JunitSuite junit_suite(const VerifyReport& report);
 
 /// The case of a comparison with a baseline.

@@ -150,6 +150,13 @@ Json exact_use_json(const std::optional<ExactUse>& use) {
           {"warnings", problems_json(use->weak)}};
 }
 
+Json dump_json(const DumpCoverage& dump) {
+  return {{"profile", dump.profile},
+          {"judged", dump.judged},
+          {"not_judged", problems_json(dump.not_judged)},
+          {"computed", dump.computed}};
+}
+
 /// `algebra` is what a report on rounding rests on.
 Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullptr) {
   Json document;
@@ -170,6 +177,7 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   document["notes"] = report.notes;
   document["taps"] = taps_json(report.taps);
   document["first_divergence"] = divergence_json(report.first_divergence);
+  if (report.dump) document["dump"] = dump_json(*report.dump);
   if (algebra != nullptr) {
     document["algebra"] = {{"verdict", to_string(algebra->verdict)},
                            {"first_divergence", divergence_json(algebra->first_divergence)},

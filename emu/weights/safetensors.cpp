@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <stdexcept>
+#include <type_traits>
 
 #include "emu/input/json_value.h"
 
@@ -20,14 +22,20 @@ using Kind = JsonValue::Kind;
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr int kMaxDepth = 4;
 
-constexpr std::pair<std::string_view, TensorType> kTypes[] = {
-    {"F64", TensorType::f64}, {"F32", TensorType::f32}, {"F16", TensorType::f16}, {"BF16", TensorType::bf16}};
+constexpr std::pair<std::string_view, TensorType> kTypes[] = {{"F64", TensorType::f64}, {"F32", TensorType::f32},
+                                                              {"F16", TensorType::f16}, {"BF16", TensorType::bf16},
+                                                              {"I64", TensorType::i64}, {"I32", TensorType::i32}};
+
+std::string_view names_of(TensorTypes types) {
+  return types == TensorTypes::floats ? "F64, F32, F16, BF16" : "F64, F32, F16, BF16, I64, I32";
+}
 
 /// One tensor's object, read member by member.
 class EntryReader {
  public:
-  EntryReader(const std::string& file, const std::string& tensor, const JsonValue& object, std::uint64_t data_bytes)
-      : file_(file), tensor_(in_quotes(tensor)), data_bytes_(data_bytes) {
+  EntryReader(const std::string& file, const std::string& tensor, const JsonValue& object, std::uint64_t data_bytes,
+              TensorTypes types)
+      : file_(file), tensor_(in_quotes(tensor)), data_bytes_(data_bytes), types_(types) {
     entry_.name = tensor;
     if (!object.is(Kind::object)) fail("", fmt::format("{}; an object is needed", describe(object)));
     for (const JsonMember& member : object.members) {
@@ -57,12 +65,13 @@ class EntryReader {
 
   void read_type(const JsonValue& value) {
     for (const auto& [name, type] : kTypes) {
-      if (value.is(Kind::string) && value.text == name) {
+      const bool taken = types_ == TensorTypes::floats_and_ids || !is_integer(type);
+      if (taken && value.is(Kind::string) && value.text == name) {
         entry_.type = type;
         return;
       }
     }
-    fail("dtype", fmt::format("{}; one of F64, F32, F16, BF16 is needed", describe(value)));
+    fail("dtype", fmt::format("{}; one of {} is needed", describe(value), names_of(types_)));
   }
 
   std::int64_t count(const JsonValue& value, std::string_view field) const {
@@ -110,6 +119,7 @@ class EntryReader {
   const std::string& file_;
   std::string tensor_;
   std::uint64_t data_bytes_;
+  TensorTypes types_;
   TensorEntry entry_;
 };
 
@@ -163,15 +173,23 @@ void convert_values(const std::byte* source, std::span<T> out, Convert convert) 
 
 template <class T>
 void convert_row(const std::byte* source, TensorType type, std::span<T> out) {
-  switch (type) {
-    case TensorType::f64:
-      return convert_values<double>(source, out, [](double value) { return value; });
-    case TensorType::f32:
-      return convert_values<float>(source, out, [](float value) { return value; });
-    case TensorType::f16:
-      return convert_values<std::uint16_t>(source, out, float_from_half);
-    case TensorType::bf16:
-      return convert_values<std::uint16_t>(source, out, float_from_bfloat);
+  if constexpr (std::is_integral_v<T>) {
+    if (type == TensorType::i64) return convert_values<std::int64_t>(source, out, std::identity{});
+    return convert_values<std::int32_t>(source, out, std::identity{});
+  } else {
+    switch (type) {
+      case TensorType::f64:
+        return convert_values<double>(source, out, std::identity{});
+      case TensorType::f32:
+        return convert_values<float>(source, out, std::identity{});
+      case TensorType::f16:
+        return convert_values<std::uint16_t>(source, out, float_from_half);
+      case TensorType::bf16:
+        return convert_values<std::uint16_t>(source, out, float_from_bfloat);
+      case TensorType::i64:
+      case TensorType::i32:
+        break;  // check_slice has refused it
+    }
   }
 }
 
@@ -183,6 +201,9 @@ void check_slice(const TensorEntry& tensor, Range rows, Range cols, ops::MatrixV
   if (!inside(rows, tensor.rows()) || !inside(cols, tensor.cols())) {
     throw std::out_of_range(fmt::format("{} rows from {} and {} columns from {} of '{}', which is {} x {}", rows.count,
                                         rows.begin, cols.count, cols.begin, tensor.name, tensor.rows(), tensor.cols()));
+  }
+  if (std::is_integral_v<T> != is_integer(tensor.type)) {
+    throw std::invalid_argument(fmt::format("'{}' is of {}", tensor.name, to_string(tensor.type)));
   }
   if (out.rows != rows.count || out.cols != cols.count) {
     throw std::invalid_argument(fmt::format("a slice of {} x {} of '{}' into a matrix of {} x {}", rows.count,
@@ -224,8 +245,10 @@ std::string_view to_string(TensorType type) {
 std::int64_t bytes_of(TensorType type) {
   switch (type) {
     case TensorType::f64:
+    case TensorType::i64:
       return 8;
     case TensorType::f32:
+    case TensorType::i32:
       return 4;
     case TensorType::f16:
     case TensorType::bf16:
@@ -254,8 +277,8 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::
   return parse_safetensors(file, file.size(), name);
 }
 
-SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes,
-                                    const std::string& name) {
+SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes, const std::string& name,
+                                    TensorTypes types) {
   if (file_bytes < kLengthBytes) {
     throw CheckpointError(name, "", fmt::format("{} bytes; a header length takes {}", file_bytes, kLengthBytes));
   }
@@ -284,7 +307,7 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64
     if (member.key == "__metadata__") {
       check_metadata(member.value, name);
     } else {
-      header.tensors.push_back(EntryReader(name, member.key, member.value, data_bytes).take());
+      header.tensors.push_back(EntryReader(name, member.key, member.value, data_bytes, types).take());
     }
   }
   // Of an empty tensor and one that starts where it stands, the empty one comes first.
@@ -305,7 +328,7 @@ void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Rang
   }
 }
 
-SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path) {
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path, TensorTypes types) : file_(path) {
   const SteadyFile::Look look(file_);
   std::vector<std::byte> head(static_cast<std::size_t>(std::min(file_.size(), kLengthBytes)));
   look.read(0, head);
@@ -316,7 +339,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
       look.read(kLengthBytes, std::span(head).subspan(kLengthBytes));
     }
   }
-  header_ = parse_safetensors(head, file_.size(), name());
+  header_ = parse_safetensors(head, file_.size(), name(), types);
   look.finish();
 }
 
@@ -344,7 +367,9 @@ void SafetensorsFile::read(const TensorEntry& tensor, Range rows, Range cols, op
 
 template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<float>) const;
 template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<double>) const;
+template void SafetensorsFile::read(const TensorEntry&, Range, Range, ops::MatrixView<std::int64_t>) const;
 template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<float>);
 template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<double>);
+template void read_slice(std::span<const std::byte>, const TensorEntry&, Range, Range, ops::MatrixView<std::int64_t>);
 
 }  // namespace shardproof

@@ -5,8 +5,8 @@
 // the header; "__metadata__" maps strings to strings. Format: https://github.com/huggingface/safetensors
 //
 // A file is never trusted. Refused: a header that does not fit the file or exceeds kMaxHeaderBytes, JSON that is not
-// strict, duplicate or unknown keys, other dtypes than F64 F32 F16 BF16, a shape whose bytes are not those of its
-// offsets, tensors that overlap, leave a hole, or do not reach the end of the file.
+// strict, duplicate or unknown keys, other dtypes than F64 F32 F16 BF16 (and, where ids may be there, I64 I32), a shape
+// whose bytes are not those of its offsets, tensors that overlap, leave a hole, or do not reach the end of the file.
 #pragma once
 
 #include <cstddef>
@@ -27,9 +27,15 @@ namespace shardproof {
 inline constexpr std::uint64_t kMaxHeaderBytes = 16u << 20;
 inline constexpr std::size_t kMaxTensorDims = 8;
 
-enum class TensorType { f64, f32, f16, bf16 };
+enum class TensorType { f64, f32, f16, bf16, i64, i32 };
+constexpr bool is_integer(TensorType type) {
+  return type == TensorType::i64 || type == TensorType::i32;
+}
 
-/// "F64", "F32", "F16", "BF16".
+/// Which types a file may hold.
+enum class TensorTypes { floats, floats_and_ids };
+
+/// "F64", "F32", "F16", "BF16", "I64", "I32".
 std::string_view to_string(TensorType type);
 std::int64_t bytes_of(TensorType type);
 
@@ -55,13 +61,15 @@ struct SafetensorsHeader {
 
 /// `head` is the beginning of a file of `file_bytes` bytes: all of its header, or less where its length does not fit;
 /// `name` stands for the file in messages. Throws CheckpointError.
-SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes, const std::string& name);
+SafetensorsHeader parse_safetensors(std::span<const std::byte> head, std::uint64_t file_bytes, const std::string& name,
+                                    TensorTypes types = TensorTypes::floats);
 /// Of a file that is in memory.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> file, const std::string& name);
 
 /// Writes rows x cols of the tensor to `out`, which has that shape; `data` are the bytes after the header. Each value
 /// is the file's; F64 read into float is rounded to nearest. Throws std::out_of_range when the slice leaves the tensor,
-/// std::invalid_argument when `out` has another shape. T is float or double.
+/// std::invalid_argument when `out` has another shape, or is of ids (std::int64_t) where the tensor is of numbers, or
+/// the other way round. T is float, double or std::int64_t.
 template <class T>
 void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Range rows, Range cols,
                 ops::MatrixView<T> out);
@@ -70,7 +78,7 @@ void read_slice(std::span<const std::byte> data, const TensorEntry& tensor, Rang
 class SafetensorsFile {
  public:
   /// Throws CheckpointError.
-  explicit SafetensorsFile(const std::filesystem::path& path);
+  explicit SafetensorsFile(const std::filesystem::path& path, TensorTypes types = TensorTypes::floats);
 
   const std::string& name() const { return file_.name(); }
   const SafetensorsHeader& header() const { return header_; }

@@ -88,5 +88,23 @@ TEST(ReductionError, GrowsWithTheFormatsOnTheWay) {
   EXPECT_EQ(error("fp32", "fp32"), error(nullptr, nullptr));
 }
 
+TEST(RoundingProfiles, RoundInsideAnOpOnlyWhereTheySay) {
+  const Profile ours = profile_of(ops::Format::bf16), fused = profile_of(ops::Format::bf16, RoundingProfile::fused),
+                eager = profile_of(ops::Format::bf16, RoundingProfile::eager);
+
+  EXPECT_EQ(step_error(ours, 3, 1, 0.5), 0.5);
+  EXPECT_EQ(step_error(fused, 3, 1, 0.5), 0.5);
+  EXPECT_GE(step_error(eager, 3, 1, 0), 3 * 0x1p-8);
+  EXPECT_LT(step_error(eager, 3, 1, 0), 3.1 * 0x1p-8);
+  EXPECT_EQ(ours.probability.relative, 0);
+  EXPECT_EQ(fused.probability.relative, 0x1p-8);
+  for (const RoundingProfile kind : {RoundingProfile::ours, RoundingProfile::fused, RoundingProfile::eager}) {
+    EXPECT_EQ(parse_rounding_profile(to_string(kind)), kind);
+    // Where nothing is narrower than the scalar, nothing is rounded twice.
+    EXPECT_EQ(step_error(profile_of(ops::Format::fp32, kind), 3, 1, 0.5), 0.5);
+  }
+  EXPECT_FALSE(parse_rounding_profile("best").has_value());
+}
+
 }  // namespace
 }  // namespace shardproof::rounding

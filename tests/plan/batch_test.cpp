@@ -24,6 +24,12 @@ TEST(Batch, DrawsTokensInsideTheVocabularyFromTheSeed) {
   EXPECT_TRUE(std::ranges::equal(batch.tokens(), again.tokens()));
 }
 
+TEST(Batch, HasTheWorkloadsOwnTokensWhereItNamesThem) {
+  const Batch batch({.lengths = {3, 2}, .token_ids = {{5, 0, 9}, {9, 1}}}, 10);
+
+  EXPECT_THAT(batch.tokens(), ElementsAre(5, 0, 9, 9, 1));
+}
+
 TEST(Batch, GivesTheTokensOfSeveralRunsInTheirOrder) {
   const Batch batch({.lengths = {8}, .microbatches = 1, .seed = 4}, 1000);
   const std::span<const std::int32_t> all = batch.tokens();

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "emu/plan/save.h"
+#include "emu/plan/scale.h"
 
 namespace shardproof {
 namespace {
@@ -495,6 +496,24 @@ TEST(PlanJson, IsReadBackAsTheSamePlan) {
   EXPECT_EQ(again.plan->workload.routing, loaded.plan->workload.routing);
   EXPECT_EQ(again.plan->notes, loaded.plan->notes);
   EXPECT_EQ(plan_json(*again.plan), text);
+}
+
+TEST(LoadPlan, ReadsTokenIdsWhichSayHowLongTheSequencesAre) {
+  const std::string rest = R"("parallel": {}, "workload": {"tokens": )";
+  const Workload workload = parsed(plan_text("", rest + "[[5, 0, 9], [1]]}")).workload;
+
+  EXPECT_EQ(workload.token_ids, (std::vector<std::vector<std::int32_t>>{{5, 0, 9}, {1}}));
+  EXPECT_EQ(workload.lengths, (std::vector<std::int64_t>{3, 1}));
+  Plan plan = parsed(plan_text("", rest + "[[5, 0, 9], [1]]}"));
+  EXPECT_EQ(parsed(plan_json(plan)).workload.token_ids, workload.token_ids);
+  EXPECT_EQ(scaled(plan, {.mode = ScaleOptions::Mode::full}).workload.token_ids, workload.token_ids);
+  EXPECT_TRUE(scaled(plan, {.mode = ScaleOptions::Mode::full, .sequence = 2}).workload.token_ids.empty());
+
+  expect_refused(plan_text("", rest + "[]}"), "workload.tokens", "is needed");
+  expect_refused(plan_text("", rest + "[[1], []]}"), "workload.tokens[1]", "an array of token ids is needed");
+  expect_refused(plan_text("", rest + "[[1, -1]]}"), "workload.tokens[0][1]", "out of range");
+  expect_refused(plan_text("", rest + "[[1, 2]], \"lengths\": [2]}"), "workload.lengths", "says how long");
+  expect_refused(plan_text("", rest + "[[1, 2]], \"batch\": 2}"), "workload.batch", "has 1 sequences");
 }
 
 }  // namespace

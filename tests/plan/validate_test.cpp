@@ -298,5 +298,22 @@ TEST(Validate, RefusesASliceThatCutsABlockOfQuantisedWeights) {
   EXPECT_TRUE(validate(plan).empty());
 }
 
+TEST(Validate, HoldsTokenIdsToTheVocabularyAndTheLengths) {
+  Plan plan = small_plan();
+  for (const std::int64_t length : plan.workload.lengths) {
+    plan.workload.token_ids.emplace_back(static_cast<std::size_t>(length), 99);
+  }
+  EXPECT_EQ(all_text(validate(plan)), "");
+  Plan outside = plan, longer = plan, fewer = plan;
+  outside.workload.token_ids[2][1] = 100;
+  longer.workload.token_ids[3].push_back(0);
+  fewer.workload.token_ids.pop_back();
+
+  EXPECT_THAT(all_text(validate(outside)),
+              HasSubstr("workload.tokens[2][1]: 100; a token of the model's vocabulary, 0 to 99"));
+  EXPECT_THAT(all_text(validate(longer)), HasSubstr("workload.tokens[3]: 8 tokens, \"lengths\" says 7"));
+  EXPECT_THAT(all_text(validate(fewer)), HasSubstr("workload.tokens: 7 sequences"));
+}
+
 }  // namespace
 }  // namespace shardproof

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "emu/weights/safetensors_save.h"
+
 namespace shardproof {
 namespace {
 
@@ -279,6 +281,38 @@ TEST(SafetensorsFile, RefusesWhatIsNoRegularFile) {
   EXPECT_THROW(SafetensorsFile("/nonexistent/model.safetensors"), CheckpointError);
   EXPECT_THROW(SafetensorsFile{std::filesystem::temp_directory_path()}, CheckpointError);
   EXPECT_THROW(SafetensorsFile(empty.path()), CheckpointError);
+}
+
+TEST(SaveSafetensors, MakesWhatIsReadInEveryType) {
+  const double tiny = 0x1p-24;  // subnormal in fp16
+  const std::vector<double> values{0, -0.0, 1.5, -2, tiny, -3 * tiny, std::numeric_limits<double>::infinity(), 1024};
+  for (const TensorType type : {TensorType::f64, TensorType::f32, TensorType::f16, TensorType::bf16}) {
+    const std::string file = safetensors_file(std::vector{
+        tensor_of("a", type, {2, 4}, values), tensor_of("b", {3}, std::vector<std::int64_t>{1, -2, 1L << 40})});
+    const auto bytes = std::as_bytes(std::span(file.data(), file.size()));
+    const SafetensorsHeader header = parse_safetensors(bytes, file.size(), "f", TensorTypes::floats_and_ids);
+    std::vector<double> read(8);
+    std::vector<std::int64_t> ids(3);
+    read_slice(bytes.subspan(header.data_begin), *header.find("a"), {0, 2}, {0, 4},
+               ops::MatrixView<double>{read.data(), 2, 4});
+    read_slice(bytes.subspan(header.data_begin), *header.find("b"), {0, 1}, {0, 3},
+               ops::MatrixView<std::int64_t>{ids.data(), 1, 3});
+
+    EXPECT_EQ(read, values) << to_string(type);
+    EXPECT_TRUE(std::signbit(read[1])) << to_string(type);
+    EXPECT_EQ(ids, (std::vector<std::int64_t>{1, -2, 1L << 40}));
+    EXPECT_THROW(parse_safetensors(bytes, "f"), CheckpointError);  // weights are no ids
+    EXPECT_THROW(read_slice(bytes.subspan(header.data_begin), *header.find("b"), {0, 1}, {0, 3},
+                            ops::MatrixView<double>{read.data(), 1, 3}),
+                 std::invalid_argument);
+  }
+}
+
+TEST(SaveSafetensors, RoundsNothing) {
+  EXPECT_THROW(tensor_of("a", TensorType::bf16, {1}, std::vector<double>{1 + 0x1p-9}), std::invalid_argument);
+  EXPECT_THROW(tensor_of("a", TensorType::f16, {1}, std::vector<double>{70000}), std::invalid_argument);
+  EXPECT_THROW(tensor_of("a", TensorType::f32, {2}, std::vector<double>{1}), std::invalid_argument);
+  EXPECT_TRUE(holds(TensorType::f16, std::vector<double>{std::numeric_limits<double>::quiet_NaN()}));
 }
 
 }  // namespace

@@ -12,6 +12,10 @@
 //   each tile, and the quotient;
 //   a head's sink is one more P_j, exact, of value 0, and one more maximum to move;
 //   keys below exp(-86.6) of the largest count as none: n kExpFlush max |v|.
+// Others have their own tiles, of one key at worst, and their own exponential; they round P_j, of which
+// sum P_j |v_j| shows, and with elementary ops the product q . k and its scaling: e_j is that much wider. Where q, k or
+// v are not the run's own but within errors d of it, |q| d_k + d_q |k| + d_q d_k of every product goes into e_j, and
+// d_v into the values.
 #include "ops/attention.h"
 
 #include <algorithm>
@@ -33,7 +37,7 @@ struct Query {
 };
 
 struct Tensors {
-  reference::Tensor q, k, v;
+  Input q, k, v;
   const AttentionSpec& spec;
   std::vector<double> sinks;
 };
@@ -45,21 +49,26 @@ std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Q
   const double scale = in.spec.score_scale();
   const std::int64_t keys = query.keys();
   // A window may begin inside a tile.
-  const std::int64_t whole_tiles = (keys + ops::kAttentionTile - 1) / ops::kAttentionTile +
-                                   (in.spec.sliding_window > 0 ? 1 : 0) + (in.sinks.empty() ? 0 : 1);
+  const std::int64_t tile = profile.kind == RoundingProfile::ours ? ops::kAttentionTile : 1;
+  const std::int64_t whole_tiles =
+      (keys + tile - 1) / tile + (in.spec.sliding_window > 0 ? 1 : 0) + (in.sinks.empty() ? 0 : 1);
   const auto tiles = static_cast<double>(whole_tiles);
   std::vector<double> score(static_cast<std::size_t>(keys)), exponent(score.size());
   for (std::int64_t j = 0; j < keys; ++j) {
     const double* q = in.q.row(query.row) + query.head * dim;
     const double* k = in.k.row(query.first_key + j) + query.kv_head * dim;
-    double dot = 0, magnitude = 0;
+    double dot = 0, magnitude = 0, inherited = 0;
     for (std::int64_t i = 0; i < dim; ++i) {
       dot += q[i] * k[i];
       magnitude += std::abs(q[i] * k[i]);
+      const double of_q = in.q.error(query.row, query.head * dim + i);
+      const double of_k = in.k.error(query.first_key + j, query.kv_head * dim + i);
+      inherited += std::abs(q[i]) * of_k + of_q * (std::abs(k[i]) + of_k);
     }
     score[static_cast<std::size_t>(j)] = dot * scale;
-    exponent[static_cast<std::size_t>(j)] = gamma(static_cast<double>(dim) + 3, u) * magnitude * scale +
-                                            static_cast<double>(dim) * profile.compute.underflow;
+    const double error = (inherited + gamma(static_cast<double>(dim) + 3, u) * (magnitude + inherited)) * scale +
+                         static_cast<double>(dim) * profile.compute.underflow;
+    exponent[static_cast<std::size_t>(j)] = step_error(profile, 2, dot * scale, error);
   }
   if (!in.sinks.empty()) {
     score.push_back(in.sinks[static_cast<std::size_t>(query.head)]);
@@ -68,7 +77,7 @@ std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Q
   const double largest = *std::ranges::max_element(score);
   double sum = 0, worst = 0;
   for (std::size_t j = 0; j < score.size(); ++j) {
-    exponent[j] += u * ((tiles + 1) * (largest - score[j] + exponent[j]) + (tiles + 1) * kExpUnits + tiles);
+    exponent[j] += u * ((tiles + 1) * (largest - score[j] + exponent[j]) + (tiles + 1) * profile.exp_units + tiles);
     score[j] = std::exp(score[j] - largest);
     sum += score[j];
     worst = std::max(worst, score[j] > 0 ? std::expm1(exponent[j]) : 0);
@@ -76,19 +85,24 @@ std::vector<double> errors_of(const Profile& profile, const Tensors& in, const Q
   std::vector<double> errors(static_cast<std::size_t>(value_dim));
   const double sums = gamma(static_cast<double>(score.size()) + tiles + 2, u);
   for (std::int64_t i = 0; i < value_dim; ++i) {
-    double by_scores = 0, magnitude = 0, largest_value = 0;
+    double by_scores = 0, magnitude = 0, largest_value = 0, by_values = 0;
     for (std::int64_t j = 0; j < keys; ++j) {
       const double value = in.v.row(query.first_key + j)[query.kv_head * value_dim + i];
       const double share = score[static_cast<std::size_t>(j)] / sum;
       by_scores += share * std::expm1(exponent[static_cast<std::size_t>(j)]) * std::abs(value - out[i]);
       magnitude += share * std::abs(value);
+      const double of_value = in.v.error(query.first_key + j, query.kv_head * value_dim + i);
+      by_values += share * std::exp(exponent[static_cast<std::size_t>(j)]) * of_value;
       largest_value = std::max(largest_value, std::abs(value));
     }
     if (!in.sinks.empty()) by_scores += score.back() / sum * std::expm1(exponent.back()) * std::abs(out[i]);
     // Where a score is off by as much as it takes to change everything, no bound is given.
-    const double moved = worst < 1 ? by_scores / (1 - worst) : std::numeric_limits<double>::infinity();
-    const double error = moved + sums * (1 + worst) * (magnitude + std::abs(out[i]) + moved) +
-                         static_cast<double>(keys) * (kExpFlush * 2 * largest_value + profile.compute.underflow);
+    const double moved = worst < 1 ? (by_scores + by_values) / (1 - worst) : std::numeric_limits<double>::infinity();
+    const double rounded =
+        worst < 1 ? profile.probability.relative * (1 + worst) / (1 - worst) * (magnitude + by_values) : 0;
+    const double error = moved + rounded + sums * (1 + worst) * (magnitude + std::abs(out[i]) + moved) +
+                         static_cast<double>(keys) * ((kExpFlush + profile.probability.underflow) * 2 * largest_value +
+                                                      profile.compute.underflow);
     errors[static_cast<std::size_t>(i)] = stored_error(profile, out[i], error);
   }
   return errors;

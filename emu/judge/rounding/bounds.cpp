@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "collectives/algorithms/order.h"
@@ -37,22 +38,48 @@ Unit unit_of(const Rounding& rounding, const Profile& profile) {
 
 }  // namespace
 
-Profile profile_of(ops::Format format) {
+namespace {
+
+Profile profile_of_ops(ops::Format format) {
   const auto plus_oracle = [](Unit unit) { return Unit{unit.relative + kOracle, unit.underflow}; };
   const double float_max = std::numeric_limits<float>::max();
   switch (format) {
     case ops::Format::fp32:
-      return {plus_oracle(kFloat), {}, float_max, float_max};
+      return {.compute = plus_oracle(kFloat), .store = {}, .largest = float_max, .largest_scalar = float_max};
     case ops::Format::bf16:
-      return {plus_oracle(kFloat), kBf16, 0x1.fep127, float_max};
+      return {.compute = plus_oracle(kFloat), .store = kBf16, .largest = 0x1.fep127, .largest_scalar = float_max};
     case ops::Format::fp16:
-      return {plus_oracle(kFloat), kFp16, 65504, float_max};
+      return {.compute = plus_oracle(kFloat), .store = kFp16, .largest = 65504, .largest_scalar = float_max};
     case ops::Format::fp64:
     case ops::Format::exact:
       break;
   }
   const double double_max = std::numeric_limits<double>::max();
-  return {plus_oracle(kDouble), {}, double_max, double_max};
+  return {.compute = plus_oracle(kDouble), .store = {}, .largest = double_max, .largest_scalar = double_max};
+}
+
+constexpr std::pair<std::string_view, RoundingProfile> kProfiles[] = {
+    {"ours", RoundingProfile::ours}, {"fused", RoundingProfile::fused}, {"eager", RoundingProfile::eager}};
+
+}  // namespace
+
+std::string_view to_string(RoundingProfile profile) {
+  return std::ranges::find(kProfiles, profile, &std::pair<std::string_view, RoundingProfile>::second)->first;
+}
+
+std::optional<RoundingProfile> parse_rounding_profile(std::string_view name) {
+  const auto found = std::ranges::find(kProfiles, name, &std::pair<std::string_view, RoundingProfile>::first);
+  if (found == std::end(kProfiles)) return std::nullopt;
+  return found->second;
+}
+
+Profile profile_of(ops::Format format, RoundingProfile kind) {
+  Profile profile = profile_of_ops(format);
+  profile.kind = kind;
+  profile.exp_units = kind == RoundingProfile::ours ? kExpUnits : kFastExpUnits;
+  if (kind != RoundingProfile::ours) profile.probability = profile.store;
+  if (kind == RoundingProfile::eager) profile.step = profile.store;
+  return profile;
 }
 
 ReductionPath reduction_path(const ReduceOptions& options, std::span<const int> members) {

@@ -6,9 +6,14 @@
 // 1 + theta with |theta| <= gamma(k) = k u / (1 - k u) (Lemma 3.1), hence, whatever the order of the sum (3.5):
 //   |fl(sum a_i b_i) - sum a_i b_i| <= gamma(K) sum |a_i b_i| + K e,  K terms.
 //
-// The rounding profile is that of the ops (ops/): an op computes in its scalar (float, or double for fp64) and rounds
-// each stored value once to the run's format. Fused or not, blocked or not: a fused product and sum rounds once where
-// the bound allows twice.
+// A rounding profile says where a program rounds. `ours` is that of the ops (ops/): an op computes in its scalar
+// (float, or double for fp64) and rounds each stored value once to the run's format. Fused or not, blocked or not: a
+// fused product and sum rounds once where the bound allows twice. Of other people's programs, in which exponentials and
+// angles are taken less exactly and reductions round wherever they send or add:
+//   fused   one kernel an op: as ours, but attention's probabilities are rounded to the format before they meet values
+//   eager   one rounding an elementary op (a product, a sum, an activation, a cast) to the format. Sums of products,
+//   the
+//           mean of a norm and the softmax are taken in the scalar.
 //
 // What a result is held to is computed in double. Its own error obeys the same bounds with u = 2^-53, and
 // gamma(k, u) + gamma(k, v) <= gamma(k, u + v): every relative unit here is that of the format's scalar plus 2^-53.
@@ -17,7 +22,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <span>
+#include <string_view>
 
 #include "collectives/options.h"
 #include "ops/format.h"
@@ -30,14 +37,23 @@ struct Unit {
   double underflow = 0;
 };
 
+enum class RoundingProfile { ours, fused, eager };
+/// "ours", "fused", "eager".
+std::string_view to_string(RoundingProfile profile);
+std::optional<RoundingProfile> parse_rounding_profile(std::string_view name);
+
 struct Profile {
+  RoundingProfile kind = RoundingProfile::ours;
   Unit compute;               ///< of an operation of the scalar
   Unit store;                 ///< of a value that is rounded to the format; zero where the scalar is stored as it is
   double largest = 0;         ///< finite value of the format
   double largest_scalar = 0;  ///< and of the scalar
+  Unit step = {};             ///< of an elementary op inside an op, beside that of the scalar: a store, or nothing
+  Unit probability = {};      ///< the same of attention's probabilities
+  double exp_units = 0;       ///< kExpUnits, or kFastExpUnits
 };
 
-Profile profile_of(ops::Format format);
+Profile profile_of(ops::Format format, RoundingProfile kind = RoundingProfile::ours);
 
 /// k u / (1 - k u); infinite from k u = 1 on.
 inline double gamma(double count, double relative) {
@@ -48,6 +64,8 @@ inline double gamma(double count, double relative) {
 /// Relative error of exp(x) as ops/ takes it, beside that of its argument: within 2 u (tests/ops/math_test.cpp), the
 /// third for std::exp, which is not correctly rounded either.
 inline constexpr double kExpUnits = 3;
+/// The same of the vector exponentials of other libraries: PyTorch's on the CPU are within 20 units in the last place.
+inline constexpr double kFastExpUnits = 42;
 /// Below exp(-86.6) a float's exponential is 0, and from about its inverse on held (ops/internal/math.h): an absolute
 /// error of at most this, of what is at most 1.
 inline constexpr double kExpFlush = 2.5e-38;
@@ -55,6 +73,11 @@ inline constexpr double kExpFlush = 2.5e-38;
 /// Of a stored value, from that of the value before: store.relative (|value| + error) + store.underflow on top.
 inline double stored_error(const Profile& profile, double value, double error) {
   return error + profile.store.relative * (std::abs(value) + error) + profile.store.underflow;
+}
+
+/// The same of a value on its way through `count` elementary ops; nothing where they are one kernel.
+inline double step_error(const Profile& profile, double count, double value, double error) {
+  return error + gamma(count, profile.step.relative) * (std::abs(value) + error) + count * profile.step.underflow;
 }
 
 /// Of a sum of `count` products that add up to `magnitude` in absolute value.

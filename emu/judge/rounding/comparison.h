@@ -4,6 +4,9 @@
 // bound that is certainly not too wide, passes; any other is held to the whole bound; and where `likely`, an estimate
 // of the whole bound, makes the error of an element that passed the worst so far, its whole bound is computed too, so
 // that the worst share is that of a real bound.
+//
+// Of a tensor that the run did not hand in, the same two are kept instead: what its op should give, and each element's
+// whole bound.
 #pragma once
 
 #include <algorithm>
@@ -36,12 +39,19 @@ class Comparison {
   Comparison(const Profile& profile, const RunTensor& got, std::vector<std::int64_t> column_cuts)
       : profile_(profile), got_(got), cuts_(std::move(column_cuts)) {}
 
+  /// For a tensor that is not there: what is computed of it goes into `made`, which outlives the comparison.
+  Comparison(const Profile& profile, RunTensor& made) : profile_(profile), got_(made), made_(&made) {}
+
   const Profile& profile() const { return profile_; }
   const RunTensor& got() const { return got_; }
 
   /// `whole()` is the bound of the element's error. True: it is the candidate for the worst share.
   template <class Whole>
   bool element(std::int64_t row, std::int64_t col, double expected, double least, double likely, const Whole& whole) {
+    if (made_ != nullptr) {
+      keep(row, col, expected, whole());
+      return false;
+    }
     const double got = got_.at(row, col);
     const double error = std::abs(got - expected);
     see(expected);
@@ -56,6 +66,7 @@ class Comparison {
   }
   /// The same where the bound is cheap.
   void element(std::int64_t row, std::int64_t col, double expected, double bound) {
+    if (made_ != nullptr) return keep(row, col, expected, bound);
     const double got = got_.at(row, col);
     const double error = std::abs(got - expected);
     see(expected);
@@ -79,9 +90,14 @@ class Comparison {
     same_ = same_ && expected == first_;
   }
   void note(WorstElement element);
+  void keep(std::int64_t row, std::int64_t col, double expected, double bound) {
+    made_->doubles(row, col) = expected;
+    made_->errors(row, col) = bound;
+  }
 
   const Profile& profile_;
   const RunTensor& got_;
+  RunTensor* made_ = nullptr;
   std::vector<std::int64_t> cuts_;
   Judged judged_;
   WorstElement candidate_;

@@ -25,54 +25,29 @@ ReductionPath longest_path(const Mesh& mesh, Axis axis, const ReduceOptions& opt
   return longest;
 }
 
-/// Where the last layer, or the embedding, left the residual stream before `layer`.
-TapId stream_before(int layer) {
-  return layer == 0 ? TapId{.kind = TapKind::embedding} : TapId{.layer = layer - 1, .kind = TapKind::moe_residual};
-}
-
-/// What queries are projected from.
-TapKind query_source(const LayerSpec& layer) {
-  return layer.attention.q_lora_rank > 0 ? TapKind::attention_q_latent_norm : TapKind::attention_norm;
-}
-
-/// What is rotated: norms, a product with its bias, or, held together with its product, what that is of.
-TapKind before_rotation(const ModelConfig& model, const TapId& tap, TapKind projection, TapKind normed) {
-  const auto has = [&](TapKind kind) { return tap_width(model, {.layer = tap.layer, .kind = kind}) > 0; };
-  return has(normed) ? normed : has(projection) ? projection : TapKind::attention_norm;
-}
-
-/// What the experts are chosen by.
-TapKind choice_source(const LayerSpec& layer) {
-  return layer.feed_forward.scoring == Scoring::sigmoid ? TapKind::router_scores : TapKind::router_logits;
-}
-
-/// What is added to the experts' output.
-TapKind shared_addend(const LayerSpec& layer) {
-  return layer.feed_forward.shared_gate ? TapKind::shared_output : TapKind::mlp_output;
-}
-
 Judged judge_embedding(const Rule& rule) {
   const Rules& rules = rule.rules();
   const WeightSpec table = weight_spec(rules.model, Weight::embedding);
   Comparison comparison = rule.comparison();
   ops::Matrix<double> row(1, table.cols);
-  // One rank's partial sum is the token's row, the others' are zeros: their additions are exact.
+  // One rank's partial sum is the token's row, the others' are zeros: their additions are exact, and so is sending the
+  // row in its own format.
+  const bool sent_narrower = rules.profile.kind == RoundingProfile::ours && rules.plan.parallel.tp > 1;
   Profile moving = rules.profile;
   moving.compute = {};
   for (std::int64_t t = 0; t < rule.got().rows; ++t) {
     rules.weights.read_stored(table, {rules.batch.tokens()[static_cast<std::size_t>(t)], 1}, {0, table.cols},
                               rules.format, row.view());
     for (std::int64_t i = 0; i < table.cols; ++i) {
-      const double error = rules.plan.parallel.tp > 1
-                               ? reduction_error(moving, rules.reduce_over_tp, rules.path_over_tp, std::abs(row(0, i)))
-                               : 0;
+      const double error =
+          sent_narrower ? reduction_error(moving, rules.reduce_over_tp, rules.path_over_tp, std::abs(row(0, i))) : 0;
       comparison.element(t, i, row(0, i), error > 0 ? stored_error(rules.profile, row(0, i), error) : 0);
     }
   }
   return std::move(comparison).finish();
 }
 
-Judged judge_product(const Rule& rule, const Tensor& x, Weight weight, std::optional<Weight> bias = std::nullopt,
+Judged judge_product(const Rule& rule, const Input& x, Weight weight, std::optional<Weight> bias = std::nullopt,
                      bool stored = true) {
   const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
@@ -81,55 +56,78 @@ Judged judge_product(const Rule& rule, const Tensor& x, Weight weight, std::opti
   return std::move(comparison).finish();
 }
 
-Judged judge_rotated(const Rule& rule, const Tensor& x, Weight weight) {
+Judged judge_rotated(const Rule& rule, const Input& x, Weight weight) {
   const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
   compare_rotated(rule, {x, {}, spec, {0, spec.cols}}, comparison);
   return std::move(comparison).finish();
 }
 
-/// A rank's part of the columns; stored where it is sent. The first rank's has the bias.
+/// Whether a partial sum is rounded to the format: where it is sent, and by others wherever they have it.
+bool is_stored(const Rule& rule, int parts) {
+  return parts > 1 || (rule.rules().profile.kind != RoundingProfile::ours && !rule.derives());
+}
+
+/// Of a partial sum that others make without the bias, and nobody saw: every rounding of its reduction.
+double spared(const Rule& rule) {
+  if (!rule.derives() || rule.rules().profile.kind == RoundingProfile::ours) return 0;
+  const ReductionPath& path = rule.rules().path_over_tp;
+  return path.additions + path.hops + 2;
+}
+
+/// A rank's part of the columns. The first rank's has the bias.
 Judged judge_partial(const Rule& rule, TapKind input, Weight weight, std::optional<Weight> bias = std::nullopt) {
   const Range cols = rule.part_of_weight(weight);
   const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
-  const Tensor x = rule.input(input, cols);
+  const Input x = rule.input(input, cols);
   const std::vector<double> values = bias && rule.tap().part == 0 ? vector_of(rule, *bias) : std::vector<double>();
-  compare_product(rule, {x, {}, spec, cols, rule.rules().plan.parallel.tp > 1, values}, comparison);
+  compare_product(rule, {x, {}, spec, cols, is_stored(rule, rule.rules().plan.parallel.tp), values, spared(rule)},
+                  comparison);
   return std::move(comparison).finish();
 }
 
-Judged judge_sum(const Rule& rule, const Tensor& x, const Tensor& y) {
+Judged judge_sum(const Rule& rule, const Input& x, const Input& y) {
   const Profile& profile = rule.rules().profile;
   Comparison comparison = rule.comparison();
   for (std::int64_t t = 0; t < x.rows; ++t) {
     for (std::int64_t i = 0; i < x.cols; ++i) {
       const double value = x.row(t)[i] + y.row(t)[i];
-      comparison.element(t, i, value, stored_error(profile, value, profile.compute.relative * std::abs(value)));
+      const double inherited = x.error(t, i) + y.error(t, i);
+      const double error = inherited + profile.compute.relative * (std::abs(value) + inherited);
+      comparison.element(t, i, value, stored_error(profile, value, error));
     }
   }
   return std::move(comparison).finish();
 }
 
-/// The sum of the partial sums that `parts` ranks handed in.
+/// The sum of the partial sums that `parts` ranks handed in. Where others combine what experts make before they reduce
+/// it, what each rank has is rounded, not the sum: that much more of an expert's output that nobody saw.
 Judged judge_reduction(const Rule& rule, TapKind partial, int parts, const ReduceOptions& options,
                        const ReductionPath& path) {
   const Profile& profile = rule.rules().profile;
-  Tensor sum = rule.input(partial, 0);
+  Input sum = rule.input(partial, 0);
   Tensor magnitude = sum;
   for (double& value : magnitude.values) value = std::abs(value);
   for (int part = 1; part < parts; ++part) {
-    const Tensor more = rule.input(partial, part);
+    const Input more = rule.input(partial, part);
+    if (more.derived()) sum.errors.resize(sum.values.size());
     for (std::size_t i = 0; i < sum.values.size(); ++i) {
       sum.values[i] += more.values[i];
       magnitude.values[i] += std::abs(more.values[i]);
+      if (more.derived()) sum.errors[i] += more.errors[i];
     }
   }
+  const bool combined_first =
+      rule.derives() && rule.tap().kind == TapKind::expert_output && profile.kind != RoundingProfile::ours;
+  const double combining =
+      combined_first ? gamma(static_cast<double>(rule.layer().feed_forward.top_k), profile.store.relative) : 0;
   Comparison comparison = rule.comparison();
   for (std::int64_t t = 0; t < sum.rows; ++t) {
     for (std::int64_t i = 0; i < sum.cols; ++i) {
-      const double value = sum.row(t)[i];
-      const double error = parts > 1 ? reduction_error(profile, options, path, magnitude.row(t)[i]) : 0;
+      const double value = sum.row(t)[i], inherited = sum.error(t, i), whole = magnitude.row(t)[i] + inherited;
+      const double error = inherited + (parts > 1 ? reduction_error(profile, options, path, whole) : 0) +
+                           combining * (whole - std::abs(value));
       comparison.element(t, i, value, stored_error(profile, value, error));
     }
   }
@@ -137,17 +135,19 @@ Judged judge_reduction(const Rule& rule, TapKind partial, int parts, const Reduc
 }
 
 /// Of the slots that chose each expert, x a row for each slot or for each token.
-Judged judge_expert_product(const Rule& rule, const Tensor& x, bool by_token, Weight weight, Weight bias, Range cols,
+Judged judge_expert_product(const Rule& rule, const Input& x, bool by_token, Weight weight, Weight bias, Range cols,
                             bool stored) {
   const FeedForwardSpec& spec = rule.layer().feed_forward;
   Comparison comparison = rule.comparison();
   for (int expert = 0; expert < spec.num_experts; ++expert) {
     std::vector<std::int64_t> slots = rule.slots_of(expert);
     if (slots.empty()) continue;
-    Tensor rows(std::ssize(slots), x.cols);
+    Input rows(std::ssize(slots), x.cols);
+    if (x.derived()) rows.errors.resize(rows.values.size());
     for (std::int64_t i = 0; i < rows.rows; ++i) {
-      const std::int64_t slot = slots[static_cast<std::size_t>(i)];
-      std::copy_n(x.row(by_token ? slot / spec.top_k : slot), x.cols, rows.row(i));
+      const std::int64_t slot = slots[static_cast<std::size_t>(i)], from = by_token ? slot / spec.top_k : slot;
+      std::copy_n(x.row(from), x.cols, rows.row(i));
+      if (x.derived()) std::copy_n(x.errors.begin() + from * x.cols, x.cols, rows.errors.begin() + i * x.cols);
     }
     const WeightSpec expert_weight = weight_spec(rule.rules().model, weight, rule.tap().layer, expert);
     // Of partial sums, the first rank's has it.
@@ -159,18 +159,25 @@ Judged judge_expert_product(const Rule& rule, const Tensor& x, bool by_token, We
 
 Judged judge_combination(const Rule& rule) {
   const Profile& profile = rule.rules().profile;
-  const std::int64_t top_k = rule.layer().feed_forward.top_k;
-  const Tensor outputs = rule.input(TapKind::expert_output), weights = rule.input(TapKind::router_weights);
+  const FeedForwardSpec& spec = rule.layer().feed_forward;
+  const std::int64_t top_k = spec.top_k;
+  const Input outputs = rule.input(TapKind::expert_output), weights = rule.input(TapKind::router_weights);
   Comparison comparison = rule.comparison();
   for (std::int64_t t = 0; t < weights.rows; ++t) {
     for (std::int64_t i = 0; i < outputs.cols; ++i) {
-      double value = 0, magnitude = 0;
+      double value = 0, magnitude = 0, inherited = 0;
       for (std::int64_t slot = 0; slot < top_k; ++slot) {
-        const double product = weights.row(t)[slot] * outputs.row(t * top_k + slot)[i];
-        value += product;
-        magnitude += std::abs(product);
+        const double weight = weights.row(t)[slot], output = outputs.row(t * top_k + slot)[i];
+        const double of_output = outputs.error(t * top_k + slot, i);
+        value += weight * output;
+        magnitude += std::abs(weight * output);
+        inherited += std::abs(weight) * of_output + weights.error(t, slot) * (std::abs(output) + of_output);
       }
-      comparison.element(t, i, value, stored_error(profile, value, product_error(profile, top_k, magnitude)));
+      // Of elementary ops: a product and a sum for each choice, and the factor, if they are scaled only now.
+      const double steps = static_cast<double>(top_k) + (spec.routed_scaling_factor != 1 ? 1 : 0);
+      const double error = inherited + product_error(profile, top_k, magnitude + inherited);
+      comparison.element(t, i, value,
+                         stored_error(profile, value, step_error(profile, steps, magnitude + inherited, error)));
     }
   }
   return std::move(comparison).finish();
@@ -179,11 +186,11 @@ Judged judge_combination(const Rule& rule) {
 }  // namespace
 
 Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights_, const Batch& batch_,
-             const ExpectedTaps& taps_, const ReduceOptions& reduction)
+             const ExpectedTaps& taps_, const ReduceOptions& reduction, RoundingProfile profile_)
     : plan(plan_),
       model(plan_.model),
       format(format_),
-      profile(profile_of(format_)),
+      profile(profile_of(format_, profile_)),
       weights(weights_),
       batch(batch_),
       taps(taps_),
@@ -193,22 +200,33 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   const Mesh mesh(plan.parallel);
   path_over_tp = longest_path(mesh, Axis::tp, reduce_over_tp);
   path_over_etp = longest_path(mesh, Axis::etp, reduce_over_etp);
+  if (profile_ != RoundingProfile::ours) {
+    // In whatever order, and rounded after every addition and wherever it is sent.
+    for (ReduceOptions* options : {&reduce_over_tp, &reduce_over_etp}) {
+      options->wire = options->accumulate = rounding_of(format);
+    }
+    path_over_tp = {plan.parallel.tp - 1, plan.parallel.tp - 1};
+    path_over_etp = {plan.parallel.etp - 1, plan.parallel.etp - 1};
+  }
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
 }
 
-std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
+std::vector<double> vector_in(const Rule& rule, Weight weight, int expert, ops::Format format) {
   const Rules& rules = rule.rules();
   if (!has_weight(rules.model, weight, rule.tap().layer)) return {};
   const WeightSpec spec = weight_spec(rules.model, weight, rule.tap().layer, expert);
   std::vector<double> values(static_cast<std::size_t>(spec.cols));
-  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, rules.format,
-                            ops::MatrixView<double>{values.data(), 1, spec.cols});
+  rules.weights.read_stored(spec, {0, 1}, {0, spec.cols}, format, ops::MatrixView<double>{values.data(), 1, spec.cols});
   return values;
 }
 
-Tensor Rule::stream() const {
+std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
+  return vector_in(rule, weight, expert, rule.rules().format);
+}
+
+Input Rule::stream() const {
   return input(stream_before(tap_.layer));
 }
 
@@ -233,6 +251,7 @@ std::vector<std::int64_t> Rule::slots_of(int expert) const {
 }
 
 Comparison Rule::comparison() const {
+  if (made_ != nullptr) return {rules_.profile, *made_};
   const TapRow& row = tap_row(tap_.kind);
   std::vector<std::int64_t> cuts{0};
   if (row.cols != Split::none) {
@@ -245,99 +264,11 @@ Comparison Rule::comparison() const {
   return {rules_.profile, got(), std::move(cuts)};
 }
 
-std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
-  const auto of = [&](TapKind kind) { return TapId{.layer = tap.layer, .kind = kind}; };
-  const auto parts = [&](TapKind kind, int count) {
-    std::vector<TapId> ids;
-    for (int part = 0; part < count; ++part) ids.push_back({.layer = tap.layer, .kind = kind, .part = part});
-    return ids;
-  };
-  switch (tap.kind) {
-    case TapKind::embedding:
-      return {};
-    case TapKind::attention_norm:
-      return {stream_before(tap.layer)};
-    case TapKind::attention_q_latent:
-    case TapKind::attention_kv_latent:
-    case TapKind::attention_k_projection:
-      return {of(TapKind::attention_norm)};
-    case TapKind::attention_q_latent_norm:
-      return {of(TapKind::attention_q_latent)};
-    case TapKind::attention_kv_latent_norm:
-      return {of(TapKind::attention_kv_latent)};
-    case TapKind::attention_kv_projection:
-      return {of(TapKind::attention_kv_latent_norm)};
-    case TapKind::attention_q_projection:
-      return {of(query_source(plan.model.layers[tap.layer]))};
-    case TapKind::attention_q_normed:
-      return {of(TapKind::attention_q_projection)};
-    case TapKind::attention_k_normed:
-      return {of(TapKind::attention_k_projection)};
-    case TapKind::attention_q:
-      return {of(before_rotation(plan.model, tap, TapKind::attention_q_projection, TapKind::attention_q_normed))};
-    case TapKind::attention_k:
-      if (plan.model.layers[tap.layer].attention.latent()) {
-        return {of(TapKind::attention_kv_projection), of(TapKind::attention_kv_latent)};
-      }
-      return {of(before_rotation(plan.model, tap, TapKind::attention_k_projection, TapKind::attention_k_normed))};
-    case TapKind::attention_v:
-      return {of(plan.model.layers[tap.layer].attention.latent() ? TapKind::attention_kv_projection
-                                                                 : TapKind::attention_norm)};
-    case TapKind::attention_context:
-      return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
-    case TapKind::attention_partial:
-      return {of(TapKind::attention_context)};
-    case TapKind::attention_output:
-      return parts(TapKind::attention_partial, plan.parallel.tp);
-    case TapKind::attention_residual:
-      return {stream_before(tap.layer), of(TapKind::attention_output)};
-    case TapKind::moe_norm:
-      return {of(TapKind::attention_residual)};
-    case TapKind::router_logits:
-      return {of(TapKind::moe_norm)};
-    case TapKind::router_scores:
-      return {of(TapKind::router_logits)};
-    case TapKind::router_choice:
-      return {of(choice_source(plan.model.layers[tap.layer]))};
-    case TapKind::router_weights:
-      return {of(TapKind::router_logits), of(TapKind::router_choice)};
-    case TapKind::expert_gate:
-    case TapKind::expert_up:
-      return {of(TapKind::moe_norm), of(TapKind::router_choice)};
-    case TapKind::expert_activation:
-      return {of(TapKind::expert_gate), of(TapKind::expert_up)};
-    case TapKind::expert_partial:
-      return {of(TapKind::expert_activation), of(TapKind::router_choice)};
-    case TapKind::expert_output:
-      return parts(TapKind::expert_partial, plan.parallel.etp);
-    case TapKind::moe_output:
-      return {of(TapKind::expert_output), of(TapKind::router_weights)};
-    case TapKind::mlp_gate:
-    case TapKind::mlp_up:
-    case TapKind::shared_gate:
-      return {of(TapKind::moe_norm)};
-    case TapKind::mlp_activation:
-      return {of(TapKind::mlp_gate), of(TapKind::mlp_up)};
-    case TapKind::mlp_partial:
-      return {of(TapKind::mlp_activation)};
-    case TapKind::mlp_output:
-      return parts(TapKind::mlp_partial, plan.parallel.tp);
-    case TapKind::shared_output:
-      return {of(TapKind::mlp_output), of(TapKind::shared_gate)};
-    case TapKind::moe_sum:
-      return {of(TapKind::moe_output), of(shared_addend(plan.model.layers[tap.layer]))};
-    case TapKind::moe_residual:
-      return {of(TapKind::attention_residual), of(feed_forward_addend(plan.model.layers[tap.layer]))};
-    case TapKind::final_norm:
-      return {stream_before(static_cast<int>(plan.model.layers.size()))};
-    case TapKind::logits:
-      return {{.kind = TapKind::final_norm}};
-  }
-  return {};
-}
+namespace {
 
-Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
-  const Rule rule(rules, tensors, tap);
+Judged apply(const Rule& rule) {
+  const Rules& rules = rule.rules();
+  const TapId& tap = rule.tap();
   const std::int64_t hidden = rules.model.hidden_size;
   const auto attention = [&]() -> const AttentionSpec& { return rule.layer().attention; };
   switch (tap.kind) {
@@ -414,7 +345,7 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
     case TapKind::expert_partial: {
       const Range cols = rule.part_of_weight(Weight::expert_down);
       return judge_expert_product(rule, rule.input(TapKind::expert_activation, cols), false, Weight::expert_down,
-                                  Weight::expert_down_bias, cols, rules.plan.parallel.etp > 1);
+                                  Weight::expert_down_bias, cols, is_stored(rule, rules.plan.parallel.etp));
     }
     case TapKind::expert_output:
       return judge_reduction(rule, TapKind::expert_partial, rules.plan.parallel.etp, rules.reduce_over_etp,
@@ -447,6 +378,27 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
       return judge_product(rule, rule.input(TapId{.kind = TapKind::final_norm}), Weight::head);
   }
   return {};
+}
+
+}  // namespace
+
+Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
+  return apply(Rule(rules, tensors, tap));
+}
+
+std::optional<RunTensor> derive_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
+  const ExpectedTap& shape = rules.taps.all()[static_cast<std::size_t>(rules.taps.find(tap))];
+  RunTensor made{.rows = shape.rows, .cols = shape.cols};
+  if (tap.kind == TapKind::router_choice) {
+    std::optional<ops::Matrix<std::int32_t>> choice = clear_choice(Rule(rules, tensors, tap));
+    if (!choice) return std::nullopt;
+    made.ids = std::move(*choice);
+    return made;
+  }
+  made.doubles = ops::Matrix<double>(shape.rows, shape.cols);
+  made.errors = ops::Matrix<double>(shape.rows, shape.cols);
+  if (!apply(Rule(rules, tensors, tap, made)).not_finite.empty()) return std::nullopt;
+  return made;
 }
 
 }  // namespace shardproof::rounding

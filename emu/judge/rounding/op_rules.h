@@ -13,8 +13,11 @@
 //   reduction      in the order, wire and accumulation formats of its algorithm; stored
 //   combination    products and sums in order of the choices; stored
 //   residual       one sum; stored
+// A profile other than `ours` (bounds.h) adds its own roundings. Where an input was not handed in but computed from
+// what was, its errors are carried through: by the weights of a product, the slope of an activation, and so on.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "collectives/options.h"
@@ -33,7 +36,7 @@ namespace shardproof::rounding {
 struct Rules {
   /// Everything that is referred to outlives the rules.
   Rules(const Plan& plan, ops::Format format, const WeightSource& weights, const Batch& batch, const ExpectedTaps& taps,
-        const ReduceOptions& reduction);
+        const ReduceOptions& reduction, RoundingProfile profile = RoundingProfile::ours);
 
   const Plan& plan;
   const ModelConfig& model;
@@ -55,5 +58,12 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap);
 
 /// Holds a complete tensor of the run to its rule; its inputs are complete too.
 Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap);
+
+/// Whether a tap that a run did not hand in can be computed from its inputs within bounds: any but a router's logits,
+/// and, where these inputs are computed themselves, the residual stream, so that no bound spans more than a layer.
+bool derivable(TapKind kind, bool inputs_are_own);
+/// What the op gives on the inputs, which are all there, with the bounds of its errors; none for a router's choice that
+/// is too close to call.
+std::optional<RunTensor> derive_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap);
 
 }  // namespace shardproof::rounding

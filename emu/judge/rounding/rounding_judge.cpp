@@ -1,10 +1,13 @@
 #include "emu/judge/rounding/rounding_judge.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <utility>
 
 namespace shardproof::rounding {
 
-RoundingJudge::RoundingJudge(const Rules& rules)
+RoundingJudge::RoundingJudge(const Rules& rules, const std::vector<bool>& present)
     : rules_(rules), tensors_(rules.taps.all().size()), judged_(rules.taps.all().size()), nodes_(judged_.size()) {
   for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
     for (const TapId& input : inputs_of(rules.plan, *rules.taps.all()[tap].id)) {
@@ -13,9 +16,34 @@ RoundingJudge::RoundingJudge(const Rules& rules)
       nodes_[from].consumers.push_back(tap);
     }
   }
+  keep_ = !present.empty();
+  if (keep_) look_for_derivable(present);
   for (Node& node : nodes_) {
-    node.awaited = node.inputs.size() + 1;
+    node.awaited = node.inputs.size() + (node.state == State::own ? 1 : 0);
     node.uses = node.consumers.size() + 1;
+  }
+  // What is computed from nothing but weights and tokens is there from the start.
+  for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
+    if (nodes_[tap].state != State::wanted || nodes_[tap].awaited > 0 || !derive(tap)) continue;
+    std::vector<std::size_t> ready;
+    arrived(tap, ready);
+  }
+}
+
+/// Inputs come before what is computed from them.
+void RoundingJudge::look_for_derivable(const std::vector<bool>& present) {
+  const auto there = [&](std::size_t tap) { return nodes_[tap].state != State::unneeded; };
+  for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
+    if (present[tap]) continue;
+    const std::vector<std::size_t>& inputs = nodes_[tap].inputs;
+    const bool own = std::ranges::all_of(inputs, [&](std::size_t at) { return nodes_[at].state == State::own; });
+    const bool can = std::ranges::all_of(inputs, there) && derivable(rules_.taps.all()[tap].id->kind, own);
+    nodes_[tap].state = can ? State::wanted : State::unneeded;
+  }
+  for (std::size_t tap = nodes_.size(); tap-- > 0;) {
+    if (nodes_[tap].state == State::wanted && !std::ranges::any_of(nodes_[tap].consumers, there)) {
+      nodes_[tap].state = State::unneeded;
+    }
   }
 }
 
@@ -23,27 +51,64 @@ void RoundingJudge::put(std::size_t tap, const Placement& placement, const TapVa
   tensors_.put(tap, placement, part);
 }
 
+void RoundingJudge::arrived(std::size_t tap, std::vector<std::size_t>& ready) {
+  for (const std::size_t consumer : nodes_[tap].consumers) {
+    if (--nodes_[consumer].awaited == 0) ready.push_back(consumer);
+  }
+}
+
 void RoundingJudge::complete(std::size_t tap) {
   std::vector<std::size_t> ready;
   {
     const std::lock_guard lock(mutex_);
-    const auto arrived = [&](std::size_t at) {
-      if (--nodes_[at].awaited == 0) ready.push_back(at);
-    };
-    arrived(tap);
-    for (const std::size_t consumer : nodes_[tap].consumers) arrived(consumer);
+    if (--nodes_[tap].awaited == 0) ready.push_back(tap);
+    arrived(tap, ready);
   }
-  for (const std::size_t at : ready) judge(at);
+  while (!ready.empty()) {
+    const std::size_t at = ready.back();
+    ready.pop_back();
+    if (nodes_[at].state == State::own) {
+      judge(at);
+    } else if (nodes_[at].state == State::wanted && derive(at)) {
+      const std::lock_guard lock(mutex_);
+      arrived(at, ready);
+    }
+  }
 }
 
-void RoundingJudge::judge(std::size_t tap) {
-  judged_[tap] = judge_tap(rules_, tensors_, *rules_.taps.all()[tap].id);
+void RoundingJudge::let_go(std::size_t tap) {
+  if (keep_) return;
   const std::lock_guard lock(mutex_);
   const auto used = [&](std::size_t at) {
     if (--nodes_[at].uses == 0) tensors_.drop(at);
   };
   used(tap);
   for (const std::size_t input : nodes_[tap].inputs) used(input);
+}
+
+void RoundingJudge::judge(std::size_t tap) {
+  judged_[tap] = judge_tap(rules_, tensors_, *rules_.taps.all()[tap].id);
+  let_go(tap);
+}
+
+bool RoundingJudge::derive(std::size_t tap) {
+  std::optional<RunTensor> made = derive_tap(rules_, tensors_, *rules_.taps.all()[tap].id);
+  nodes_[tap].state = made ? State::derived : State::unneeded;
+  if (made) tensors_.derive(tap, std::move(*made));
+  let_go(tap);
+  return nodes_[tap].state == State::derived;
+}
+
+bool RoundingJudge::rests_on_derived(std::size_t tap) const {
+  return std::ranges::any_of(nodes_[tap].inputs, [&](std::size_t input) { return derived(input); });
+}
+
+std::string RoundingJudge::why_not_judged(std::size_t tap) const {
+  for (const std::size_t input : nodes_[tap].inputs) {
+    if (nodes_[input].state == State::own || nodes_[input].state == State::derived) continue;
+    return fmt::format("{} is not there, nor what it could be computed from", rules_.taps.all()[input].name);
+  }
+  return "what it is computed from is not complete";
 }
 
 WorstElement RoundingJudge::worst_in(std::size_t tap, const Placement& block) const {

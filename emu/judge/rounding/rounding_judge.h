@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "emu/judge/collector.h"
@@ -18,8 +19,10 @@ namespace shardproof::rounding {
 
 class RoundingJudge final : public PartJudge {
  public:
-  /// `rules` outlive the judge.
-  explicit RoundingJudge(const Rules& rules);
+  /// `rules` outlive the judge. `present`: of each tap, whether the run hands it in; empty: all. Of those that it does
+  /// not, what the judgement of others needs is computed where it can be (derive_tap). Where it says so, all that was
+  /// handed in or computed is kept.
+  explicit RoundingJudge(const Rules& rules, const std::vector<bool>& present = {});
 
   void put(std::size_t tap, const Placement& placement, const TapValues& part) override;
   void complete(std::size_t tap) override;
@@ -27,20 +30,39 @@ class RoundingJudge final : public PartJudge {
 
   /// After the run. Of a tap that was not complete, or whose inputs were not: not done.
   const Judged& judged(std::size_t tap) const { return judged_[tap]; }
+  /// Of a tap that was not judged: why.
+  std::string why_not_judged(std::size_t tap) const;
+  bool derived(std::size_t tap) const { return nodes_[tap].state == State::derived; }
+  /// Some of what it is computed from was computed itself.
+  bool rests_on_derived(std::size_t tap) const;
+  const RunTensors& tensors() const { return tensors_; }
 
  private:
+  enum class State {
+    own,       ///< the run hands it in
+    wanted,    ///< it does not, and a judgement needs it
+    derived,   ///< computed in its place
+    unneeded,  ///< no judgement needs it, or it cannot be computed
+  };
   struct Node {
+    State state = State::own;
     std::vector<std::size_t> inputs;
     std::vector<std::size_t> consumers;
     std::size_t awaited = 0;  ///< of its inputs and itself
     std::size_t uses = 0;     ///< by judgements to come
   };
 
+  void look_for_derivable(const std::vector<bool>& present);
+  /// The tap is there: so are, perhaps, the last inputs of others.
+  void arrived(std::size_t tap, std::vector<std::size_t>& ready);
   void judge(std::size_t tap);
+  bool derive(std::size_t tap);
+  void let_go(std::size_t tap);
 
   const Rules& rules_;
   RunTensors tensors_;
   std::vector<Judged> judged_;
+  bool keep_ = false;
   std::mutex mutex_;  // of the nodes
   std::vector<Node> nodes_;
 };

@@ -41,15 +41,19 @@ void RunTensors::put(std::size_t tap, const Placement& placement, const TapValue
       part);
 }
 
-reference::Tensor RunTensors::as_double(std::size_t tap) const {
+Input RunTensors::as_double(std::size_t tap) const {
   return as_double(tap, {0, tensors_[tap].cols});
 }
 
-reference::Tensor RunTensors::as_double(std::size_t tap, Range cols) const {
+Input RunTensors::as_double(std::size_t tap, Range cols) const {
   const RunTensor& from = tensors_[tap];
-  reference::Tensor to(from.rows, cols.count);
+  Input to(from.rows, cols.count);
+  if (from.errors.size() > 0) to.errors.resize(to.values.size());
   for (std::int64_t row = 0; row < from.rows; ++row) {
-    for (std::int64_t i = 0; i < cols.count; ++i) to.row(row)[i] = from.at(row, cols.begin + i);
+    for (std::int64_t i = 0; i < cols.count; ++i) {
+      to.row(row)[i] = from.at(row, cols.begin + i);
+      if (to.derived()) to.errors[static_cast<std::size_t>(row * cols.count + i)] = from.errors(row, cols.begin + i);
+    }
   }
   return to;
 }

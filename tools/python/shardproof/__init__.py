@@ -4,9 +4,11 @@
     report = shardproof.run(fn, tp=2, expected={...})    # your own code: fn(rank) runs once on every virtual rank
 """
 
-from ._commands import check, collectives, command, graph, mutate, verify
+from ._capture import capture
+from ._commands import check, collectives, command, graph, judge, mutate, verify
 from ._core import InvalidCall
 from ._errors import CommandError, PlanError, Problem, RankError
+from ._hooks import HOOKS, Hook
 from ._placement import Listed, Partial, Replicate, Shard
 from ._reports import (
     Cause,
@@ -21,7 +23,7 @@ from ._reports import (
 from ._scheme import Group, Rank, run
 
 __all__ = [
-    "Cause", "CheckReport", "CommandError", "Divergence", "Graph", "Group", "InvalidCall", "Listed",
+    "Cause", "CheckReport", "CommandError", "Divergence", "Graph", "Group", "HOOKS", "Hook", "InvalidCall", "Listed",
     "MutationReport", "Partial", "PlanError", "Problem", "Rank", "RankError", "Replicate", "Shard", "Stall", "Tap",
-    "VerifyReport", "check", "collectives", "command", "graph", "mutate", "run", "verify",
+    "VerifyReport", "capture", "check", "collectives", "command", "graph", "judge", "mutate", "run", "verify",
 ]

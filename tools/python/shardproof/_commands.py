@@ -87,6 +87,7 @@ def verify(
     baseline: Union[str, "os.PathLike[str]", None] = None,
     amplification: bool = False,
     max_amplification: Optional[float] = None,
+    dump: Union[str, "os.PathLike[str]", None] = None,
 ) -> reports.VerifyReport:
     """`shardproof verify`: runs a plan on virtual ranks and holds every tap to the reference.
 
@@ -95,6 +96,34 @@ def verify(
     """
     options = {k: v for k, v in locals().items() if k != "plan"}
     return reports.parse(reports.VerifyReport, _run("verify", plan, options, "--json", "-"))
+
+
+def judge(
+    dump: Union[str, "os.PathLike[str]"],
+    plan: Plan,
+    *,
+    checkpoint: Union[str, "os.PathLike[str]", None] = None,
+    profile: Optional[str] = None,
+    format: Optional[str] = None,
+    names: Union[str, "os.PathLike[str]", Mapping[str, Optional[str]], None] = None,
+) -> reports.VerifyReport:
+    """`shardproof judge`: holds tensors that another program wrote to the reference, op by op.
+
+    dump: a folder of rank_0.safetensors and so on, or one file of whole tensors, as `capture` writes.
+    plan: of the run: its model, degrees and sequences; a dict, the path of a file, or an object with to_dict().
+    names: which tap each tensor is: the path of a JSON file, or a dict; None for a tensor that is not judged.
+    Raises PlanError for a dump or plan that is refused, with every problem.
+    """
+    import tempfile
+
+    options = {"checkpoint": checkpoint, "profile": profile, "format": format}
+    with tempfile.TemporaryDirectory() as folder, _plan_file(plan) as file:
+        if isinstance(names, Mapping):
+            path = Path(folder) / "names.json"
+            path.write_text(json.dumps(dict(names)))
+            names = path
+        flags = _flags(options | {"names": names})
+        return reports.parse(reports.VerifyReport, command("judge", os.fspath(dump), *file, *flags, "--json", "-"))
 
 
 def check(plan: Plan = None, *, all: bool = False) -> reports.CheckReport:

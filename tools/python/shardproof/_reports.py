@@ -43,7 +43,7 @@ class Cause:
 
 @dataclass
 class Tap:
-    """The verdict of one tensor: pass, mismatch, missing or inconclusive."""
+    """The verdict of one tensor: pass, mismatch, missing or inconclusive; of a dump also not_judged."""
 
     name: str
     verdict: str
@@ -108,6 +108,8 @@ class VerifyReport:
     stall: Optional[Stall] = None
     seconds: dict[str, float] = field(default_factory=dict)
     amplification: Optional[dict[str, Any]] = None
+    #: Of `judge`: the rounding profile, how many taps were judged, which were not and why, which were computed.
+    dump: Optional[dict[str, Any]] = None
     other: dict[str, Any] = field(default_factory=dict)
 
     @property

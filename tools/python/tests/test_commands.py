@@ -54,7 +54,7 @@ def test_the_module_is_the_command():
     assert done.returncode == 2 and "nowhere.json" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["verify", "check", "graph", "mutate", "collectives"])
+@pytest.mark.parametrize("name", ["verify", "check", "graph", "judge", "mutate", "collectives"])
 def test_every_keyword_is_a_flag_of_the_command(name):
     function = getattr(shardproof, name)
     code = function.__code__

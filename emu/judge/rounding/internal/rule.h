@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "emu/judge/rounding/op_rules.h"
@@ -9,21 +10,37 @@
 
 namespace shardproof::rounding {
 
+/// Where the last layer, or the embedding, left the residual stream before `layer`.
+TapId stream_before(int layer);
+/// What queries are projected from.
+TapKind query_source(const LayerSpec& layer);
+/// What is rotated: norms, a product with its bias, or, held together with its product, what that is of.
+TapKind before_rotation(const ModelConfig& model, const TapId& tap, TapKind projection, TapKind normed);
+/// What the experts are chosen by.
+TapKind choice_source(const LayerSpec& layer);
+/// What is added to the experts' output.
+TapKind shared_addend(const LayerSpec& layer);
+
 class Rule {
  public:
   Rule(const Rules& rules, const RunTensors& tensors, const TapId& tap) : rules_(rules), tensors_(tensors), tap_(tap) {}
+  /// Of a tap that the run did not hand in: what is computed goes into `made`, of the tap's shape.
+  Rule(const Rules& rules, const RunTensors& tensors, const TapId& tap, RunTensor& made)
+      : rules_(rules), tensors_(tensors), tap_(tap), made_(&made) {}
 
   const Rules& rules() const { return rules_; }
   const TapId& tap() const { return tap_; }
   const LayerSpec& layer() const { return rules_.model.layers[tap_.layer]; }
-  const RunTensor& got() const { return tensors_.at(index(tap_)); }
-  /// The run's own tensor of that kind in the tap's layer.
-  reference::Tensor input(TapKind kind, int part = -1) const { return tensors_.as_double(index(at(kind, part))); }
-  reference::Tensor input(const TapId& id) const { return tensors_.as_double(index(id)); }
-  reference::Tensor input(TapKind kind, Range cols) const { return tensors_.as_double(index(at(kind, -1)), cols); }
+  const RunTensor& got() const { return made_ != nullptr ? *made_ : tensors_.at(index(tap_)); }
+  /// What is computed is of a tap that the run did not hand in.
+  bool derives() const { return made_ != nullptr; }
+  /// The run's own tensor of that kind in the tap's layer, or what is known of it.
+  Input input(TapKind kind, int part = -1) const { return tensors_.as_double(index(at(kind, part))); }
+  Input input(const TapId& id) const { return tensors_.as_double(index(id)); }
+  Input input(TapKind kind, Range cols) const { return tensors_.as_double(index(at(kind, -1)), cols); }
   const ops::Matrix<std::int32_t>& choice() const { return tensors_.at(index(at(TapKind::router_choice, -1))).ids; }
   /// The residual stream that the layer starts from.
-  reference::Tensor stream() const;
+  Input stream() const;
   /// The columns of an input that one rank along the tap's axis multiplies with its part of a weight.
   Range part_of_weight(Weight weight) const;
   /// What the chosen expert makes goes into these slots.
@@ -38,20 +55,24 @@ class Rule {
   const Rules& rules_;
   const RunTensors& tensors_;
   TapId tap_;
+  RunTensor* made_ = nullptr;
 };
 
 /// A product to hold a tap to: rows of the tap, what they are computed from, and the columns of the weight.
 struct Product {
-  const reference::Tensor& x;
+  const Input& x;
   std::vector<std::int64_t> rows;  ///< of the tap, for each row of x; none: the same
   WeightSpec weight;
   Range cols;  ///< of the weight
   bool stored = true;
   std::vector<double> bias = {};  ///< added to every row before it is stored; or none
+  /// So many roundings that the bias may spare: where others add it after the reduction that ours is added before.
+  double spared = 0;
 };
 
 /// The values of a vector of the layer, as the format holds them; none where it has no such vector.
 std::vector<double> vector_of(const Rule& rule, Weight weight, int expert = -1);
+std::vector<double> vector_in(const Rule& rule, Weight weight, int expert, ops::Format format);
 
 void compare_product(const Rule& rule, const Product& product, Comparison& comparison);
 /// The same, each head rotated by its token's position.
@@ -60,21 +81,23 @@ void compare_rotated(const Rule& rule, const Product& product, Comparison& compa
 Judged judge_attention(const Rule& rule);
 
 /// RMSNorm of blocks of `block` elements of each row by themselves.
-Judged judge_norm(const Rule& rule, const reference::Tensor& x, Weight weight, std::int64_t block);
+Judged judge_norm(const Rule& rule, const Input& x, Weight weight, std::int64_t block);
 /// Queries or keys from what is rotated in them, [tokens, heads * head_dim]; the rest is passed on.
-Judged judge_rotation(const Rule& rule, const reference::Tensor& before);
+Judged judge_rotation(const Rule& rule, const Input& before);
 /// Latent attention: keys, unrotated, and values, from the taps that they are copied from.
-reference::Tensor latent_keys(const Rule& rule);
-reference::Tensor latent_values(const Rule& rule);
+Input latent_keys(const Rule& rule);
+Input latent_values(const Rule& rule);
 /// Held to x itself.
-Judged judge_copy(const Rule& rule, const reference::Tensor& x);
+Judged judge_copy(const Rule& rule, const Input& x);
 
 Judged judge_router_scores(const Rule& rule);
 Judged judge_choice(const Rule& rule);
+/// The choice that every rounding of the scores leads to; none where that decides between two.
+std::optional<ops::Matrix<std::int32_t>> clear_choice(const Rule& rule);
 Judged judge_router_weights(const Rule& rule);
 /// The activation of an expert or of the MLP for all tokens.
-Judged judge_activation(const Rule& rule, const reference::Tensor& gate, const reference::Tensor& up, double limit);
+Judged judge_activation(const Rule& rule, const Input& gate, const Input& up, double limit);
 /// x times the sigmoid of its row's logit.
-Judged judge_gated(const Rule& rule, const reference::Tensor& x, const reference::Tensor& logits);
+Judged judge_gated(const Rule& rule, const Input& x, const Input& logits);
 
 }  // namespace shardproof::rounding
