@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -196,6 +197,9 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
+  for (std::int64_t row = 0; plan.parallel.in_ring() && row < std::ssize(positions); ++row) {
+    cp_of.push_back(deployment.tokens.home(row).at.cp);
+  }
 }
 
 std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
@@ -283,8 +287,17 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::attention_v:
       return {of(plan.model.layers[tap.layer].attention.latent() ? TapKind::attention_kv_projection
                                                                  : TapKind::attention_norm)};
-    case TapKind::attention_context:
+    case TapKind::attention_ring_context:
+    case TapKind::attention_ring_lse:
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+    case TapKind::attention_context: {
+      if (!plan.parallel.in_ring()) {
+        return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+      }
+      std::vector<TapId> ids = parts(TapKind::attention_ring_context, plan.parallel.cp);
+      std::ranges::copy(parts(TapKind::attention_ring_lse, plan.parallel.cp), std::back_inserter(ids));
+      return ids;
+    }
     case TapKind::attention_partial:
       return {of(TapKind::attention_context)};
     case TapKind::attention_output:
@@ -383,8 +396,12 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
     case TapKind::attention_v:
       if (attention().latent()) return judge_copy(rule, latent_values(rule));
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_v, Weight::attention_v_bias);
+    case TapKind::attention_ring_context:
+      return judge_ring_context(rule);
+    case TapKind::attention_ring_lse:
+      return judge_ring_lse(rule);
     case TapKind::attention_context:
-      return judge_attention(rule);
+      return rules.plan.parallel.in_ring() ? judge_ring_merge(rule) : judge_attention(rule);
     case TapKind::attention_partial:
       return judge_partial(rule, TapKind::attention_context, Weight::attention_output, Weight::attention_output_bias);
     case TapKind::attention_output:
