@@ -83,6 +83,10 @@ class Recompute {
   Row attend(int layer, Range rows, const HeadPair& heads) { return attend_in(layer, rows, rows.count - 1, heads); }
   /// The same for the row at that place among the rows, which are a sequence.
   Row attend_in(int layer, Range rows, std::int64_t place, const HeadPair& heads);
+  /// One head of attention of the row to these rows' keys, in order of the parts that they come in, no window: weighed
+  /// by what each is of the whole, or every part that has keys alike.
+  Row attend_to_parts(int layer, std::int64_t row, std::span<const std::vector<std::int64_t>> parts,
+                      const HeadPair& heads, bool weighed = true);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);

@@ -49,6 +49,10 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2}));
   plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
 
+  plans.push_back(small_plan({.tp = 2, .cp = 2, .ep = 4}));
+  plans.back().workload.lengths = {9, 7};
+  plans.back().workload.microbatches = 1;
+
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
     const MutablePlan subject(plan, prepare_reference(plan, ops::Format::exact).expected);

@@ -41,6 +41,8 @@ std::optional<Cause> embedding_cause(const WrongTap& wrong);
 std::optional<Cause> norm_cause(const WrongTap& wrong);
 std::optional<Cause> projection_cause(const WrongTap& wrong);
 std::optional<Cause> context_cause(const WrongTap& wrong);
+/// Of a context whose keys are spread over cp.
+std::optional<Cause> cp_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
 std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
 std::optional<Cause> moe_output_cause(const WrongTap& wrong);
