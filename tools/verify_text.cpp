@@ -22,6 +22,9 @@ constexpr int kFullRankTable = 32;
 std::string rank_table(const Plan& plan) {
   std::vector<std::vector<std::string>> rows{{"rank", "tp", "dp", "pp", "|", "etp", "ep", "edp", "|", "layers", "heads",
                                               "kv", "experts", "width", "sequences"}};
+  // Most plans have no context parallelism.
+  const bool cp = plan.parallel.cp > 1;
+  if (cp) rows.front().insert(rows.front().begin() + 2, "cp");
   const auto add = [&](int rank) {
     const RankCells cells = rank_cells(plan, rank);
     const Coordinates& at = cells.at;
@@ -29,6 +32,7 @@ std::string rank_table(const Plan& plan) {
                     fmt::format("{}", at.pp), "|", fmt::format("{}", at.etp), fmt::format("{}", at.ep),
                     fmt::format("{}", at.edp), "|", cells.layers, cells.heads, cells.kv_heads, cells.experts,
                     cells.intermediate_size, cells.sequences});
+    if (cp) rows.back().insert(rows.back().begin() + 2, fmt::format("{}", at.cp));
   };
   const int world = plan.world();
   const int shown = world <= kFullRankTable ? world : 4;
@@ -238,8 +242,9 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   const AttentionSpec& attention = m.layers[0].attention;
   const FeedForwardSpec& experts = m.experts();
   std::string text = toned(plan.name.empty() ? "plan" : one_line(plan.name), Tone::bold);
-  text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
-                      plan.world(), p.tp, p.cp, p.dp, p.pp, p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
+  text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{}{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
+                      plan.world(), p.tp, p.cp, p.cp > 1 ? fmt::format(" by {}", to_string(p.cp_comm)) : "", p.dp, p.pp,
+                      p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
   for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);

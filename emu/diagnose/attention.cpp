@@ -180,7 +180,7 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
                                                 other(wrong.rows.front(), head), head / share, ranks_of(wrong.rows))};
     }
   }
-  return std::nullopt;
+  return cp_cause(wrong);
 }
 
 namespace {
@@ -191,7 +191,7 @@ using PartialSumOf = std::function<std::vector<double>(std::int64_t row, int tp)
 std::optional<Cause> wrong_group_cause(const WrongTap& wrong, const PartialSumOf& partial) {
   Recompute& model = wrong.model;
   const Parallel& parallel = model.plan().parallel;
-  for (const Axis axis : {Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+  for (const Axis axis : {Axis::dp, Axis::cp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
     const int degree = model.mesh().degree(axis);
     // A reduce-scatter takes as many counts as there are ranks.
     if (degree < 2 || (parallel.sp && degree != parallel.tp)) continue;

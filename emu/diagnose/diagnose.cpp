@@ -96,6 +96,8 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::mlp_up:
     case TapKind::mlp_activation:
     case TapKind::mlp_partial:
+    case TapKind::attention_ring_context:
+    case TapKind::attention_ring_lse:
     case TapKind::attention_partial:
     case TapKind::expert_gate:
     case TapKind::expert_up:

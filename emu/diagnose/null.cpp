@@ -212,6 +212,8 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
     case TapKind::mlp_up:
     case TapKind::mlp_activation:
     case TapKind::mlp_partial:
+    case TapKind::attention_ring_context:
+    case TapKind::attention_ring_lse:
     case TapKind::attention_partial:
     case TapKind::expert_gate:
     case TapKind::expert_up:

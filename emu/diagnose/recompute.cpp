@@ -1,6 +1,8 @@
 #include "emu/diagnose/recompute.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "emu/run/rope_pairs.h"
@@ -196,6 +198,57 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
                          block(TapKind::attention_v, keys, heads.key_value, attention.value_dim()), {&span, 1}, 0,
                          options, format(), one_row(out));
   return out;
+}
+
+Recompute::Row Recompute::attend_to_parts(int layer, std::int64_t row_index,
+                                          std::span<const std::vector<std::int64_t>> parts, const HeadPair& heads,
+                                          bool weighed) {
+  const AttentionSpec& attention = plan_.model.layers[layer].attention;
+  const std::span<const double> q = row(tap(layer, TapKind::attention_q), row_index)
+                                        .subspan(static_cast<std::size_t>(heads.query * attention.head_dim),
+                                                 static_cast<std::size_t>(attention.head_dim));
+  const bool exact = format() == ops::Format::exact;
+  std::vector<std::vector<double>> scores;
+  double largest = -std::numeric_limits<double>::infinity();
+  if (attention.sinks) {
+    largest = vector(weight_spec(plan_.model, Weight::attention_sinks, layer), {heads.query, 1}).front();
+  }
+  const double sink = largest;
+  for (const std::vector<std::int64_t>& keys : parts) {
+    std::vector<double>& of_part = scores.emplace_back();
+    for (const std::int64_t key : keys) {
+      const double* k = row(tap(layer, TapKind::attention_k), key).data() + heads.key_value * attention.head_dim;
+      double dot = 0;
+      for (std::size_t i = 0; i < q.size(); ++i) dot += q[i] * k[i];
+      double score = dot * attention.score_scale();
+      if (exact) score = std::nearbyint(score / ops::kActivationStep) * ops::kActivationStep;
+      of_part.push_back(score);
+      largest = std::max(largest, score);
+    }
+  }
+  const auto term = [&](double score) {
+    const double value = std::exp(score - largest);
+    return exact ? std::nearbyint(value / ops::kExpStep) * ops::kExpStep : value;
+  };
+  Row context(static_cast<std::size_t>(attention.value_dim()), 0);
+  double denominator = attention.sinks ? term(sink) : 0;
+  for (std::size_t part = 0; part < parts.size(); ++part) {
+    Row numerator(context.size(), 0);
+    double sum = 0;
+    for (std::size_t j = 0; j < parts[part].size(); ++j) {
+      const double p = term(scores[part][j]);
+      const double* v =
+          row(tap(layer, TapKind::attention_v), parts[part][j]).data() + heads.key_value * attention.value_dim();
+      for (std::size_t i = 0; i < context.size(); ++i) numerator[i] += p * v[i];
+      sum += p;
+    }
+    if (sum == 0) continue;
+    for (std::size_t i = 0; i < context.size(); ++i) context[i] += weighed ? numerator[i] : numerator[i] / sum;
+    denominator += weighed ? sum : 1;
+  }
+  for (double& value : context) value = denominator == 0 ? 0 : value / denominator;
+  finish(context);
+  return context;
 }
 
 Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_index, int tp, const WeightsFrom& from) {

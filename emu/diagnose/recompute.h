@@ -83,6 +83,10 @@ class Recompute {
   Row attend(int layer, std::int64_t query, Range keys, const HeadPair& heads);
   /// The same to the keys of these rows.
   Row attend(int layer, std::int64_t query, std::span<const std::int64_t> keys, const HeadPair& heads);
+  /// One head of attention of the row to these rows' keys, in order of the parts that they come in, no window: weighed
+  /// by what each is of the whole, or every part that has keys alike.
+  Row attend_to_parts(int layer, std::int64_t row, std::span<const std::vector<std::int64_t>> parts,
+                      const HeadPair& heads, bool weighed = true);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "emu/judge/prepared.h"
@@ -14,13 +16,27 @@
 namespace shardproof {
 namespace {
 
+/// In `exact` the keys and values of every step of a ring are kept until the largest score is known.
+double ring_elements(const RankTrace& trace) {
+  std::map<std::pair<int, int>, double> of_layer;
+  double most = 0;
+  for (const OpRecord& record : trace.ops) {
+    if (record.op != Op::attention_ring_receive) continue;
+    double& sum = of_layer[{record.microbatch, record.layer}];
+    sum += static_cast<double>(record.received);
+    most = std::max(most, sum);
+  }
+  return most;
+}
+
 /// What all ranks hold at once at the most: ranks of all stages work at the same time, each on a microbatch of its own.
 double alive_elements(const Plan& plan, ops::Format format) {
   const Mesh mesh(plan.parallel);
   std::vector<double> alive;
   const std::vector<int> list_of_rank =
       fold_dry_run(plan, format, DryPass::prefill, StatedRouting::of(plan), [&](int rank, const auto& trace) {
-        alive.push_back(activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank)).alive);
+        alive.push_back(activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank)).alive +
+                        ring_elements(*trace));
       });
   double sum = 0;
   for (const int list : list_of_rank) sum += alive[static_cast<std::size_t>(list)];
@@ -77,11 +93,13 @@ double expected_bytes(const Plan& plan) {
 /// what two rules compute at once, in float64: their inputs and a result.
 double kept_bytes(const Plan& plan, ops::Format format) {
   double elements = 0, largest = 0;
-  for (const TapId& tap : all_taps(plan.model, {.tp = plan.parallel.tp, .etp = plan.parallel.etp})) {
+  for (const TapId& tap : all_taps(plan.model, tap_parts(plan.parallel))) {
     elements += tap_elements(plan, tap);
     largest = std::max(largest, tap_elements(plan, tap));
   }
-  return elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + 2 * 3 * 8 * largest;
+  // What a ring's steps gave is merged from two tensors for each.
+  const int tensors = plan.parallel.in_ring() ? std::max(3, 2 * plan.parallel.cp + 1) : 3;
+  return elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + 2.0 * tensors * 8 * largest;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "emu/judge/exact_use.h"
 #include "emu/judge/expected.h"
+#include "emu/model/taps.h"
 #include "emu/plan/batch.h"
 #include "emu/plan/plan.h"
 #include "emu/weights/store.h"
@@ -20,6 +21,11 @@ namespace shardproof {
 /// How much of the weights stays in memory from use to use. Making a weight again costs less than the first touch of
 /// new memory for it, as long as the ranks that share a slice come to it one soon after the other.
 inline constexpr std::int64_t kWeightBytesKept = std::int64_t{128} << 20;
+
+/// The partial sums that a run under these degrees has, for all_taps().
+inline TapPartCounts tap_parts(const Parallel& parallel) {
+  return {.tp = parallel.tp, .etp = parallel.etp, .ring = parallel.in_ring() ? parallel.cp : 0};
+}
 
 /// What a run is held to.
 enum class HeldTo {

@@ -72,6 +72,20 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .width = sizes::v_width,
      .rows = TapRows::all,
      .cols = Split::kv_heads},
+    {.kind = TapKind::attention_ring_context,
+     .name = "attention.ring_context",
+     .inner = true,
+     .parts = TapParts::over_ring,
+     .width = sizes::context_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
+    {.kind = TapKind::attention_ring_lse,
+     .name = "attention.ring_lse",
+     .inner = true,
+     .parts = TapParts::over_ring,
+     .width = sizes::q_heads,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
     {.kind = TapKind::attention_context,
      .name = "attention.context",
      .width = sizes::context_width,
@@ -184,7 +198,9 @@ std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* part
         taps.push_back({.layer = layer, .kind = row.kind});
         continue;
       }
-      const int count = row.parts == TapParts::over_tp ? parts->tp : parts->etp;
+      const int count = row.parts == TapParts::over_tp    ? parts->tp
+                        : row.parts == TapParts::over_etp ? parts->etp
+                                                          : parts->ring;
       for (int part = 0; part < count; ++part) taps.push_back({.layer = layer, .kind = row.kind, .part = part});
     }
   }

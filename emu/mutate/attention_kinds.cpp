@@ -51,13 +51,13 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
   bool even = true;
   for (int dp = 0; dp < p.dp; ++dp) {
     for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-      even = even && sites.tokens.rows({.dp = dp}, m).count() % p.tp == 0;
+      for (int cp = 0; cp < p.cp; ++cp) even = even && sites.tokens.rows({.cp = cp, .dp = dp}, m).count() % p.tp == 0;
     }
   }
   if (p.tp < 2 || (p.sp && !even)) return {};
   Instances result;
   for (const Place& place : sites.places(limit)) {
-    for (const Axis axis : {Axis::dp, Axis::ep, Axis::etp, Axis::edp}) {
+    for (const Axis axis : {Axis::dp, Axis::cp, Axis::ep, Axis::etp, Axis::edp}) {
       if (sites.mesh.degree(axis) != p.tp || sites.group(axis, place.rank) == sites.group(Axis::tp, place.rank))
         continue;
       const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
@@ -194,8 +194,8 @@ enum class Edit { offset, restart, merge };
 
 template <Edit edit>
 Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
-  // Where there is a cache, sequences lie in tables.
-  if (edit == Edit::merge && plan.workload.serving) return {};
+  // Where there is a cache, sequences lie in tables; where they are spread over cp, in pieces.
+  if (edit == Edit::merge && (plan.workload.serving || plan.parallel.cp > 1)) return {};
   const Sites sites(plan);
   const std::int64_t longest = *std::ranges::max_element(plan.workload.lengths);
   Instances result;
@@ -229,9 +229,9 @@ Instances all_reduce_before_scatter(const MutablePlan& plan, std::size_t limit) 
   return plan.parallel.sp ? reduction<Op::attention_reduce, SumFault::repeated>(plan, limit) : Instances{};
 }
 
-/// Some replica may have no token but the first of a sequence.
+/// Some rank may have no token but the first of a sequence: over cp that of a piece, unless there is a last one.
 bool has_one_token_sequences(const Plan& plan) {
-  return std::ranges::min(plan.workload.lengths) == 1;
+  return std::ranges::min(plan.workload.lengths) < 2 * plan.parallel.cp;
 }
 
 /// Some replica has no two sequences in a microbatch, and so no boundary to ignore.

@@ -200,10 +200,13 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, 
 
 bool has_few_rows(const Plan& plan, std::int64_t rows) {
   const TokenMap tokens(plan.parallel, plan.workload);
-  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
-    bool few = true;
-    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) few = few && tokens.rows({.dp = dp}, m).count() <= rows;
-    if (few) return true;
+  Coordinates at;
+  for (at.dp = 0; at.dp < plan.parallel.dp; ++at.dp) {
+    for (at.cp = 0; at.cp < plan.parallel.cp; ++at.cp) {
+      bool few = true;
+      for (std::int64_t m = 0; m < tokens.microbatches(); ++m) few = few && tokens.rows(at, m).count() <= rows;
+      if (few) return true;
+    }
   }
   return false;
 }

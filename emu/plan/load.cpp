@@ -98,16 +98,22 @@ struct ExpertDefault {
 
 /// Of a stage; an absurd number is for validate() to refuse.
 int attention_ranks(const Parallel& parallel) {
-  return static_cast<int>(std::min<std::int64_t>(std::int64_t{parallel.tp} * parallel.dp, kMaxWorld));
+  const std::int64_t of_replica = std::int64_t{parallel.tp} * parallel.cp;
+  return static_cast<int>(std::min<std::int64_t>(of_replica * parallel.dp, kMaxWorld));
+}
+/// "tp 2 * dp 4".
+std::string attention_degrees(const Parallel& parallel) {
+  return fmt::format("tp {}{} * dp {}", parallel.tp, parallel.cp > 1 ? fmt::format(" * cp {}", parallel.cp) : "",
+                     parallel.dp);
 }
 
 ExpertDefault expert_default(const Parallel& parallel, std::string_view tp_name, bool expert_parallel) {
   const int attention = attention_ranks(parallel);
   if (tp_name == "tensor_parallel_size" && !expert_parallel && attention > 1) {
     return {attention,
-            fmt::format("etp = tp {} * dp {} = {}, edp = 1: vLLM without expert parallelism slices each expert "
-                        "over all attention ranks of a stage",
-                        parallel.tp, parallel.dp, attention)};
+            fmt::format("etp = {} = {}, edp = 1: vLLM without expert parallelism slices each expert over all "
+                        "attention ranks of a stage",
+                        attention_degrees(parallel), attention)};
   }
   if (tp_name == "tensor_model_parallel_size" && parallel.tp > 1) {
     return {parallel.tp,
@@ -210,6 +216,18 @@ ExpertPlacement read_expert_placement(const ObjectReader::Found& found, Problems
   return placement;
 }
 
+CpComm read_cp_comm(ObjectReader& reader, Problems& problems) {
+  const std::optional<std::string> name = reader.string({"cp_comm", "cp_comm_type"});
+  if (!name) return CpComm::p2p;
+  for (const CpComm comm : {CpComm::p2p, CpComm::all_gather, CpComm::a2a}) {
+    if (*name == to_string(comm)) return comm;
+  }
+  const bool known = *name == "a2a+p2p";
+  problems.push_back({"parallel.cp_comm", fmt::format("\"{}\"{}; \"p2p\", \"all_gather\" or \"a2a\" is needed", *name,
+                                                      known ? " is not executed yet" : "")});
+  return CpComm::p2p;
+}
+
 /// `defaults` gets a line for each degree that another system's default has set.
 Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, const LayerList& layers,
                        std::vector<std::string>& defaults, Problems& problems) {
@@ -221,7 +239,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
     return static_cast<int>(*read);
   };
   parallel.tp = degree({"tp", "tensor_model_parallel_size", "tensor_parallel_size"}).value_or(1);
-  parallel.cp = degree({"cp", "context_parallel_size"}).value_or(1);
+  parallel.cp = degree({"cp", "context_parallel_size", "prefill_context_parallel_size"}).value_or(1);
   parallel.pp = degree({"pp", "pipeline_model_parallel_size", "pipeline_parallel_size"}).value_or(1);
   const auto ep = degree({"ep", "expert_model_parallel_size", "expert_parallel_size"});
   const auto etp = degree({"etp", "expert_tensor_parallel_size"});
@@ -235,9 +253,9 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.ep = ep.value_or(expert_parallel.value_or(false) ? attention_ranks(parallel) : 1);
   if (expert_parallel.value_or(false) && !ep) {
     defaults.push_back(
-        fmt::format("ep = tp {} * dp {} = {}: vLLM's enable_expert_parallel spreads whole experts over all "
-                    "attention ranks of a stage",
-                    parallel.tp, parallel.dp, parallel.ep));
+        fmt::format("ep = {} = {}: vLLM's enable_expert_parallel spreads whole experts over all attention ranks of a "
+                    "stage",
+                    attention_degrees(parallel), parallel.ep));
   }
   std::string_view tp_name;
   for (const std::string_view name : {"tensor_model_parallel_size", "tensor_parallel_size"}) {
@@ -254,6 +272,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   const std::int64_t replicas = attention / (std::int64_t{parallel.etp} * parallel.ep);
   parallel.edp = static_cast<int>(std::clamp<std::int64_t>(replicas, 1, INT32_MAX));
   if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
+  parallel.cp_comm = read_cp_comm(reader, problems);
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);

@@ -23,10 +23,12 @@ RunnablePlan RunnablePlan::reseeded(std::uint64_t seed) const {
 }
 
 std::vector<Problem> not_executed(const Plan& plan) {
-  if (plan.parallel.cp <= 1) return {};
+  if (plan.parallel.cp <= 1 || !plan.workload.serving) return {};
   return {
-      {"parallel.cp", fmt::format("cp = {}: context parallelism is not executed yet; only plans with cp = 1 are run",
-                                  plan.parallel.cp)}};
+      {"parallel.cp",
+       fmt::format("cp = {}: requests are served with cp = 1 only; a forward over whole sequences (workload.lengths, "
+                   "or batch and sequence) runs with any cp",
+                   plan.parallel.cp)}};
 }
 
 std::vector<Problem> not_computed(const Plan& plan) {

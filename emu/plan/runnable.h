@@ -41,7 +41,7 @@ struct Runnable {
   std::vector<Problem> problems;
 };
 
-/// The degrees above 1 that the program does not execute yet.
+/// The degrees that the program does not execute with such a workload yet.
 std::vector<Problem> not_executed(const Plan& plan);
 
 /// What the model's layers do and the program leaves out. It changes values, but neither shapes nor calls: figures on

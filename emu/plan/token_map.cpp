@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "emu/plan/key_spans.h"
+
 namespace shardproof {
 namespace {
 
@@ -33,30 +35,83 @@ TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
       }
     }
   }
-  std::ranges::sort(homes_);
+  split_over_cp(Sharing::zig_zag);
+}
+
+/// Those of none lie where they would be: after the rows before.
+TokenRows TokenMap::rows_of(std::span<const Chunk> chunks, const TokenRows* before) const {
+  TokenRows rows;
+  rows.runs.clear();
+  for (const Chunk& chunk : chunks) {
+    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)] + chunk.begin;
+    if (!rows.runs.empty() && rows.runs.back().end() == first) {
+      rows.runs.back().count += chunk.count;
+    } else {
+      rows.runs.push_back({first, chunk.count});
+    }
+  }
+  if (rows.runs.empty()) rows.runs.push_back({before == nullptr ? 0 : before->runs.back().end(), 0});
+  return rows;
 }
 
 void TokenMap::add_part(std::span<const Chunk> chunks) {
-  Part part{.chunks = {std::ssize(chunks_), std::ssize(chunks)}, .rows = {}};
-  part.rows.runs.clear();
-  std::vector<Range>& runs = part.rows.runs;
+  parts_.push_back({.chunks = {std::ssize(chunks_), std::ssize(chunks)},
+                    .rows = rows_of(chunks, parts_.empty() ? nullptr : &parts_.back().rows)});
+  chunks_.insert(chunks_.end(), chunks.begin(), chunks.end());
+}
+
+std::vector<Chunk> TokenMap::pieces_of(std::span<const Chunk> chunks, Sharing sharing, int cp) const {
+  if (parallel_.cp == 1) return {chunks.begin(), chunks.end()};
+  std::vector<Chunk> pieces;
+  if (sharing == Sharing::contiguous) {
+    std::int64_t before = 0;
+    for (const Chunk& chunk : chunks) before += chunk.count;
+    const Range places = partition(before, parallel_.cp, cp);
+    before = 0;
+    for (const Chunk& chunk : chunks) {
+      const std::int64_t begin = std::max(places.begin - before, std::int64_t{0});
+      const std::int64_t end = std::min(places.end() - before, chunk.count);
+      if (begin < end) pieces.push_back({chunk.sequence, chunk.begin + begin, end - begin});
+      before += chunk.count;
+    }
+    return pieces;
+  }
   for (const Chunk& chunk : chunks) {
-    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)] + chunk.begin;
-    homes_.emplace_back(first, std::ssize(parts_));
-    if (!runs.empty() && runs.back().end() == first) {
-      runs.back().count += chunk.count;
-    } else {
-      runs.push_back({first, chunk.count});
+    for (const int index : {cp, 2 * parallel_.cp - 1 - cp}) {
+      const Range piece = partition(chunk.count, 2 * parallel_.cp, index);
+      if (piece.count > 0) pieces.push_back({chunk.sequence, chunk.begin + piece.begin, piece.count});
     }
   }
-  // Where its rows would be: after those of the part before.
-  if (runs.empty()) runs.push_back({parts_.empty() ? 0 : parts_.back().rows.runs.back().end(), 0});
-  chunks_.insert(chunks_.end(), chunks.begin(), chunks.end());
-  parts_.push_back(std::move(part));
+  return pieces;
+}
+
+void TokenMap::split_over_cp(Sharing sharing) {
+  pieces_.clear();
+  shares_.clear();
+  homes_.clear();
+  for (std::size_t p = 0; p < parts_.size(); ++p) {
+    const Range& range = parts_[p].chunks;
+    const auto chunks =
+        std::span(chunks_).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.count));
+    for (int cp = 0; cp < parallel_.cp; ++cp) {
+      const std::vector<Chunk> pieces = pieces_of(chunks, sharing, cp);
+      for (const Chunk& piece : pieces) {
+        homes_.emplace_back(offsets_[static_cast<std::size_t>(piece.sequence)] + piece.begin, std::ssize(shares_));
+      }
+      const TokenRows* before = parallel_.cp > 1 ? &parts_[p].rows : p == 0 ? nullptr : &parts_[p - 1].rows;
+      shares_.push_back({.pieces = {std::ssize(pieces_), std::ssize(pieces)}, .rows = rows_of(pieces, before)});
+      pieces_.insert(pieces_.end(), pieces.begin(), pieces.end());
+    }
+  }
+  std::ranges::sort(homes_);
 }
 
 const TokenMap::Part& TokenMap::part(int dp, std::int64_t microbatch) const {
   return parts_[static_cast<std::size_t>(dp * microbatches_ + microbatch)];
+}
+
+const TokenMap::Share& TokenMap::share(const Coordinates& at, std::int64_t microbatch) const {
+  return shares_[static_cast<std::size_t>((at.dp * microbatches_ + microbatch) * parallel_.cp + at.cp)];
 }
 
 Range TokenMap::sequences(int dp) const {
@@ -68,16 +123,38 @@ std::span<const Chunk> TokenMap::chunks(int dp, std::int64_t microbatch) const {
   return std::span(chunks_).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.count));
 }
 
-void TokenMap::set_past(std::span<const std::int64_t> tokens) {
-  for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
+std::span<const Chunk> TokenMap::pieces(const Coordinates& at, std::int64_t microbatch) const {
+  const Range& range = share(at, microbatch).pieces;
+  return std::span(pieces_).subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.count));
 }
 
-double TokenMap::pairs(int dp, std::int64_t microbatch, std::int64_t window) const {
-  return pairs_of(chunks(dp, microbatch), window);
+void TokenMap::set_past(std::span<const std::int64_t> tokens) {
+  split_over_cp(Sharing::contiguous);
+  for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
+  for (Chunk& piece : pieces_) piece.begin = tokens[static_cast<std::size_t>(piece.sequence)];
+}
+
+double TokenMap::pairs(const Coordinates& at, std::int64_t microbatch, std::int64_t window) const {
+  return pairs_of(pieces(at, microbatch), window);
 }
 
 double RankTokens::pairs_within(std::int64_t window) const {
-  return pairs_of(chunks, window) / cp;
+  return pairs_of(pieces, window);
+}
+
+double RankTokens::pairs_of_part(int keys_of) const {
+  double pairs = pairs_between(pieces, shares[static_cast<std::size_t>(keys_of)]);
+  if (keys_of != cp) return pairs;
+  auto chunk = chunks.begin();
+  for (const Chunk& piece : pieces) {
+    while (chunk->sequence != piece.sequence) ++chunk;
+    pairs += static_cast<double>(piece.count * chunk->begin);
+  }
+  return pairs;
+}
+
+double RankTokens::pairs_over_cp(std::int64_t window) const {
+  return pairs_of(chunks, window);
 }
 
 Range TokenMap::own_places(std::int64_t rows, int tp) const {
@@ -85,9 +162,7 @@ Range TokenMap::own_places(std::int64_t rows, int tp) const {
 }
 
 TokenRows TokenMap::rows(const Coordinates& at, std::int64_t microbatch) const {
-  const TokenRows& all = part(at.dp, microbatch).rows;
-  if (parallel_.cp == 1) return all;
-  return all.part(partition(all.count(), parallel_.cp, at.cp));
+  return share(at, microbatch).rows;
 }
 
 TokenRows TokenMap::own(const Coordinates& at, std::int64_t microbatch) const {
@@ -102,19 +177,24 @@ TokenRows TokenMap::stream(const Coordinates& at, std::int64_t microbatch) const
 RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch) const {
   RankTokens result{
       .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
-  // Shares of a context-parallel group are balanced.
-  const std::span<const Chunk> all = chunks(at.dp, microbatch);
+  const std::span<const Chunk> all = chunks(at.dp, microbatch), held = pieces(at, microbatch);
   result.chunks.assign(all.begin(), all.end());
-  result.cp = parallel_.cp;
+  result.pieces.assign(held.begin(), held.end());
+  result.cp = at.cp;
+  Coordinates member = at;
+  for (member.cp = 0; parallel_.cp > 1 && member.cp < parallel_.cp; ++member.cp) {
+    const std::span<const Chunk> of_member = pieces(member, microbatch);
+    result.shares.emplace_back(of_member.begin(), of_member.end());
+  }
   const std::int64_t count = result.rows.count();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};
   for (int tp = 0; tp < parallel_.tp; ++tp) result.own_counts.push_back(own_places(count, tp).count);
+  auto piece = held.begin();
   std::int64_t before = 0;
   for (const Chunk& chunk : all) {
-    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)] + chunk.begin;
-    result.offsets.push_back(parallel_.cp == 1 ? before : result.rows.places_before(first));
-    before += chunk.count;
+    result.offsets.push_back(before);
+    for (; piece != held.end() && piece->sequence == chunk.sequence; ++piece) before += piece->count;
   }
   result.offsets.push_back(count);
   return result;
@@ -143,12 +223,11 @@ std::int64_t TokenMap::position(std::int64_t row) const {
 
 RowHome TokenMap::home(std::int64_t row) const {
   const auto after = std::ranges::upper_bound(homes_, row, {}, &std::pair<std::int64_t, std::int64_t>::first);
-  const std::int64_t index = std::prev(after)->second;
+  const std::int64_t index = std::prev(after)->second, part = index / parallel_.cp;
   RowHome result;
-  result.at.dp = static_cast<int>(index / microbatches_);
-  result.microbatch = index % microbatches_;
-  const TokenRows& all = parts_[static_cast<std::size_t>(index)].rows;
-  result.at.cp = static_cast<int>(shard_of(all.count(), parallel_.cp, *all.place_of(row)));
+  result.at.dp = static_cast<int>(part / microbatches_);
+  result.at.cp = static_cast<int>(index % parallel_.cp);
+  result.microbatch = part % microbatches_;
   const TokenRows held = rows(result.at, result.microbatch);
   result.at.tp = static_cast<int>(shard_of(held.count(), parallel_.tp, *held.place_of(row)));
   return result;

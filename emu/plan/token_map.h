@@ -3,12 +3,16 @@
 // Sequences lie one after another in the global token rows. A data-parallel replica takes a contiguous run of the
 // sequences, and a step some chunks of these (schedule.h): of a forward over whole sequences, all. A microbatch is a
 // contiguous run of the chunks of a step; any of them may be uneven, or empty. Microbatches are counted over all steps.
-// Over cp the rows of a microbatch are split into contiguous shares (counted on paper only: no program runs cp > 1).
-// Within a tp group every rank's attention sees the same rows; each row is `own` to one rank of the group, which routes
-// it, and holds it alone under sequence parallelism.
+// Over cp each chunk is cut into 2 cp pieces as even as partition() makes them, of which rank r has the pieces r and
+// 2 cp - 1 - r (zig-zag): under a causal mask all ranks then have about as much to do. Nothing is padded where 2 cp
+// does not divide a length: pieces differ by a token, and may be empty. A decode step has one token of each sequence,
+// hence its sequences are split instead, as contiguous as they lie. Within a tp group every rank's attention sees the
+// same rows; each row is `own` to one rank of the group, which routes it, and holds it alone under sequence
+// parallelism.
 //
 // Example, lengths {3, 1, 2}, dp 2, tp 2, sp, one microbatch: attention at dp 0 sees rows 0..3; own to tp 0 are 0 and
-// 1, and these are its part of the residual stream.
+// 1, and these are its part of the residual stream. Example, length 9, cp 2: pieces of 3, 2, 2, 2 tokens; cp 0 has rows
+// 0..2 and 7..8, cp 1 has 3..6.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +37,19 @@ struct RankTokens {
   std::vector<std::int64_t> offsets;     ///< where each sequence of the microbatch begins, and their end; sequences + 1
   std::vector<std::int64_t> positions;   ///< of each row within its sequence
   std::vector<Chunk> chunks;             ///< of the microbatch, over all of cp
-  int cp = 1;                            ///< ranks that share them evenly
+  std::vector<Chunk> pieces;             ///< of these, what the rank's rows are, in their order
+  /// With context parallelism: the pieces of every rank of its cp group, by its place in it.
+  std::vector<std::vector<Chunk>> shares;
+  int cp = 0;  ///< its place there
 
-  /// Pairs of a query and a key that it sees, which the rank's attention works on: causal, past included, within a
-  /// window of so many keys (0: all).
+  /// Pairs of a query among its rows and a key that it sees: causal, past included, within a window of so many keys (0:
+  /// all).
   double pairs_within(std::int64_t window) const;
+  /// The same of the queries of every rank of its cp group.
+  double pairs_over_cp(std::int64_t window) const;
+  /// The same of the rank's queries and the keys of that rank of its cp group. What came before the step counts as the
+  /// queries' own.
+  double pairs_of_part(int keys_of) const;
 };
 
 /// Where a row is routed: the rank that it is own to, in every stage (pp and the expert axes are left 0).
@@ -70,10 +82,13 @@ class TokenMap {
   RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
   /// The same without `positions`, in no more time than there are sequences.
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
-  /// Pairs of a query and a key that it sees, over the sequences of the microbatch: causal, past included.
-  double pairs(int dp, std::int64_t microbatch, std::int64_t window = 0) const;
+  /// What of the chunks the rank's attention has queries of, in order of its rows.
+  std::span<const Chunk> pieces(const Coordinates& at, std::int64_t microbatch) const;
+  /// Pairs of a query among the rank's rows and a key that it sees: causal, past included.
+  double pairs(const Coordinates& at, std::int64_t microbatch, std::int64_t window = 0) const;
 
-  /// How many tokens of each sequence came before these rows, and are attended to; of a forward over whole sequences.
+  /// How many tokens of each sequence came before these rows, and are attended to; of a decode step, which is made as a
+  /// forward over whole sequences of one token.
   void set_past(std::span<const std::int64_t> tokens);
 
   /// The inverse of own().
@@ -88,9 +103,19 @@ class TokenMap {
     Range chunks;    ///< of chunks_
     TokenRows rows;  ///< of all cp ranks
   };
+  /// What a rank of cp has of a part.
+  struct Share {
+    Range pieces;  ///< of pieces_
+    TokenRows rows;
+  };
+  enum class Sharing { zig_zag, contiguous };
 
   void add_part(std::span<const Chunk> chunks);
+  TokenRows rows_of(std::span<const Chunk> chunks, const TokenRows* before) const;
+  void split_over_cp(Sharing sharing);
+  std::vector<Chunk> pieces_of(std::span<const Chunk> chunks, Sharing sharing, int cp) const;
   const Part& part(int dp, std::int64_t microbatch) const;
+  const Share& share(const Coordinates& at, std::int64_t microbatch) const;
   Range own_places(std::int64_t rows, int tp) const;
 
   Parallel parallel_;
@@ -99,7 +124,9 @@ class TokenMap {
   std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
   std::vector<Chunk> chunks_;          ///< of each part in turn
   std::vector<Part> parts_;            ///< [dp, microbatch]
-  /// Of each chunk in order of its first row: that row, and the part that it is in.
+  std::vector<Chunk> pieces_;          ///< of each share in turn
+  std::vector<Share> shares_;          ///< [dp, microbatch, cp]
+  /// Of each piece in order of its first row: that row, and the share that it is in.
   std::vector<std::pair<std::int64_t, std::int64_t>> homes_;
 };
 

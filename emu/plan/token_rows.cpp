@@ -25,12 +25,6 @@ std::optional<std::int64_t> TokenRows::place_of(std::int64_t row) const {
   return std::nullopt;
 }
 
-std::int64_t TokenRows::places_before(std::int64_t row) const {
-  std::int64_t sum = 0;
-  for (const Range& run : runs) sum += std::clamp<std::int64_t>(row - run.begin, 0, run.count);
-  return sum;
-}
-
 TokenRows TokenRows::part(Range places) const {
   std::vector<Range> parts;
   std::int64_t first = 0;

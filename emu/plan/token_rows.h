@@ -20,8 +20,6 @@ struct TokenRows {
   std::int64_t operator[](std::int64_t place) const;
   /// The inverse; none when the row is not among these.
   std::optional<std::int64_t> place_of(std::int64_t row) const;
-  /// How many of the rows come before this one among the global tokens.
-  std::int64_t places_before(std::int64_t row) const;
   /// The rows at these places.
   TokenRows part(Range places) const;
 

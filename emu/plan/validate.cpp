@@ -253,6 +253,7 @@ class Checker {
                                          model_.layers.size(), p_.pp - model_.layers.size(), model_.layers.size()));
     }
     check_stages();
+    if (p_.cp > 1) check_context_parallel();
     if (p_.sp && p_.tp == 1) {
       problem("parallel.sp",
               "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
@@ -294,6 +295,35 @@ class Checker {
     }
   }
 
+  /// What each way of bringing queries and keys together can do.
+  void check_context_parallel() {
+    const auto refuse = [&](const std::string& why) { problem("parallel.cp_comm", why); };
+    for (const LayerSpec& layer : model_.layers.kinds()) {
+      const AttentionSpec& attention = layer.attention;
+      if (p_.cp_comm == CpComm::p2p && attention.sliding_window > 0) {
+        refuse(
+            fmt::format("p2p: the parts of a ring are not cut to a window, and layers have one of {} tokens; "
+                        "\"all_gather\" or \"a2a\" is needed",
+                        attention.sliding_window));
+      }
+      if (p_.cp_comm == CpComm::p2p && attention.sinks) {
+        refuse(
+            "p2p: the parts of a ring are merged without sinks, and layers have them; \"all_gather\" or \"a2a\" is "
+            "needed");
+      }
+      if (p_.cp_comm != CpComm::a2a || attention.heads % p_.tp != 0) continue;
+      const std::int64_t heads = attention.heads / p_.tp;
+      const std::int64_t kv_heads = std::max<std::int64_t>(1, attention.kv_heads / p_.tp);
+      for (const auto& [count, what] : {std::pair{heads, "query"}, std::pair{kv_heads, "key-value"}}) {
+        if (count % p_.cp == 0) continue;
+        refuse(
+            fmt::format("a2a: {} {} head{} a rank of tp {} / cp {} = {} remainder {}; \"p2p\" or \"all_gather\", or a "
+                        "cp that divides them, is needed",
+                        count, what, count == 1 ? "" : "s", p_.tp, p_.cp, count / p_.cp, count % p_.cp));
+      }
+    }
+  }
+
   void check_stages() {
     const std::vector<std::int64_t>& stages = p_.layers_per_stage;
     if (stages.empty()) return;
@@ -320,7 +350,7 @@ class Checker {
   /// The nearest valid plans, and what else the degrees leave over, on one last line.
   void suggest() {
     const bool about_degrees = std::any_of(problems_.begin(), problems_.end(), [](const Problem& problem) {
-      return problem.field.starts_with("parallel");
+      return problem.field.starts_with("parallel") && problem.field != "parallel.cp_comm";
     });
     if (!about_degrees) return;
     const Neighbours near = nearest_valid(plan_);

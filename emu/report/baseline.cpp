@@ -95,6 +95,7 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
     const Parallel& p = plan.parallel;
     for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);
     hasher.add(p.sp);
+    if (p.cp > 1) hasher.add(static_cast<std::int64_t>(p.cp_comm));
     hasher.add(plan.workload.microbatches);
     if (plan.workload.serving) add_serving(*plan.workload.serving, hasher);
   }

@@ -13,6 +13,7 @@ struct LayerRows {
   double intermediate_size = 0;  ///< of an expert's slice
   double mlp_rows = 0;           ///< that the MLP for all tokens works on
   double mlp_size = 0;           ///< of its slice
+  double over_cp = 0;            ///< elements of keys and values of other ranks of cp, beside the rank's own
 };
 
 /// What memory depends on, of one microbatch.
@@ -42,6 +43,11 @@ std::map<int, MicrobatchRows> rows_of(const RankTrace& trace, const ModelConfig&
       layer.kv = cols;
     } else if (record.op == Op::attention_heads) {
       layer.kv = cols / 2;
+    } else if (record.op == Op::attention_in_order) {
+      layer.over_cp += rows * cols;
+    } else if (record.op == Op::attention_ring_receive) {
+      // One step's are attended to while the next come.
+      layer.over_cp = std::max(layer.over_cp, 2 * rows * cols);
     } else if (record.op == Op::mlp) {
       layer.mlp_rows = rows;
       layer.mlp_size = static_cast<double>(layout.layer(model, record.layer).mlp_size.count);
@@ -63,7 +69,7 @@ double alive_elements(const MicrobatchRows& microbatch) {
   double worst = 0;
   for (const auto& [index, layer] : microbatch.layers) {
     const double stream = layer.stream * layer.hidden;
-    const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv);
+    const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv) + layer.over_cp;
     // One expert works at a time; the rows of the others wait.
     const double experts = stream + layer.slots * layer.hidden + layer.expert_rows * 2 * layer.hidden +
                            layer.busiest * 2 * layer.intermediate_size;

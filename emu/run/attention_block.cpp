@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "emu/run/context_parallel.h"
 #include "emu/run/reduction.h"
 
 namespace shardproof {
@@ -114,12 +115,14 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   ctx.tap(TapKind::attention_q, layer, heads.q);
   ctx.tap(TapKind::attention_k, layer, heads.k);
   ctx.tap(TapKind::attention_v, layer, heads.v);
+  Tensor context;
   if (ctx.parallel().cp > 1) {
-    heads.k = co_await ctx.gather_over_cp(Op::attention_gather_k, layer, std::move(heads.k));
-    heads.v = co_await ctx.gather_over_cp(Op::attention_gather_v, layer, std::move(heads.v));
+    context = co_await attend_over_cp(ctx, layer, std::move(heads.q), std::move(heads.k), std::move(heads.v));
+  } else if (ctx.cached()) {
+    context = attend_over_cache(ctx, layer, heads);
+  } else {
+    context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   }
-  const Tensor context = ctx.cached() ? attend_over_cache(ctx, layer, heads)
-                                      : ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   ctx.tap(TapKind::attention_context, layer, context);
 
   Tensor partial =

@@ -384,12 +384,18 @@ typename Computations<T>::View Computations<T>::own_of(const Tensor& stream) con
 
 template <class T>
 template <class M>
-void Computations<T>::tap([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
-                          [[maybe_unused]] const M& tensor) const {
+void Computations<T>::tap(TapKind kind, int layer, const M& tensor) const {
+  tap_part(kind, layer, tap_row(kind).parts == TapParts::over_tp ? layout_.at.tp : -1, tensor);
+}
+
+template <class T>
+template <class M>
+void Computations<T>::tap_part([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer, [[maybe_unused]] int part,
+                               [[maybe_unused]] const M& tensor) const {
   if constexpr (!kDry) {
     const TapRow& row = tap_row(kind);
     if (!(row.inner ? tapped_inside() : ground_.rank.tapped())) return;
-    const TapId id{.layer = layer, .kind = kind, .part = row.parts == TapParts::over_tp ? layout_.at.tp : -1};
+    const TapId id{.layer = layer, .kind = kind, .part = part};
     const std::int64_t width = tap_width(model_, id);
     const Range cols = part_of(layout_, model_, row.cols, layer, width);
     const Range places = row.rows == TapRows::all   ? Range{0, rows()}
@@ -472,6 +478,7 @@ const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[ma
 }  // namespace shardproof
 
 #include "emu/run/internal/attention_computations.h"
+#include "emu/run/internal/cp_computations.h"
 
 namespace shardproof {
 

@@ -92,8 +92,31 @@ class Computations {
   /// Rotates heads [all rows, heads * head_dim] in place.
   void rope(Op op, int layer, Tensor& heads);
   /// Of local heads over all rows: of whole sequences, or with the past that the cache has. Keys and values are then
-  /// read from there; those of latent attention are what was made of read_cache(), of all tokens.
+  /// read from there; those of latent attention are what was made of read_cache(), of all tokens. With context
+  /// parallelism k and v are those of all tokens, in order of the sequences; so is q in an all-to-all, of `heads` of
+  /// the rank's.
   Tensor attention(Op op, int layer, const Tensor& q, const Tensor& k, const Tensor& v);
+  /// Of context parallelism: rows of every rank of cp, one rank after another, to the order of the sequences.
+  RowOrder order_over_cp() const;
+  /// Columns cut into `parts`, those of one after those of the other: [parts * rows, columns / parts]; and back.
+  Tensor split_columns(Op op, int layer, const Tensor& x, int parts);
+  Tensor join_columns(Op op, int layer, const Tensor& x, int parts);
+  /// What travels round a ring: [rows, columns of k and of v].
+  Tensor beside(const Tensor& k, const Tensor& v) const;
+  /// What the keys of the ranks of cp make of the rank's queries, one rank after another.
+  struct RingParts {
+    std::vector<int> keys_of;          ///< the rank of cp that holds them, in the order in which they came
+    std::vector<Tensor> held;          ///< in `exact`: keys beside values, until the largest score of all is known
+    Tensor maximum;                    ///< in `exact`: of the scores
+    std::vector<Tensor> context, lse;  ///< in the float formats
+  };
+  /// Of keys beside values that a rank of cp holds.
+  void attend_to_part(Op op, int layer, const Tensor& q, const Tensor& held, int keys_of, RingParts& parts);
+  /// What it was called with may be needed once more, in `exact`.
+  void keep_part(Tensor held, RingParts& parts) const;
+  /// Rows that a rank of the cp group has.
+  std::int64_t rows_of_cp_rank(int cp) const;
+  Tensor merge_parts(Op op, int layer, const Tensor& q, const RingParts& parts);
   /// The plan serves requests, whose past is in a cache.
   bool cached() const;
   /// False only where a fault has it so.
@@ -140,6 +163,9 @@ class Computations {
   /// Hands a tensor to whoever holds the run to the reference, as the table of taps places it.
   template <class M>
   void tap(TapKind kind, int layer, const M& tensor) const;
+  /// The same of a part that is not the rank's own (TapParts::over_ring).
+  template <class M>
+  void tap_part(TapKind kind, int layer, int part, const M& tensor) const;
   /// The same where the layer has such a tap.
   void tap_if(TapKind kind, int layer, const Tensor& tensor) const;
   /// Somebody takes the inner taps.
@@ -172,6 +198,11 @@ class Computations {
   ops::RouteOptions<Scalar> route_options(int layer) const;
   /// The physical experts that serve the rank's own rows, of the layer's map.
   Ids choose_replicas(int layer, const Ids& ids) const;
+  ops::AttentionOptions<Scalar> attention_options(int layer) const;
+  /// Of the queries in the microbatch's rows, and in all keys in order of the sequences.
+  std::vector<ops::AttentionSpan> spans_over_cp() const;
+  void inject_part_fault(int layer, int keys_of, Tensor& context, Tensor& lse) const;
+  Tensor merge_exact_parts(int layer, const Tensor& q, const RingParts& parts) const;
   void attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
               const ops::AttentionOptions<Scalar>& options, Tensor& context) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;

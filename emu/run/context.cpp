@@ -8,6 +8,29 @@
 #include "emu/run/transformer.h"
 
 namespace shardproof {
+namespace {
+
+std::int64_t rows_in(const std::vector<Chunk>& pieces) {
+  std::int64_t rows = 0;
+  for (const Chunk& piece : pieces) rows += piece.count;
+  return rows;
+}
+
+std::int64_t rows_over_cp(const RankTokens& tokens) {
+  return rows_in(tokens.chunks);
+}
+
+/// Elements of every cp rank's rows.
+std::vector<std::size_t> cp_elements(const RankTokens& tokens, std::int64_t width) {
+  std::vector<std::size_t> counts;
+  for (const std::vector<Chunk>& share : tokens.shares) {
+    counts.push_back(static_cast<std::size_t>(rows_in(share) * width));
+  }
+  return counts;
+}
+
+}  // namespace
+
 template <class T>
 Communicator Context<T>::communicator([[maybe_unused]] Axis axis, [[maybe_unused]] Op op,
                                       [[maybe_unused]] int layer) const {
@@ -101,14 +124,75 @@ Task<typename Context<T>::Tensor> Context<T>::gather_rows_over_tp(Op op, int lay
 }
 
 template <class T>
-Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, Tensor own) {
-  if constexpr (kDry) {
-    Tensor full(ground_.run.rows_over_cp(microbatch_, layout_.at), own.cols());
-    record_call(op, layer, moved(Axis::cp, Operation::all_gather, own, full));
-    co_return full;
-  } else {
-    throw std::logic_error("no run of numbers has context parallelism: RunnablePlan refuses it");
+Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, const Tensor& own,
+                                                             [[maybe_unused]] SourceLocation where) {
+  Tensor full(rows_over_cp(tokens_), own.cols());
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> counts = cp_elements(tokens_, own.cols());
+    co_await communicator(Axis::cp, op, layer)
+        .all_gather_v(own.span(), full.span(), std::span<const std::size_t>(counts), kMoveDirectly, where);
   }
+  record_call(op, layer, moved(Axis::cp, Operation::all_gather, own, full));
+  co_return full;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::to_heads_over_cp(Op op, int layer, const Tensor& split,
+                                                               [[maybe_unused]] SourceLocation where) {
+  Tensor all(rows_over_cp(tokens_), split.cols());
+  const std::int64_t own = split.size() / layout_.parallel.cp;
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> sent(static_cast<std::size_t>(layout_.parallel.cp), static_cast<std::size_t>(own));
+    const std::vector<std::size_t> received = cp_elements(tokens_, split.cols());
+    co_await communicator(Axis::cp, op, layer)
+        .all_to_all_v(split.span(), std::span<const std::size_t>(sent), all.span(),
+                      std::span<const std::size_t>(received), kMoveDirectly, where);
+  }
+  record_call(op, layer, moved(Axis::cp, Operation::all_to_all, split, all, own));
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::to_rows_over_cp(Op op, int layer, const Tensor& all,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Tensor split(this->rows() * layout_.parallel.cp, all.cols());
+  const std::int64_t own = split.size() / layout_.parallel.cp;
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> sent = cp_elements(tokens_, all.cols());
+    const std::vector<std::size_t> received(static_cast<std::size_t>(layout_.parallel.cp),
+                                            static_cast<std::size_t>(own));
+    co_await communicator(Axis::cp, op, layer)
+        .all_to_all_v(all.span(), std::span<const std::size_t>(sent), split.span(),
+                      std::span<const std::size_t>(received), kMoveDirectly, where);
+  }
+  record_call(op, layer, moved(Axis::cp, Operation::all_to_all, all, split, own));
+  co_return split;
+}
+
+template <class T>
+typename Context<T>::RingStep Context<T>::begin_ring_step(int layer, [[maybe_unused]] const Tensor& held,
+                                                          [[maybe_unused]] Tensor& next,
+                                                          [[maybe_unused]] SourceLocation where) {
+  const int ranks = layout_.parallel.cp;
+  const int behind = (layout_.at.cp + 1) % ranks, before = (layout_.at.cp + ranks - 1) % ranks;
+  RingStep step;
+  if constexpr (!kDry) {
+    step.send = communicator(Axis::cp, Op::attention_ring_send, layer).isend(held.span(), GroupRank{behind}, where);
+    step.receive =
+        communicator(Axis::cp, Op::attention_ring_receive, layer).irecv(next.span(), GroupRank{before}, where);
+  }
+  record_call(Op::attention_ring_send, layer, moved(Axis::cp, Operation::send, held, held, 0, behind));
+  record_call(Op::attention_ring_receive, layer, moved(Axis::cp, Operation::recv, next, next, 0, before));
+  return step;
+}
+
+template <class T>
+Task<> Context<T>::end_ring_step([[maybe_unused]] RingStep& step) {
+  if constexpr (!kDry) {
+    co_await step.send;
+    co_await step.receive;
+  }
+  co_return;
 }
 
 template <class T>

@@ -30,8 +30,21 @@ class Context : public Computations<T> {
   Task<Tensor> scatter_rows(Op op, int layer, Tensor partial, SourceLocation where = SourceLocation::current());
   /// All rows from every tp rank's own.
   Task<Tensor> gather_rows_over_tp(Op op, int layer, Tensor own, SourceLocation where = SourceLocation::current());
-  /// Under context parallelism: keys or values of every cp rank, which a run of numbers does not do yet.
-  Task<Tensor> gather_over_cp(Op op, int layer, Tensor own);
+  /// Under context parallelism: keys or values of every cp rank, one rank after another.
+  Task<Tensor> gather_over_cp(Op op, int layer, const Tensor& own, SourceLocation where = SourceLocation::current());
+  /// Every cp rank's rows of the rank's part of the columns, one rank after another, from the rank's rows of the parts
+  /// one after another (split_columns()); and back.
+  Task<Tensor> to_heads_over_cp(Op op, int layer, const Tensor& split,
+                                SourceLocation where = SourceLocation::current());
+  Task<Tensor> to_rows_over_cp(Op op, int layer, const Tensor& all, SourceLocation where = SourceLocation::current());
+  /// A step of a ring over cp, under way until it is ended: `held` to the rank behind, `next` from the one before.
+  /// Both stay where they are until then.
+  struct RingStep {
+    CallHandle send, receive;
+  };
+  RingStep begin_ring_step(int layer, const Tensor& held, Tensor& next,
+                           SourceLocation where = SourceLocation::current());
+  Task<> end_ring_step(RingStep& step);
   /// What every ep rank sends this one, given what this one sends each: [ep * local experts] both.
   Task<Counts> exchange_counts(Op op, int layer, const Permutation& permutation,
                                SourceLocation where = SourceLocation::current());

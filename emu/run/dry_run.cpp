@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include "emu/plan/key_spans.h"
 #include "emu/run/context.h"
 #include "emu/run/program.h"
 
@@ -30,6 +31,24 @@ void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int
   key.insert(key.end(), rows_of.begin(), rows_of.end());
 }
 
+/// With context parallelism: what the others of the group hold, and what the rank's queries see of it.
+void add_share_of_cp(const ModelConfig& model, const Layout& layout, const TokenMap& tokens, std::int64_t microbatch,
+                     std::vector<std::int64_t>& key) {
+  if (layout.parallel.cp == 1) return;
+  key.push_back(layout.at.cp);
+  Coordinates other = layout.at;
+  for (other.cp = 0; other.cp < layout.parallel.cp; ++other.cp) {
+    key.push_back(tokens.rows(other, microbatch).count());
+    const double seen = pairs_between(tokens.pieces(layout.at, microbatch), tokens.pieces(other, microbatch));
+    for (const double pairs : {seen, tokens.pairs(other, microbatch)}) {
+      key.push_back(std::bit_cast<std::int64_t>(pairs));
+    }
+    for (const LayerSpec& kind : model.layers.kinds()) {
+      key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(other, microbatch, kind.attention.sliding_window)));
+    }
+  }
+}
+
 /// Everything of a rank that its records depend on: ranks with equal keys have equal records.
 std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run, int rank) {
   const Layout& layout = deployment.layouts[static_cast<std::size_t>(rank)];
@@ -44,14 +63,14 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
     const std::int64_t m = item.microbatch;
     for (const std::int64_t n :
          {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(), tokens.own(layout.at, m).count(),
-          tokens.stream(layout.at, m).count(), run.rows_over_cp(m, layout.at),
-          std::bit_cast<std::int64_t>(tokens.pairs(layout.at.dp, m))}) {
+          tokens.stream(layout.at, m).count(), std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m))}) {
       key.push_back(n);
     }
     for (const LayerSpec& kind : model.layers.kinds()) {
       const std::int64_t window = kind.attention.sliding_window;
-      if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at.dp, m, window)));
+      if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
     }
+    add_share_of_cp(model, layout, tokens, m, key);
     // Layers of one kind are alike where the routing is; else each is asked.
     std::vector<bool> asked(layout.kinds.size(), false);
     for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
@@ -130,15 +149,6 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
     slots = (*maps)[static_cast<std::size_t>(layer)].spread(slots);
   }
   return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
-}
-
-std::int64_t DryRun::rows_over_cp(std::int64_t microbatch, const Coordinates& at) const {
-  std::int64_t rows = 0;
-  Coordinates share = at;
-  for (share.cp = 0; share.cp < mesh_.degree(Axis::cp); ++share.cp) {
-    rows += deployment_.tokens.rows(share, microbatch).count();
-  }
-  return rows;
 }
 
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {

@@ -58,8 +58,6 @@ class DryRun {
   std::vector<std::int64_t> arriving(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// The same of every rank of its etp group, one after another.
   std::vector<std::int64_t> arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const;
-  /// Rows of the microbatch that the rank's context-parallel group holds.
-  std::int64_t rows_over_cp(std::int64_t microbatch, const Coordinates& at) const;
 
  private:
   using Key = std::tuple<int, std::int64_t, int, int, int>;

@@ -60,6 +60,13 @@ class FaultInjector {
   /// tapped; a product before it is stored.
   virtual void edit_double_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/,
                                   ops::MatrixView<double> /*result*/) {}
+  /// Attention in a ring over cp, before the parts are merged: what the keys of one rank of cp make of the rank's
+  /// queries. In the float formats its context and the log of its sum of exponentials (attention_parts.h); in `exact`
+  /// numerators and denominators. Not what is tapped.
+  virtual void edit_part(const Rank& /*rank*/, const FaultSite& /*site*/, int /*keys_of*/,
+                         ops::MatrixView<float> /*context*/, ops::MatrixView<float> /*lse*/) {}
+  virtual void edit_double_part(const Rank& /*rank*/, const FaultSite& /*site*/, int /*keys_of*/,
+                                ops::MatrixView<double> /*context*/, ops::MatrixView<double> /*lse*/) {}
   /// The collectives: see CallHook. A call's tag tells its op (op.h), layer and microbatch.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}

@@ -35,11 +35,21 @@ enum class Op : std::int16_t {
   attention_cache_read,   ///< latent attention: what the cache holds of every token of the step's sequences, ...
   attention_cached_kv,    ///< ... and each head's keys and values from there
   attention_cached_heads,
-  attention_gather_k,  ///< over cp
-  attention_gather_v,  ///< over cp
+  attention_gather_k,      ///< over cp
+  attention_gather_v,      ///< over cp
+  attention_split_heads,   ///< rows of each rank's heads, to be sent
+  attention_heads_in,      ///< over cp: all rows of the rank's heads
+  attention_in_order,      ///< rows of all ranks of cp, in order of the sequences
+  attention_ring_send,     ///< over cp: keys and values to the rank behind
+  attention_ring_receive,  ///< over cp: those of the rank before
+  attention_ring_part,     ///< attention to the keys that have come
   attention_context,
-  attention_output,  ///< a partial sum over tp
-  attention_reduce,  ///< over tp
+  attention_ring_merge,    ///< the context of all parts
+  attention_out_of_order,  ///< rows as the ranks of cp hold them
+  attention_heads_out,     ///< over cp: the rank's rows of all heads
+  attention_join_heads,    ///< side by side
+  attention_output,        ///< a partial sum over tp
+  attention_reduce,        ///< over tp
   attention_residual,
   moe_norm,
   router_logits,

@@ -22,6 +22,9 @@ std::string short_name(Operation operation) {
       return "reducescatter";
     case Operation::all_to_all:
       return "alltoall";
+    case Operation::send:
+    case Operation::recv:
+      return "p2p";
     default:
       return std::string(to_string(operation));
   }
@@ -122,9 +125,20 @@ class Builder {
       case Op::attention_v:
       case Op::attention_rope_q:
       case Op::attention_rope_k:
-      case Op::attention_context:
-      case Op::attention_output:
         return step_to(on_rank(rank, record, "attention", "compute"));
+      case Op::attention_split_heads:
+        return step_to(on_rank(rank, record, "attention", "compute"));
+      case Op::attention_in_order:
+      case Op::attention_context:
+      case Op::attention_out_of_order:
+        return step_to(on_rank(rank, record, plan_.parallel.cp > 1 ? "attention_context" : "attention", "compute"));
+      case Op::attention_ring_part:
+        return;  // of the node in which the parts are merged
+      case Op::attention_ring_merge:
+        return step_to(on_rank(rank, record, "attention_context", "compute"));
+      case Op::attention_join_heads:
+      case Op::attention_output:
+        return step_to(on_rank(rank, record, plan_.parallel.cp > 1 ? "attention_output" : "attention", "compute"));
       case Op::attention_residual:
         return end_block(on_rank(rank, record, "attention_residual", "agg"));
       case Op::moe_norm:
@@ -137,6 +151,7 @@ class Builder {
       case Op::attention_gather:
       case Op::attention_gather_k:
       case Op::attention_gather_v:
+      case Op::attention_heads_in:
       case Op::attention_reduce:
       case Op::dispatch_counts:  // one node with the rows that they count
       case Op::dispatch:
@@ -154,6 +169,11 @@ class Builder {
         return step_to(on_rank(rank, record, is_dense(record.layer) ? "mlp" : "shared_expert", "compute"));
       case Op::moe_sum:
         return step_to(on_rank(rank, record, "shared_agg", "agg"));
+      case Op::attention_ring_send:
+      case Op::attention_ring_receive:  // one node for all steps of the ring
+        return step_to(collective(rank, record, "", "_ring"));
+      case Op::attention_heads_out:
+        return step_to(collective(rank, record, "", "_return"));
       case Op::combine_return:
         return step_to(collective(rank, record, "", "_return"));
       case Op::moe_sort:

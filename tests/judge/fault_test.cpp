@@ -145,8 +145,13 @@ TEST(Verify, RefusesAnInvalidPlanWithEveryProblem) {
   EXPECT_GE(report.problems.size(), 2U);
 }
 
-TEST(Verify, SaysThatContextParallelismIsNotExecuted) {
-  const VerifyReport report = verify(small_plan({.cp = 2, .edp = 2}));
+TEST(Verify, SaysThatRequestsAreNotServedWithContextParallelism) {
+  Plan plan = small_plan({.cp = 2, .edp = 2});
+  plan.workload.serving = Serving{.requests = {{.prompt = 4, .output = 2}}};
+  plan.workload.microbatches = 1;
+  set_lengths(plan.workload);
+
+  const VerifyReport report = verify(plan);
 
   EXPECT_EQ(report.verdict, Verdict::invalid);
   EXPECT_EQ(report.problems.front().field, "parallel.cp");
@@ -243,10 +248,13 @@ TEST(Prove, IsTheAlgebraAloneInExact) {
 }
 
 TEST(Prove, RefusesAPlanThatIsNotRunnable) {
-  const Proof proof = prove(small_plan({.cp = 2, .edp = 2}));
+  Plan plan = small_plan({.tp = 2, .edp = 2});
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
+
+  const Proof proof = prove(plan);
 
   EXPECT_EQ(proof.verdict(), Verdict::invalid);
-  EXPECT_EQ(proof.algebra.problems.front().field, "parallel.cp");
+  EXPECT_EQ(proof.algebra.problems.front().field, "model.model_type");
   EXPECT_FALSE(proof.rounding.has_value());
 }
 

@@ -64,6 +64,9 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(serving_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
+  plans.push_back(small_plan({.tp = 2, .cp = 2, .ep = 4}));
+  plans.back().workload.lengths = {9, 7};
+  plans.back().workload.microbatches = 1;
 
   for (const Plan& plan : plans) {
     ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;

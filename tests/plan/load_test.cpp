@@ -89,6 +89,30 @@ TEST(LoadPlan, TakesMegatronsAndVllmsNamesOfDegrees) {
   EXPECT_EQ(vllm.parallel, (Parallel{.tp = 2, .dp = 2, .pp = 2, .ep = 4}));
 }
 
+TEST(LoadPlan, ReadsHowKeysAndValuesComeOverCp) {
+  const auto comm = [](const std::string& parallel) {
+    return parsed(plan_text("", R"("parallel": {"cp": 2)" + parallel + "}")).parallel.cp_comm;
+  };
+
+  EXPECT_EQ(comm(""), CpComm::p2p);
+  EXPECT_EQ(comm(R"(, "cp_comm": "p2p")"), CpComm::p2p);
+  EXPECT_EQ(comm(R"(, "cp_comm": "all_gather")"), CpComm::all_gather);
+  EXPECT_EQ(comm(R"(, "cp_comm_type": "a2a")"), CpComm::a2a);
+  expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": "a2a+p2p"})"), "parallel.cp_comm",
+                 "\"a2a+p2p\" is not executed yet; \"p2p\", \"all_gather\" or \"a2a\" is needed");
+  expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": "ring"})"), "parallel.cp_comm", "\"ring\"; \"p2p\"");
+  expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": ["p2p", "a2a"]})"), "parallel.cp_comm", "string");
+}
+
+TEST(LoadPlan, CountsContextParallelRanksAmongThoseThatVllmsExpertsSpan) {
+  const Plan plan = parsed(plan_text("", R"("parallel": {"tensor_parallel_size": 2, "prefill_context_parallel_size": 3,
+      "data_parallel_size": 2, "enable_expert_parallel": true})"));
+
+  EXPECT_EQ(plan.parallel, (Parallel{.tp = 2, .cp = 3, .dp = 2, .ep = 12}));
+  ASSERT_EQ(plan.defaults.size(), 1U);
+  EXPECT_THAT(plan.defaults[0], HasSubstr("ep = tp 2 * cp 3 * dp 2 = 12"));
+}
+
 TEST(LoadPlan, TakesTheDefaultsOfTheSystemWhoseNamesAreUsed) {
   const auto parallel = [](const char* degrees) {
     return parsed(plan_text("", std::string(R"("parallel": )") + degrees));
@@ -479,6 +503,14 @@ TEST(LoadPlan, ReportsManyProblemsAtOnce) {
 
   EXPECT_FALSE(loaded.plan);
   EXPECT_GE(loaded.problems.size(), 10u);
+}
+
+TEST(PlanJson, KeepsHowKeysAndValuesComeOverCp) {
+  for (const char* comm : {"p2p", "all_gather", "a2a"}) {
+    const Plan plan = parsed(plan_text("", std::string(R"("parallel": {"cp": 2, "cp_comm": ")") + comm + "\"}"));
+
+    EXPECT_EQ(parsed(plan_json(plan)).parallel, plan.parallel);
+  }
 }
 
 TEST(PlanJson, IsReadBackAsTheSamePlan) {

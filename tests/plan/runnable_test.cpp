@@ -29,6 +29,9 @@ TEST(RunnablePlan, HoldsThePlanAndItsMesh) {
 
 TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   Plan plan = small_plan({.tp = 3, .cp = 2, .edp = 6});
+  plan.workload.serving = Serving{.requests = {{.prompt = 4, .output = 2}}};
+  plan.workload.microbatches = 1;
+  set_lengths(plan.workload);
   plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
 
   const Runnable made = make_runnable(plan);
@@ -40,8 +43,13 @@ TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   EXPECT_EQ(made.problems.back().field, "model.model_type");
 }
 
-TEST(RunnablePlan, HasNoContextParallelism) {
-  const Plan plan = small_plan({.cp = 2, .edp = 2});
+TEST(RunnablePlan, ServesNoRequestsWithContextParallelism) {
+  Plan plan = small_plan({.cp = 2, .edp = 2});
+  EXPECT_THAT(make_runnable(plan).problems, IsEmpty());
+
+  plan.workload.serving = Serving{.requests = {{.prompt = 4, .output = 2}}};
+  plan.workload.microbatches = 1;
+  set_lengths(plan.workload);
 
   EXPECT_THAT(validate(plan), IsEmpty());
   EXPECT_THAT(make_runnable(plan).problems, ElementsAre(Field(&Problem::field, "parallel.cp")));

@@ -71,20 +71,64 @@ TEST(TokenMap, ShardsTheResidualStreamUnderSequenceParallelismOnly) {
   EXPECT_THAT(sharded.own_counts, ElementsAre(3, 2));
 }
 
-TEST(TokenMap, BeginsSequencesInsideAContextParallelShare) {
-  const TokenMap map({.cp = 2}, workload_of({4, 2, 4}, 1));
+TEST(TokenMap, DealsThePiecesOfEachSequenceInZigZag) {
+  const TokenMap map({.cp = 2}, workload_of({8, 4}, 1));
 
   const RankTokens first = map.rank_tokens({.cp = 0}, 0);
   const RankTokens second = map.rank_tokens({.cp = 1}, 0);
 
-  EXPECT_THAT(first.rows.runs, ElementsAre(Range{0, 5}));
-  EXPECT_THAT(first.offsets, ElementsAre(0, 4, 5, 5));
-  EXPECT_THAT(second.rows.runs, ElementsAre(Range{5, 5}));
-  EXPECT_THAT(second.offsets, ElementsAre(0, 0, 1, 5));
-  EXPECT_THAT(second.positions, ElementsAre(1, 0, 1, 2, 3));
+  // The last piece of a sequence and the first of the next lie side by side.
+  EXPECT_THAT(first.rows.runs, ElementsAre(Range{0, 2}, Range{6, 3}, Range{11, 1}));
+  EXPECT_THAT(first.pieces, ElementsAre(Chunk{0, 0, 2}, Chunk{0, 6, 2}, Chunk{1, 0, 1}, Chunk{1, 3, 1}));
+  EXPECT_THAT(first.offsets, ElementsAre(0, 4, 6));
+  EXPECT_THAT(first.positions, ElementsAre(0, 1, 6, 7, 0, 3));
+  EXPECT_THAT(second.rows.runs, ElementsAre(Range{2, 4}, Range{9, 2}));
+  EXPECT_THAT(second.positions, ElementsAre(2, 3, 4, 5, 1, 2));
+  EXPECT_THAT(second.shares, ElementsAre(first.pieces, second.pieces));
+  EXPECT_THAT(second.chunks, ElementsAre(Chunk{0, 0, 8}, Chunk{1, 0, 4}));
 }
 
-/// Random plans, and the same plans over two context-parallel shares.
+TEST(TokenMap, LeavesPiecesEmptyOfASequenceShorterThanTheyAreMany) {
+  const TokenMap map({.tp = 2, .cp = 3}, workload_of({2, 4}, 1));
+
+  const RankTokens first = map.rank_tokens({.cp = 0}, 0);
+  const RankTokens second = map.rank_tokens({.tp = 1, .cp = 1}, 0);
+  const RankTokens third = map.rank_tokens({.cp = 2}, 0);
+
+  // Pieces 1, 1, 0, 0, 0, 0 and 1, 1, 1, 1, 0, 0.
+  EXPECT_THAT(first.rows.runs, ElementsAre(Range{0, 1}, Range{2, 1}));
+  EXPECT_THAT(second.rows.runs, ElementsAre(Range{1, 1}, Range{3, 1}));
+  EXPECT_THAT(second.offsets, ElementsAre(0, 1, 2));
+  EXPECT_THAT(second.own_counts, ElementsAre(1, 1));
+  EXPECT_THAT(third.rows.runs, ElementsAre(Range{4, 2}));
+  EXPECT_THAT(third.offsets, ElementsAre(0, 0, 2));
+  EXPECT_THAT(map.rows({.cp = 2}, 0).runs, ElementsAre(Range{4, 2}));
+}
+
+TEST(TokenMap, BalancesTheMaskedPairsOverContextParallelRanks) {
+  const TokenMap map({.cp = 4}, workload_of({64}, 1));
+
+  double pairs = 0;
+  for (int cp = 0; cp < 4; ++cp) {
+    EXPECT_EQ(map.pairs({.cp = cp}, 0), 64 * 65 / 2 / 4);
+    pairs += map.rank_tokens({.cp = cp}, 0).pairs_within(16);
+  }
+
+  EXPECT_EQ(pairs, 64 * 16 - 16 * 15 / 2);
+}
+
+TEST(TokenMap, SplitsTheSequencesOfADecodeStep) {
+  TokenMap map({.cp = 2}, workload_of({1, 1, 1}, 1));
+
+  map.set_past(std::vector<std::int64_t>{10, 20, 30});
+
+  EXPECT_THAT(map.rank_shapes({.cp = 0}, 0).pieces, ElementsAre(Chunk{0, 10, 1}, Chunk{1, 20, 1}));
+  EXPECT_THAT(map.rows({.cp = 1}, 0).runs, ElementsAre(Range{2, 1}));
+  EXPECT_EQ(map.pairs({.cp = 0}, 0), 11 + 21);
+  EXPECT_EQ(map.pairs({.cp = 1}, 0), 31);
+}
+
+/// Random plans, and the same plans over context-parallel shares.
 class TokenMapOfRandomPlans : public ::testing::TestWithParam<int> {
  protected:
   template <class Body>
@@ -176,7 +220,7 @@ TEST_P(TokenMapOfRandomPlans, CountsPositionsFromTheBeginningOfEachSequence) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Cp, TokenMapOfRandomPlans, ::testing::Values(1, 2));
+INSTANTIATE_TEST_SUITE_P(Cp, TokenMapOfRandomPlans, ::testing::Values(1, 2, 5));
 
 }  // namespace
 }  // namespace shardproof

@@ -95,6 +95,29 @@ TEST(Validate, NeedsExpertsToFillAStage) {
   expect_problem(replicas, "parallel.edp", "7, but tp 2 * cp 1 * dp 4 / (ep 4 * etp 2) = 1");
 }
 
+TEST(Validate, NeedsAWayOverCpThatTheAttentionAllows) {
+  Plan ring = small_plan();
+  ring.parallel = {.tp = 2, .cp = 2, .dp = 2, .pp = 2, .ep = 4, .etp = 2, .edp = 1};
+  Plan windows = ring, sinks = ring, dealt = ring, replicated = ring;
+  windows.model.layers.edit([](LayerSpec& layer) { layer.attention.sliding_window = 5; });
+  sinks.model.layers.edit([](LayerSpec& layer) { layer.attention.sinks = true; });
+  dealt.parallel = {.tp = 2, .cp = 3, .dp = 4, .ep = 4, .etp = 2, .edp = 3, .cp_comm = CpComm::a2a};
+  replicated.parallel = {.tp = 4, .cp = 2, .ep = 4, .etp = 2, .edp = 1, .cp_comm = CpComm::a2a};
+  replicated.model.layers.edit([](LayerSpec& layer) { layer.attention.kv_heads = 2; });
+
+  EXPECT_EQ(all_text(validate(ring)), "");
+  expect_problem(windows, "parallel.cp_comm",
+                 "p2p: the parts of a ring are not cut to a window, and layers have one of 5");
+  expect_problem(sinks, "parallel.cp_comm", "p2p: the parts of a ring are merged without sinks");
+  expect_problem(dealt, "parallel.cp_comm", "a2a: 4 query heads a rank of tp 2 / cp 3 = 1 remainder 1");
+  expect_problem(replicated, "parallel.cp_comm", "a2a: 1 key-value head a rank of tp 4 / cp 2 = 0 remainder 1");
+  for (Plan* plan : {&windows, &sinks}) {
+    EXPECT_EQ(validate(*plan).size(), 1U) << all_text(validate(*plan));
+    plan->parallel.cp_comm = CpComm::all_gather;
+    EXPECT_EQ(all_text(validate(*plan)), "");
+  }
+}
+
 TEST(Validate, NeedsTheModelToDivide) {
   Plan heads = small_plan();
   heads.parallel = {.tp = 3, .ep = 1, .etp = 1, .edp = 3};

@@ -39,8 +39,7 @@ class ChoiceKeeper final : public TapSink {
     if (key.id.kind != TapKind::router_choice) return;
     const auto& ids = std::get<ops::MatrixView<const std::int32_t>>(part);
     for (std::int64_t i = 0; i < ids.rows; ++i) {
-      std::ranges::copy(ids.row(i),
-                        choices[static_cast<std::size_t>(key.id.layer)].row(placement.row_part.begin + i).begin());
+      std::ranges::copy(ids.row(i), choices[static_cast<std::size_t>(key.id.layer)].row(placement.row(i)).begin());
     }
   }
 
@@ -174,8 +173,7 @@ TEST(DryRun, TellsReplicasOfDifferentPastsApart) {
 
 TEST(DryRun, GathersTheRowsOfEveryContextParallelShare) {
   Plan plan = testing::shipped_plan("tp4_ep4_pp4");
-  plan.parallel = {.cp = 4};
-  plan.parallel.edp = 4;
+  plan.parallel = {.cp = 4, .edp = 4, .cp_comm = CpComm::all_gather};
   plan.workload = {.lengths = {9}, .microbatches = 1};
 
   const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(plan));
@@ -184,6 +182,50 @@ TEST(DryRun, GathersTheRowsOfEveryContextParallelShare) {
     const auto gathered = std::ranges::find(dry.of(rank).ops, Op::attention_gather_k, &OpRecord::op);
     ASSERT_NE(gathered, dry.of(rank).ops.end());
     EXPECT_EQ(gathered->rows, 9);
+  }
+}
+
+TEST(DryRun, CountsThePastOfADecodeStepOnceOverARing) {
+  Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+  plan.parallel = {.cp = 3, .edp = 3};
+  plan.workload = {.lengths = {9, 24, 5, 100}, .microbatches = 1};
+
+  const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan));
+
+  double pairs = 0;
+  for (int rank = 0; rank < 3; ++rank) {
+    for (const OpRecord& record : decode.of(rank).ops) {
+      if (record.op == Op::attention_ring_part && record.layer == 0) pairs += record.flops / (4 * 64 * 128);
+    }
+  }
+  EXPECT_EQ(pairs, 10 + 25 + 6 + 101);
+}
+
+TEST(DryRun, SendsKeysAndValuesRoundTheRing) {
+  Plan plan = testing::shipped_plan("tp4_ep4_pp4");
+  plan.parallel = {.tp = 2, .cp = 4, .edp = 8};
+  plan.workload = {.lengths = {9, 24}, .microbatches = 1};
+
+  const DryTraces dry = dry_run(plan, ops::Format::bf16, DryPass::prefill, StatedRouting::of(plan));
+
+  const Mesh mesh(plan.parallel);
+  const TokenMap map(plan.parallel, plan.workload);
+  for (int rank = 0; rank < 8; ++rank) {
+    const Coordinates at = mesh.coordinates(rank);
+    std::vector<std::int64_t> sent, received;
+    double pairs = 0;
+    for (const OpRecord& record : dry.of(rank).ops) {
+      if (record.layer != 0) continue;
+      if (record.op == Op::attention_ring_send) sent.push_back(record.rows);
+      if (record.op == Op::attention_ring_receive) received.push_back(record.rows);
+      // 32 heads of 128 a rank of tp; q k and p v, two flops each.
+      if (record.op == Op::attention_ring_part) pairs += record.flops / (4 * 32 * 128);
+    }
+    const auto rows_of = [&](int behind) { return map.rows({.cp = (at.cp + 4 - behind) % 4}, 0).count(); };
+
+    EXPECT_EQ(sent, (std::vector<std::int64_t>{rows_of(0), rows_of(1), rows_of(2)}));
+    EXPECT_EQ(received, (std::vector<std::int64_t>{rows_of(1), rows_of(2), rows_of(3)}));
+    EXPECT_EQ(pairs, map.pairs(at, 0));
   }
 }
 

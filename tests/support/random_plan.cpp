@@ -41,10 +41,12 @@ Parallel draw_parallel(Draw& draw, int max_world) {
   Parallel p;
   do {
     p.tp = draw.one_of({1, 1, 2, 2, 3, 4, 4, 6, 8});
+    p.cp = draw.one_of({1, 1, 1, 1, 2, 2, 3, 4});
     p.dp = draw.one_of({1, 1, 2, 2, 3, 4, 5, 8});
     p.pp = draw.one_of({1, 1, 2, 2, 3, 4});
   } while (p.world() > max_world);
-  const int stage = p.tp * p.dp;
+  p.cp_comm = static_cast<CpComm>(draw.between(0, 2));
+  const int stage = p.tp * p.cp * p.dp;
   p.etp = draw.one_of(divisors(stage));
   p.ep = draw.one_of(divisors(stage / p.etp));
   p.edp = stage / (p.etp * p.ep);
@@ -55,11 +57,13 @@ Parallel draw_parallel(Draw& draw, int max_world) {
 ModelConfig draw_model(Draw& draw, const Parallel& p) {
   ModelConfig m;
   m.layers.resize(p.pp + draw.between(0, 2));
-  m.layers.kind(0).attention.heads = p.tp * draw.between(1, 3);
+  // An all-to-all over cp deals the heads of a rank out once more.
+  const int dealt = p.cp_comm == CpComm::a2a ? p.tp * p.cp : p.tp;
+  m.layers.kind(0).attention.heads = dealt * draw.between(1, dealt > 8 ? 2 : 3);
   // Key/value heads divide the query heads, and tp and they divide one another.
   std::vector<int> kv;
   for (const int candidate : divisors(static_cast<int>(m.layers[0].attention.heads))) {
-    if (candidate % p.tp == 0 || p.tp % candidate == 0) kv.push_back(candidate);
+    if (candidate % dealt == 0 || (dealt == p.tp && p.tp % candidate == 0)) kv.push_back(candidate);
   }
   m.layers.kind(0).attention.kv_heads = draw.one_of(kv);
   m.layers.kind(0).attention.head_dim = 2 * draw.between(1, 4);
@@ -206,9 +210,13 @@ Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world) {
   Parallel& p = plan.parallel;
   if (drawn == Drawn::dense) {
     p.ep = p.etp = 1;
-    p.edp = p.tp * p.dp;
+    p.edp = p.tp * p.cp * p.dp;
   }
   add_features(draw, drawn, plan);
+  const bool in_ring = std::ranges::none_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    return layer.attention.sliding_window > 0 || layer.attention.sinks;
+  });
+  if (p.cp_comm == CpComm::p2p && !in_ring) p.cp_comm = CpComm::all_gather;
   return plan;
 }
 
@@ -301,15 +309,17 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} dp{} pp{} ({}) sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width {} experts "
+      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width "
+      "{} experts "
       "{} "
       "top {} "
       "vocabulary {} (padded to {}) normalise {} tied {}; lengths {} microbatches {}",
-      plan.name, p.tp, p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep, p.edp, m.layers.size(),
-      m.layers[0].attention.heads, m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
-      m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k,
-      m.vocab_size, padded_vocabulary(m, p), m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
-      fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
+      plan.name, p.tp, p.cp, to_string(p.cp_comm), p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep,
+      p.edp, m.layers.size(), m.layers[0].attention.heads, m.layers[0].attention.kv_heads,
+      m.layers[0].attention.head_dim, m.hidden_size, m.layers[0].feed_forward.intermediate_size,
+      m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k, m.vocab_size, padded_vocabulary(m, p),
+      m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings, fmt::join(plan.workload.lengths, ","),
+      plan.workload.microbatches);
 }
 
 }  // namespace shardproof::testing

@@ -48,7 +48,7 @@ TEST(DeploymentGraph, NamesNodesInTheDocumentsManner) {
 }
 
 TEST(DeploymentGraph, OfShippedPlansHasNoFindings) {
-  for (const char* name : {"tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep4_tp2_pp2_sp"}) {
+  for (const char* name : {"tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep4_tp2_pp2_sp", "cp4_tp2_ep4"}) {
     const Plan plan = testing::shipped_plan(name);
     EXPECT_EQ(findings_of(deployment_graph(scaled(plan, {})), plan), "") << name;
   }

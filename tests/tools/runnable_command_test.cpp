@@ -15,17 +15,17 @@ using testing::shardproof;
 using testing::temporary_file;
 
 constexpr const char* kNorms = "olmoe: norms of queries and keys over all heads are not computed yet";
-constexpr const char* kContext = "parallel.cp: cp = 2: context parallelism is not executed yet";
+constexpr const char* kContext = "parallel.cp: cp = 2: requests are served with cp = 1 only";
 
-std::string plan_of(const std::string& model_type, const std::string& parallel) {
+std::string plan_of(const std::string& model_type, const std::string& parallel,
+                    const std::string& workload = R"({"batch": 4, "sequence": 6})") {
   return temporary_file("plan.json", R"({
   "model": {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "intermediate_size": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 32,
             "model_type": ")" + model_type +
                                          R"("},
   "parallel": )" + parallel + R"(,
-  "workload": {"batch": 4, "sequence": 6}
-})");
+  "workload": )" + workload + "}");
 }
 
 TEST(RunnableCommand, AModelThatIsNotComputedWholeGetsNoVerdict) {
@@ -52,8 +52,8 @@ TEST(RunnableCommand, AModelThatIsNotComputedWholeIsCheckedAndDrawnWithANote) {
   EXPECT_EQ(nlohmann::json::parse(graph.out).count("nodes"), 1U);
 }
 
-TEST(RunnableCommand, ContextParallelismIsRefusedInOneWording) {
-  const std::string plan = plan_of("mixtral", R"({"cp": 2, "ep": 2})");
+TEST(RunnableCommand, RequestsAreRefusedWithContextParallelismInOneWording) {
+  const std::string plan = plan_of("mixtral", R"({"cp": 2, "ep": 2})", R"({"requests": [{"prompt": 6, "output": 2}]})");
 
   for (const std::string command : {"verify ", "mutate ", "graph "}) {
     const CommandResult result = shardproof(command + plan);

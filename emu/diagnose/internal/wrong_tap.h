@@ -43,6 +43,8 @@ std::optional<Cause> projection_cause(const WrongTap& wrong);
 std::optional<Cause> context_cause(const WrongTap& wrong);
 /// Of a plan that serves requests: the context was made of other keys than its sequence's.
 std::optional<Cause> cache_cause(const WrongTap& wrong);
+/// Of a context whose keys are spread over cp.
+std::optional<Cause> cp_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
 std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
 std::optional<Cause> moe_output_cause(const WrongTap& wrong);

@@ -1,4 +1,7 @@
 // What each tap is computed from.
+#include <algorithm>
+#include <iterator>
+
 #include "emu/judge/rounding/internal/rule.h"
 
 namespace shardproof::rounding {
@@ -62,8 +65,17 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::attention_v:
       return {of(plan.model.layers[tap.layer].attention.latent() ? TapKind::attention_kv_projection
                                                                  : TapKind::attention_norm)};
-    case TapKind::attention_context:
+    case TapKind::attention_ring_context:
+    case TapKind::attention_ring_lse:
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+    case TapKind::attention_context: {
+      if (!plan.parallel.in_ring()) {
+        return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+      }
+      std::vector<TapId> ids = parts(TapKind::attention_ring_context, plan.parallel.cp);
+      std::ranges::copy(parts(TapKind::attention_ring_lse, plan.parallel.cp), std::back_inserter(ids));
+      return ids;
+    }
     case TapKind::attention_partial:
       return {of(TapKind::attention_context)};
     case TapKind::attention_output:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -211,6 +212,9 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
+  for (std::int64_t row = 0; plan.parallel.in_ring() && row < std::ssize(positions); ++row) {
+    cp_of.push_back(deployment.tokens.home(row).at.cp);
+  }
 }
 
 std::vector<double> vector_in(const Rule& rule, Weight weight, int expert, ops::Format format) {
@@ -314,8 +318,12 @@ Judged apply(const Rule& rule) {
     case TapKind::attention_v:
       if (attention().latent()) return judge_copy(rule, latent_values(rule));
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_v, Weight::attention_v_bias);
+    case TapKind::attention_ring_context:
+      return judge_ring_context(rule);
+    case TapKind::attention_ring_lse:
+      return judge_ring_lse(rule);
     case TapKind::attention_context:
-      return judge_attention(rule);
+      return rules.plan.parallel.in_ring() ? judge_ring_merge(rule) : judge_attention(rule);
     case TapKind::attention_partial:
       return judge_partial(rule, TapKind::attention_context, Weight::attention_output, Weight::attention_output_bias);
     case TapKind::attention_output:
@@ -387,6 +395,8 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
 }
 
 std::optional<RunTensor> derive_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
+  // The parts of a ring are the program's own: without them nothing is said of what is merged.
+  if (tap.kind == TapKind::attention_ring_context || tap.kind == TapKind::attention_ring_lse) return std::nullopt;
   const ExpectedTap& shape = rules.taps.all()[static_cast<std::size_t>(rules.taps.find(tap))];
   RunTensor made{.rows = shape.rows, .cols = shape.cols};
   if (tap.kind == TapKind::router_choice) {

@@ -8,6 +8,10 @@
 //   norm           sum of squares, mean, + eps, root, inverse, two products; stored
 //   attention      scores of the scaled query, exponentials from a running maximum over tiles of keys, sums, quotient;
 //                  stored
+//   part           of attention, to the keys of one rank of a ring over cp: the same with the part's own largest score,
+//                  stored; the log of its sum and the largest score added, not stored
+//   merge          of these: exponentials of the differences to the largest of the logs, products and sums, quotient;
+//                  stored
 //   router         the k largest, ties to the lower expert: no rounding; exponentials, sum, quotient; stored
 //   activation     exponential, + 1, quotient, product; stored
 //   reduction      in the order, wire and accumulation formats of its algorithm; stored
@@ -51,6 +55,7 @@ struct Rules {
   ReductionPath path_over_tp;
   ReductionPath path_over_etp;
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
+  std::vector<int> cp_of;               ///< of each token, where keys go round a ring: the rank of cp that holds it
 };
 
 /// The taps that a tap is computed from.

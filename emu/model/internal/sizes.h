@@ -28,6 +28,9 @@ inline std::int64_t k_width(const ModelConfig& /*model*/, const LayerSpec& layer
 inline std::int64_t v_width(const ModelConfig& /*model*/, const LayerSpec& layer) {
   return layer.attention.kv_heads * layer.attention.value_dim();
 }
+inline std::int64_t q_heads(const ModelConfig& /*model*/, const LayerSpec& layer) {
+  return layer.attention.heads;
+}
 /// Of all query heads' values.
 inline std::int64_t context_width(const ModelConfig& /*model*/, const LayerSpec& layer) {
   return layer.attention.heads * layer.attention.value_dim();

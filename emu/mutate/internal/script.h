@@ -28,6 +28,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const std::int32_t>, ops::MatrixView<std::int32_t>)>
       replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
+  std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
   std::function<bool(const Rank&, internal::Call&)> before;
   std::function<void(const Rank&, internal::Call&)> after;
 
@@ -57,6 +58,10 @@ class Script final : public FaultInjector {
   void edit_result(const Rank& rank, Op op, const FaultSite& site, const Operands& operands,
                    ops::MatrixView<float> given) override {
     if (result) result(rank, op, site, operands, given);
+  }
+  void edit_double_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<double> context,
+                        ops::MatrixView<double> lse) override {
+    if (double_part) double_part(rank, site, keys_of, context, lse);
   }
   bool before_call(const Rank& rank, internal::Call& call) noexcept override { return !before || before(rank, call); }
   void after_call(const Rank& rank, internal::Call& call) noexcept override {
@@ -111,7 +116,7 @@ enum class GatherFault { dropped, reversed };
 std::vector<std::string> causes_of(GatherFault fault);
 std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, GatherFault fault);
 
-/// Some replica has at most `rows` rows in each of its microbatches.
+/// Some rank of a replica has at most `rows` rows in each of its microbatches.
 bool has_few_rows(const Plan& plan, std::int64_t rows);
 /// No order of the rows but one.
 bool may_have_one_row(const Plan& plan);
@@ -129,6 +134,7 @@ std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
 
 std::span<const MutationKind> attention_kinds();
 std::span<const MutationKind> cache_kinds();
+std::span<const MutationKind> cp_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> expert_kinds();

@@ -67,32 +67,48 @@ void Computations<T>::rope(Op op, int layer, Tensor& heads) {
 }
 
 template <class T>
-typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q,
-                                                            [[maybe_unused]] const Tensor& k,
-                                                            [[maybe_unused]] const Tensor& v) {
+typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, const Tensor& q, const Tensor& k,
+                                                            const Tensor& v) {
   const AttentionSpec& spec = model_.layers[layer].attention;
-  Tensor context(rows(), q.cols() / spec.head_dim * spec.value_dim());
+  // In an all-to-all over cp the rank has all rows of some of its heads, of which cp ranks have as many.
+  const bool by_heads = parallel().cp > 1 && parallel().cp_comm == CpComm::a2a;
+  const std::int64_t heads = q.cols() / spec.head_dim, part = by_heads ? layout_.at.cp : 0;
+  Tensor context(q.rows(), heads * spec.value_dim());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    ops::AttentionOptions<T> options{.head_dim = spec.head_dim,
-                                     .value_dim = spec.value_dim(),
-                                     .scale = spec.score_scale(),
-                                     .window = spec.sliding_window};
+    ops::AttentionOptions<T> options = attention_options(layer);
+    options.window = spec.sliding_window;
     std::optional<LoadedWeight<T>> sinks;
-    if (spec.sinks) options.sinks = sinks.emplace(slice(Weight::attention_sinks, layer).load()).view().row(0);
+    if (spec.sinks) {
+      options.sinks = sinks.emplace(slice(Weight::attention_sinks, layer).load()).view().row(0);
+      options.sinks = options.sinks.subspan(static_cast<std::size_t>(part * heads), static_cast<std::size_t>(heads));
+    }
     attend(layer, q, k, v, options, context);
     inject_result_fault(op, layer, context.view());
   }
-  record(op, layer, rows(), context.cols(),
-         ops::attention_cost(tokens_.pairs_within(spec.sliding_window), rows(), held(layer).heads.count,
-                             held(layer).kv_heads.count, spec.head_dim, spec.value_dim(), element_bytes()));
+  const double pairs =
+      by_heads ? tokens_.pairs_over_cp(spec.sliding_window) : tokens_.pairs_within(spec.sliding_window);
+  ops::Cost cost =
+      ops::attention_cost(pairs, q.rows(), heads, held(layer).kv_heads.count / (by_heads ? parallel().cp : 1),
+                          spec.head_dim, spec.value_dim(), element_bytes());
+  // Keys and values of other ranks' rows.
+  const std::int64_t more = parallel().cp > 1 ? k.rows() - q.rows() : 0;
+  cost.bytes += static_cast<double>(more * (k.cols() + v.cols())) * element_bytes();
+  record(op, layer, q.rows(), context.cols(), cost);
   return context;
+}
+
+template <class T>
+ops::AttentionOptions<typename Computations<T>::Scalar> Computations<T>::attention_options(int layer) const {
+  const AttentionSpec& spec = model_.layers[layer].attention;
+  return {.head_dim = spec.head_dim, .value_dim = spec.value_dim(), .scale = spec.score_scale()};
 }
 
 template <class T>
 void Computations<T>::attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
                              const ops::AttentionOptions<Scalar>& options, Tensor& context) const {
   if constexpr (!kDry) {
+    if (parallel().cp > 1) return ops::attention<T>(q, k, v, spans_over_cp(), 0, options, format_, context);
     if (ground_.cached == nullptr) return ops::attention<T>(q, k, v, tokens_.offsets, options, format_, context);
     const bool paged = !model_.layers[layer].attention.latent();
     std::vector<ops::AttentionSpan> spans;

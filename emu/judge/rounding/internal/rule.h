@@ -79,6 +79,10 @@ void compare_product(const Rule& rule, const Product& product, Comparison& compa
 void compare_rotated(const Rule& rule, const Product& product, Comparison& comparison);
 
 Judged judge_attention(const Rule& rule);
+/// Of a ring over cp: what the keys of one rank give, the log of what they weigh, and what the parts make together.
+Judged judge_ring_context(const Rule& rule);
+Judged judge_ring_lse(const Rule& rule);
+Judged judge_ring_merge(const Rule& rule);
 
 /// RMSNorm of blocks of `block` elements of each row by themselves.
 Judged judge_norm(const Rule& rule, const Input& x, Weight weight, std::int64_t block);

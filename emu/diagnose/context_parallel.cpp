@@ -1,0 +1,150 @@
+// Causes at attention whose keys are spread over cp: which keys a row attended to, and how often.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "emu/diagnose/internal/wrong_tap.h"
+
+namespace shardproof::diagnosis {
+namespace {
+
+/// Keys by the rank of cp that holds them.
+using Parts = std::vector<std::vector<std::int64_t>>;
+using KeysOf = std::function<Parts(const WrongRow&)>;
+
+class Hypotheses {
+ public:
+  explicit Hypotheses(const WrongTap& wrong)
+      : wrong_(wrong), spec_(wrong.model.plan().model.layers[wrong.layer].attention) {
+    for (std::int64_t row = 0; row < wrong.model.tokens().tokens(); ++row) {
+      cp_of_.push_back(wrong.model.tokens().home(row).at.cp);
+    }
+  }
+
+  int ranks() const { return wrong_.model.plan().parallel.cp; }
+  std::int64_t begin_of(std::int64_t row) const { return row - wrong_.model.tokens().position(row); }
+  std::int64_t end_of(std::int64_t row) const {
+    const std::int64_t begin = begin_of(row), tokens = wrong_.model.tokens().tokens();
+    std::int64_t end = row + 1;
+    while (end < tokens && begin_of(end) == begin) ++end;
+    return end;
+  }
+  int cp_of(std::int64_t row) const { return cp_of_[static_cast<std::size_t>(row)]; }
+
+  /// The keys that the row should see.
+  Parts seen(const WrongRow& row) const {
+    Parts parts(static_cast<std::size_t>(ranks()));
+    for (std::int64_t key = begin_of(row.row); key <= row.row; ++key) {
+      parts[static_cast<std::size_t>(cp_of(key))].push_back(key);
+    }
+    return parts;
+  }
+
+  bool explain(const KeysOf& keys_of, bool weighed = true) const {
+    const std::int64_t dim = spec_.value_dim(), share = spec_.heads / spec_.kv_heads;
+    const auto predicted = [&](const WrongRow& row) {
+      const Parts parts = keys_of(row);
+      std::vector<double> values;
+      for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+        const std::vector<double> one =
+            wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed);
+        values.insert(values.end(), one.begin(), one.end());
+      }
+      return values;
+    };
+    return explains(wrong_.rows, predicted, wrong_.tolerance);
+  }
+
+  /// Where each token would be if the ranks of cp held one contiguous share each, of as many tokens as they hold.
+  Parts seen_in_contiguous_shares(const WrongRow& row) const {
+    const std::int64_t begin = begin_of(row.row), end = end_of(row.row);
+    std::vector<std::int64_t> order;  // by believed position
+    for (int cp = 0; cp < ranks(); ++cp) {
+      for (std::int64_t key = begin; key < end; ++key) {
+        if (cp_of(key) == cp) order.push_back(key);
+      }
+    }
+    const auto last = std::ranges::find(order, row.row) - order.begin();
+    const std::int64_t window = spec_.sliding_window;
+    const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, last + 1 - window) : 0;
+    return {{order.begin() + first, order.begin() + last + 1}};
+  }
+
+ private:
+  const WrongTap& wrong_;
+  const AttentionSpec& spec_;
+  std::vector<int> cp_of_;
+};
+
+std::optional<Cause> ring_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
+  const std::string on = ranks_of(wrong.rows);
+  for (int cp = 0; cp < hypotheses.ranks(); ++cp) {
+    const auto at = static_cast<std::size_t>(cp);
+    const auto without = [&](const WrongRow& row) {
+      Parts parts = hypotheses.seen(row);
+      parts[at].clear();
+      return parts;
+    };
+    if (hypotheses.explain(without)) {
+      return Cause{"keys_missing", fmt::format("the keys of cp {} are not in what {} attend to", cp, on)};
+    }
+    const auto twice = [&](const WrongRow& row) {
+      Parts parts = hypotheses.seen(row);
+      parts.push_back(parts[at]);
+      return parts;
+    };
+    if (hypotheses.explain(twice)) {
+      return Cause{"keys_counted_twice", fmt::format("the keys of cp {} count twice in what {} attend to", cp, on)};
+    }
+    const auto unmasked = [&](const WrongRow& row) {
+      Parts parts = hypotheses.seen(row);
+      for (std::int64_t key = row.row + 1; key < hypotheses.end_of(row.row); ++key) {
+        if (hypotheses.cp_of(key) == cp) parts[at].push_back(key);
+      }
+      return parts;
+    };
+    if (hypotheses.explain(unmasked)) {
+      return Cause{"ring_mask", fmt::format("{} attend to all keys of cp {}, token {} to those behind it too", on, cp,
+                                            wrong.rows.front().row)};
+    }
+  }
+  if (hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen(row); }, false)) {
+    return Cause{"parts_not_weighed",
+                 fmt::format("{} hold the mean of what the keys of each rank of cp give, whatever these weigh", on)};
+  }
+  return std::nullopt;
+}
+
+/// All that is wrong is no number, where a query sees none of the keys of some rank.
+bool is_nan_of_no_key(const WrongTap& wrong, const Hypotheses& hypotheses) {
+  return std::ranges::all_of(wrong.rows, [&](const WrongRow& row) {
+    const Parts parts = hypotheses.seen(row);
+    return std::ranges::all_of(row.got, [](double value) { return std::isnan(value); }) &&
+           std::ranges::any_of(parts, [](const auto& keys) { return keys.empty(); });
+  });
+}
+
+}  // namespace
+
+std::optional<Cause> cp_cause(const WrongTap& wrong) {
+  const Parallel& parallel = wrong.model.plan().parallel;
+  if (parallel.cp == 1) return std::nullopt;
+  const Hypotheses hypotheses(wrong);
+  if (parallel.in_ring()) {
+    if (is_nan_of_no_key(wrong, hypotheses)) {
+      return Cause{"nan_of_no_key",
+                   fmt::format("{} hold no numbers where a rank of cp has no key that is seen", ranks_of(wrong.rows))};
+    }
+    if (auto cause = ring_cause(wrong, hypotheses)) return cause;
+  }
+  if (hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen_in_contiguous_shares(row); })) {
+    return Cause{"cp_order", fmt::format("{} attend as if each rank of cp held one contiguous share of a sequence, "
+                                         "where they hold pieces in zig-zag",
+                                         ranks_of(wrong.rows))};
+  }
+  return std::nullopt;
+}
+
+}  // namespace shardproof::diagnosis
