@@ -18,6 +18,7 @@ int DumpPlacement::part_of_rank(int rank, TapKind kind) const {
   const Coordinates& at = deployment_.layouts[static_cast<std::size_t>(rank)].at;
   switch (tap_row(kind).parts) {
     case TapParts::whole:
+    case TapParts::over_ring:  // a rank has one for the keys of each
       return -1;
     case TapParts::over_tp:
       return at.tp;
@@ -29,7 +30,8 @@ int DumpPlacement::part_of_rank(int rank, TapKind kind) const {
 
 bool DumpPlacement::holds(int rank, const TapId& tap) const {
   const Layout& layout = deployment_.layouts[static_cast<std::size_t>(rank)];
-  if (tap.part >= 0 && tap.part != part_of_rank(rank, tap.kind)) return false;
+  const bool one_part = tap.part >= 0 && tap_row(tap.kind).parts != TapParts::over_ring;
+  if (one_part && tap.part != part_of_rank(rank, tap.kind)) return false;
   if (tap.layer >= 0) return tap.layer >= layout.layers.begin && tap.layer < layout.layers.end();
   return tap.kind == TapKind::embedding ? layout.first_stage() : layout.last_stage();
 }

@@ -73,7 +73,7 @@ TEST(ModelFields, AreAllThatASpecHas) {
   const auto& [size, experts, top_k, norm_topk, shared, shared_gate, scoring, bias, groups, top_groups, scale,
                router_bias, expert_bias, limit] = feed_forward;
   const auto& [hidden_size, layers, vocab_size, rms_norm_eps, tied, layer_norm, head_bias, embedding, residual, logits,
-               block, quantised, dtype, model_type] = model;
+               most_positions, block, quantised, dtype, model_type] = model;
 
   EXPECT_EQ(missing({&heads, &kv_heads, &head_dim, &v_head_dim, &query_key_norm, &qkv_bias, &output_bias, &window,
                      &sinks, &multiplier, &q_rank, &kv_rank}),
@@ -84,11 +84,11 @@ TEST(ModelFields, AreAllThatASpecHas) {
   EXPECT_EQ(missing({&size, &experts, &top_k, &norm_topk, &shared, &shared_gate, &scoring, &bias, &groups, &top_groups,
                      &scale, &router_bias, &expert_bias, &limit}),
             0);
-  // How weights are quantised, dtype and model_type change no tensor.
+  // How weights are quantised, dtype, model_type and the longest sequence change no tensor.
   EXPECT_EQ(missing({&hidden_size, &vocab_size, &rms_norm_eps, &tied, &layer_norm, &head_bias, &embedding, &residual,
                      &logits, &block}),
             0);
-  EXPECT_TRUE(layers.size() == 1 && quantised.empty() && !dtype.empty() && !model_type.empty());
+  EXPECT_TRUE(layers.size() == 1 && most_positions == 0 && quantised.empty() && !dtype.empty() && !model_type.empty());
 }
 
 TEST(ModelFields, EachChangesTheHashAndTheComparison) {
