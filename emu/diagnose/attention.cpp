@@ -150,6 +150,8 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
   if (model.plan().workload.serving) {
     if (auto cause = cache_cause(wrong)) return cause;
   }
+  const bool over_cp = model.plan().parallel.cp > 1;
+  if (auto cause = over_cp ? cp_cause(wrong) : std::nullopt) return cause;
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
   const std::int64_t dim = spec.value_dim();
   const std::int64_t share = spec.heads / spec.kv_heads;
@@ -164,7 +166,8 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
   };
   const auto proper = [&](const WrongRow&, std::int64_t head) { return head / share; };
   const auto merged = [&](const WrongRow& row) { return rebuilt(row, model.rows_beside(row.row)[0], proper); };
-  if (explains(wrong.rows, merged, wrong.tolerance)) {
+  // Over cp the rows of a rank are not one after another.
+  if (!over_cp && explains(wrong.rows, merged, wrong.tolerance)) {
     return Cause{"sequence_boundaries", fmt::format("tokens on {} attend to the sequences before their own in the "
                                                     "microbatch, token {} among them",
                                                     ranks_of(wrong.rows), wrong.rows.front().row)};
@@ -180,7 +183,7 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
                                                 other(wrong.rows.front(), head), head / share, ranks_of(wrong.rows))};
     }
   }
-  return cp_cause(wrong);
+  return std::nullopt;
 }
 
 namespace {

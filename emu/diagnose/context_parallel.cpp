@@ -129,10 +129,8 @@ bool is_nan_of_no_key(const WrongTap& wrong, const Hypotheses& hypotheses) {
 }  // namespace
 
 std::optional<Cause> cp_cause(const WrongTap& wrong) {
-  const Parallel& parallel = wrong.model.plan().parallel;
-  if (parallel.cp == 1) return std::nullopt;
   const Hypotheses hypotheses(wrong);
-  if (parallel.in_ring()) {
+  if (wrong.model.plan().parallel.in_ring()) {
     if (is_nan_of_no_key(wrong, hypotheses)) {
       return Cause{"nan_of_no_key",
                    fmt::format("{} hold no numbers where a rank of cp has no key that is seen", ranks_of(wrong.rows))};

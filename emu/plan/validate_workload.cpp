@@ -62,13 +62,15 @@ class WorkloadRules {
     const std::vector<std::int64_t>& lengths = plan_.workload.lengths;
     if (ids.empty()) return;
     if (ids.size() != lengths.size()) {
-      problem("workload.tokens", fmt::format("{} sequences, the workload has {}", ids.size(), lengths.size()));
+      problem("workload.tokens", fmt::format("{} sequences, \"lengths\" has {}", ids.size(), lengths.size()));
       return;
     }
     for (std::size_t i = 0; i < ids.size(); ++i) {
       const std::string field = fmt::format("workload.tokens[{}]", i);
       if (std::ssize(ids[i]) != lengths[i]) {
-        problem(field, fmt::format("{} tokens, of the sequence {} are run", ids[i].size(), lengths[i]));
+        problem(field, plan_.workload.serving
+                           ? fmt::format("{} tokens, of the request {} are run", ids[i].size(), lengths[i])
+                           : fmt::format("{} tokens, \"lengths\" says {}", ids[i].size(), lengths[i]));
         return;
       }
       const std::int64_t vocabulary = plan_.model.vocab_size;

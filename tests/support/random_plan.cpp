@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "emu/plan/layout.h"
@@ -283,6 +284,11 @@ ExpertPlacement draw_placement(Draw& draw, const Plan& plan) {
 
 Plan serving(Plan plan, std::uint64_t seed) {
   Draw draw(seed ^ 0x5e41cedU);
+  // Requests are served without context parallelism: its ranks are replicas.
+  Parallel& p = plan.parallel;
+  p.dp *= std::exchange(p.cp, 1);
+  const std::int64_t most = (plan.workload.batch() + p.dp - 1) / p.dp;
+  plan.workload.microbatches = std::min(plan.workload.microbatches, most);
   Serving serving{.requests = {}, .kv_block_size = draw.between(1, 5), .steps = {}};
   for (const std::int64_t length : plan.workload.lengths) {
     const std::int64_t output = draw.between(0, 6);
