@@ -5,7 +5,9 @@
 #include <oneapi/tbb/task_group.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
+#include <thread>
 #include <utility>
 
 #include "collectives/internal/work_queue.h"
@@ -28,7 +30,8 @@ struct TbbExecutor::State {
   oneapi::tbb::task_arena arena;
   oneapi::tbb::task_group group;
   bool running = false;
-  bool broken = false;
+  std::atomic<bool> broken = false;
+  std::atomic<int> serving = 0;      // threads that are in the queue, or about to be
   std::size_t asked_before_run = 0;  // a task belongs to the arena of the thread that makes it
 
   // Tasks that leave when they are idle, so that their threads can help with parallel loops inside the ranks' work.
@@ -37,7 +40,9 @@ struct TbbExecutor::State {
   }
   void serve() {
     const int slot = oneapi::tbb::this_task_arena::current_thread_index();
-    queue.serve(static_cast<std::size_t>(std::max(0, slot)));
+    ++serving;
+    if (!broken) queue.serve(static_cast<std::size_t>(std::max(0, slot)));
+    --serving;
   }
 };
 
@@ -69,8 +74,9 @@ void TbbExecutor::run() {
       state_->running = false;
     });
   } catch (...) {
-    // No work of ours throws: a thread could not be made.
+    // No work of ours throws: a thread could not be made. Those that were are at work on what is about to go.
     state_->broken = true;
+    while (state_->serving > 0) std::this_thread::yield();
     throw;
   }
 }

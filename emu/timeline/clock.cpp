@@ -32,6 +32,11 @@ double wire_bytes(const OpRecord& call) {
   }
 }
 
+/// A message of a ring over cp is under way while its ranks compute: sent and gone on, awaited after.
+bool under_way(const ClockStep& call) {
+  return call.axis == Axis::cp && is_point_to_point(call.operation);
+}
+
 /// The kernels and calls of a list of records. Between passes in a row, a token goes from the last stage to the first.
 class Programmer {
  public:
@@ -84,6 +89,9 @@ class Programmer {
     step.work = work_of(record, options_.rules);
     step.seconds = seconds_of(step.work, options_.hardware);
     steps_.push_back(step);
+    if (record.op != Op::attention_ring_part) return;
+    steps_.insert(steps_.end(), awaited_.begin(), awaited_.end());
+    awaited_.clear();
   }
 
   void add_to_kernel(const OpRecord& record) {
@@ -103,12 +111,17 @@ class Programmer {
     step.operation = record.operation;
     step.peer = record.peer;
     step.wire = wire_bytes(record);
-    steps_.push_back(step);
+    if (under_way(step) && step.operation == Operation::recv) {
+      awaited_.push_back(step);
+    } else {
+      steps_.push_back(step);
+    }
   }
 
   const ClockOptions& options_;
   bool tokens_return_;
   std::vector<ClockStep> steps_;
+  std::vector<ClockStep> awaited_;  // what a ring's next computation is done beside
 };
 
 /// Where the classes of a group, or the ends of a message, come together.
@@ -183,6 +196,7 @@ class Player {
       case ClockStep::Kind::await_token:
         return await_token(at, step);
       case ClockStep::Kind::call:
+        if (under_way(step)) return step.operation == Operation::send ? post_message(at) : await_message(at, step);
         return is_point_to_point(step.operation) ? meet_peer(at, step) : meet_group(at, step);
     }
     return false;
@@ -231,6 +245,31 @@ class Player {
     if (meeting.present.size() < 2 && peer != at) return false;
     const double seconds = collective_time(options_.hardware, group.shape, step.operation, step.wire).seconds();
     complete(at, std::exchange(meeting.present, {}), seconds);
+    return true;
+  }
+
+  bool post_message(int at) {
+    const State& me = state(at);
+    posted_[at].emplace_back(me.now, static_cast<std::int32_t>(items(at).size()));
+    finish(at, me.now, me.now);
+    for (const int other : std::exchange(expecting_[at], {})) ready_.push_back(other);
+    return true;
+  }
+
+  bool await_message(int at, const ClockStep& step) {
+    int index = 0;
+    const ClassGroup& group = group_of(at, step.axis, index);
+    const int sender = group.classes[static_cast<std::size_t>(step.peer)];
+    std::size_t& received = received_[{at, sender}];
+    if (received == posted_[sender].size()) {
+      expecting_[sender].push_back(at);
+      return false;
+    }
+    const auto [sent, item] = posted_[sender][received++];
+    const double seconds = collective_time(options_.hardware, group.shape, step.operation, step.wire).seconds();
+    const double now = state(at).now, begin = std::max(now, sent), end = std::max(now, sent + seconds);
+    // What was sent before this rank came here is hidden so far.
+    finish(at, std::min(begin, end), end, sent > now ? Cause{sender, item} : Cause{});
     return true;
   }
 
@@ -297,6 +336,10 @@ class Player {
   std::vector<int> ready_;
   std::vector<Meeting> meetings_;
   std::map<std::pair<int, int>, Meeting> messages_;
+  // Messages under way: when each was sent, by the class that sends; how many have come; and who waits for the next.
+  std::map<int, std::vector<std::pair<double, std::int32_t>>> posted_;
+  std::map<std::pair<int, int>, std::size_t> received_;
+  std::map<int, std::vector<int>> expecting_;
   std::map<Token, std::pair<double, std::int32_t>> tokens_;
   std::map<Token, std::vector<int>> waiting_;
 };

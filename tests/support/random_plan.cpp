@@ -287,8 +287,9 @@ Plan serving(Plan plan, std::uint64_t seed) {
   // Requests are served without context parallelism: its ranks are replicas.
   Parallel& p = plan.parallel;
   p.dp *= std::exchange(p.cp, 1);
-  const std::int64_t most = (plan.workload.batch() + p.dp - 1) / p.dp;
-  plan.workload.microbatches = std::min(plan.workload.microbatches, most);
+  p.cp_comm = Parallel{}.cp_comm;
+  const std::int64_t sequences = (plan.workload.batch() + p.dp - 1) / p.dp;
+  plan.workload.microbatches = std::min(plan.workload.microbatches, sequences);
   Serving serving{.requests = {}, .kv_block_size = draw.between(1, 5), .steps = {}};
   for (const std::int64_t length : plan.workload.lengths) {
     const std::int64_t output = draw.between(0, 6);

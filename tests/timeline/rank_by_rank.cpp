@@ -22,14 +22,29 @@ struct Walker {
   const std::vector<OpRecord>* ops = nullptr;
   std::size_t at = 0;
   double now = 0;
+  std::vector<double> sent = {};     // when its messages over cp went
+  const OpRecord* coming = nullptr;  // one that it computes beside
+  std::size_t come = 0;              // so many
   bool done() const { return at == ops->size(); }
   const OpRecord& op() const { return (*ops)[at]; }
 };
 
-/// Up to the next call.
+bool in_ring(const OpRecord& call) {
+  return call.axis == Axis::cp && is_point_to_point(call.operation);
+}
+
+/// Up to the next call that others have to come to, or the end of a ring's computation.
 void compute(Walker& walker, const ClockOptions& options) {
-  while (!walker.done() && !walker.op().call) {
-    const OpRecord first = walker.op();
+  while (!walker.done() && (!walker.op().call || in_ring(walker.op()))) {
+    // The message that came beside the computation before has to be here.
+    if (walker.coming != nullptr && walker.at > 0 && (*walker.ops)[walker.at - 1].op == Op::attention_ring_part) return;
+    const OpRecord& first = walker.op();
+    if (first.call) {
+      if (first.operation == Operation::send) walker.sent.push_back(walker.now);
+      if (first.operation == Operation::recv) walker.coming = &first;
+      ++walker.at;
+      continue;
+    }
     KernelWork work = work_of(first, options.rules);
     ++walker.at;
     while (first.op == Op::moe_expert && !walker.done() && walker.op().op == Op::moe_expert &&
@@ -58,9 +73,22 @@ std::vector<double> rank_ends(const DryTraces& traces, const Mesh& mesh, const C
   const auto walker = [&](int rank) -> Walker& { return walkers[static_cast<std::size_t>(rank)]; };
   for (bool moved = true; moved;) {
     moved = false;
-    for (Walker& one : walkers) compute(one, options);
     for (int rank = 0; rank < mesh.world(); ++rank) {
-      if (walker(rank).done()) continue;
+      Walker& one = walker(rank);
+      compute(one, options);
+      if (one.coming == nullptr) continue;
+      const std::vector<int> group = mesh.group(Axis::cp, rank);
+      const Walker& sender = walker(group[static_cast<std::size_t>(one.coming->peer)]);
+      if (sender.sent.size() == one.come) continue;
+      const double seconds = collective_time(options.hardware, shape_of(group, options.gpus_per_node), Operation::recv,
+                                             wire_of(*one.coming))
+                                 .seconds();
+      one.now = std::max(one.now, sender.sent[one.come++] + seconds);
+      one.coming = nullptr;
+      moved = true;
+    }
+    for (int rank = 0; rank < mesh.world(); ++rank) {
+      if (walker(rank).done() || walker(rank).coming != nullptr || !walker(rank).op().call) continue;
       const OpRecord call = walker(rank).op();
       const std::vector<int> group = mesh.group(call.axis, rank);
       const std::vector<int> together = company(mesh, rank, call);
