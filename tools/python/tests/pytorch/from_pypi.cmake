@@ -6,5 +6,5 @@ set(python ${ENVIRONMENT}/bin/python)
 execute_process(COMMAND ${python} -m pip install -q -r ${SOURCE}/requirements-torch.txt COMMAND_ERROR_IS_FATAL ANY)
 set(ENV{PYTHONPATH} ${PACKAGE})
 set(ENV{SHARDPROOF_SOURCE_DIR} ${ROOT})
-execute_process(COMMAND ${python} -m pytest -q -p no:cacheprovider -p shardproof.pytest_plugin ${SOURCE}/tests/torch
+execute_process(COMMAND ${python} -m pytest -q -p no:cacheprovider -p shardproof.pytest_plugin ${SOURCE}/tests/pytorch
                 COMMAND_ERROR_IS_FATAL ANY)
