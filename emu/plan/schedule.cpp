@@ -136,8 +136,7 @@ Timed timed(const Parallel& parallel, const Workload& workload) {
     all.replicas.push_back(steps_of(workload, sequences_of_replica(parallel, workload.batch(), dp)));
     for (const TimedStep& step : all.replicas.back()) all.times.push_back(step.at);
     std::ranges::sort(all.times);
-    const auto twice = std::ranges::unique(all.times);
-    all.times.erase(twice.begin(), twice.end());
+    all.times.erase(std::unique(all.times.begin(), all.times.end()), all.times.end());
   }
   return all;
 }
