@@ -17,6 +17,7 @@ import torch.nn as nn
 from .. import _group, _scheme
 from .._reports import VerifyReport
 from . import _isolation, _processes
+from ._local import PROFILES
 from ._process_group import VirtualProcessGroup
 from ._verdict import held_to_reference
 from ._watch import Record
@@ -48,14 +49,18 @@ def run(
     reference: Optional[Callable[[], nn.Module]] = None,
     step: Optional[Callable[[nn.Module], Any]] = None,
     max_amplification: Optional[float] = None,
+    profile: str = "eager",
 ) -> VerifyReport:
     """Runs main(*args) on every rank, as torchrun would, reports what stood in its way, and holds what it watches and
     taps to the reference.
 
     reference: makes the unsharded module, which gets the weights that main()'s watched model has; they have to cover
-    it. step: step(module) runs it on the whole batch, loss.backward() included. It is run in float64, which is what is
-    expected, and in the module's own format, whose error is the estimate of what rounding may do. An estimate decides
-    only where max_amplification says how many times it is allowed: without it the verdict is inconclusive.
+    it. step: step(module) runs it on the whole batch, loss.backward() included. A module of torch's whose arithmetic is
+    known (Linear, Embedding, LayerNorm, RMSNorm, activations) is judged alone: what the ranks have of its result against
+    what it gives in float64 for what they gave it, within its op's rounding in that profile ("eager": each op stores its
+    result, "fused": the module does). All else is held to the whole run in float64 within an estimate, the error that the
+    module's own format makes. An estimate decides only where max_amplification says how many times it is allowed: without
+    it a tensor beyond 16 times makes the verdict inconclusive, and so does a run in which nothing was judged alone.
 
     isolation: "process", the ranks are forked from this process, which may have one thread only: globals are each
     rank's own. "thread": they are threads that run one at a time, up to their next call, in the order of the seed
@@ -75,6 +80,8 @@ def run(
         raise RuntimeError("shardproof.torch.run() was called by a rank of another run: call it outside")
     if isolation == "process" and schedules:
         raise ValueError('schedules runs main() again and again, in the same process: isolation="thread" can')
+    if profile not in PROFILES:
+        raise ValueError(f'profile="{profile}": "eager" or "fused" is needed')
     settings = _Settings(world_size, {"algorithm": algorithm, "wire": wire, "accumulate": accumulate})
     if isolation == "process":
         report = _in_processes(settings, main, args, schedule, patience)
@@ -86,7 +93,7 @@ def run(
     report.problems = []
     with torch.random.fork_rng(devices=[]):  # reference() may draw its weights
         return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference, step,
-                                 max_amplification, report)
+                                 max_amplification, profile, report)
 
 
 @dataclass

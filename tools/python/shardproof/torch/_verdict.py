@@ -15,13 +15,13 @@ import torch.nn as nn
 from torch.overrides import TorchFunctionMode
 
 from .. import _scheme
-from .._reports import Tap, VerifyReport
-from . import _watch
+from .._reports import Divergence, Tap, VerifyReport
+from . import _local, _watch
+from ._local import UNIT, Local
 from ._pieces import Piece
 
 #: Beyond so many times the estimate a tensor is shown, where the caller has named no number.
 SUSPECT = 16.0
-_UNIT = {torch.float64: 2.0 ** -53, torch.float32: 2.0 ** -24, torch.float16: 2.0 ** -11, torch.bfloat16: 2.0 ** -8}
 
 #: Relative to a row's size: beyond it a tensor of zeros would pass.
 _WIDEST = 0.5
@@ -31,10 +31,12 @@ Key = tuple[str, int]
 
 @dataclass
 class Expected:
-    """values: in float64. estimate: the error of the unsharded module in its own format, relative to a row's size."""
+    """values: in float64. estimate: the error of the unsharded module in its own format, relative to a row's size. alone: what
+    the module has to give for what the ranks gave it, where its arithmetic is known."""
 
     values: np.ndarray
     estimate: float
+    alone: Optional[Local] = None
 
 
 Tensors = Mapping[Key, tuple[Sequence[Piece], Expected]]
@@ -42,7 +44,7 @@ Tensors = Mapping[Key, tuple[Sequence[Piece], Expected]]
 
 def held_to_reference(records: Sequence[_watch.Record], world_size: int, reference: Callable[[], nn.Module],
                       step: Optional[Callable[[nn.Module], Any]], max_amplification: Optional[float],
-                      report: VerifyReport) -> VerifyReport:
+                      profile: str, report: VerifyReport) -> VerifyReport:
     pieces: dict[Key, list[Piece]] = {}
     for record in records:
         for piece in record.taps:
@@ -62,9 +64,26 @@ def held_to_reference(records: Sequence[_watch.Record], world_size: int, referen
     if differing is not None:
         first = Expected(_whole(module, differing), 0.0)
         return _judged(report, degrees, {(differing, -1): (weights[differing], first)}, 0.0, True)
-    expected = expectations(module, step, pieces)
+    expected, whole_inputs = expectations(module, step, pieces)
+    inputs: dict[Key, list[Piece]] = {}
+    for record in records:
+        for piece in record.inputs:
+            inputs.setdefault((piece.name.removesuffix(_watch.INPUT), piece.step), []).append(piece)
+    judge_alone(module, expected, pieces, inputs, whole_inputs, profile)
     return _judged(report, degrees, {key: (pieces[key], expected[key]) for key in pieces},
                    SUSPECT if max_amplification is None else max_amplification, max_amplification is not None)
+
+
+def judge_alone(module: nn.Module, expected: Mapping[Key, Expected], outputs: Mapping[Key, Sequence[Piece]],
+                inputs: Mapping[Key, Sequence[Piece]], whole_inputs: Mapping[Key, tuple[int, ...]],
+                profile: str) -> None:
+    """Fills in `alone` where a module's arithmetic and what it got are known."""
+    exact = copy.deepcopy(module).to(torch.float64)
+    modules = {_watch.own_path(path) or _watch.MODEL: made for path, made in exact.named_modules()}
+    for key, held in expected.items():
+        found = modules.get(key[0])
+        if found is not None and _local.known(found) and key in inputs and key in whole_inputs:
+            held.alone = _local.local(found, inputs[key], outputs[key], whole_inputs[key], profile)
 
 
 def degrees_of(records: Sequence[_watch.Record], world_size: int) -> dict[str, int]:
@@ -129,25 +148,28 @@ def gather_weights(module: nn.Module, weights: Mapping[str, Sequence[Piece]]) ->
 
 
 def expectations(module: nn.Module, step: Optional[Callable[[nn.Module], Any]],
-                 pieces: Mapping[Key, Sequence[Piece]]) -> dict[Key, Expected]:
+                 pieces: Mapping[Key, Sequence[Piece]]) -> tuple[dict[Key, Expected], dict[Key, tuple[int, ...]]]:
+    """And the shapes of what the unsharded modules get."""
     if step is None:
         raise ValueError("step= is needed beside reference=: step(module) runs the unsharded module on the whole "
                          "batch, loss.backward() included where gradients are to be compared")
     own = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     coarse = torch.float32 if own == torch.float64 else own
-    exact, rounded = _run(module, torch.float64, step), _run(module, coarse, step)
+    exact, inputs = _run(module, torch.float64, step)
+    rounded, _ = _run(module, coarse, step)
     missing = [name if number < 1 else f"{name} ({number})" for name, number in pieces if (name, number) not in exact]
     if missing:
         raise ValueError(f"step(module) gives nothing named {', '.join(missing[:8])}: it has to run the whole program, "
                          "backward too")
     expected = {}
     for key in pieces:
-        error = _relative(rounded[key], exact[key]) * (_UNIT[own] / _UNIT[coarse])
-        expected[key] = Expected(exact[key], max(error, _UNIT[own]))
-    return expected
+        error = _relative(rounded[key], exact[key]) * (UNIT[own] / UNIT[coarse])
+        expected[key] = Expected(exact[key], max(error, UNIT[own]))
+    return expected, inputs
 
 
-def _run(module: nn.Module, dtype: torch.dtype, step: Callable[[nn.Module], Any]) -> dict[Key, np.ndarray]:
+def _run(module: nn.Module, dtype: torch.dtype,
+         step: Callable[[nn.Module], Any]) -> tuple[dict[Key, np.ndarray], dict[Key, tuple[int, ...]]]:
     made = copy.deepcopy(module).to(dtype)
     record = _watch.Record(rank=-1)
     watched = _watch.Watched(made, (), {})
@@ -167,7 +189,8 @@ def _run(module: nn.Module, dtype: torch.dtype, step: Callable[[nn.Module], Any]
         torch.set_rng_state(state)
         torch.set_num_threads(threads)
     record.gradients()
-    return {(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps}
+    return ({(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps},
+            {(piece.name.removesuffix(_watch.INPUT), piece.step): tuple(piece.value.shape) for piece in record.inputs})
 
 
 class _InDouble(TorchFunctionMode):
@@ -221,7 +244,40 @@ def _relative(got: np.ndarray, expected: np.ndarray) -> float:
 
 def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, times: float,
             gates: bool) -> VerifyReport:
-    """Tensors of one bound, rounded up to a power of two, are judged together; the program's first wrong one counts."""
+    """What is judged alone decides, and estimates where they gate; the program's first wrong tensor counts."""
+    order = {_shown(key): i for i, key in enumerate(tensors)}
+    taps, first, wide = _held_to_estimates(degrees, tensors, times)
+    wrong = first
+    alone = _held_alone(degrees, tensors, taps)
+    if alone is not None and (first is None or not gates or order[alone.tap] <= order[first.tap]):
+        wrong = alone
+    report.taps = sorted(taps.values(), key=lambda tap: order[tap.name])
+    report.problems = []
+    compared = [tap for tap in report.taps if tap.verdict != "inconclusive"]
+    if times > 0 and compared:
+        worst = max(compared, key=lambda tap: tap.other["estimates"])
+        report.amplification = {"max": worst.other["estimates"], "tap": worst.name, "estimated": True}
+    report.notes = [f"{pieces[0].name}: taken for {pieces[0].inferred}" for pieces, _ in tensors.values()
+                    if pieces[0].inferred] + wide
+    report.notes += [f"{tap.name}: zero, or one value throughout: agreement proves nothing" for tap in report.taps
+                     if tap.verdict == "inconclusive" and not any(note.startswith(f"{tap.name}: ") for note in wide)]
+    proven = [tap for tap in compared if "alone" in tap.other]
+    report.first_divergence = wrong
+    report.verdict = "inconclusive" if not compared else "pass" if wrong is None else "mismatch"
+    if wrong is not None and wrong is first and times > 0:
+        wrong.message += f", which is estimated: {times:g} times the unsharded module's own error"
+    if proven:
+        report.notes.append(f"{len(proven)} of {len(report.taps)} tensors are judged alone, within the bound of their op")
+    if not gates and (wrong is first and wrong is not None or not proven):
+        report.verdict = "inconclusive"
+        report.notes.append("bounds are estimated and decide nothing: max_amplification=16 lets them")
+    return report
+
+
+def _held_to_estimates(degrees: Mapping[str, int], tensors: Tensors,
+                       times: float) -> tuple[dict[str, Tap], Optional[Divergence], list[str]]:
+    """Tensors of one bound, rounded up to a power of two, are judged together. Their taps, the first that is wrong, and notes of
+    bounds too wide to say anything."""
     bounds: dict[float, list[Key]] = {}
     for key, (_, expected) in tensors.items():
         bound = min(times * expected.estimate, _WIDEST)
@@ -229,7 +285,7 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, 
     order = {_shown(key): i for i, key in enumerate(tensors)}
     taps: dict[str, Tap] = {}
     wide: list[str] = []
-    first: Optional[VerifyReport] = None
+    first: Optional[Divergence] = None
     for bound, keys in bounds.items():
         found = _replayed(degrees, {key: tensors[key] for key in keys}, bound)
         for tap in found.taps:
@@ -242,28 +298,38 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, 
                 wide.append(f"{tap.name}: {times:g} times its estimate is as large as it is: agreement proves nothing")
             taps[tap.name] = tap
         at = found.first_divergence
-        if at is not None and (first is None or order[at.tap] < order[first.first_divergence.tap]):
-            first = found
-    report.taps = sorted(taps.values(), key=lambda tap: order[tap.name])
-    report.problems = [] if first is None else first.problems
-    compared = [tap for tap in report.taps if tap.verdict != "inconclusive"]
-    if times > 0 and compared:
-        worst = max(compared, key=lambda tap: tap.other["estimates"])
-        report.amplification = {"max": worst.other["estimates"], "tap": worst.name, "estimated": True}
-    report.notes = [f"{pieces[0].name}: taken for {pieces[0].inferred}" for pieces, _ in tensors.values()
-                    if pieces[0].inferred] + wide
-    report.notes += [f"{tap.name}: zero, or one value throughout: agreement proves nothing" for tap in report.taps
-                     if tap.verdict == "inconclusive" and not any(note.startswith(f"{tap.name}: ") for note in wide)]
-    report.verdict = "inconclusive" if not compared else "pass"
-    if first is not None:
-        report.first_divergence = first.first_divergence
-        report.verdict = "mismatch"
-        if times > 0:
-            report.first_divergence.message += f", which is estimated: {times:g} times the unsharded module's own error"
-    if not gates:
-        report.verdict = "inconclusive"
-        report.notes.append("bounds are estimated and decide nothing: max_amplification=16 lets them")
-    return report
+        if at is not None and (first is None or order[at.tap] < order[first.tap]):
+            first = at
+    return taps, first, wide
+
+
+def _held_alone(degrees: Mapping[str, int], tensors: Tensors, taps: Mapping[str, Tap]) -> Optional[Divergence]:
+    """Says so in the taps; the first that is wrong."""
+    first: Optional[Divergence] = None
+    for key, (pieces, expected) in tensors.items():
+        if expected.alone is None:
+            continue
+        ratio = _local.excess(pieces, expected.alone)
+        tap = taps[_shown(key)]
+        tap.other["alone"] = ratio
+        if not ratio <= 1:
+            tap.verdict = "mismatch"
+            first = first or _where(degrees, key, pieces, expected.alone)
+        elif tap.verdict == "inconclusive" and np.ptp(expected.alone.values) > 0:
+            tap.verdict = "pass"
+    return first
+
+
+def _where(degrees: Mapping[str, int], key: Key, pieces: Sequence[Piece], alone: Local) -> Divergence:
+    """What is wrong with a tensor that is beyond its elements' bounds, in a bound that its rows are beyond too."""
+    tensors = {key: (pieces, Expected(alone.values, 0.0))}
+    bound = _relative(alone.values + alone.bound, alone.values)
+    found = _replayed(degrees, tensors, min(bound, _WIDEST)).first_divergence
+    while found is None:
+        bound /= 2
+        found = _replayed(degrees, tensors, bound if bound > 2.0 ** -60 else 0.0).first_divergence
+    found.message += ", of the module alone: what it gives for what the ranks gave it"
+    return found
 
 
 def _shown(key: Key) -> str:

@@ -16,7 +16,8 @@ from ._pieces import Axis, Piece, Placements, axes_of, piece_of
 
 #: What wrappers put into a module's path.
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
-_MODEL = "model"  # the name of the module itself
+MODEL = "model"  # the name of the module itself
+INPUT = ".input"  # of what a module gets, behind its name
 
 
 def own_path(path: str) -> str:
@@ -28,10 +29,15 @@ class Watched:
     model: nn.Module
     axes: Sequence[Axis]
     placements: Mapping[str, Placements]
+    weights: list[tuple[nn.Parameter, int]] = field(default_factory=list)  # with the versions that were recorded
+
+    def unchanged(self) -> bool:
+        return all(parameter._version == version for parameter, version in self.weights)
 
     def placements_of(self, name: str) -> Optional[Placements]:
         for pattern, placements in self.placements.items():
-            if fnmatchcase(name, pattern):
+            # "*" says something of what modules give; of what they get, "*.input".
+            if fnmatchcase(name, pattern) and pattern.endswith(INPUT) == name.endswith(INPUT):
                 return placements if isinstance(placements, (list, tuple)) else [placements]
         return None
 
@@ -43,6 +49,7 @@ class Record:
     rank: int
     weights: list[Piece] = field(default_factory=list)
     taps: list[Piece] = field(default_factory=list)
+    inputs: list[Piece] = field(default_factory=list)  # of modules without modules in them, named as what they give
     watched: list[Watched] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
 
@@ -63,7 +70,7 @@ class Record:
     def finished(self) -> Record:
         """Without the modules: what may go to another process."""
         for watched in self.watched:
-            watched.model = nn.Identity()
+            watched.model, watched.weights = nn.Identity(), []
         return self
 
     def gradients(self) -> None:
@@ -101,6 +108,7 @@ def watch(
     record.watched.append(watched)
     for path, parameter in model.named_parameters():
         record.add(record.weights, parameter, own_path(path), -1, watched)
+        watched.weights.append((parameter, parameter._version))
     hook(model, [names] if isinstance(names, str) else list(names), record, watched)
     return model
 
@@ -151,7 +159,7 @@ def hook(model: nn.Module, names: Iterable[str], record: Record, watched: Watche
     patterns = list(names)
     found = False
     for path, module in model.named_modules():
-        name = own_path(path) or _MODEL
+        name = own_path(path) or MODEL
         if path and not own_path(path):
             continue  # a wrapper, which gives what the model gives
         if any(fnmatchcase(name, pattern) for pattern in patterns):
@@ -165,6 +173,9 @@ def hook(model: nn.Module, names: Iterable[str], record: Record, watched: Watche
 def _hook(name: str, record: Record, watched: Watched) -> Any:
     def after(module: nn.Module, arguments: Any, output: Any) -> None:
         step = record.next_step(name)
+        leaf = next(module.children(), None) is None
+        if leaf and len(arguments) == 1 and isinstance(arguments[0], torch.Tensor) and watched.unchanged():
+            record.add(record.inputs, arguments[0], name + INPUT, step, watched)
         for suffix, tensor in _tensors(output):
             record.add(record.taps, tensor, name + suffix, step, watched)
 

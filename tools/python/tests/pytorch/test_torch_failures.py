@@ -1,6 +1,7 @@
 """PyTorch programs that are wrong, stall, raise or die, and bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -250,4 +251,7 @@ def test_the_readme_holds_the_example_and_what_it_prints():
     done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, check=True)
 
     readme = (root / "README.md").read_text()
-    assert example.read_text() in readme and done.stdout in readme
+    # The estimate is a power of two times what this machine's kernels are off by.
+    bound = re.compile(r"bound [0-9.e-]+")
+    assert bound.search(done.stdout)
+    assert example.read_text() in readme and bound.sub("bound", done.stdout) in bound.sub("bound", readme)
