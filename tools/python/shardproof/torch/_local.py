@@ -1,13 +1,14 @@
-"""Modules whose arithmetic is known, judged alone: what the ranks' parts add up to, against the unsharded module in float64
-on the ranks' own inputs, within the forward error bound of its format. No sample statistics, no end-to-end error.
+"""Modules whose arithmetic is known, judged alone: what the ranks' parts add up to, against the unsharded module in
+float64 on the ranks' own inputs, within the forward error bound of its format. No sample statistics, no end-to-end error.
 
-Two rounding profiles. "fused": a module's result is stored once. "eager": every op in it stores its own, a linear's product before
-its bias and what a norm normalises before its weight. In both, sums are accumulated in float32 or wider, in any order: with u a
-unit roundoff, n terms whose magnitudes sum to S are off by at most gamma(n) S, gamma(n) = n u / (1 - n u) (Higham, Accuracy and
-Stability of Numerical Algorithms, 2nd ed., 3.1). A linear whose terms lie on r ranks stores r partial sums in the module's own
-format and adds them and a bias: gamma(r + 1) S more, S over all terms. A variance is off by at most gamma(4 n) kappa, kappa^2 = 1 + mean^2 / variance, relative to
-itself (Chan, Golub, LeVeque, The American Statistician 37, 1983, for the updating algorithms; 4 for their constant).
-exp, erf, tanh and rsqrt are taken to be within 4 u, which torch's vector library states as at most 1 ulp = 2 u.
+Two rounding profiles. "fused": a module's result is stored once. "eager": every op in it stores its own, a linear's
+product before its bias and what a norm normalises before its weight. In both, sums are accumulated in float32 or
+wider, in any order: with u a unit roundoff, n terms whose magnitudes sum to S are off by at most gamma(n) S, gamma(n)
+= n u / (1 - n u) (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 3.1). A linear whose terms lie on
+r ranks stores r partial sums in the module's own format and adds them and a bias: gamma(r + 1) S more, S over all
+terms. A variance is off by at most gamma(4 n) kappa, kappa^2 = 1 + mean^2 / variance, relative to itself (Chan,
+Golub, LeVeque, The American Statistician 37, 1983, for the updating algorithms; 4 for their constant). exp, erf, tanh
+and rsqrt are taken to be within 4 u, which torch's vector library states as at most 1 ulp = 2 u.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 
-from ._pieces import Piece
+from ._pieces import Piece, cover
 
 PROFILES = ("eager", "fused")
 UNIT = {torch.float64: 2.0 ** -53, torch.float32: 2.0 ** -24, torch.float16: 2.0 ** -11, torch.bfloat16: 2.0 ** -8}
@@ -33,8 +34,8 @@ _FUNCTION = 4
 
 @dataclass(frozen=True)
 class Rounding:
-    """Of one call. unit, wide: roundoffs of what is stored and of what sums are accumulated in. splits: the ranks that a
-    contraction's terms lie on."""
+    """Of one call. unit, wide: roundoffs of what is stored and of what sums are accumulated in. splits: the ranks that
+    a contraction's terms lie on."""
 
     unit: float
     wide: float
@@ -108,8 +109,8 @@ def _rms_norm(module: nn.Module, x: torch.Tensor, y: torch.Tensor, of: Rounding)
 
 
 def _gate(module: nn.Module, x: torch.Tensor, y: torch.Tensor, of: Rounding) -> torch.Tensor:
-    """x times a function within [0, 1]: 1 + erf or 1 + tanh cancels where x is far below zero, which costs units of x. The
-    cube in GELU's tanh form moves its argument by no more than 8 units, and the function by no more than that."""
+    """x times a function within [0, 1]: 1 + erf or 1 + tanh cancels where x is far below zero, which costs units of x.
+    The cube in GELU's tanh form moves its argument by no more than 8 units, and the function by no more than that."""
     return of.wide * (2 * _FUNCTION + 8) * x.abs()
 
 
@@ -136,9 +137,11 @@ BOUNDS: Mapping[type, Bound] = {
 
 
 def known(module: nn.Module) -> bool:
-    """Whether the arithmetic is that of the class alone. A subclass may do anything, an embedding may renormalise, what works in
-    place leaves no input, and an eps that is not named depends on the format."""
-    if type(module) not in BOUNDS or getattr(module, "max_norm", None) is not None or getattr(module, "inplace", False):
+    """Whether the arithmetic is that of the class alone. A subclass may do anything, an embedding may renormalise, what
+    works in place leaves no input, and an eps that is not named depends on the format."""
+    if type(module) not in BOUNDS or getattr(module, "max_norm", None) is not None:
+        return False
+    if getattr(module, "inplace", False):
         return False
     return getattr(module, "eps", 0.0) is not None
 
@@ -174,21 +177,14 @@ def assembled(pieces: Sequence[Piece], whole: tuple[int, ...]) -> Optional[torch
     if not pieces:
         return None
     floating = pieces[0].value.is_floating_point()
-    tensor = torch.zeros(whole, dtype=torch.float64 if floating else pieces[0].value.dtype)
-    seen = torch.zeros(whole, dtype=torch.bool)
-    for piece in pieces:
-        try:
-            block = piece.place(whole)
-        except ValueError:
+    try:
+        if any(piece.place(whole).partial for piece in pieces):
             return None
-        if block.partial:
-            return None
-        place = tuple(slice(begin, begin + count) for begin, count in zip(block.offsets, piece.value.shape))
-        values = piece.value.to(tensor.dtype)
-        if bool((seen[place] & (tensor[place] != values)).any()):
-            return None
-        tensor[place], seen[place] = values, True
-    return tensor if bool(seen.all()) else None
+    except ValueError:
+        return None
+    tensor = torch.empty(whole, dtype=torch.float64 if floating else pieces[0].value.dtype)
+    seen, agree = cover(tensor, pieces)
+    return tensor if agree and bool(seen.all()) else None
 
 
 def excess(pieces: Sequence[Piece], expected: Local) -> float:

@@ -65,19 +65,25 @@ class Piece:
     placements: Optional[Placements] = None
     block: Optional[Block] = None
     inferred: str = ""
+    placed_in: Optional[tuple[int, ...]] = None
 
     def place(self, whole: tuple[int, ...]) -> Block:
         """Raises ValueError that says which placement to name."""
+        if self.block is not None and self.placed_in == whole:
+            return self.block
         if self.block is None:
             self.block = self._placed(whole)
         for begin, count, size in zip(self.block.offsets, self.value.shape, whole):
             if begin + count > size:
                 raise ValueError(f"{self.name}: {list(self.value.shape)} at {list(self.block.offsets)} does not lie in "
                                  f"the reference's {list(whole)}")
+        self.placed_in = whole
         return self.block
 
     def _placed(self, whole: tuple[int, ...]) -> Block:
         shape = tuple(self.value.shape)
+        if shape == whole and self.placements is None:
+            return Block((0,) * len(whole))
         if len(shape) != len(whole):
             raise ValueError(f"{self.name}: rank {self.rank} holds {list(shape)}, the reference {list(whole)}")
         placements = self._guess(whole) if self.placements is None else list(self.placements)
@@ -135,3 +141,27 @@ def piece_of(tensor: torch.Tensor, rank: int, name: str, step: int, axes: Sequen
             return None
         return Piece(rank, name, step, local.clone(), block=Block(tuple(offsets), partial[0] if partial else ()))
     return Piece(rank, name, step, tensor.detach().clone(), axes, placements)
+
+
+def cover(whole: torch.Tensor, pieces: Sequence[Piece]) -> tuple[torch.Tensor, bool]:
+    """Writes pieces that have their places into the whole. Which elements they cover, and whether they agree where they
+    meet: the first to be written stays."""
+    seen = torch.zeros(whole.shape, dtype=torch.bool)
+    agree = True
+    of_block: dict[tuple[tuple[int, ...], torch.Size], torch.Tensor] = {}
+    for piece in pieces:
+        values = piece.value.to(whole.dtype)
+        block = (piece.block.offsets, values.shape)
+        if block in of_block:  # a replica
+            agree = agree and torch.equal(of_block[block], values)
+            continue
+        of_block[block] = values
+        place = tuple(slice(begin, begin + count) for begin, count in zip(piece.block.offsets, values.shape))
+        again = seen[place]
+        if bool(again.any()):
+            agree = agree and not bool((again & (whole[place] != values)).any())
+            whole[place] = torch.where(again, whole[place], values)
+        else:
+            whole[place] = values
+        seen[place] = True
+    return seen, agree

@@ -56,11 +56,12 @@ def run(
 
     reference: makes the unsharded module, which gets the weights that main()'s watched model has; they have to cover
     it. step: step(module) runs it on the whole batch, loss.backward() included. A module of torch's whose arithmetic is
-    known (Linear, Embedding, LayerNorm, RMSNorm, activations) is judged alone: what the ranks have of its result against
-    what it gives in float64 for what they gave it, within its op's rounding in that profile ("eager": each op stores its
-    result, "fused": the module does). All else is held to the whole run in float64 within an estimate, the error that the
-    module's own format makes. An estimate decides only where max_amplification says how many times it is allowed: without
-    it a tensor beyond 16 times makes the verdict inconclusive, and so does a run in which nothing was judged alone.
+    known (Linear, Embedding, LayerNorm, RMSNorm, activations) is judged alone: what the ranks have of its result
+    against what it gives in float64 for what they gave it, within its op's rounding in that profile ("eager": each op
+    stores its result, "fused": the module does). All else is held to the whole run in float64 within an estimate, the
+    error that the module's own format makes. An estimate decides only where max_amplification says how many times it is
+    allowed: without it a tensor beyond 16 times makes the verdict inconclusive, and so does a run in which nothing was
+    judged alone.
 
     isolation: "process", the ranks are forked from this process, which may have one thread only: globals are each
     rank's own. "thread": they are threads that run one at a time, up to their next call, in the order of the seed

@@ -18,7 +18,7 @@ from .. import _scheme
 from .._reports import Divergence, Tap, VerifyReport
 from . import _local, _watch
 from ._local import UNIT, Local
-from ._pieces import Piece
+from ._pieces import Piece, cover
 
 #: Beyond so many times the estimate a tensor is shown, where the caller has named no number.
 SUSPECT = 16.0
@@ -31,8 +31,8 @@ Key = tuple[str, int]
 
 @dataclass
 class Expected:
-    """values: in float64. estimate: the error of the unsharded module in its own format, relative to a row's size. alone: what
-    the module has to give for what the ranks gave it, where its arithmetic is known."""
+    """values: in float64. estimate: the error of the unsharded module in its own format, relative to a row's size.
+    alone: what the module has to give for what the ranks gave it, where its arithmetic is known."""
 
     values: np.ndarray
     estimate: float
@@ -130,18 +130,12 @@ def gather_weights(module: nn.Module, weights: Mapping[str, Sequence[Piece]]) ->
     differing = None
     for name, held in weights.items():
         whole = parameters[name].detach()
-        seen = torch.zeros(whole.shape, dtype=torch.bool)
         for piece in held:
-            block = piece.place(tuple(whole.shape))
-            if block.partial:
+            if piece.place(tuple(whole.shape)).partial:
                 raise ValueError(f"{name}: a weight cannot be partial")
-            place = tuple(slice(begin, begin + count) for begin, count in zip(block.offsets, piece.value.shape))
-            values = piece.value.to(whole.dtype)
-            again = seen[place]
-            if differing is None and bool((again & (whole[place] != values)).any()):
-                differing = name
-            whole[place] = torch.where(again, whole[place], values)
-            seen[place] = True
+        seen, agree = cover(whole, held)
+        if not agree:
+            differing = differing or name
         if not bool(seen.all()):
             raise ValueError(f"{name}: the ranks hold {int(seen.sum())} of the reference's {seen.numel()} elements")
     return differing
@@ -267,7 +261,7 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, 
     if wrong is not None and wrong is first and times > 0:
         wrong.message += f", which is estimated: {times:g} times the unsharded module's own error"
     if proven:
-        report.notes.append(f"{len(proven)} of {len(report.taps)} tensors are judged alone, within the bound of their op")
+        report.notes.append(f"{len(proven)} of {len(report.taps)} tensors are judged alone, within their op's bound")
     if not gates and (wrong is first and wrong is not None or not proven):
         report.verdict = "inconclusive"
         report.notes.append("bounds are estimated and decide nothing: max_amplification=16 lets them")
@@ -276,8 +270,8 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, 
 
 def _held_to_estimates(degrees: Mapping[str, int], tensors: Tensors,
                        times: float) -> tuple[dict[str, Tap], Optional[Divergence], list[str]]:
-    """Tensors of one bound, rounded up to a power of two, are judged together. Their taps, the first that is wrong, and notes of
-    bounds too wide to say anything."""
+    """Tensors of one bound, rounded up to a power of two, are judged together. Their taps, the first that is wrong, and
+    notes of bounds too wide to say anything."""
     bounds: dict[float, list[Key]] = {}
     for key, (_, expected) in tensors.items():
         bound = min(times * expected.estimate, _WIDEST)
