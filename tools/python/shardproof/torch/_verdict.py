@@ -178,10 +178,12 @@ def _run(module: nn.Module, dtype: torch.dtype,
     torch.set_num_threads(1)  # no thread is left behind with which this process could not be forked
     try:
         with _watch.recording_reference(record), _InDouble() if dtype == torch.float64 else nullcontext():
-            step(made)
+            made_by_step = step(made)
     finally:
         torch.set_rng_state(state)
         torch.set_num_threads(threads)
+    if isinstance(made_by_step, torch.optim.Optimizer):
+        watched.optimizer = made_by_step
     record.gradients()
     return ({(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps},
             {(piece.name.removesuffix(_watch.INPUT), piece.step): tuple(piece.value.shape) for piece in record.inputs})

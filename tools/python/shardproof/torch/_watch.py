@@ -30,6 +30,7 @@ class Watched:
     axes: Sequence[Axis]
     placements: Mapping[str, Placements]
     weights: list[tuple[nn.Parameter, int]] = field(default_factory=list)  # with the versions that were recorded
+    optimizer: Optional[torch.optim.Optimizer] = None
 
     def unchanged(self) -> bool:
         return all(parameter._version == version for parameter, version in self.weights)
@@ -70,7 +71,7 @@ class Record:
     def finished(self) -> Record:
         """Without the modules: what may go to another process."""
         for watched in self.watched:
-            watched.model, watched.weights = nn.Identity(), []
+            watched.model, watched.weights, watched.optimizer = nn.Identity(), [], None
         return self
 
     def gradients(self) -> None:
@@ -81,6 +82,18 @@ class Record:
                 if parameter.grad is not None:
                     name = own_path(path)
                     self.add(self.taps, parameter.grad, f"{name}.grad", -1, watched, watched.placements_of(name))
+            if watched.optimizer is not None:
+                self._optimizer(watched, watched.optimizer)
+
+    def _optimizer(self, watched: Watched, optimizer: torch.optim.Optimizer) -> None:
+        """What it keeps of each parameter, and the parameter after its steps."""
+        for path, parameter in watched.model.named_parameters():
+            name = own_path(path)
+            kept = {key: value for key, value in optimizer.state.get(parameter, {}).items()
+                    if isinstance(value, torch.Tensor) and value.shape == parameter.shape}
+            for key, value in {**kept, "after": parameter}.items():
+                if kept:
+                    self.add(self.taps, value, f"{name}.{key}", -1, watched, watched.placements_of(name))
 
 
 def watch(
@@ -89,6 +102,7 @@ def watch(
     *,
     mesh: Optional[DeviceMesh] = None,
     placements: Optional[Mapping[str, Any]] = None,
+    optimizer: Optional[torch.optim.Optimizer] = None,
 ) -> nn.Module:
     """From a rank: what the modules of these names (patterns; the module itself is "model") give, and the gradients
     that its parameters have when main() returns, are held to the reference of shardproof.torch.run, which gets the
@@ -97,6 +111,9 @@ def watch(
     placements: of plain tensors, by patterns of their names ("*.up.weight", "layers.0.mlp"): DTensor's placements, one
     for each dim of `mesh` (all ranks in one dim, unless given). A DTensor has its own; where nothing is said, a tensor
     as large as the reference's is replicated, and one that only one mesh dim can have cut is a shard.
+
+    optimizer: what it keeps of every parameter when main() returns ("up.weight.exp_avg"), and the parameter then
+    ("up.weight.after"), are held to those of the optimizer that step(module) returns.
     """
     record = _record("watch")
     if mesh is None:
@@ -104,7 +121,7 @@ def watch(
     axes = axes_of(mesh)
     if axes is None:
         raise ValueError(f"rank {record.rank} watches a module on a mesh that it is no part of: {mesh}")
-    watched = Watched(model, axes, dict(placements or {}))
+    watched = Watched(model, axes, dict(placements or {}), optimizer=optimizer)
     record.watched.append(watched)
     for path, parameter in model.named_parameters():
         record.add(record.weights, parameter, own_path(path), -1, watched)

@@ -344,6 +344,44 @@ def test_an_auxiliary_loss_that_is_summed_twice_is_named():
     assert (report.first_divergence.tap, report.first_divergence.cause.name) == ("share", "counted_n_times")
 
 
+def trained(scales):
+    """Adam's epsilon makes its steps depend on the size of gradients."""
+    dist.init_process_group()
+    block = slice_of(4)
+    optimizer = torch.optim.Adam(block.parameters(), lr=0.1, eps=1e-2)
+    shardproof.torch.watch(block, placements={"down": Partial()}, optimizer=optimizer)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(block(X), TARGET).backward()
+        if scales and dist.get_rank() == 1:
+            block.up.weight.grad *= 2
+        optimizer.step()
+    block.up.weight.grad /= 1 + scales * (dist.get_rank() == 1)
+
+
+def whole_training(block):
+    optimizer = torch.optim.Adam(block.parameters(), lr=0.1, eps=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss_of(block(X), TARGET).backward()
+        optimizer.step()
+    return optimizer
+
+
+def test_what_an_optimizer_keeps_is_held_to_the_references():
+    right = judged(trained, False, step=whole_training, max_amplification=64)
+    assert right.verdict == "pass", str(right)
+    assert {"up.weight.exp_avg", "up.weight.exp_avg_sq", "up.weight.after"} <= {tap.name for tap in right.taps}
+
+    wrong = judged(trained, True, step=whole_training, max_amplification=64)
+
+    assert wrong.verdict == "mismatch"
+    verdicts = {tap.name: tap.verdict for tap in wrong.taps}
+    assert verdicts["up.weight.exp_avg"] == verdicts["up.weight.after"] == "mismatch"
+    with pytest.raises(ValueError, match="gives nothing named norm.weight.exp_avg"):
+        judged(trained, False, step=lambda block: [whole_training(block)])
+
+
 def fsdp(factor):
     from torch.distributed.fsdp import fully_shard
 
