@@ -252,7 +252,7 @@ def _judged(report: VerifyReport, degrees: Mapping[str, int], tensors: Tensors, 
     compared = [tap for tap in report.taps if tap.verdict != "inconclusive"]
     if times > 0 and compared:
         worst = max(compared, key=lambda tap: tap.other["estimates"])
-        report.amplification = {"max": worst.other["estimates"], "tap": worst.name, "estimated": True}
+        report.amplification = {"max": float(worst.other["estimates"]), "tap": worst.name, "estimated": True}
     report.notes = [f"{pieces[0].name}: taken for {pieces[0].inferred}" for pieces, _ in tensors.values()
                     if pieces[0].inferred] + wide
     report.notes += [f"{tap.name}: zero, or one value throughout: agreement proves nothing" for tap in report.taps
