@@ -28,7 +28,7 @@ void combine(MatrixView<const T> y, MatrixView<const std::int64_t> positions, Ma
   require_equal("combine", "columns of the output", y.cols, out.cols);
   for (Index t = 0; t < positions.rows; ++t) {
     for (const Index row : positions.row(t)) {
-      if (row < 0 || row >= y.rows) throw ShapeError("combine", "position (below the rows of y)", y.rows, row);
+      if (row < kElsewhere || row >= y.rows) throw ShapeError("combine", "position (below the rows of y)", y.rows, row);
     }
   }
   const Index slots = positions.cols;
@@ -37,7 +37,10 @@ void combine(MatrixView<const T> y, MatrixView<const std::int64_t> positions, Ma
       T* const to = out.row(t).data();
       const auto column_block = [&](Index begin, auto load) {
         simd::Vec<T> sum{};
-        for (Index s = 0; s < slots; ++s) sum = sum + weights(t, s) * load(y.row(positions(t, s)).data() + begin);
+        for (Index s = 0; s < slots; ++s) {
+          if (positions(t, s) == kElsewhere) continue;
+          sum = sum + weights(t, s) * load(y.row(positions(t, s)).data() + begin);
+        }
         return rounding(sum);
       };
       Index i = 0;

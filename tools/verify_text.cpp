@@ -242,9 +242,10 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   const AttentionSpec& attention = m.layers[0].attention;
   const FeedForwardSpec& experts = m.experts();
   std::string text = toned(plan.name.empty() ? "plan" : one_line(plan.name), Tone::bold);
-  text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{}{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}\n",
+  text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{}{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}{}\n",
                       plan.world(), p.tp, p.cp, p.cp > 1 ? fmt::format(" by {}", to_string(p.cp_comm)) : "", p.dp, p.pp,
-                      p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp);
+                      p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp,
+                      p.dispatch == DispatchComm::all_to_all ? "" : fmt::format(" by {}", to_string(p.dispatch)));
   for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);

@@ -104,6 +104,7 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::expert_activation:
     case TapKind::expert_partial:
     case TapKind::expert_output:
+    case TapKind::moe_partial:
       break;
   }
   return std::nullopt;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "emu/diagnose/internal/moe_slots.h"
+#include "emu/plan/deployment.h"
 #include "ops/router.h"
 
 namespace shardproof::diagnosis {
@@ -167,6 +168,59 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
   return std::nullopt;
 }
 
+/// The sum over ep, of what the experts of each rank make of a token.
+std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
+  const Plan& plan = wrong.model.plan();
+  if (!plan.parallel.sums_over_ep()) return std::nullopt;
+  const MoeSlots moe(wrong, wrong.witnesses);
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  const auto partial = [&](std::size_t i, int member) {
+    const Slots& slots = moe.slots(i);
+    Row sum(moe.row(i).got.size(), 0.0);
+    for (std::size_t s = 0; s < slots.experts.size(); ++s) {
+      if (serving_ep(plan.model, deployment, wrong.layer, moe.row(i).row, slots.experts[s]) != member) continue;
+      for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += slots.weights[s] * slots.outputs[s][c];
+    }
+    return sum;
+  };
+  const auto place = [&](const WrongRow& row) { return static_cast<std::size_t>(&row - wrong.witnesses.data()); };
+  const PartialSums sum{.members = plan.parallel.ep,
+                        .partial = [&](const WrongRow& row, int member) { return partial(place(row), member); },
+                        .own = [&](const WrongRow& row) { return wrong.at(row).ep; },
+                        .finish = [&](Row& values) { wrong.model.finish(values); }};
+  const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance);
+  if (!fault) return std::nullopt;
+  return cause_of(*fault, "ep", plan.parallel.ep);
+}
+
+/// Every rank that holds a replica of a chosen expert adds its output.
+std::optional<Cause> replicas_summed_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  const Plan& plan = wrong.model.plan();
+  const auto maps = expert_maps_of(plan.model, plan.parallel, plan.workload.routing);
+  if (!plan.parallel.sums_over_ep() || maps == nullptr) return std::nullopt;
+  const ExpertMap& map = (*maps)[static_cast<std::size_t>(wrong.layer)];
+  const auto ranks_with = [&](std::int64_t expert) {
+    std::set<std::int64_t> ranks;
+    for (const std::int32_t replica : map.replicas(expert)) {
+      ranks.insert(shard_of(std::ssize(map.logical()), plan.parallel.ep, replica));
+    }
+    return static_cast<double>(ranks.size());
+  };
+  double most = 1;
+  for (std::size_t i = 0; i < wrong.rows.size(); ++i) {
+    for (const std::int64_t expert : moe.slots(i).experts) most = std::max(most, ranks_with(expert));
+  }
+  const auto output = [&](std::size_t i, std::size_t s) {
+    return scaled(moe.slots(i).outputs[s], ranks_with(moe.slots(i).experts[s]));
+  };
+  if (most < 2 || !moe.explained_by_outputs(output)) return std::nullopt;
+  return Cause{
+      "replicas_summed",
+      fmt::format("every ep rank that holds a replica of a chosen expert adds its output, up to {} of them, on "
+                  "{}",
+                  most, ranks_of(wrong.rows))};
+}
+
 /// What the slots' experts are, or how often they count.
 std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
@@ -237,10 +291,12 @@ std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
+  if (auto cause = sum_over_ep_cause(wrong)) return cause;
   const std::vector<WrongRow> routed = routed_beside(wrong);
   if (auto cause = weights_cause(wrong, MoeSlots(wrong, routed))) return cause;
   const MoeSlots moe(wrong, wrong.rows);
   if (auto cause = reduction_cause(wrong, moe)) return cause;
+  if (auto cause = replicas_summed_cause(wrong, moe)) return cause;
   if (auto cause = expert_cause(wrong, moe)) return cause;
   return token_cause(wrong, moe);
 }

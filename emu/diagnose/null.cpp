@@ -220,6 +220,7 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
     case TapKind::expert_activation:
     case TapKind::expert_partial:
     case TapKind::expert_output:
+    case TapKind::moe_partial:
       break;  // of the rounding
   }
   return {};

@@ -24,6 +24,8 @@ int DumpPlacement::part_of_rank(int rank, TapKind kind) const {
       return at.tp;
     case TapParts::over_etp:
       return at.etp;
+    case TapParts::over_ep:
+      return at.ep;
   }
   return -1;
 }
@@ -58,7 +60,7 @@ Range DumpPlacement::cols(int rank, const TapId& tap) const {
 
 HeldBlock DumpPlacement::part(int rank, const TapId& tap) const {
   const TapRow& row = tap_row(tap.kind);
-  if (!row.slots) return {rows(rank, row.rows), cols(rank, tap)};
+  if (!row.slots && row.parts != TapParts::over_ep) return {rows(rank, row.rows), cols(rank, tap)};
   std::vector<std::int64_t> slots(static_cast<std::size_t>(tap_rows(plan_.model, tap, plan_.workload.tokens())));
   std::iota(slots.begin(), slots.end(), std::int64_t{0});
   return {std::move(slots), cols(rank, tap)};

@@ -24,7 +24,10 @@ inline constexpr std::int64_t kWeightBytesKept = std::int64_t{128} << 20;
 
 /// The partial sums that a run under these degrees has, for all_taps().
 inline TapPartCounts tap_parts(const Parallel& parallel) {
-  return {.tp = parallel.tp, .etp = parallel.etp, .ring = parallel.in_ring() ? parallel.cp : 0};
+  return {.tp = parallel.tp,
+          .etp = parallel.etp,
+          .ep = parallel.sums_over_ep() ? parallel.ep : 0,
+          .ring = parallel.in_ring() ? parallel.cp : 0};
 }
 
 /// What a run is held to.

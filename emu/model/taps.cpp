@@ -137,6 +137,12 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .inner = true,
      .slots = true,
      .width = sizes::routed_hidden},
+    {.kind = TapKind::moe_partial,
+     .name = "moe.partial",
+     .inner = true,
+     .parts = TapParts::over_ep,
+     .width = sizes::routed_hidden,
+     .rows = TapRows::all},
     {.kind = TapKind::moe_output, .name = "moe.output", .width = sizes::routed_hidden},
     {.kind = TapKind::mlp_gate,
      .name = "mlp.gate",
@@ -200,6 +206,7 @@ std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* part
       }
       const int count = row.parts == TapParts::over_tp    ? parts->tp
                         : row.parts == TapParts::over_etp ? parts->etp
+                        : row.parts == TapParts::over_ep  ? parts->ep
                                                           : parts->ring;
       for (int part = 0; part < count; ++part) taps.push_back({.layer = layer, .kind = row.kind, .part = part});
     }

@@ -49,6 +49,7 @@ enum class TapKind : std::int8_t {
   expert_activation,
   expert_partial,  ///< of an expert's output, before its reduction, as stored
   expert_output,   ///< after its reduction, back with its token
+  moe_partial,     ///< combined of one rank's experts, before its reduction over ep, as stored
   moe_output,      ///< combined
   mlp_gate,        ///< of the MLP that serves every token
   mlp_up,
@@ -73,7 +74,7 @@ enum class TapRows {
 
 /// Where every rank along an axis has a partial sum, a tap is one rank's of them (TapId::part). In a ring over cp every
 /// rank has a part of its rows for the keys of each, and a tap is that for one rank's keys.
-enum class TapParts { whole, over_tp, over_etp, over_ring };
+enum class TapParts { whole, over_tp, over_etp, over_ep, over_ring };
 
 /// A layer in which it is 0 wide has no such tap.
 struct TapRow {
@@ -124,6 +125,7 @@ std::vector<TapId> all_taps(const ModelConfig& model);
 struct TapPartCounts {
   int tp = 1;
   int etp = 1;
+  int ep = 0;    ///< of the combined experts, where ranks of ep make them of the same tokens
   int ring = 0;  ///< of attention, where keys go round a ring
 };
 /// The same with the inner taps.

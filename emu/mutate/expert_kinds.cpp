@@ -37,7 +37,7 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
 
 Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep != plan.parallel.etp || plan.parallel.ep < 2) return {};
+  if (plan.parallel.ep != plan.parallel.etp || plan.parallel.ep < 2 || plan.parallel.routes_alike()) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
@@ -75,7 +75,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
 /// A term that every etp rank adds to its partial sum: the experts' own input.
 Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.etp < 2) return {};
+  if (plan.parallel.etp < 2 || plan.parallel.routes_alike()) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::etp, place.rank);

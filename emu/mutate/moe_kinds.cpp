@@ -1,5 +1,6 @@
 // Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
+#include <set>
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
@@ -48,9 +49,96 @@ Site return_site(int layer, std::vector<int> ranks) {
   return {.op = Op::combine_return, .layer = layer, .ranks = std::move(ranks)};
 }
 
+bool goes_all_to_all(const Plan& plan) {
+  return plan.parallel.ep > 1 && !plan.parallel.sums_over_ep();
+}
+
+/// Of the sum over ep of what each rank's experts make.
+template <SumFault fault>
+Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (!plan.parallel.sums_over_ep()) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const std::vector<int> group = sites.group(Axis::ep, place.rank);
+    const Site site{.op = Op::moe_reduce, .layer = place.layer, .ranks = group};
+    result.push_back({.layer = place.layer,
+                      .ranks = group,
+                      .group = "ep",
+                      .tap = moe_output_tap(place.layer),
+                      .causes = causes_of(fault),
+                      .make = faulty_reduction(plan, site, fault, sites.mesh.coordinates(place.rank).ep)});
+    // The others' choices may be all that there are: without them a token has its own rank's part, or nothing.
+    if (fault == SumFault::missing)
+      result.back().causes.insert(result.back().causes.end(), {"expert_missing", "reduction_dropped"});
+    if (fault == SumFault::doubled) result.back().causes.emplace_back("counted_n_times");
+  }
+  return result;
+}
+
+/// One rank has the gathered rows of the ep group in another order than their choices.
+Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.dispatch != DispatchComm::all_gather || plan.parallel.ep < 2) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const Site site{.op = Op::dispatch_rows, .layer = place.layer, .ranks = {place.rank}};
+    result.push_back({.layer = place.layer,
+                      .ranks = site.ranks,
+                      .group = "ep",
+                      .tap = moe_output_tap(place.layer),
+                      .causes = {"tokens_permuted"},
+                      .make = faulty_gather(site, GatherFault::reversed)});
+  }
+  return result;
+}
+
+/// Every rank takes the replica of its own, where it has one: each adds its share.
+Instances replicas_summed(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (sites.expert_maps == nullptr || !plan.parallel.routes_alike()) return {};
+  Instances result;
+  for (const Place& place : sites.moe_places(limit)) {
+    const ExpertMap map = (*sites.expert_maps)[static_cast<std::size_t>(place.layer)];
+    const auto ranks_with = [&](std::int32_t expert) {
+      std::set<std::int64_t> ranks;
+      for (const std::int32_t replica : map.replicas(expert)) {
+        ranks.insert(shard_of(std::ssize(map.logical()), plan.parallel.ep, replica));
+      }
+      return ranks.size();
+    };
+    const auto choices = plan.choices[static_cast<std::size_t>(place.layer)].span();
+    if (std::ranges::none_of(choices, [&](std::int32_t expert) { return ranks_with(expert) > 1; })) continue;
+    const Mesh mesh = sites.mesh;
+    const int layer = place.layer;
+    result.push_back({.layer = layer,
+                      .ranks = sites.stage_ranks(sites.stage_of(layer)),
+                      .group = "ep",
+                      .tap = moe_output_tap(layer),
+                      .causes = {"replicas_summed", "counted_n_times"},
+                      .make = script([=](Script& made) {
+                        made.replicas = [=](const Rank& rank, const FaultSite& site,
+                                            ops::MatrixView<const std::int32_t> ids,
+                                            ops::MatrixView<std::int32_t> physical) {
+                          if (site.layer != layer) return;
+                          const Range own = partition(std::ssize(map.logical()), mesh.parallel().ep,
+                                                      mesh.coordinates(to_int(rank.id())).ep);
+                          for (std::int64_t i = 0; i < ids.rows; ++i) {
+                            for (std::int64_t s = 0; s < ids.cols; ++s) {
+                              for (const std::int32_t replica : map.replicas(ids(i, s))) {
+                                if (replica >= own.begin && replica < own.end()) physical(i, s) = replica;
+                              }
+                            }
+                          }
+                        };
+                      })});
+  }
+  return result;
+}
+
 Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.edp < 2 || plan.parallel.ep < 2) return {};
+  if (plan.parallel.edp < 2 || !goes_all_to_all(plan)) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::ep, place.rank);
@@ -65,7 +153,7 @@ Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
 
 Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep < 2) return {};
+  if (!goes_all_to_all(plan)) return {};
   Instances result;
   const std::int64_t hidden = plan.model.hidden_size;
   for (const Place& place : sites.sending_places(limit)) {
@@ -80,7 +168,7 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
 
 Instances return_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep < 2) return {};
+  if (!goes_all_to_all(plan)) return {};
   Instances result;
   for (const Place& place : sites.sending_places(limit)) {
     const auto reverse = [](std::span<double> rows, const internal::Call& call) {
@@ -94,7 +182,7 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
 
 Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep < 2) return {};
+  if (!goes_all_to_all(plan)) return {};
   Instances result;
   const std::int64_t hidden = plan.model.hidden_size;
   for (const Place& place : sites.sending_places(limit)) {
@@ -172,16 +260,18 @@ Instances routing(const MutablePlan& plan, std::size_t limit, const std::string&
   const Sites sites(plan);
   Instances result;
   for (const Place& place : sites.moe_places(limit)) {
-    const int rank = place.rank;
     const int layer = place.layer;
+    // Ranks that route the same rows run the same program.
+    const std::vector<int> ranks =
+        plan.parallel.routes_alike() ? sites.group(Axis::tp, place.rank) : std::vector{place.rank};
     result.push_back({.layer = layer,
-                      .ranks = {rank},
+                      .ranks = ranks,
                       .tap = moe_output_tap(layer),
                       .causes = cause == "expert_map" ? or_weights(plan, cause) : Causes{cause},
                       .make = script([=](Script& made) {
                         made.routing = [=](const Rank& at, const FaultSite& in, Scores logits, Ids ids,
                                            Weights weights) {
-                          if (to_int(at.id()) == rank && in.layer == layer) edit(in, logits, ids, weights);
+                          if (among(ranks, at) && in.layer == layer) edit(in, logits, ids, weights);
                         };
                       })});
   }
@@ -253,11 +343,15 @@ Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
   });
 }
 
+bool gathers_output(const Plan& plan) {
+  return plan.parallel.tp > 1 && !plan.parallel.sp && !plan.parallel.routes_alike();
+}
+
 /// The gather of the combined rows over tp, without sequence parallelism.
 template <GatherFault fault>
 Instances output_gather(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.sp || plan.parallel.tp < 2) return {};
+  if (!gathers_output(plan)) return {};
   Instances result;
   for (const Place& place : sites.moe_places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
@@ -277,7 +371,7 @@ Instances output_gather(const MutablePlan& plan, std::size_t limit) {
 /// The output, whole already, is summed over tp as well.
 Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.sp || plan.parallel.tp < 2) return {};
+  if (!gathers_output(plan)) return {};
   Instances result;
   for (const Place& place : sites.moe_places(limit)) {
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
@@ -326,6 +420,13 @@ constexpr MutationKind kMoeKinds[] = {
     {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},
     {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
     {"return_order", "rows come back from the experts in the wrong order", return_order},
+    {"dispatch_gathered_order", "one rank has the gathered rows in another order than their choices", gathered_order},
+    {"moe_reduction_dropped", "what the experts of each ep rank make is not summed", sum_over_ep<SumFault::dropped>},
+    {"moe_reduction_doubled", "what the experts of each ep rank make is summed over ep twice",
+     sum_over_ep<SumFault::repeated>},
+    {"moe_partial_sum_missing", "what one ep rank's experts make is lost", sum_over_ep<SumFault::missing>},
+    {"moe_partial_sum_doubled", "what one ep rank's experts make counts twice", sum_over_ep<SumFault::doubled>},
+    {"expert_replicas_summed", "every ep rank that has a replica of an expert adds its output", replicas_summed},
     {"expert_counted_per_replica", "a replicated expert counts once per replica", counted_per_replica},
     {"moe_output_reduced_over_tp", "the experts' output is summed over tp although it is whole", reduced_over_tp},
     {"output_gather_order", "combined rows are gathered over tp in the wrong order",

@@ -151,10 +151,14 @@ Mutation skipped(const Site& site, std::vector<std::string> causes) {
           })};
 }
 
+Op first_dispatch_call(const Plan& plan) {
+  return plan.parallel.sums_over_ep() ? Op::dispatch_rows : Op::dispatch_counts;
+}
+
 Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel& p = plan.parallel;
-  if (p.ep < 2) return {};
+  if (p.ep < 2 || p.routes_alike()) return {};
   Instances result;
   for (std::int64_t m = 0; m < sites.tokens.microbatches() && result.size() < limit; ++m) {
     for (int dp = p.dp - 1; dp >= 0 && result.size() < limit; --dp) {
@@ -162,9 +166,9 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
         if (sites.tokens.own({.tp = tp, .dp = dp}, m).count() > 0) continue;
         const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
         const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = sites.stage_of(layer)});
-        result.push_back(
-            skipped({.op = Op::dispatch_counts, .layer = layer, .ranks = {rank}, .microbatch = static_cast<int>(m)},
-                    {"call_sequence"}));
+        result.push_back(skipped(
+            {.op = first_dispatch_call(plan), .layer = layer, .ranks = {rank}, .microbatch = static_cast<int>(m)},
+            {"call_sequence"}));
       }
     }
   }
@@ -173,11 +177,12 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
 
 Instances rank_skips_all_to_all(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep < 2) return {};
+  if (plan.parallel.ep < 2 || plan.parallel.routes_alike()) return {};
   Instances result;
   for (const Place& place : sites.moe_places(limit)) {
     const int rank = sites.group(Axis::ep, place.rank).back();
-    result.push_back(skipped({.op = Op::dispatch_counts, .layer = place.layer, .ranks = {rank}}, {"call_sequence"}));
+    result.push_back(
+        skipped({.op = first_dispatch_call(plan), .layer = place.layer, .ranks = {rank}}, {"call_sequence"}));
   }
   return result;
 }
@@ -298,7 +303,7 @@ int rank_with_other_splits(const Sites& sites, int layer) {
 template <bool stale>
 Instances wrong_splits(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.parallel.ep < 2) return {};
+  if (plan.parallel.ep < 2 || plan.parallel.sums_over_ep()) return {};
   Instances result;
   for (const Place& place : sites.moe_places(5)) {
     const int layer = place.layer;

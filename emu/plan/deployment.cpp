@@ -4,6 +4,20 @@
 
 namespace shardproof {
 
+int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,
+               std::int64_t expert) {
+  // Every stage has the same grid of ranks; the first one's tells.
+  const Mesh mesh(deployment.layouts.front().parallel);
+  const int router = mesh.rank_at(deployment.tokens.home(row).at);
+  const Layout& layout = deployment.layouts[static_cast<std::size_t>(router)];
+  const LayerLayout& held = layout.layer(model, layer);
+  if (layout.expert_maps != nullptr) {
+    const ExpertMap& map = (*layout.expert_maps)[static_cast<std::size_t>(layer)];
+    expert = map.choose(expert, row, held.experts, layout.parallel.experts.replica);
+  }
+  return held.expert_owner[static_cast<std::size_t>(expert)];
+}
+
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload) {
   const Mesh mesh(parallel);
   Deployment deployment{

@@ -19,6 +19,10 @@ struct Deployment {
   std::vector<std::int64_t> kv_blocks;  ///< by replica, of a rank's cache; none without requests
 };
 
+/// The place along ep of the rank whose experts serve a token, a global row, that has chosen that expert of the layer.
+int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,
+               std::int64_t expert);
+
 /// A forward over whole sequences, or the steps in which requests are served. The plan must be valid (validate.h).
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload);
 

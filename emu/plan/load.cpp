@@ -228,6 +228,17 @@ CpComm read_cp_comm(ObjectReader& reader, Problems& problems) {
   return CpComm::p2p;
 }
 
+DispatchComm read_dispatch(ObjectReader& reader) {
+  const std::optional<std::string> name = reader.string({"dispatch"});
+  if (!name) return DispatchComm::all_to_all;
+  for (const DispatchComm dispatch : {DispatchComm::all_to_all, DispatchComm::all_gather, DispatchComm::all_reduce}) {
+    if (*name == to_string(dispatch)) return dispatch;
+  }
+  reader.problem(reader.field("dispatch"),
+                 fmt::format(R"({}; "all_to_all", "all_gather" or "all_reduce" is needed)", in_quotes(*name)));
+  return DispatchComm::all_to_all;
+}
+
 /// `defaults` gets a line for each degree that another system's default has set.
 Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, const LayerList& layers,
                        std::vector<std::string>& defaults, Problems& problems) {
@@ -273,6 +284,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.edp = static_cast<int>(std::clamp<std::int64_t>(replicas, 1, INT32_MAX));
   if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
   parallel.cp_comm = read_cp_comm(reader, problems);
+  parallel.dispatch = read_dispatch(reader);
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);

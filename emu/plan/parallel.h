@@ -19,6 +19,25 @@ constexpr const char* to_string(CpComm comm) {
   return comm == CpComm::p2p ? "p2p" : comm == CpComm::all_gather ? "all_gather" : "a2a";
 }
 
+/// How tokens come to the experts that they choose, and what these make of them back (vLLM's all2all_backend, SGLang's
+/// moe_a2a_backend). Every way allows every degree but where it says so.
+enum class DispatchComm {
+  all_to_all,  ///< over ep, each row to the owners of its experts and back
+  /// Over ep: of every row with its choices and weights; a rank weighs what its experts make of all of them, and these
+  /// partial sums are reduce-scattered (vLLM's allgather_reducescatter, Megatron's allgather dispatcher).
+  all_gather,
+  /// Nothing is sent: ep and etp lie inside tp, whose ranks have the same tokens, so each routes all of them; the
+  /// partial sums are all-reduced over ep (SGLang without all-to-all). ep * etp divides tp, no sp, and replicas of an
+  /// expert are not chosen by who asks.
+  all_reduce,
+};
+/// "all_to_all", "all_gather", "all_reduce".
+constexpr const char* to_string(DispatchComm dispatch) {
+  return dispatch == DispatchComm::all_to_all   ? "all_to_all"
+         : dispatch == DispatchComm::all_gather ? "all_gather"
+                                                : "all_reduce";
+}
+
 /// Attention and experts each span the whole world: tp * cp * dp * pp = world = etp * ep * edp * pp.
 struct Parallel {
   int tp = 1;       ///< tensor parallel degree of attention, embedding and head
@@ -30,6 +49,7 @@ struct Parallel {
   int edp = 1;      ///< replicas of each expert; derived
   bool sp = false;  ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
   CpComm cp_comm = CpComm::p2p;
+  DispatchComm dispatch = DispatchComm::all_to_all;
   /// How many layers each stage runs; empty: as even as they divide, the first stages one more.
   std::vector<std::int64_t> layers_per_stage = {};
   /// The vocabulary is padded to a multiple of this times tp, every rank holding as many rows, the last ones perhaps
@@ -40,6 +60,10 @@ struct Parallel {
   int world() const { return tp * cp * dp * pp; }
   /// Attention is made of parts, one for the keys of each rank of cp.
   bool in_ring() const { return cp > 1 && cp_comm == CpComm::p2p; }
+  /// Every rank of tp routes all tokens of its replica.
+  bool routes_alike() const { return dispatch == DispatchComm::all_reduce; }
+  /// Of what experts make of a token, every rank of ep has a partial sum.
+  bool sums_over_ep() const { return ep > 1 && dispatch != DispatchComm::all_to_all; }
   bool operator==(const Parallel&) const = default;
 };
 

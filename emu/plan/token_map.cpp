@@ -158,7 +158,7 @@ double RankTokens::pairs_over_cp(std::int64_t window) const {
 }
 
 Range TokenMap::own_places(std::int64_t rows, int tp) const {
-  return partition(rows, parallel_.tp, tp);
+  return parallel_.routes_alike() ? Range{0, rows} : partition(rows, parallel_.tp, tp);
 }
 
 TokenRows TokenMap::rows(const Coordinates& at, std::int64_t microbatch) const {
@@ -228,6 +228,7 @@ RowHome TokenMap::home(std::int64_t row) const {
   result.at.dp = static_cast<int>(part / microbatches_);
   result.at.cp = static_cast<int>(index % parallel_.cp);
   result.microbatch = part % microbatches_;
+  if (parallel_.routes_alike()) return result;
   const TokenRows held = rows(result.at, result.microbatch);
   result.at.tp = static_cast<int>(shard_of(held.count(), parallel_.tp, *held.place_of(row)));
   return result;

@@ -8,7 +8,7 @@
 // does not divide a length: pieces differ by a token, and may be empty. A decode step has one token of each sequence,
 // hence its sequences are split instead, as contiguous as they lie. Within a tp group every rank's attention sees the
 // same rows; each row is `own` to one rank of the group, which routes it, and holds it alone under sequence
-// parallelism.
+// parallelism. Where every rank of the group routes alike (DispatchComm::all_reduce), all rows are own to each.
 //
 // Example, lengths {3, 1, 2}, dp 2, tp 2, sp, one microbatch: attention at dp 0 sees rows 0..3; own to tp 0 are 0 and
 // 1, and these are its part of the residual stream. Example, length 9, cp 2: pieces of 3, 2, 2, 2 tokens; cp 0 has rows
@@ -52,7 +52,8 @@ struct RankTokens {
   double pairs_of_part(int keys_of) const;
 };
 
-/// Where a row is routed: the rank that it is own to, in every stage (pp and the expert axes are left 0).
+/// Where a row is routed: the rank that it is own to, the first of those that route alike, in every stage (pp and the
+/// expert axes are left 0).
 struct RowHome {
   Coordinates at;
   std::int64_t microbatch = 0;

@@ -254,6 +254,7 @@ class Checker {
     }
     check_stages();
     if (p_.cp > 1) check_context_parallel();
+    if (p_.routes_alike()) check_replicated_dispatch();
     if (p_.sp && p_.tp == 1) {
       problem("parallel.sp",
               "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
@@ -292,6 +293,28 @@ class Checker {
       if (absent == held.end()) continue;
       problem(field, fmt::format("expert {} is nowhere; each is needed once at least", absent - held.begin()));
       return;
+    }
+  }
+
+  /// Without a dispatch, ranks that share a layer's experts must have the same tokens, and choose alike.
+  void check_replicated_dispatch() {
+    const auto refuse = [&](const std::string& why) { problem("parallel.dispatch", "all_reduce: " + why); };
+    if (model_.dense()) refuse(fmt::format("no layer of \"{}\" has experts; no dispatch is needed", model_.model_type));
+    if (p_.tp % (std::int64_t{p_.ep} * p_.etp) != 0) {
+      refuse(fmt::format(
+          "the ranks of a layer's experts, ep {} * etp {} = {}, are not inside tp {}, whose ranks alone have "
+          "the same tokens; ep * etp that divides tp, or \"all_gather\" or \"all_to_all\", is needed",
+          p_.ep, p_.etp, std::int64_t{p_.ep} * p_.etp, p_.tp));
+    }
+    if (p_.sp) {
+      refuse(
+          "under sequence parallelism the ranks of tp have different tokens; sp false, or \"all_gather\" or "
+          "\"all_to_all\", is needed");
+    }
+    if (p_.experts.replica == ExpertPlacement::Replica::nearest) {
+      refuse(
+          "replica \"nearest\" has every rank choose its own replica of an expert, so that each would add its share; "
+          "\"round_robin\" is needed");
     }
   }
 
@@ -350,7 +373,8 @@ class Checker {
   /// The nearest valid plans, and what else the degrees leave over, on one last line.
   void suggest() {
     const bool about_degrees = std::any_of(problems_.begin(), problems_.end(), [](const Problem& problem) {
-      return problem.field.starts_with("parallel") && problem.field != "parallel.cp_comm";
+      return problem.field.starts_with("parallel") && problem.field != "parallel.cp_comm" &&
+             problem.field != "parallel.dispatch";
     });
     if (!about_degrees) return;
     const Neighbours near = nearest_valid(plan_);

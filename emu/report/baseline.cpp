@@ -96,6 +96,7 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
     for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);
     hasher.add(p.sp);
     if (p.cp > 1) hasher.add(static_cast<std::int64_t>(p.cp_comm));
+    if (p.dispatch != DispatchComm::all_to_all) hasher.add(random_key(5, to_string(p.dispatch)));
     hasher.add(plan.workload.microbatches);
     if (plan.workload.serving) add_serving(*plan.workload.serving, hasher);
   }

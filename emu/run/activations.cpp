@@ -13,6 +13,7 @@ struct LayerRows {
   double intermediate_size = 0;  ///< of an expert's slice
   double mlp_rows = 0;           ///< that the MLP for all tokens works on
   double mlp_size = 0;           ///< of its slice
+  double gathered = 0;           ///< of the whole ep group, beside their sums
   double over_cp = 0;            ///< elements of keys and values of other ranks of cp, beside the rank's own
 };
 
@@ -54,6 +55,8 @@ std::map<int, MicrobatchRows> rows_of(const RankTrace& trace, const ModelConfig&
     } else if (record.op == Op::router_logits) {
       layer.own = rows;
       layer.experts = cols;
+    } else if (record.op == Op::dispatch_rows) {
+      layer.gathered = rows;
     } else if (record.op == Op::moe_permute) {
       layer.slots = rows;
     } else if (record.op == Op::moe_sort) {
@@ -71,8 +74,8 @@ double alive_elements(const MicrobatchRows& microbatch) {
     const double stream = layer.stream * layer.hidden;
     const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv) + layer.over_cp;
     // One expert works at a time; the rows of the others wait.
-    const double experts = stream + layer.slots * layer.hidden + layer.expert_rows * 2 * layer.hidden +
-                           layer.busiest * 2 * layer.intermediate_size;
+    const double experts = stream + 2 * layer.gathered * layer.hidden + layer.slots * layer.hidden +
+                           layer.expert_rows * 2 * layer.hidden + layer.busiest * 2 * layer.intermediate_size;
     const double mlp = layer.mlp_rows * (2 * layer.hidden + 2 * layer.mlp_size);
     worst = std::max(worst, stream + std::max({attention, experts, mlp, microbatch.head}));
   }

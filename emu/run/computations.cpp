@@ -285,8 +285,8 @@ void Computations<T>::round_partial([[maybe_unused]] Tensor& x, [[maybe_unused]]
 }
 
 template <class T>
-typename Computations<T>::Ids Computations<T>::choose_replicas(int layer, const Ids& ids) const {
-  Ids physical(ids.rows(), ids.cols());
+void Computations<T>::choose_replicas([[maybe_unused]] int layer, [[maybe_unused]] const Ids& ids,
+                                      [[maybe_unused]] Ids& physical) const {
   if constexpr (!kDry) {
     const ExpertMap& map = (*layout_.expert_maps)[static_cast<std::size_t>(layer)];
     const TokenRows own = tokens_.rows.part(own_rows());
@@ -304,18 +304,27 @@ typename Computations<T>::Ids Computations<T>::choose_replicas(int layer, const 
       ground_.program.fault->edit_replicas(ground_.rank, {.layer = layer, .microbatch = microbatch_}, ids, physical);
     }
   }
+}
+
+template <class T>
+typename Computations<T>::Ids Computations<T>::physical_experts(int layer, const Routing& routing) const {
+  Ids physical(routing.ids.rows(), routing.ids.cols());
+  if constexpr (!kDry) {
+    if (layout_.expert_maps != nullptr) {
+      choose_replicas(layer, routing.ids, physical);
+    } else {
+      std::ranges::copy(routing.ids.span(), physical.span().begin());
+    }
+  }
   return physical;
 }
 
 template <class T>
-Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& routing) const {
+Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Ids& experts) const {
   if constexpr (kDry) {
     return {.counts = ground_.run.sent(layer, microbatch_, layout_.at)};
   } else {
-    Ids physical;
-    if (layout_.expert_maps != nullptr) physical = choose_replicas(layer, routing.ids);
-    Permutation permutation = permute_by_owner(layout_.expert_maps != nullptr ? physical : routing.ids,
-                                               held(layer).expert_owner, layout_.parallel.ep);
+    Permutation permutation = permute_by_owner(experts, held(layer).expert_owner, layout_.parallel.ep);
     if (tapped_inside()) {
       std::vector<std::int64_t> to_each;
       for (const std::size_t count : element_counts(permutation.counts, held(layer).most_experts, 1)) {
@@ -326,6 +335,70 @@ Permutation Computations<T>::permute(int layer, [[maybe_unused]] const Routing& 
     }
     return permutation;
   }
+}
+
+template <class T>
+std::vector<TokenRows> Computations<T>::own_over_ep() const {
+  const auto rows_of = [&](const Mesh& mesh, const TokenMap& tokens) {
+    std::vector<TokenRows> rows;
+    for (const int member : mesh.group(Axis::ep, mesh.rank_at(layout_.at))) {
+      rows.push_back(tokens.own(mesh.coordinates(member), microbatch_));
+    }
+    return rows;
+  };
+  if constexpr (kDry) {
+    return rows_of(ground_.run.mesh(), ground_.run.tokens());
+  } else {
+    return rows_of(Mesh(layout_.parallel), ground_.program.deployment.tokens);
+  }
+}
+
+template <class T>
+Selection Computations<T>::select(int layer, [[maybe_unused]] const Ids& experts,
+                                  [[maybe_unused]] const Counts& rows_of) const {
+  if constexpr (kDry) {
+    Selection selection;
+    selection.counts = ground_.run.arriving(layer, microbatch_, layout_.at);
+    selection.count = sum_of(selection.counts);
+    return selection;
+  } else {
+    return select_for_owner(experts, rows_of, held(layer).expert_owner, layout_.parallel.ep, layout_.at.ep);
+  }
+}
+
+template <class T>
+typename Computations<T>::Tensor Computations<T>::combine_selected(Op op, int layer, const Tensor& outputs,
+                                                                   [[maybe_unused]] const Selection& selection,
+                                                                   const Tensor& weights) {
+  Tensor y(weights.rows(), model_.hidden_size);
+  const bool partial = layout_.parallel.sums_over_ep();
+  if constexpr (!kDry) {
+    // A partial sum is rounded as one that is to be sent, below.
+    const ops::Format unrounded = std::is_same_v<T, float> ? ops::Format::fp32 : ops::Format::fp64;
+    ops::combine<T>(outputs, selection.positions, weights, partial ? unrounded : format_, y);
+    inject_result_fault(op, layer, y.view(), outputs.view(), weights.view(), selection.positions.view());
+  }
+  if (partial) round_partial(y, layout_.parallel.ep);
+  record(op, layer, y.rows(), y.cols(), ops::combine_rows_cost(y.rows(), outputs.rows(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
+std::vector<std::int64_t> Computations<T>::selected_slots(
+    [[maybe_unused]] const Selection& selection, [[maybe_unused]] const std::vector<TokenRows>& rows_of) const {
+  std::vector<std::int64_t> slots;
+  if constexpr (!kDry) {
+    if (!tapped_inside()) return slots;
+    std::vector<std::int64_t> rows;
+    for (const TokenRows& of_sender : rows_of) {
+      for (std::int64_t place = 0; place < of_sender.count(); ++place) rows.push_back(of_sender[place]);
+    }
+    for (std::size_t slot = 0; slot < selection.rows.size(); ++slot) {
+      const std::int64_t row = rows[static_cast<std::size_t>(selection.rows[slot])];
+      slots.push_back(row * selection.positions.cols() + selection.choices[slot]);
+    }
+  }
+  return slots;
 }
 
 template <class T>
@@ -436,6 +509,25 @@ void Computations<T>::tap_slots([[maybe_unused]] TapKind kind, [[maybe_unused]] 
     const std::int64_t rows = tap_rows(model_, id, ground_.program.deployment.tokens.tokens());
     ground_.rank.template tap<T>(
         id, tensor, Placement::listed(rows, width, slots, part_of(layout_, model_, row.cols, layer, width)));
+  }
+}
+
+template <class T>
+void Computations<T>::tap_over_ep([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
+                                  [[maybe_unused]] const Tensor& tensor,
+                                  [[maybe_unused]] const std::vector<TokenRows>& rows_of) const {
+  if constexpr (!kDry) {
+    if (!tapped_inside()) return;
+    const TapId id{.layer = layer, .kind = kind, .part = layout_.at.ep};
+    const Range cols{0, tap_width(model_, id)};
+    std::int64_t first = 0;
+    for (const TokenRows& rows : rows_of) {
+      for (const Range& run : rows.runs) {
+        ground_.rank.tap(id, tensor.view().row_range(first, run.count),
+                         Placement{ground_.program.deployment.tokens.tokens(), cols.count, run, cols, {}});
+        first += run.count;
+      }
+    }
   }
 }
 

@@ -68,6 +68,8 @@ class Computations {
   std::int64_t rows() const { return tokens_.rows.count(); }
   Range own_rows() const { return tokens_.own; }
   Range stream_rows() const { return tokens_.stream; }
+  /// The rank's own rows among the global ones.
+  TokenRows own_tokens() const { return tokens_.rows.part(tokens_.own); }
 
   // Computations. Each result is stored: rounded to the run's format, unless it is said to be a partial sum.
 
@@ -143,6 +145,9 @@ class Computations {
   void expert(Op op, int layer, int expert, const Tensor& x, Range rows, Tensor& y, ExpertSteps& steps);
   /// Own rows [own rows, hidden] from the experts' outputs, each at its place in the dispatch.
   Tensor combine(Op op, int layer, const Tensor& outputs, const Permutation& permutation, const Tensor& weights);
+  /// The same of the outputs of the rank's own experts, of tokens that other ranks' experts serve too: a partial sum
+  /// over ep, stored as partial_linear() says.
+  Tensor combine_selected(Op op, int layer, const Tensor& outputs, const Selection& selection, const Tensor& weights);
   /// The rank's slice of the MLP that serves every token; a partial sum over tp, stored as partial_linear() says. What
   /// led to it into `steps`, if somebody takes the inner taps.
   Tensor mlp(Op op, int layer, const Tensor& x, ExpertSteps& steps);
@@ -152,8 +157,14 @@ class Computations {
   /// As a kernel stores a partial sum that is to be reduced over so many ranks; of one nothing is sent.
   void round_partial(Tensor& x, int ranks) const;
 
-  /// Bookkeeping of the dispatch: where the rank's slots go.
-  Permutation permute(int layer, const Routing& routing) const;
+  /// Bookkeeping of the dispatch. The experts that serve the rank's own rows: of its choices, physical ones.
+  Ids physical_experts(int layer, const Routing& routing) const;
+  /// Where the slots of these go.
+  Permutation permute(int layer, const Ids& experts) const;
+  /// What this rank's experts serve of the tokens of several, which it has all of; `rows_of` are those of each.
+  Selection select(int layer, const Ids& experts, const Counts& rows_of) const;
+  /// The rows own to each rank of the ep group.
+  std::vector<TokenRows> own_over_ep() const;
   /// Places in order of the local expert, of chunks that hold counts[c * experts + e] rows of each.
   RowOrder order_by_expert(const Counts& counts, std::int64_t experts) const;
   RowOrder inverse_of(const RowOrder& order) const;
@@ -172,6 +183,10 @@ class Computations {
   bool tapped_inside() const;
   /// The same for an inner tap whose rows are slots: `slots` has each row's. One that does not fit is not handed out.
   void tap_slots(TapKind kind, int layer, const Tensor& tensor, const std::vector<std::int64_t>& slots) const;
+  /// The same of a partial sum over ep of all of these rows.
+  void tap_over_ep(TapKind kind, int layer, const Tensor& tensor, const std::vector<TokenRows>& rows_of) const;
+  /// Those slots of the selected rows.
+  std::vector<std::int64_t> selected_slots(const Selection& selection, const std::vector<TokenRows>& rows_of) const;
   /// The slots of the rank's own rows in the order of their dispatch, and of those that its experts work on in the
   /// order of their arrival; none where no inner taps are taken.
   std::vector<std::int64_t> sent_slots(int layer, const Permutation& permutation) const;
@@ -196,8 +211,7 @@ class Computations {
   /// Adds the layer's bias, if it has one, to an unrounded result.
   void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
   ops::RouteOptions<Scalar> route_options(int layer) const;
-  /// The physical experts that serve the rank's own rows, of the layer's map.
-  Ids choose_replicas(int layer, const Ids& ids) const;
+  void choose_replicas(int layer, const Ids& ids, Ids& physical) const;
   ops::AttentionOptions<Scalar> attention_options(int layer) const;
   /// Of the queries in the microbatch's rows, and in all keys in order of the sequences.
   std::vector<ops::AttentionSpan> spans_over_cp() const;

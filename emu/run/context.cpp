@@ -1,5 +1,6 @@
 #include "emu/run/context.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <utility>
 
@@ -9,6 +10,15 @@
 
 namespace shardproof {
 namespace {
+
+constexpr int kCountBytes = 8, kChoiceBytes = 4;
+
+/// Elements of every rank's rows.
+std::vector<std::size_t> elements_of(const std::vector<std::int64_t>& rows_of, std::int64_t width) {
+  std::vector<std::size_t> counts;
+  for (const std::int64_t rows : rows_of) counts.push_back(static_cast<std::size_t>(rows * width));
+  return counts;
+}
 
 std::int64_t rows_in(const std::vector<Chunk>& pieces) {
   std::int64_t rows = 0;
@@ -55,7 +65,7 @@ void Context<T>::record_call(Op op, int layer, const CallShape& shape) const {
                          .operation = shape.operation,
                          .group_size = Mesh(layout_.parallel).degree(shape.axis),
                          .peer = shape.peer,
-                         .width = shape.counts ? 8 : element_bytes(),
+                         .width = shape.width > 0 ? shape.width : element_bytes(),
                          .elements = shape.elements,
                          .received = shape.received,
                          .kept = shape.kept});
@@ -77,18 +87,21 @@ typename Context<T>::CallShape Context<T>::moved(Axis axis, Operation operation,
 
 template <class T>
 std::vector<std::size_t> Context<T>::own_elements(std::int64_t width) const {
-  std::vector<std::size_t> counts;
-  for (const std::int64_t count : tokens_.own_counts) counts.push_back(static_cast<std::size_t>(count * width));
-  return counts;
+  return elements_of(tokens_.own_counts, width);
 }
 
 template <class T>
-Task<> Context<T>::all_reduce(Op op, int layer, Tensor& partial, [[maybe_unused]] SourceLocation where) {
-  if (layout_.parallel.tp > 1) {
+Task<> Context<T>::all_reduce(Op op, int layer, Tensor& partial, SourceLocation where) {
+  return sum_over(Axis::tp, op, layer, partial, where);
+}
+
+template <class T>
+Task<> Context<T>::sum_over(Axis axis, Op op, int layer, Tensor& partial, [[maybe_unused]] SourceLocation where) {
+  if (Mesh(layout_.parallel).degree(axis) > 1) {
     if constexpr (!kDry) {
-      co_await communicator(Axis::tp, op, layer).all_reduce(partial.span(), ground_.program.reduction, where);
+      co_await communicator(axis, op, layer).all_reduce(partial.span(), ground_.program.reduction, where);
     }
-    record_call(op, layer, moved(Axis::tp, Operation::all_reduce, partial, partial));
+    record_call(op, layer, moved(axis, Operation::all_reduce, partial, partial));
   }
   this->round(partial);
   co_return;
@@ -213,7 +226,7 @@ Task<typename Context<T>::Counts> Context<T>::exchange_counts(Op op, int layer, 
                .elements = std::ssize(permutation.counts),
                .received = std::ssize(arriving),
                .kept = std::ssize(permutation.counts) / layout_.parallel.ep,
-               .counts = true});
+               .width = kCountBytes});
   co_return arriving;
 }
 
@@ -236,6 +249,62 @@ Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const
 }
 
 template <class T>
+Task<typename Context<T>::Tensor> Context<T>::gather_over_ep(Op op, int layer, View own, const Counts& rows_of,
+                                                             [[maybe_unused]] SourceLocation where) {
+  Tensor sent;
+  if constexpr (kDry) {
+    sent = own;
+  } else {
+    sent = Tensor(own.rows, own.cols);
+    std::ranges::copy(own.span(), sent.span().begin());
+  }
+  Tensor all(sum_of(rows_of), sent.cols());
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> counts = elements_of(rows_of, sent.cols());
+    co_await communicator(Axis::ep, op, layer)
+        .all_gather_v(std::as_const(sent).span(), all.span(), std::span<const std::size_t>(counts), kMoveDirectly,
+                      where);
+  }
+  record_call(op, layer, moved(Axis::ep, Operation::all_gather, sent, all));
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Ids> Context<T>::gather_choices(Op op, int layer, const Ids& own, const Counts& rows_of,
+                                                          [[maybe_unused]] SourceLocation where) {
+  Ids all(sum_of(rows_of), own.cols());
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> counts = elements_of(rows_of, own.cols());
+    co_await communicator(Axis::ep, op, layer)
+        .all_gather_v(own.span(), all.span(), std::span<const std::size_t>(counts), kMoveDirectly, where);
+  }
+  record_call(op, layer,
+              {.axis = Axis::ep,
+               .operation = Operation::all_gather,
+               .elements = own.size(),
+               .received = all.size(),
+               .rows = all.rows(),
+               .cols = all.cols(),
+               .width = kChoiceBytes});
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::scatter_over_ep(Op op, int layer, Tensor partial, const Counts& rows_of,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Tensor own(rows_of[static_cast<std::size_t>(layout_.at.ep)], partial.cols());
+  if constexpr (!kDry) {
+    const std::vector<std::size_t> counts = elements_of(rows_of, partial.cols());
+    co_await communicator(Axis::ep, op, layer)
+        .reduce_scatter_v(std::as_const(partial).span(), own.span(), std::span<const std::size_t>(counts),
+                          reduce_scatter_options(ground_.program.reduction), where);
+  }
+  record_call(op, layer, moved(Axis::ep, Operation::reduce_scatter, partial, own, own.size()));
+  this->round(own);
+  co_return own;
+}
+
+template <class T>
 Task<typename Context<T>::Counts> Context<T>::gather_counts(Op op, int layer, const Counts& counts,
                                                             [[maybe_unused]] SourceLocation where) {
   Counts all;
@@ -251,7 +320,7 @@ Task<typename Context<T>::Counts> Context<T>::gather_counts(Op op, int layer, co
                .operation = Operation::all_gather,
                .elements = std::ssize(counts),
                .received = std::ssize(all),
-               .counts = true});
+               .width = kCountBytes});
   co_return all;
 }
 

@@ -23,7 +23,9 @@ class Context : public Computations<T> {
   using Base::Base;
   using Base::kDry;
   using typename Base::Counts;
+  using typename Base::Ids;
   using typename Base::Tensor;
+  using typename Base::View;
 
   Task<> all_reduce(Op op, int layer, Tensor& partial, SourceLocation where = SourceLocation::current());
   /// Own rows of the sum, [own rows, width], each tp rank its own.
@@ -52,6 +54,16 @@ class Context : public Computations<T> {
   /// to one rank. `out` has the shape of the result.
   Task<Tensor> all_to_all(Op op, int layer, const Tensor& in, const Counts& sent, Tensor out, const Counts& received,
                           SourceLocation where = SourceLocation::current());
+  /// Rows own to every rank of the ep group, one rank after another; `rows_of` are how many each has.
+  Task<Tensor> gather_over_ep(Op op, int layer, View own, const Counts& rows_of,
+                              SourceLocation where = SourceLocation::current());
+  /// The same of experts chosen for them.
+  Task<Ids> gather_choices(Op op, int layer, const Ids& own, const Counts& rows_of,
+                           SourceLocation where = SourceLocation::current());
+  /// The rank's own rows of the sum over ep; and every row of it, in place.
+  Task<Tensor> scatter_over_ep(Op op, int layer, Tensor partial, const Counts& rows_of,
+                               SourceLocation where = SourceLocation::current());
+  Task<> sum_over(Axis axis, Op op, int layer, Tensor& partial, SourceLocation where = SourceLocation::current());
   /// The counts of every etp rank, one after another.
   Task<Counts> gather_counts(Op op, int layer, const Counts& counts, SourceLocation where = SourceLocation::current());
   /// Rows of every etp rank, of which each has as many as its counts add up to.
@@ -72,7 +84,7 @@ class Context : public Computations<T> {
     std::int64_t kept = 0;
     std::int64_t rows = 0;
     std::int64_t cols = 0;
-    bool counts = false;
+    int width = 0;  ///< bytes of an element; 0: of the run's format
     int peer = -1;
   };
   static CallShape moved(Axis axis, Operation operation, const Tensor& in, const Tensor& out, std::int64_t kept = 0,

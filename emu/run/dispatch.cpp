@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <numeric>
 #include <stdexcept>
+
+#include "ops/permute.h"
 
 namespace shardproof {
 namespace {
@@ -78,6 +81,37 @@ Permutation permute_by_owner(ops::MatrixView<const std::int32_t> ids, std::span<
       result.rows[at(position)] = token;
       result.positions(token, slot) = position;
     }
+  }
+  return result;
+}
+
+Selection select_for_owner(ops::MatrixView<const std::int32_t> ids, std::span<const std::int64_t> tokens_of,
+                           std::span<const int> expert_owner, int owners, int owner) {
+  Selection result;
+  result.positions = ops::Matrix<std::int64_t>(ids.rows, ids.cols);
+  std::ranges::fill(result.positions.span(), ops::kElsewhere);
+  std::int64_t first = 0;
+  for (const std::int64_t tokens : tokens_of) {
+    const Permutation all = permute_by_owner(ids.row_range(first, tokens), expert_owner, owners);
+    const std::int64_t buckets = std::ssize(all.counts) / owners;
+    const std::span<const std::int64_t> counts(all.counts);
+    const std::int64_t before = sum_of(counts.first(at(owner * buckets)));
+    const std::span<const std::int64_t> held = counts.subspan(at(owner * buckets), at(buckets));
+    const std::int64_t slots = sum_of(held);
+    result.counts.insert(result.counts.end(), held.begin(), held.end());
+    result.rows.resize(at(result.count + slots));
+    result.choices.resize(result.rows.size());
+    for (std::int64_t token = 0; token < tokens; ++token) {
+      for (std::int64_t choice = 0; choice < ids.cols; ++choice) {
+        const std::int64_t place = all.positions(token, choice) - before;
+        if (place < 0 || place >= slots) continue;
+        result.positions(first + token, choice) = result.count + place;
+        result.rows[at(result.count + place)] = first + token;
+        result.choices[at(result.count + place)] = choice;
+      }
+    }
+    result.count += slots;
+    first += tokens;
   }
   return result;
 }

@@ -49,6 +49,16 @@ void add_share_of_cp(const ModelConfig& model, const Layout& layout, const Token
   }
 }
 
+/// Where the rows of the whole ep group are gathered: how many they are.
+void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbatch, std::vector<std::int64_t>& key) {
+  if (layout.parallel.dispatch != DispatchComm::all_gather) return;
+  std::int64_t rows = 0;
+  for (const int member : run.mesh().group(Axis::ep, run.mesh().rank_at(layout.at))) {
+    rows += run.tokens().own(run.mesh().coordinates(member), microbatch).count();
+  }
+  key.push_back(rows);
+}
+
 /// Everything of a rank that its records depend on: ranks with equal keys have equal records.
 std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run, int rank) {
   const Layout& layout = deployment.layouts[static_cast<std::size_t>(rank)];
@@ -71,6 +81,7 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
       if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
     }
     add_share_of_cp(model, layout, tokens, m, key);
+    add_gathered(run, layout, m, key);
     // Layers of one kind are alike where the routing is; else each is asked.
     std::vector<bool> asked(layout.kinds.size(), false);
     for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
@@ -154,7 +165,8 @@ const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
   std::vector<std::int64_t> counts;
   const int rank = mesh_.rank_at(at);
-  for (const int sender : mesh_.group(Axis::ep, rank)) {
+  const std::vector<int> senders = mesh_.parallel().routes_alike() ? std::vector{rank} : mesh_.group(Axis::ep, rank);
+  for (const int sender : senders) {
     const std::vector<std::int64_t>& sent_by = sent(layer, microbatch, mesh_.coordinates(sender));
     const std::int64_t experts = std::ssize(sent_by) / mesh_.degree(Axis::ep);
     const auto begin = sent_by.begin() + at.ep * experts;
@@ -164,6 +176,7 @@ std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, c
 }
 
 std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  if (mesh_.parallel().routes_alike()) return arriving(layer, microbatch, at);
   std::vector<std::int64_t> counts;
   const int rank = mesh_.rank_at(at);
   for (const int member : mesh_.group(Axis::etp, rank)) {

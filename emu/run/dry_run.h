@@ -52,9 +52,12 @@ class DryRun {
   bool same_in_every_layer() const {
     return routing_.same_in_every_layer() && mesh_.parallel().experts.given.size() <= 1;
   }
+  const Mesh& mesh() const { return mesh_; }
+  const TokenMap& tokens() const { return deployment_.tokens; }
   /// How many slots the rank sends to each expert bucket (Permutation::counts), of its own rows of a microbatch.
   const std::vector<std::int64_t>& sent(int layer, std::int64_t microbatch, const Coordinates& at) const;
-  /// What arrives at the rank from every rank of its ep group: [ep * local experts].
+  /// What arrives at the rank from every rank of its ep group: [ep * local experts]. Where these all route the same
+  /// rows, what its experts serve of them: [local experts].
   std::vector<std::int64_t> arriving(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// The same of every rank of its etp group, one after another.
   std::vector<std::int64_t> arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const;

@@ -37,12 +37,29 @@ TensorOf<T> run_experts(Context<T>& ctx, int layer, const TensorOf<T>& x, const 
   return y;
 }
 
+/// Runs the experts over rows in chunks, each by local expert, counts[c * local experts + e] of each; partial sums over
+/// etp in the same order, as stored where they are to be reduced. `slots` are those of the rows.
+template <class T>
+TensorOf<T> run_sorted(Context<T>& ctx, int layer, const TensorOf<T>& x, const std::vector<std::int64_t>& counts,
+                       const std::vector<std::int64_t>& slots) {
+  using Tensor = TensorOf<T>;
+  const std::int64_t experts = ctx.held(layer).most_experts;
+  const RowOrder order = ctx.order_by_expert(counts, experts);
+  std::vector<std::int64_t> rows_of(static_cast<std::size_t>(experts), 0);
+  for (std::size_t i = 0; i < counts.size(); ++i) rows_of[i % rows_of.size()] += counts[i];
+  const Tensor sorted = ctx.gather_rows(Op::moe_sort, layer, x, order);
+  const Tensor outputs = run_experts(ctx, layer, sorted, rows_of, in_order(slots, order));
+  Tensor y = ctx.gather_rows(Op::moe_unsort, layer, outputs, ctx.inverse_of(order));
+  ctx.round_partial(y, ctx.parallel().etp);
+  ctx.tap_slots(TapKind::expert_partial, layer, y, slots);
+  return y;
+}
+
 /// The experts' share of the layer on rows that arrived over ep: chunks in order of their sender, each by local expert.
 /// counts is [ep * local experts]. Returns the stored outputs in the same order.
 template <class T>
 Task<TensorOf<T>> experts_over_etp(Context<T>& ctx, int layer, TensorOf<T> x, std::vector<std::int64_t> counts) {
   using Tensor = TensorOf<T>;
-  const std::int64_t experts = ctx.held(layer).most_experts;
   const std::int64_t own_rows = x.rows();
   const bool split = ctx.parallel().etp > 1;
   if (split) {
@@ -50,16 +67,7 @@ Task<TensorOf<T>> experts_over_etp(Context<T>& ctx, int layer, TensorOf<T> x, st
     x = co_await ctx.gather_over_etp(Op::expert_gather, layer, x, counts);
   }
 
-  const RowOrder order = ctx.order_by_expert(counts, experts);
-  std::vector<std::int64_t> rows_of(static_cast<std::size_t>(experts), 0);
-  for (std::size_t i = 0; i < counts.size(); ++i) rows_of[i % rows_of.size()] += counts[i];
-  const Tensor sorted = ctx.gather_rows(Op::moe_sort, layer, x, order);
-  const std::vector<std::int64_t> slots = ctx.slots_of_experts(layer);
-  const Tensor outputs = run_experts(ctx, layer, sorted, rows_of, in_order(slots, order));
-  Tensor y = ctx.gather_rows(Op::moe_unsort, layer, outputs, ctx.inverse_of(order));
-  ctx.round_partial(y, ctx.parallel().etp);
-  ctx.tap_slots(TapKind::expert_partial, layer, y, slots);
-
+  Tensor y = run_sorted(ctx, layer, x, counts, ctx.slots_of_experts(layer));
   if (split) y = co_await ctx.reduce_over_etp(Op::expert_reduce, layer, std::move(y), own_rows, counts);
   ctx.round(y);
   co_return y;
@@ -67,10 +75,10 @@ Task<TensorOf<T>> experts_over_etp(Context<T>& ctx, int layer, TensorOf<T> x, st
 
 /// Sends every token to its experts and combines what comes back: [own rows, hidden].
 template <class T>
-Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Context<T>::View h,
-                                       const typename Context<T>::Routing& routing) {
+Task<TensorOf<T>> combine_over_all_to_all(Context<T>& ctx, int layer, typename Context<T>::View h,
+                                          const typename Context<T>::Routing& routing) {
   using Tensor = TensorOf<T>;
-  const Permutation permutation = ctx.permute(layer, routing);
+  const Permutation permutation = ctx.permute(layer, ctx.physical_experts(layer, routing));
   Tensor sent = ctx.gather_rows(Op::moe_permute, layer, h, {permutation.slots(), permutation.rows});
   Tensor outputs;
   if (ctx.parallel().ep > 1) {
@@ -85,6 +93,61 @@ Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Cont
   }
   ctx.tap_slots(TapKind::expert_output, layer, outputs, ctx.sent_slots(layer, permutation));
   co_return ctx.combine(Op::moe_combine, layer, outputs, permutation, routing.weights);
+}
+
+std::vector<std::int64_t> counts_of(const std::vector<TokenRows>& rows_of) {
+  std::vector<std::int64_t> counts;
+  for (const TokenRows& rows : rows_of) counts.push_back(rows.count());
+  return counts;
+}
+
+/// Gathers every token of the ep group, and reduces what the experts of each rank make of them: [own rows, hidden].
+template <class T>
+Task<TensorOf<T>> combine_over_all_gather(Context<T>& ctx, int layer, typename Context<T>::View h,
+                                          const typename Context<T>::Routing& routing) {
+  using Tensor = TensorOf<T>;
+  const typename Context<T>::Ids chosen = ctx.physical_experts(layer, routing);
+  if (ctx.tapped_inside()) ctx.permute(layer, chosen);  // tells whose slots the experts' rows are
+  const std::vector<TokenRows> rows_of = ctx.own_over_ep();
+  const std::vector<std::int64_t> counts = counts_of(rows_of);
+  const Tensor rows = co_await ctx.gather_over_ep(Op::dispatch_rows, layer, h, counts);
+  const typename Context<T>::Ids experts = co_await ctx.gather_choices(Op::dispatch_choice, layer, chosen, counts);
+  const Tensor weights = co_await ctx.gather_over_ep(Op::dispatch_weights, layer, routing.weights, counts);
+
+  const Selection selection = ctx.select(layer, experts, counts);
+  Tensor selected = ctx.gather_rows(Op::moe_permute, layer, rows, {selection.count, selection.rows});
+  const Tensor outputs = co_await experts_over_etp(ctx, layer, std::move(selected), selection.counts);
+  ctx.tap_slots(TapKind::expert_output, layer, outputs, ctx.selected_slots(selection, rows_of));
+  Tensor partial = ctx.combine_selected(Op::moe_combine, layer, outputs, selection, weights);
+  ctx.tap_over_ep(TapKind::moe_partial, layer, partial, rows_of);
+  co_return co_await ctx.scatter_over_ep(Op::moe_reduce, layer, std::move(partial), counts);
+}
+
+/// Of tokens that every rank of tp has, and routes alike: [all rows, hidden].
+template <class T>
+Task<TensorOf<T>> combine_over_all_reduce(Context<T>& ctx, int layer, typename Context<T>::View h,
+                                          const typename Context<T>::Routing& routing) {
+  using Tensor = TensorOf<T>;
+  const std::vector<TokenRows> all{ctx.own_tokens()};
+  const Selection selection = ctx.select(layer, ctx.physical_experts(layer, routing), counts_of(all));
+  const std::vector<std::int64_t> slots = ctx.selected_slots(selection, all);
+  const Tensor selected = ctx.gather_rows(Op::moe_permute, layer, h, {selection.count, selection.rows});
+  Tensor outputs = run_sorted(ctx, layer, selected, selection.counts, slots);
+  co_await ctx.sum_over(Axis::etp, Op::expert_reduce, layer, outputs);
+  ctx.tap_slots(TapKind::expert_output, layer, outputs, slots);
+  Tensor combined = ctx.combine_selected(Op::moe_combine, layer, outputs, selection, routing.weights);
+  if (!ctx.parallel().sums_over_ep()) co_return combined;
+  ctx.tap_over_ep(TapKind::moe_partial, layer, combined, all);
+  co_await ctx.sum_over(Axis::ep, Op::moe_reduce, layer, combined);
+  co_return combined;
+}
+
+template <class T>
+Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Context<T>::View h,
+                                       const typename Context<T>::Routing& routing) {
+  if (ctx.parallel().routes_alike()) return combine_over_all_reduce(ctx, layer, h, routing);
+  if (ctx.parallel().sums_over_ep()) return combine_over_all_gather(ctx, layer, h, routing);
+  return combine_over_all_to_all(ctx, layer, h, routing);
 }
 
 /// The experts' part of the block: [stream rows, hidden].

@@ -55,16 +55,20 @@ enum class Op : std::int16_t {
   router_logits,
   router_choice,
   moe_permute,
-  dispatch_counts,  ///< over ep: how many rows follow
-  dispatch,         ///< over ep: rows to their experts
-  expert_counts,    ///< over etp
-  expert_gather,    ///< over etp: rows of every member
+  dispatch_counts,   ///< over ep: how many rows follow
+  dispatch,          ///< over ep: rows to their experts
+  dispatch_rows,     ///< over ep: all rows to every rank, ...
+  dispatch_choice,   ///< ... their experts, ...
+  dispatch_weights,  ///< ... and the weights of these
+  expert_counts,     ///< over etp
+  expert_gather,     ///< over etp: rows of every member
   moe_sort,
   moe_expert,  ///< a partial sum over etp
   moe_unsort,
   expert_reduce,   ///< over etp
   combine_return,  ///< over ep: rows back
   moe_combine,
+  moe_reduce,  ///< over ep: of what each rank has combined
   moe_gather,  ///< of the combined rows over tp, without sequence parallelism
   mlp_gather,  ///< of the rows over tp, under sequence parallelism
   mlp,         ///< a partial sum over tp

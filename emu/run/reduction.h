@@ -33,7 +33,7 @@ Task<TensorOf<T>> reduce_to_stream(Context<T>& ctx, Op op, int layer, TensorOf<T
 /// [own rows, n] -> [stream rows, n].
 template <class T>
 Task<TensorOf<T>> own_rows_to_stream(Context<T>& ctx, Op op, int layer, TensorOf<T> own) {
-  if (ctx.sp() || ctx.parallel().tp == 1) co_return own;
+  if (ctx.sp() || ctx.parallel().tp == 1 || ctx.parallel().routes_alike()) co_return own;
   co_return co_await ctx.gather_rows_over_tp(op, layer, std::move(own));
 }
 

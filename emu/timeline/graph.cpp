@@ -155,6 +155,9 @@ class Builder {
       case Op::attention_reduce:
       case Op::dispatch_counts:  // one node with the rows that they count
       case Op::dispatch:
+      case Op::dispatch_rows:
+      case Op::dispatch_choice:  // one node with the rows that they are of
+      case Op::dispatch_weights:
       case Op::expert_counts:
       case Op::expert_gather:
       case Op::expert_reduce:
@@ -175,6 +178,7 @@ class Builder {
       case Op::attention_heads_out:
         return step_to(collective(rank, record, "", "_return"));
       case Op::combine_return:
+      case Op::moe_reduce:
         return step_to(collective(rank, record, "", "_return"));
       case Op::moe_sort:
         return experts(rank, record.layer);

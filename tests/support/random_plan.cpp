@@ -55,6 +55,12 @@ Parallel draw_parallel(Draw& draw, int max_world) {
   return p;
 }
 
+/// A way that the degrees allow; where none is sent, with experts that lie inside tp.
+void draw_dispatch(Draw& draw, Parallel& p) {
+  const bool inside_tp = !p.sp && p.tp % (p.ep * p.etp) == 0;
+  p.dispatch = static_cast<DispatchComm>(draw.between(0, inside_tp ? 2 : 1));
+}
+
 ModelConfig draw_model(Draw& draw, const Parallel& p) {
   ModelConfig m;
   m.layers.resize(p.pp + draw.between(0, 2));
@@ -212,6 +218,7 @@ Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world) {
   if (drawn == Drawn::dense) {
     p.ep = p.etp = 1;
     p.edp = p.tp * p.cp * p.dp;
+    p.dispatch = DispatchComm::all_to_all;
   }
   add_features(draw, drawn, plan);
   const bool in_ring = std::ranges::none_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
@@ -240,6 +247,7 @@ Plan random_plan(std::uint64_t seed, int max_world) {
   // Experts that do not divide by ep, and stages of any length.
   if (draw.chance(30)) plan.model.layers.kind(0).feed_forward.num_experts += draw.between(0, plan.parallel.ep - 1);
   if (plan.parallel.pp > 1 && draw.chance(30)) plan.parallel.layers_per_stage = draw_stages(draw, plan);
+  draw_dispatch(draw, plan.parallel);
   if (draw.chance(20)) plan.parallel.make_vocab_size_divisible_by = draw.between(1, 8);
   return plan;
 }
@@ -276,7 +284,7 @@ ExpertPlacement draw_placement(Draw& draw, const Plan& plan) {
       logical.push_back(p < experts ? experts - 1 - p : draw.between(0, static_cast<int>(experts) - 1));
     }
   }
-  if (draw.chance(50)) placement.replica = ExpertPlacement::Replica::nearest;
+  if (draw.chance(50) && !plan.parallel.routes_alike()) placement.replica = ExpertPlacement::Replica::nearest;
   return placement;
 }
 
@@ -316,13 +324,14 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{}; layers {} heads {} kv {} head_dim {} hidden {} width "
+      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{} by {}; layers {} heads {} kv {} head_dim {} hidden {} "
+      "width "
       "{} experts "
       "{} "
       "top {} "
       "vocabulary {} (padded to {}) normalise {} tied {}; lengths {} microbatches {}",
       plan.name, p.tp, p.cp, to_string(p.cp_comm), p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep,
-      p.edp, m.layers.size(), m.layers[0].attention.heads, m.layers[0].attention.kv_heads,
+      p.edp, to_string(p.dispatch), m.layers.size(), m.layers[0].attention.heads, m.layers[0].attention.kv_heads,
       m.layers[0].attention.head_dim, m.hidden_size, m.layers[0].feed_forward.intermediate_size,
       m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k, m.vocab_size, padded_vocabulary(m, p),
       m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings, fmt::join(plan.workload.lengths, ","),

@@ -101,7 +101,10 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return {of(TapKind::expert_activation), of(TapKind::router_choice)};
     case TapKind::expert_output:
       return parts(TapKind::expert_partial, plan.parallel.etp);
+    case TapKind::moe_partial:
+      return {of(TapKind::expert_output), of(TapKind::router_weights), of(TapKind::router_choice)};
     case TapKind::moe_output:
+      if (plan.parallel.sums_over_ep()) return parts(TapKind::moe_partial, plan.parallel.ep);
       return {of(TapKind::expert_output), of(TapKind::router_weights)};
     case TapKind::mlp_gate:
     case TapKind::mlp_up:

@@ -158,16 +158,27 @@ Judged judge_expert_product(const Rule& rule, const Input& x, bool by_token, Wei
   return std::move(comparison).finish();
 }
 
+/// Whether a sum over experts has a token's choice in it: one rank's over ep has those that it serves.
+bool is_summed(const Rule& rule, std::int64_t token, std::int64_t slot) {
+  const TapId& tap = rule.tap();
+  if (tap.part < 0) return true;
+  const Rules& rules = rule.rules();
+  return serving_ep(rules.model, rules.deployment, tap.layer, token, rule.choice()(token, slot)) == tap.part;
+}
+
 Judged judge_combination(const Rule& rule) {
   const Profile& profile = rule.rules().profile;
   const FeedForwardSpec& spec = rule.layer().feed_forward;
   const std::int64_t top_k = spec.top_k;
   const Input outputs = rule.input(TapKind::expert_output), weights = rule.input(TapKind::router_weights);
   Comparison comparison = rule.comparison();
+  std::vector<bool> summed(static_cast<std::size_t>(top_k));
   for (std::int64_t t = 0; t < weights.rows; ++t) {
+    for (std::int64_t slot = 0; slot < top_k; ++slot) summed[static_cast<std::size_t>(slot)] = is_summed(rule, t, slot);
     for (std::int64_t i = 0; i < outputs.cols; ++i) {
       double value = 0, magnitude = 0, inherited = 0;
       for (std::int64_t slot = 0; slot < top_k; ++slot) {
+        if (!summed[static_cast<std::size_t>(slot)]) continue;
         const double weight = weights.row(t)[slot], output = outputs.row(t * top_k + slot)[i];
         const double of_output = outputs.error(t * top_k + slot, i);
         value += weight * output;
@@ -197,17 +208,20 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
       taps(taps_),
       deployment(deploy(plan_.model, plan_.parallel, plan_.workload)),
       reduce_over_tp(plan_.parallel.sp ? reduce_scatter_options(reduction) : reduction),
-      reduce_over_etp(reduce_scatter_options(reduction)) {
+      reduce_over_etp(plan_.parallel.routes_alike() ? reduction : reduce_scatter_options(reduction)),
+      reduce_over_ep(reduce_over_etp) {
   const Mesh mesh(plan.parallel);
   path_over_tp = longest_path(mesh, Axis::tp, reduce_over_tp);
   path_over_etp = longest_path(mesh, Axis::etp, reduce_over_etp);
+  path_over_ep = longest_path(mesh, Axis::ep, reduce_over_ep);
   if (profile_ != RoundingProfile::ours) {
     // In whatever order, and rounded after every addition and wherever it is sent.
-    for (ReduceOptions* options : {&reduce_over_tp, &reduce_over_etp}) {
+    for (ReduceOptions* options : {&reduce_over_tp, &reduce_over_etp, &reduce_over_ep}) {
       options->wire = options->accumulate = rounding_of(format);
     }
     path_over_tp = {plan.parallel.tp - 1, plan.parallel.tp - 1};
     path_over_etp = {plan.parallel.etp - 1, plan.parallel.etp - 1};
+    path_over_ep = {plan.parallel.ep - 1, plan.parallel.ep - 1};
   }
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
@@ -358,8 +372,12 @@ Judged apply(const Rule& rule) {
     case TapKind::expert_output:
       return judge_reduction(rule, TapKind::expert_partial, rules.plan.parallel.etp, rules.reduce_over_etp,
                              rules.path_over_etp);
-    case TapKind::moe_output:
+    case TapKind::moe_partial:
       return judge_combination(rule);
+    case TapKind::moe_output:
+      if (!rule.expects({.layer = tap.layer, .kind = TapKind::moe_partial, .part = 0})) return judge_combination(rule);
+      return judge_reduction(rule, TapKind::moe_partial, rules.plan.parallel.ep, rules.reduce_over_ep,
+                             rules.path_over_ep);
     case TapKind::mlp_gate:
       return judge_product(rule, rule.input(TapKind::moe_norm), Weight::mlp_gate);
     case TapKind::mlp_up:

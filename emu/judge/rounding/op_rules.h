@@ -15,7 +15,8 @@
 //   router         the k largest, ties to the lower expert: no rounding; exponentials, sum, quotient; stored
 //   activation     exponential, + 1, quotient, product; stored
 //   reduction      in the order, wire and accumulation formats of its algorithm; stored
-//   combination    products and sums in order of the choices; stored
+//   combination    products and sums in order of the choices; stored. Of the experts of one rank of ep, the same of the
+//                  choices that it serves
 //   residual       one sum; stored
 // A profile other than `ours` (bounds.h) adds its own roundings. Where an input was not handed in but computed from
 // what was, its errors are carried through: by the weights of a product, the slope of an activation, and so on.
@@ -52,8 +53,10 @@ struct Rules {
   Deployment deployment;
   ReduceOptions reduce_over_tp;  ///< as the program calls them
   ReduceOptions reduce_over_etp;
+  ReduceOptions reduce_over_ep;
   ReductionPath path_over_tp;
   ReductionPath path_over_etp;
+  ReductionPath path_over_ep;
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
   std::vector<int> cp_of;               ///< of each token, where keys go round a ring: the rank of cp that holds it
 };

@@ -34,6 +34,8 @@ class Rule {
   const RunTensor& got() const { return made_ != nullptr ? *made_ : tensors_.at(index(tap_)); }
   /// What is computed is of a tap that the run did not hand in.
   bool derives() const { return made_ != nullptr; }
+  /// A run under the plan has such a tap, seen or not; of somebody else's program, what its tensors allow.
+  bool expects(const TapId& id) const { return rules_.taps.find(id) >= 0; }
   /// The run's own tensor of that kind in the tap's layer, or what is known of it.
   Input input(TapKind kind, int part = -1) const { return tensors_.as_double(index(at(kind, part))); }
   Input input(const TapId& id) const { return tensors_.as_double(index(id)); }
