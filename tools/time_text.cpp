@@ -66,10 +66,12 @@ std::string figures(const Projection& p) {
 
 std::string communication_table(const PassTiming& pass) {
   Rows rows{{"collective", "over", "calls", "bytes", "moving", "share", "waiting"}};
+  if (pass.hidden > 0) rows.front().emplace_back("hidden");
   for (const CommunicationTime& total : pass.communication) {
     rows.push_back({std::string(to_string(total.operation)), std::string(to_string(total.axis)),
                     fmt::format("{:g}", total.calls), human_bytes(total.wire_bytes), seconds_text(total.moving),
                     percent(total.moving / pass.seconds), seconds_text(total.waiting)});
+    if (pass.hidden > 0) rows.back().push_back(seconds_text(total.hidden));
   }
   return rows.size() > 1 ? "\n" + table(rows, 2) : "";
 }
@@ -106,7 +108,7 @@ std::string explanation(const Projection& p, const PassTiming& pass) {
   std::map<std::tuple<Op, std::string>, Group> groups;
   for (const ClockItem& item : *last) {
     const ClockStep& step = replay.program(at)[static_cast<std::size_t>(item.step)];
-    if (item.pass > 0 || step.records == 0) continue;
+    if (item.pass > 0 || step.records == 0 || step.phase == CallPhase::issued) continue;
     std::string how;
     if (step.kind == ClockStep::Kind::compute) {
       const KernelWork& work = step.work;
@@ -119,8 +121,9 @@ std::string explanation(const Projection& p, const PassTiming& pass) {
                               hardware.memory.share(work.bytes), hardware.memory_bytes_per_second * 1e-12);
       how += work.launched ? fmt::format(" + {:.3g} us launch", hardware.launch_seconds * 1e6) : ", fused";
     } else {
-      how = rides_along(step.op)
-                ? "travels with the rows"
+      how = rides_along(step.op) ? "travels with the rows"
+            : step.phase == CallPhase::awaited
+                ? fmt::format("{} over {}: what is left of it", to_string(step.operation), to_string(step.axis))
                 : fmt::format("{} over {}: {:.4g} MB in {}", to_string(step.operation), to_string(step.axis),
                               step.wire * 1e-6, seconds_text(item.end - item.begin));
     }
@@ -149,10 +152,12 @@ std::string pass_text(const Projection& p, const PassTiming& pass, const TimeTex
       fmt::format("\n{}: {} tokens in {} ({} to {})\n", toned(prefill ? "prefill" : "decode step", Tone::bold),
                   count_text(pass.tokens), seconds_text(step.value), seconds_text(step.low), seconds_text(step.high));
   text += fmt::format(
-      "  of all ranks' seconds: computing {}, communicating {} (all exposed: nothing overlaps), waiting {}, bubble {}, "
+      "  of all ranks' seconds: computing {}, communicating {} ({}), waiting {}, bubble {}, "
       "engine {}\n",
-      percent(pass.computing), percent(pass.communicating), percent(pass.waiting), percent(pass.bubble),
-      percent(pass.overhead));
+      percent(pass.computing), percent(pass.communicating),
+      pass.hidden > 0 ? fmt::format("exposed; {} more is hidden beside computing", percent(pass.hidden))
+                      : "all exposed: nothing overlaps",
+      percent(pass.waiting), percent(pass.bubble), percent(pass.overhead));
   text += fmt::format("  MFU {}, memory bandwidth {} of their peaks; {} classes of ranks replayed\n", percent(pass.mfu),
                       percent(pass.bandwidth_share), pass.replay.items.size());
   text += communication_table(pass) + critical_table(pass, 8);

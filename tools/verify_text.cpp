@@ -235,6 +235,17 @@ std::string serving_text(const Plan& plan) {
 
 }  // namespace
 
+namespace {
+
+std::string dispatch_text(const Parallel& p) {
+  std::string text;
+  if (p.dispatch != DispatchComm::all_to_all) text += fmt::format(" by {}", to_string(p.dispatch));
+  if (p.overlap != Overlap::none) text += fmt::format(" overlap {}", to_string(p.overlap));
+  return text;
+}
+
+}  // namespace
+
 std::string plan_text(const RunnablePlan& run, const Plan& original, const std::string& scale) {
   const Plan& plan = run.plan();
   const Parallel& p = plan.parallel;
@@ -244,8 +255,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
   std::string text = toned(plan.name.empty() ? "plan" : one_line(plan.name), Tone::bold);
   text += fmt::format(": {} virtual GPU ranks, attention tp{} cp{}{} dp{} pp{}{}, experts etp{} ep{} edp{} pp{}{}\n",
                       plan.world(), p.tp, p.cp, p.cp > 1 ? fmt::format(" by {}", to_string(p.cp_comm)) : "", p.dp, p.pp,
-                      p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp,
-                      p.dispatch == DispatchComm::all_to_all ? "" : fmt::format(" by {}", to_string(p.dispatch)));
+                      p.sp ? " sp" : "", p.etp, p.ep, p.edp, p.pp, dispatch_text(p));
   for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
   if (plan.hardware && plan.hardware->gpus > plan.world()) {
     text += fmt::format("  {} of {} GPUs idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);

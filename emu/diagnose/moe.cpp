@@ -168,6 +168,35 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
   return std::nullopt;
 }
 
+/// Rows that one ep rank serves are no numbers, and no others: a buffer holds NaN until the call that fills it is
+/// awaited (collectives/call_handle.h).
+std::optional<Cause> early_read_cause(const WrongTap& wrong) {
+  const Plan& plan = wrong.model.plan();
+  if (plan.parallel.overlap == Overlap::none) return std::nullopt;
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
+  const auto served_by = [&](const WrongRow& row, int rank) {
+    for (std::int64_t s = 0; s < ids.cols; ++s) {
+      const auto expert = static_cast<std::int64_t>(ids.at(row.row, s));
+      if (serving_ep(plan.model, deployment, wrong.layer, row.row, expert) == rank) return true;
+    }
+    return false;
+  };
+  const auto no_number = [](const WrongRow& row) {
+    return std::ranges::all_of(row.got, [](double value) { return std::isnan(value); });
+  };
+  for (int rank = 0; rank < plan.parallel.ep; ++rank) {
+    const bool fits =
+        std::ranges::all_of(wrong.rows, [&](const WrongRow& row) { return no_number(row) && served_by(row, rank); });
+    if (!fits) continue;
+    return Cause{"read_before_arrival",
+                 fmt::format("what experts at ep {} make of every wrong row is no number, on {}: as of rows that are "
+                             "read before the call that brings them is awaited",
+                             rank, ranks_of(wrong.rows))};
+  }
+  return std::nullopt;
+}
+
 /// The sum over ep, of what the experts of each rank make of a token.
 std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
   const Plan& plan = wrong.model.plan();
@@ -287,6 +316,7 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
 }  // namespace
 
 std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
+  if (auto cause = early_read_cause(wrong)) return cause;
   if (auto cause = gather_cause(wrong)) return cause;
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);

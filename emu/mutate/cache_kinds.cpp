@@ -181,6 +181,7 @@ Instances positions_after_chunk(const MutablePlan& plan, std::size_t limit) {
 /// A rank whose replica has no work in a step does not take it, though its experts are waited for.
 Instances idle_replica_skips_step(const MutablePlan& plan, std::size_t limit) {
   if (!plan.workload.serving || plan.parallel.ep < 2 || plan.model.dense()) return {};
+  if (plan.parallel.overlap == Overlap::two_batch) return {};  // one with work is beside it
   const Sites sites(plan);
   Instances result;
   for (int dp = plan.parallel.dp - 1; dp >= 0; --dp) {

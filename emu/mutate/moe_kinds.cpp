@@ -136,6 +136,28 @@ Instances replicas_summed(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// A rank takes rows to its experts before it has waited for them.
+Instances awaited_late(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.overlap == Overlap::none) return {};
+  Instances result;
+  for (const Place& place : sites.expert_places(limit)) {
+    const int layer = place.layer;
+    const std::vector<int> group = sites.group(Axis::etp, place.rank);
+    result.push_back({.layer = layer,
+                      .ranks = group,
+                      .group = "ep",
+                      .tap = moe_output_tap(layer),
+                      .causes = {"read_before_arrival"},
+                      .make = script([=](Script& made) {
+                        made.in_time = [=](const Rank& rank, Op op, const FaultSite& site) {
+                          return op != Op::dispatch || site.layer != layer || !among(group, rank);
+                        };
+                      })});
+  }
+  return result;
+}
+
 Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.edp < 2 || !goes_all_to_all(plan)) return {};
@@ -420,6 +442,7 @@ constexpr MutationKind kMoeKinds[] = {
     {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},
     {"tokens_duplicated", "tokens are sent twice in place of others", tokens_duplicated},
     {"return_order", "rows come back from the experts in the wrong order", return_order},
+    {"dispatch_awaited_late", "dispatched rows are read before their all-to-all is waited for", awaited_late},
     {"dispatch_gathered_order", "one rank has the gathered rows in another order than their choices", gathered_order},
     {"moe_reduction_dropped", "what the experts of each ep rank make is not summed", sum_over_ep<SumFault::dropped>},
     {"moe_reduction_doubled", "what the experts of each ep rank make is summed over ep twice",

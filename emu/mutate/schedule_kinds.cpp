@@ -35,7 +35,8 @@ Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
                         made.timetable = [=](Timetable& timetable) {
                           for (const int rank : later) {
                             std::vector<WorkItem>& items = timetable[static_cast<std::size_t>(rank)];
-                            std::swap(items[0].microbatch, items[1].microbatch);
+                            std::swap(items[0].microbatch,
+                                      items[0].beside >= 0 ? items[0].beside : items[1].microbatch);
                           }
                         };
                       })});

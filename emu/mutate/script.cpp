@@ -22,7 +22,7 @@ std::string moe_output_tap(int layer) {
 }
 
 Buffers make_buffers(int world) {
-  return std::make_shared<std::vector<std::vector<double>>>(static_cast<std::size_t>(world));
+  return std::make_shared<std::vector<std::vector<double>>>(2 * static_cast<std::size_t>(world));
 }
 
 std::span<const double> input(const internal::Call& call) {
@@ -36,7 +36,8 @@ std::span<double> output(const internal::Call& call) {
 }
 
 std::span<double> own_input(const Rank& rank, internal::Call& call, const Buffers& buffers) {
-  std::vector<double>& buffer = (*buffers)[static_cast<std::size_t>(to_int(rank.id()))];
+  const auto me = static_cast<std::size_t>(to_int(rank.id()));
+  std::vector<double>& buffer = (*buffers)[2 * me + static_cast<std::size_t>(call.tag.microbatch % 2)];
   const std::span<const double> given = input(call);
   if (given.empty()) return {};
   buffer.assign(given.begin(), given.end());

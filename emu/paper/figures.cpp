@@ -136,6 +136,7 @@ PassFigures pass_figures(const RankTrace& trace) {
   std::vector<double> flops(kOps, 0.0);
   std::vector<bool> seen(kOps, false);
   for (const OpRecord& record : trace.ops) {
+    if (record.phase == CallPhase::awaited) continue;
     if (record.call) {
       add_traffic(record, pass);
     } else {

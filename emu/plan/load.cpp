@@ -239,6 +239,17 @@ DispatchComm read_dispatch(ObjectReader& reader) {
   return DispatchComm::all_to_all;
 }
 
+Overlap read_overlap(ObjectReader& reader) {
+  const std::optional<std::string> name = reader.string({"overlap"});
+  if (!name) return Overlap::none;
+  for (const Overlap overlap : {Overlap::none, Overlap::shared_expert, Overlap::two_batch}) {
+    if (*name == to_string(overlap)) return overlap;
+  }
+  reader.problem(reader.field("overlap"),
+                 fmt::format(R"({}; "none", "shared_expert" or "two_batch" is needed)", in_quotes(*name)));
+  return Overlap::none;
+}
+
 /// `defaults` gets a line for each degree that another system's default has set.
 Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& hardware, const LayerList& layers,
                        std::vector<std::string>& defaults, Problems& problems) {
@@ -285,6 +296,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
   parallel.cp_comm = read_cp_comm(reader, problems);
   parallel.dispatch = read_dispatch(reader);
+  parallel.overlap = read_overlap(reader);
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);

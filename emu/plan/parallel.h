@@ -38,6 +38,19 @@ constexpr const char* to_string(DispatchComm dispatch) {
                                                 : "all_reduce";
 }
 
+/// What is computed while tokens are under way to their experts or back (an all-to-all over an ep above 1).
+enum class Overlap {
+  none,
+  shared_expert,  ///< the MLP that serves every token, while rows go to the experts (Megatron's and DeepSeek's)
+  /// Two half batches, the microbatches 2i and 2i + 1 of a step: what one computes, while the other's rows go to the
+  /// experts or come back (DeepSeek's dual batch, SGLang's two-batch overlap). As many microbatches as pairs need.
+  two_batch,
+};
+/// "none", "shared_expert", "two_batch".
+constexpr const char* to_string(Overlap overlap) {
+  return overlap == Overlap::none ? "none" : overlap == Overlap::shared_expert ? "shared_expert" : "two_batch";
+}
+
 /// Attention and experts each span the whole world: tp * cp * dp * pp = world = etp * ep * edp * pp.
 struct Parallel {
   int tp = 1;       ///< tensor parallel degree of attention, embedding and head
@@ -50,6 +63,7 @@ struct Parallel {
   bool sp = false;  ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
   CpComm cp_comm = CpComm::p2p;
   DispatchComm dispatch = DispatchComm::all_to_all;
+  Overlap overlap = Overlap::none;
   /// How many layers each stage runs; empty: as even as they divide, the first stages one more.
   std::vector<std::int64_t> layers_per_stage = {};
   /// The vocabulary is padded to a multiple of this times tp, every rank holding as many rows, the last ones perhaps

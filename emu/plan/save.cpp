@@ -251,6 +251,7 @@ std::string plan_json(const Plan& plan, int indent) {
                       {"ep", p.ep}, {"etp", p.etp}, {"edp", p.edp}, {"sp", p.sp}};
   if (p.cp > 1 || p.cp_comm != CpComm::p2p) json["parallel"]["cp_comm"] = to_string(p.cp_comm);
   if (p.dispatch != DispatchComm::all_to_all) json["parallel"]["dispatch"] = to_string(p.dispatch);
+  if (p.overlap != Overlap::none) json["parallel"]["overlap"] = to_string(p.overlap);
   if (p.make_vocab_size_divisible_by > 0) {
     json["parallel"]["make_vocab_size_divisible_by"] = p.make_vocab_size_divisible_by;
   }

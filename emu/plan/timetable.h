@@ -21,14 +21,15 @@ struct WorkItem {
   int step = 0;                 ///< engine iteration; 0 in a forward over whole sequences
   std::int64_t microbatch = 0;  ///< counted over all steps
   Range layers;
+  std::int64_t beside = -1;  ///< the microbatch that runs interleaved with it (Overlap::two_batch); -1: none
   bool operator==(const WorkItem&) const = default;
 };
 
 /// By rank, its items in the order in which it does them.
 using Timetable = std::vector<std::vector<WorkItem>>;
 
-/// Every rank takes the microbatches in order, each through all its layers; `of_step` of them are a step's. Layouts are
-/// by rank.
+/// Every rank takes the microbatches in order, each through all its layers, or two of them interleaved; `of_step` of
+/// them are a step's. Layouts are by rank.
 Timetable forward_timetable(std::span<const Layout> layouts, std::int64_t microbatches, std::int64_t of_step);
 
 }  // namespace shardproof

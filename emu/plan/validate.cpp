@@ -255,6 +255,7 @@ class Checker {
     check_stages();
     if (p_.cp > 1) check_context_parallel();
     if (p_.routes_alike()) check_replicated_dispatch();
+    if (p_.overlap != Overlap::none) check_overlap();
     if (p_.sp && p_.tp == 1) {
       problem("parallel.sp",
               "sequence parallelism shards activations over the tensor-parallel group, and tp is 1; "
@@ -318,6 +319,33 @@ class Checker {
     }
   }
 
+  /// Something must be under way, and something be there to compute meanwhile.
+  void check_overlap() {
+    const auto refuse = [&](const std::string& why) {
+      problem("parallel.overlap", fmt::format("{}: {}", to_string(p_.overlap), why));
+    };
+    if (p_.dispatch != DispatchComm::all_to_all || p_.ep == 1) {
+      refuse(
+          fmt::format("nothing is under way while ranks compute with dispatch \"{}\" over ep {}; \"all_to_all\" over "
+                      "ep > 1 is needed",
+                      to_string(p_.dispatch), p_.ep));
+    }
+    const bool shared = std::ranges::any_of(model_.layers.kinds(), [](const LayerSpec& layer) {
+      return !layer.feed_forward.dense() && layer.feed_forward.mlp_size() > 0;
+    });
+    if (p_.overlap == Overlap::shared_expert && !shared) {
+      refuse(fmt::format("no layer of \"{}\" has a shared expert; \"none\" or \"two_batch\" is needed",
+                         model_.model_type));
+    }
+    const std::int64_t microbatches = plan_.workload.microbatches;
+    if (p_.overlap == Overlap::two_batch && microbatches % 2 != 0) {
+      refuse(
+          fmt::format("its half batches are two microbatches, and workload.microbatches is {}; an even number of them "
+                      "is needed",
+                      microbatches));
+    }
+  }
+
   /// What each way of bringing queries and keys together can do.
   void check_context_parallel() {
     const auto refuse = [&](const std::string& why) { problem("parallel.cp_comm", why); };
@@ -374,7 +402,7 @@ class Checker {
   void suggest() {
     const bool about_degrees = std::any_of(problems_.begin(), problems_.end(), [](const Problem& problem) {
       return problem.field.starts_with("parallel") && problem.field != "parallel.cp_comm" &&
-             problem.field != "parallel.dispatch";
+             problem.field != "parallel.dispatch" && problem.field != "parallel.overlap";
     });
     if (!about_degrees) return;
     const Neighbours near = nearest_valid(plan_);

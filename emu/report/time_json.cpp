@@ -21,8 +21,9 @@ Json pass_json(const PassTiming& pass) {
                              {"axis", to_string(total.axis)},
                              {"calls", total.calls},
                              {"wire_bytes", total.wire_bytes},
-                             {"moving_seconds", total.moving},
+                             {"moving_seconds", total.moving + total.hidden},
                              {"exposed_seconds", total.moving},
+                             {"hidden_seconds", total.hidden},
                              {"waiting_seconds", total.waiting}});
   }
   Json critical = Json::array();

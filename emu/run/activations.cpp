@@ -96,8 +96,12 @@ double kept_elements(const MicrobatchRows& microbatch) {
 
 Activations activations_of(const RankTrace& trace, const ModelConfig& model, const Layout& layout) {
   Activations result;
+  double before = 0;  // of the half batch that runs beside this one
+  const bool pairs = layout.parallel.overlap == Overlap::two_batch;
   for (const auto& [index, microbatch] : rows_of(trace, model, layout)) {
-    result.alive = std::max(result.alive, alive_elements(microbatch));
+    const double alive = alive_elements(microbatch);
+    result.alive = std::max(result.alive, alive + (pairs && index % 2 == 1 ? before : 0));
+    before = alive;
     result.kept = std::max(result.kept, kept_elements(microbatch));
     ++result.microbatches;
   }

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "emu/run/dry_run.h"
+#include "emu/run/fault.h"
 #include "emu/run/reduction.h"
 #include "emu/run/transformer.h"
 
@@ -61,6 +62,7 @@ void Context<T>::record_call(Op op, int layer, const CallShape& shape) const {
                          .microbatch = microbatch_,
                          .rows = shape.rows,
                          .cols = shape.cols,
+                         .phase = shape.phase,
                          .axis = shape.axis,
                          .operation = shape.operation,
                          .group_size = Mesh(layout_.parallel).degree(shape.axis),
@@ -231,6 +233,46 @@ Task<typename Context<T>::Counts> Context<T>::exchange_counts(Op op, int layer, 
 }
 
 template <class T>
+typename Context<T>::CallShape Context<T>::all_to_all_shape(const Tensor& in, const Tensor& out,
+                                                            const std::vector<std::size_t>& sent) const {
+  return moved(Axis::ep, Operation::all_to_all, in, out,
+               static_cast<std::int64_t>(sent[static_cast<std::size_t>(layout_.at.ep)]));
+}
+
+template <class T>
+CallHandle Context<T>::begin_all_to_all(Op op, int layer, const Tensor& in, const Counts& sent, Tensor& out,
+                                        const Counts& received, [[maybe_unused]] SourceLocation where) {
+  const std::int64_t experts = this->held(layer).most_experts;
+  const std::vector<std::size_t> send_counts = element_counts(sent, experts, in.cols());
+  CallHandle under_way;
+  if constexpr (!kDry) {
+    under_way = communicator(Axis::ep, op, layer)
+                    .iall_to_all_v(in.span(), send_counts, out.span(), element_counts(received, experts, in.cols()),
+                                   kMoveDirectly, where);
+  }
+  CallShape shape = all_to_all_shape(in, out, send_counts);
+  shape.phase = CallPhase::issued;
+  record_call(op, layer, shape);
+  return under_way;
+}
+
+template <class T>
+Task<> Context<T>::end_all_to_all(Op op, int layer, [[maybe_unused]] CallHandle& under_way) {
+  if constexpr (!kDry) co_await under_way;
+  record_call(op, layer, {.axis = Axis::ep, .operation = Operation::all_to_all, .phase = CallPhase::awaited});
+  co_return;
+}
+
+template <class T>
+bool Context<T>::awaits_in_time([[maybe_unused]] Op op, [[maybe_unused]] int layer) const {
+  if constexpr (!kDry) {
+    FaultInjector* const fault = ground_.program.fault;
+    return fault == nullptr || fault->awaits_in_time(ground_.rank, op, {.layer = layer, .microbatch = microbatch_});
+  }
+  return true;
+}
+
+template <class T>
 Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const Tensor& in, const Counts& sent,
                                                          Tensor out, const Counts& received,
                                                          [[maybe_unused]] SourceLocation where) {
@@ -242,9 +284,7 @@ Task<typename Context<T>::Tensor> Context<T>::all_to_all(Op op, int layer, const
         .all_to_all_v(in.span(), std::span<const std::size_t>(send_counts), out.span(),
                       std::span<const std::size_t>(receive_counts), kMoveDirectly, where);
   }
-  record_call(op, layer,
-              moved(Axis::ep, Operation::all_to_all, in, out,
-                    static_cast<std::int64_t>(send_counts[static_cast<std::size_t>(layout_.at.ep)])));
+  record_call(op, layer, all_to_all_shape(in, out, send_counts));
   co_return out;
 }
 

@@ -54,6 +54,12 @@ class Context : public Computations<T> {
   /// to one rank. `out` has the shape of the result.
   Task<Tensor> all_to_all(Op op, int layer, const Tensor& in, const Counts& sent, Tensor out, const Counts& received,
                           SourceLocation where = SourceLocation::current());
+  /// The same, under way until it is ended; both stay where they are until then.
+  CallHandle begin_all_to_all(Op op, int layer, const Tensor& in, const Counts& sent, Tensor& out,
+                              const Counts& received, SourceLocation where = SourceLocation::current());
+  Task<> end_all_to_all(Op op, int layer, CallHandle& under_way);
+  /// False only where a fault has it so.
+  bool awaits_in_time(Op op, int layer) const;
   /// Rows own to every rank of the ep group, one rank after another; `rows_of` are how many each has.
   Task<Tensor> gather_over_ep(Op op, int layer, View own, const Counts& rows_of,
                               SourceLocation where = SourceLocation::current());
@@ -86,7 +92,10 @@ class Context : public Computations<T> {
     std::int64_t cols = 0;
     int width = 0;  ///< bytes of an element; 0: of the run's format
     int peer = -1;
+    CallPhase phase{};
   };
+  /// Of rows of local experts, or back: what begin_all_to_all() moves.
+  CallShape all_to_all_shape(const Tensor& in, const Tensor& out, const std::vector<std::size_t>& sent) const;
   static CallShape moved(Axis axis, Operation operation, const Tensor& in, const Tensor& out, std::int64_t kept = 0,
                          int peer = -1);
   void record_call(Op op, int layer, const CallShape& shape) const;

@@ -59,10 +59,35 @@ void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbat
   key.push_back(rows);
 }
 
+/// What the records of an item's microbatch depend on.
+void add_microbatch(const ModelConfig& model, const Deployment& deployment, const DryRun& run, const Layout& layout,
+                    const WorkItem& item, std::int64_t m, std::vector<std::int64_t>& key) {
+  const TokenMap& tokens = deployment.tokens;
+  for (const std::int64_t n :
+       {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(), tokens.own(layout.at, m).count(),
+        tokens.stream(layout.at, m).count(), std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m))}) {
+    key.push_back(n);
+  }
+  for (const LayerSpec& kind : model.layers.kinds()) {
+    const std::int64_t window = kind.attention.sliding_window;
+    if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
+  }
+  add_share_of_cp(model, layout, tokens, m, key);
+  add_gathered(run, layout, m, key);
+  // Layers of one kind are alike where the routing is; else each is asked.
+  std::vector<bool> asked(layout.kinds.size(), false);
+  for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
+    const auto kind = static_cast<std::size_t>(model.layers.kind_of(layer));
+    if (model.layers[layer].feed_forward.dense()) continue;
+    if (run.same_in_every_layer() && asked[kind]) continue;
+    asked[kind] = true;
+    add_counts(model, run, static_cast<int>(layer), m, layout, key);
+  }
+}
+
 /// Everything of a rank that its records depend on: ranks with equal keys have equal records.
 std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& deployment, const DryRun& run, int rank) {
   const Layout& layout = deployment.layouts[static_cast<std::size_t>(rank)];
-  const TokenMap& tokens = deployment.tokens;
   std::vector<std::int64_t> key{layout.at.pp, layout.vocabulary.count};
   for (const LayerLayout& kind : layout.kinds) {
     for (const Range& part : {kind.heads, kind.kv_heads, kind.experts, kind.intermediate_size, kind.mlp_size}) {
@@ -70,27 +95,8 @@ std::vector<std::int64_t> key_of(const ModelConfig& model, const Deployment& dep
     }
   }
   for (const WorkItem& item : deployment.timetable[static_cast<std::size_t>(rank)]) {
-    const std::int64_t m = item.microbatch;
-    for (const std::int64_t n :
-         {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(), tokens.own(layout.at, m).count(),
-          tokens.stream(layout.at, m).count(), std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m))}) {
-      key.push_back(n);
-    }
-    for (const LayerSpec& kind : model.layers.kinds()) {
-      const std::int64_t window = kind.attention.sliding_window;
-      if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
-    }
-    add_share_of_cp(model, layout, tokens, m, key);
-    add_gathered(run, layout, m, key);
-    // Layers of one kind are alike where the routing is; else each is asked.
-    std::vector<bool> asked(layout.kinds.size(), false);
-    for (std::int64_t layer = item.layers.begin; layer < item.layers.end(); ++layer) {
-      const auto kind = static_cast<std::size_t>(model.layers.kind_of(layer));
-      if (model.layers[layer].feed_forward.dense()) continue;
-      if (run.same_in_every_layer() && asked[kind]) continue;
-      asked[kind] = true;
-      add_counts(model, run, static_cast<int>(layer), m, layout, key);
-    }
+    add_microbatch(model, deployment, run, layout, item, item.microbatch, key);
+    if (item.beside >= 0) add_microbatch(model, deployment, run, layout, item, item.beside, key);
   }
   return key;
 }
@@ -132,9 +138,12 @@ std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deploy
   const Layout& layout = deployment.layouts[id];
   auto trace = std::make_shared<RankTrace>();
   for (const WorkItem& item : deployment.timetable[id]) {
+    const bool pair = item.beside >= 0;
     const RankTokens tokens = deployment.tokens.rank_shapes(layout.at, item.microbatch);
+    const RankTokens beside = pair ? deployment.tokens.rank_shapes(layout.at, item.beside) : RankTokens{};
     Context<ShapeOnly> ctx(model, format, layout, tokens, item.microbatch, trace.get(), {run});
-    const Task<> task = run_item(ctx, item);
+    Context<ShapeOnly> other(model, format, layout, beside, item.beside, trace.get(), {run});
+    const Task<> task = pair ? run_pair(ctx, other, item) : run_item(ctx, item);
     task.handle().resume();
     if (task.error()) std::rethrow_exception(task.error());
     require_kept(trace->ops.size(), model, deployment.tokens.microbatches());

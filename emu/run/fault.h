@@ -67,6 +67,8 @@ class FaultInjector {
                          ops::MatrixView<float> /*context*/, ops::MatrixView<float> /*lse*/) {}
   virtual void edit_double_part(const Rank& /*rank*/, const FaultSite& /*site*/, int /*keys_of*/,
                                 ops::MatrixView<double> /*context*/, ops::MatrixView<double> /*lse*/) {}
+  /// Before a call that is under way is waited for: false, and what it brings is read first.
+  virtual bool awaits_in_time(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/) { return true; }
   /// The collectives: see CallHook. A call's tag tells its op (op.h), layer and microbatch.
   virtual bool before_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept { return true; }
   virtual void after_call(const Rank& /*rank*/, internal::Call& /*call*/) noexcept {}

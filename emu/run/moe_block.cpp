@@ -150,14 +150,19 @@ Task<TensorOf<T>> dispatch_and_combine(Context<T>& ctx, int layer, typename Cont
   return combine_over_all_to_all(ctx, layer, h, routing);
 }
 
+template <class T>
+typename Context<T>::Routing route_rows(Context<T>& ctx, int layer, typename Context<T>::View own) {
+  const TensorOf<T> logits = ctx.linear(Op::router_logits, layer, own, Weight::router, Weight::router_bias);
+  ctx.tap(TapKind::router_logits, layer, logits);
+  return ctx.route(Op::router_choice, layer, logits);
+}
+
 /// The experts' part of the block: [stream rows, hidden].
 template <class T>
 Task<TensorOf<T>> run_router_and_experts(Context<T>& ctx, int layer, const TensorOf<T>& norm) {
   using Tensor = TensorOf<T>;
   const typename Context<T>::View own = ctx.own_of(norm);
-  const Tensor logits = ctx.linear(Op::router_logits, layer, own, Weight::router, Weight::router_bias);
-  ctx.tap(TapKind::router_logits, layer, logits);
-  const typename Context<T>::Routing routing = ctx.route(Op::router_choice, layer, logits);
+  const typename Context<T>::Routing routing = route_rows(ctx, layer, own);
   Tensor combined = co_await dispatch_and_combine(ctx, layer, own, routing);
   Tensor output = co_await own_rows_to_stream(ctx, Op::moe_gather, layer, std::move(combined));
   ctx.tap(TapKind::moe_output, layer, output);
@@ -192,32 +197,102 @@ Task<TensorOf<T>> run_mlp(Context<T>& ctx, int layer, const TensorOf<T>& norm) {
   co_return output;
 }
 
+/// x += output + for_all, what the layer has of these.
+template <class T>
+void add_to_stream(Context<T>& ctx, int layer, TensorOf<T>& x, TensorOf<T> output, const TensorOf<T>& for_all) {
+  const FeedForwardSpec& spec = ctx.model().layers[layer].feed_forward;
+  if (!spec.dense() && spec.mlp_size() > 0) {
+    ctx.add(Op::moe_sum, layer, output, for_all);
+    ctx.tap(TapKind::moe_sum, layer, output);
+  }
+  ctx.add(Op::moe_residual, layer, x, spec.dense() ? for_all : output);
+  ctx.tap(TapKind::moe_residual, layer, x);
+}
+
 }  // namespace
 
 template <class T>
 Task<> moe_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   using Tensor = TensorOf<T>;
   const FeedForwardSpec& spec = ctx.model().layers[layer].feed_forward;
+  if (ctx.parallel().overlap == Overlap::shared_expert && !spec.dense()) {
+    MoePass<T> pass;
+    co_await begin_moe(ctx, layer, x, pass);
+    co_await run_dispatched(ctx, pass);
+    co_await end_moe(ctx, x, pass);
+    co_return;
+  }
   const Tensor norm = ctx.rms_norm(Op::moe_norm, layer, x, Weight::moe_norm);
   ctx.tap(TapKind::moe_norm, layer, norm);
-  Tensor output;
+  Tensor output, for_all;
   if (!spec.dense()) output = co_await run_router_and_experts(ctx, layer, norm);
-  if (spec.mlp_size() > 0) {
-    const Tensor for_all = co_await run_mlp(ctx, layer, norm);
-    if (spec.dense()) {
-      ctx.add(Op::moe_residual, layer, x, for_all);
-      ctx.tap(TapKind::moe_residual, layer, x);
-      co_return;
-    }
-    ctx.add(Op::moe_sum, layer, output, for_all);
-    ctx.tap(TapKind::moe_sum, layer, output);
+  if (spec.mlp_size() > 0) for_all = co_await run_mlp(ctx, layer, norm);
+  add_to_stream(ctx, layer, x, std::move(output), for_all);
+}
+
+template <class T>
+Task<> begin_moe(Context<T>& ctx, int layer, const TensorOf<T>& x, MoePass<T>& pass) {
+  using Tensor = TensorOf<T>;
+  const FeedForwardSpec& spec = ctx.model().layers[layer].feed_forward;
+  pass.layer = layer;
+  const Tensor norm = ctx.rms_norm(Op::moe_norm, layer, x, Weight::moe_norm);
+  ctx.tap(TapKind::moe_norm, layer, norm);
+  if (!spec.dense()) {
+    const typename Context<T>::View own = ctx.own_of(norm);
+    typename Context<T>::Routing routing = route_rows(ctx, layer, own);
+    pass.permutation = ctx.permute(layer, ctx.physical_experts(layer, routing));
+    pass.weights = std::move(routing.weights);
+    pass.sent = ctx.gather_rows(Op::moe_permute, layer, own, {pass.permutation.slots(), pass.permutation.rows});
+    pass.arriving = co_await ctx.exchange_counts(Op::dispatch_counts, layer, pass.permutation);
+    pass.received = Tensor(sum_of(pass.arriving), pass.sent.cols());
+    pass.dispatch =
+        ctx.begin_all_to_all(Op::dispatch, layer, pass.sent, pass.permutation.counts, pass.received, pass.arriving);
   }
-  ctx.add(Op::moe_residual, layer, x, output);
-  ctx.tap(TapKind::moe_residual, layer, x);
+  if (spec.mlp_size() > 0) pass.for_all = co_await run_mlp(ctx, layer, norm);
+}
+
+template <class T>
+Task<> run_dispatched(Context<T>& ctx, MoePass<T>& pass) {
+  using Tensor = TensorOf<T>;
+  const int layer = pass.layer;
+  if (ctx.model().layers[layer].feed_forward.dense()) co_return;
+  const bool in_time = ctx.awaits_in_time(Op::dispatch, layer);
+  if (in_time) co_await ctx.end_all_to_all(Op::dispatch, layer, pass.dispatch);
+  pass.done =
+      co_await experts_over_etp(ctx, layer, in_time ? std::move(pass.received) : pass.received.copy(), pass.arriving);
+  if (!in_time) co_await ctx.end_all_to_all(Op::dispatch, layer, pass.dispatch);
+  pass.outputs = Tensor(pass.sent.rows(), pass.sent.cols());
+  pass.way_back =
+      ctx.begin_all_to_all(Op::combine_return, layer, pass.done, pass.arriving, pass.outputs, pass.permutation.counts);
+}
+
+template <class T>
+Task<> end_moe(Context<T>& ctx, TensorOf<T>& x, MoePass<T>& pass) {
+  using Tensor = TensorOf<T>;
+  const int layer = pass.layer;
+  Tensor output;
+  if (!ctx.model().layers[layer].feed_forward.dense()) {
+    co_await ctx.end_all_to_all(Op::combine_return, layer, pass.way_back);
+    ctx.tap_slots(TapKind::expert_output, layer, pass.outputs, ctx.sent_slots(layer, pass.permutation));
+    Tensor combined = ctx.combine(Op::moe_combine, layer, pass.outputs, pass.permutation, pass.weights);
+    output = co_await own_rows_to_stream(ctx, Op::moe_gather, layer, std::move(combined));
+    ctx.tap(TapKind::moe_output, layer, output);
+  }
+  add_to_stream(ctx, layer, x, std::move(output), pass.for_all);
+  pass = {};
 }
 
 template Task<> moe_block(Context<float>&, int, TensorOf<float>&);
 template Task<> moe_block(Context<double>&, int, TensorOf<double>&);
 template Task<> moe_block(Context<ShapeOnly>&, int, TensorOf<ShapeOnly>&);
+template Task<> begin_moe(Context<float>&, int, const TensorOf<float>&, MoePass<float>&);
+template Task<> begin_moe(Context<double>&, int, const TensorOf<double>&, MoePass<double>&);
+template Task<> begin_moe(Context<ShapeOnly>&, int, const TensorOf<ShapeOnly>&, MoePass<ShapeOnly>&);
+template Task<> run_dispatched(Context<float>&, MoePass<float>&);
+template Task<> run_dispatched(Context<double>&, MoePass<double>&);
+template Task<> run_dispatched(Context<ShapeOnly>&, MoePass<ShapeOnly>&);
+template Task<> end_moe(Context<float>&, TensorOf<float>&, MoePass<float>&);
+template Task<> end_moe(Context<double>&, TensorOf<double>&, MoePass<double>&);
+template Task<> end_moe(Context<ShapeOnly>&, TensorOf<ShapeOnly>&, MoePass<ShapeOnly>&);
 
 }  // namespace shardproof

@@ -19,8 +19,31 @@
 
 namespace shardproof {
 
-/// x += moe(norm(x)). x is [stream rows, hidden] and is replaced.
+/// x += moe(norm(x)). x is [stream rows, hidden] and is replaced. With Overlap::shared_expert, what serves every token
+/// is computed while rows go to their experts.
 template <class T>
 Task<> moe_block(Context<T>& ctx, int layer, TensorOf<T>& x);
+
+/// The same in three parts, for who computes something else while rows are under way: begin_moe() sends them, and
+/// computes what serves every token; run_dispatched() takes what arrives to the experts, and sends their outputs back;
+/// end_moe() adds these to x. A dense layer is done in the first and the last.
+template <class T>
+struct MoePass {
+  using Counts = std::vector<std::int64_t>;
+  int layer = -1;
+  Permutation permutation;
+  Counts arriving;
+  TensorOf<T> weights;         ///< of the router
+  TensorOf<T> sent, received;  ///< rows under way to the experts
+  TensorOf<T> done, outputs;   ///< the experts', under way back
+  TensorOf<T> for_all;         ///< of the MLP that serves every token
+  CallHandle dispatch, way_back;
+};
+template <class T>
+Task<> begin_moe(Context<T>& ctx, int layer, const TensorOf<T>& x, MoePass<T>& pass);
+template <class T>
+Task<> run_dispatched(Context<T>& ctx, MoePass<T>& pass);
+template <class T>
+Task<> end_moe(Context<T>& ctx, TensorOf<T>& x, MoePass<T>& pass);
 
 }  // namespace shardproof

@@ -26,20 +26,15 @@ Task<> finish(Context<T>& ctx, const TensorOf<T>& x) {
   ctx.tap(TapKind::logits, -1, logits);
 }
 
-}  // namespace
+/// The residual stream as it comes to the stage, and as it leaves it.
+template <class T>
+Task<TensorOf<T>> enter_stage(Context<T>& ctx) {
+  if (ctx.layout().first_stage()) co_return co_await embed_tokens(ctx);
+  co_return co_await ctx.receive_from_stage_before(Op::stage_receive);
+}
 
 template <class T>
-Task<> run_item(Context<T>& ctx, const WorkItem& item) {
-  TensorOf<T> x;
-  if (ctx.layout().first_stage()) {
-    x = co_await embed_tokens(ctx);
-  } else {
-    x = co_await ctx.receive_from_stage_before(Op::stage_receive);
-  }
-  for (auto layer = static_cast<int>(item.layers.begin); layer < item.layers.end(); ++layer) {
-    co_await attention_block(ctx, layer, x);
-    co_await moe_block(ctx, layer, x);
-  }
+Task<> leave_stage(Context<T>& ctx, const TensorOf<T>& x) {
   if (ctx.layout().last_stage()) {
     co_await finish(ctx, x);
   } else {
@@ -47,8 +42,42 @@ Task<> run_item(Context<T>& ctx, const WorkItem& item) {
   }
 }
 
+}  // namespace
+
+template <class T>
+Task<> run_item(Context<T>& ctx, const WorkItem& item) {
+  TensorOf<T> x = co_await enter_stage(ctx);
+  for (auto layer = static_cast<int>(item.layers.begin); layer < item.layers.end(); ++layer) {
+    co_await attention_block(ctx, layer, x);
+    co_await moe_block(ctx, layer, x);
+  }
+  co_await leave_stage(ctx, x);
+}
+
+template <class T>
+Task<> run_pair(Context<T>& first, Context<T>& second, const WorkItem& item) {
+  TensorOf<T> x = co_await enter_stage(first), y = co_await enter_stage(second);
+  MoePass<T> of_x, of_y;
+  for (auto layer = static_cast<int>(item.layers.begin); layer < item.layers.end(); ++layer) {
+    co_await attention_block(first, layer, x);
+    co_await begin_moe(first, layer, x, of_x);
+    if (layer > item.layers.begin) co_await end_moe(second, y, of_y);
+    co_await attention_block(second, layer, y);
+    co_await begin_moe(second, layer, y, of_y);
+    co_await run_dispatched(first, of_x);
+    co_await run_dispatched(second, of_y);
+    co_await end_moe(first, x, of_x);
+  }
+  if (item.layers.count > 0) co_await end_moe(second, y, of_y);
+  co_await leave_stage(first, x);
+  co_await leave_stage(second, y);
+}
+
 template Task<> run_item(Context<float>&, const WorkItem&);
 template Task<> run_item(Context<double>&, const WorkItem&);
 template Task<> run_item(Context<ShapeOnly>&, const WorkItem&);
+template Task<> run_pair(Context<float>&, Context<float>&, const WorkItem&);
+template Task<> run_pair(Context<double>&, Context<double>&, const WorkItem&);
+template Task<> run_pair(Context<ShapeOnly>&, Context<ShapeOnly>&, const WorkItem&);
 
 }  // namespace shardproof

@@ -16,4 +16,11 @@ namespace shardproof {
 template <class T>
 Task<> run_item(Context<T>& ctx, const WorkItem& item);
 
+/// The same of two microbatches, each layer in turn: while the rows of one are under way to their experts or back, the
+/// other computes.
+///
+///   attention 0, send 0 | return 1 of the layer before, attention 1, send 1 | experts 0, return 0 | experts 1, ...
+template <class T>
+Task<> run_pair(Context<T>& first, Context<T>& second, const WorkItem& item);
+
 }  // namespace shardproof

@@ -16,6 +16,13 @@
 
 namespace shardproof {
 
+/// Of a call that is under way while its rank does something else, there are two records.
+enum class CallPhase : std::int8_t {
+  whole,    ///< the rank waits for it at once
+  issued,   ///< it goes on; the record says what moves
+  awaited,  ///< it waits for the first of the axis that it has issued and not awaited; nothing more moves
+};
+
 /// One op of one rank: a computation, or a call over the rank's group of one axis.
 struct OpRecord {
   Op op{};
@@ -29,6 +36,7 @@ struct OpRecord {
   double flops = 0;
   double bytes = 0;  ///< read and written, in the run's format
   // Of a call.
+  CallPhase phase{};
   Axis axis{};
   Operation operation{};
   std::int32_t group_size = 0;

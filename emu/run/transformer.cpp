@@ -41,6 +41,56 @@ std::vector<ops::RopeTable<T>> rope_tables(const TransformerProgram<T>& program,
   return tables;
 }
 
+/// A microbatch that a rank works on, with what it needs for it; from its cache, if there is one, until it is closed.
+template <class T>
+class OpenMicrobatch {
+ public:
+  struct Held {
+    Rank& rank;
+    const TransformerProgram<T>& program;
+    const Layout& layout;
+    const RankWeights<T>& weights;
+    KvCache<T>* cache = nullptr;
+  };
+  OpenMicrobatch(const Held& held, std::int64_t microbatch)
+      : cache_(held.cache),
+        tokens_(tokens_of(held, microbatch)),
+        rope_(rope_tables(held.program, tokens_)),
+        pass_(pass_of(held, microbatch, tokens_)),
+        context_(held.program.model, held.program.format, held.layout, tokens_, microbatch, held.rank.trace(),
+                 {held.rank, held.program, held.weights, rope_, cache_, pass_ ? &*pass_ : nullptr}) {}
+  // The context refers to what is beside it.
+  OpenMicrobatch(const OpenMicrobatch&) = delete;
+  OpenMicrobatch& operator=(const OpenMicrobatch&) = delete;
+  OpenMicrobatch(OpenMicrobatch&&) = delete;
+  OpenMicrobatch& operator=(OpenMicrobatch&&) = delete;
+  ~OpenMicrobatch() = default;
+
+  Context<T>& context() { return context_; }
+  void close() {
+    if (cache_ != nullptr) cache_->end(tokens_.chunks);
+  }
+
+ private:
+  static RankTokens tokens_of(const Held& held, std::int64_t microbatch) {
+    RankTokens tokens = held.program.deployment.tokens.rank_tokens(held.layout.at, microbatch);
+    if (held.program.fault != nullptr) held.program.fault->edit_microbatch(held.rank, microbatch, tokens);
+    return tokens;
+  }
+  static std::optional<CachedPass> pass_of(const Held& held, std::int64_t microbatch, const RankTokens& tokens) {
+    if (held.cache == nullptr) return std::nullopt;
+    CachedPass pass = held.cache->begin(tokens.chunks);
+    if (held.program.fault != nullptr) held.program.fault->edit_cache(held.rank, microbatch, pass);
+    return pass;
+  }
+
+  KvCache<T>* cache_;
+  RankTokens tokens_;
+  std::vector<ops::RopeTable<T>> rope_;
+  std::optional<CachedPass> pass_;
+  Context<T> context_;
+};
+
 }  // namespace
 
 template <class T>
@@ -56,17 +106,17 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
     const auto blocks = program.deployment.kv_blocks[static_cast<std::size_t>(layout.at.dp)];
     cache.emplace(program.model, layout, *program.deployment.serving, blocks);
   }
+  const typename OpenMicrobatch<T>::Held held{rank, program, layout, weights, cache ? &*cache : nullptr};
   for (const WorkItem& item : program.deployment.timetable[id]) {
-    RankTokens tokens = program.deployment.tokens.rank_tokens(layout.at, item.microbatch);
-    if (program.fault != nullptr) program.fault->edit_microbatch(rank, item.microbatch, tokens);
-    const std::vector<ops::RopeTable<T>> rope = rope_tables(program, tokens);
-    std::optional<CachedPass> pass;
-    if (cache) pass = cache->begin(tokens.chunks);
-    if (pass && program.fault != nullptr) program.fault->edit_cache(rank, item.microbatch, *pass);
-    Context<T> ctx(program.model, program.format, layout, tokens, item.microbatch, rank.trace(),
-                   {rank, program, weights, rope, cache ? &*cache : nullptr, pass ? &*pass : nullptr});
-    co_await run_item(ctx, item);
-    if (cache) cache->end(tokens.chunks);
+    OpenMicrobatch<T> first(held, item.microbatch);
+    if (item.beside < 0) {
+      co_await run_item(first.context(), item);
+    } else {
+      OpenMicrobatch<T> second(held, item.beside);
+      co_await run_pair(first.context(), second.context(), item);
+      second.close();
+    }
+    first.close();
   }
 }
 

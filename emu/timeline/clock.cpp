@@ -107,6 +107,7 @@ class Programmer {
   void call(const OpRecord& record, std::int32_t at) {
     ClockStep step = step_of(record, at);
     step.kind = ClockStep::Kind::call;
+    step.phase = record.phase;
     step.axis = record.axis;
     step.operation = record.operation;
     step.peer = record.peer;
@@ -134,6 +135,23 @@ struct Meeting {
 struct Cause {
   int last = -1;
   std::int32_t item = 0;
+};
+
+/// A collective that its ranks do something beside.
+struct UnderWay {
+  std::size_t present = 0;  ///< classes that have issued it
+  double latest = 0;        ///< of these
+  Cause last;
+  double wire = 0;
+  double begin = 0, end = 0;
+  std::vector<int> waiting;
+};
+
+/// Those of a group, in order; how many of them each class has issued, and awaited.
+struct GroupCalls {
+  std::vector<UnderWay> calls;
+  std::map<int, std::size_t> issued, awaited;
+  double busy_until = 0;
 };
 
 class Player {
@@ -196,6 +214,8 @@ class Player {
       case ClockStep::Kind::await_token:
         return await_token(at, step);
       case ClockStep::Kind::call:
+        if (step.phase == CallPhase::issued) return issue(at, step);
+        if (step.phase == CallPhase::awaited) return await_issued(at, step);
         if (under_way(step)) return step.operation == Operation::send ? post_message(at) : await_message(at, step);
         return is_point_to_point(step.operation) ? meet_peer(at, step) : meet_group(at, step);
     }
@@ -235,6 +255,46 @@ class Player {
     return true;
   }
 
+  /// It goes on at once; the last of the group sets the call going.
+  bool issue(int at, const ClockStep& step) {
+    int index = 0;
+    const ClassGroup& group = group_of(at, step.axis, index);
+    GroupCalls& calls = under_way_[index];
+    const std::size_t place = calls.issued[at]++;
+    if (place == calls.calls.size()) calls.calls.emplace_back();
+    UnderWay& call = calls.calls[place];
+    const double now = state(at).now;
+    if (call.present == 0 || now > call.latest) {
+      call.latest = now;
+      call.last = {at, static_cast<std::int32_t>(items(at).size())};
+    }
+    call.wire = std::max(call.wire, step.wire);
+    if (++call.present == group.distinct) {
+      call.begin = std::max(call.latest, calls.busy_until);
+      call.end = call.begin + collective_time(options_.hardware, group.shape, step.operation, call.wire).seconds();
+      calls.busy_until = call.end;
+      ready_.insert(ready_.end(), call.waiting.begin(), call.waiting.end());
+    }
+    finish(at, now, now);
+    return true;
+  }
+
+  bool await_issued(int at, const ClockStep& step) {
+    int index = 0;
+    const ClassGroup& group = group_of(at, step.axis, index);
+    GroupCalls& calls = under_way_[index];
+    UnderWay& call = calls.calls[calls.awaited[at]];
+    if (call.present < group.distinct) {
+      call.waiting.push_back(at);
+      return false;
+    }
+    ++calls.awaited[at];
+    const double now = state(at).now, end = std::max(now, call.end), begin = std::min(std::max(now, call.begin), end);
+    finish(at, begin, end, call.latest > now ? call.last : Cause{});
+    items(at).back().hidden = call.end - call.begin - (end - begin);
+    return true;
+  }
+
   bool meet_peer(int at, const ClockStep& step) {
     int index = 0;
     const ClassGroup& group = group_of(at, step.axis, index);
@@ -270,6 +330,7 @@ class Player {
     const double now = state(at).now, begin = std::max(now, sent), end = std::max(now, sent + seconds);
     // What was sent before this rank came here is hidden so far.
     finish(at, std::min(begin, end), end, sent > now ? Cause{sender, item} : Cause{});
+    items(at).back().hidden = seconds - (items(at).back().end - items(at).back().begin);
     return true;
   }
 
@@ -336,6 +397,7 @@ class Player {
   std::vector<int> ready_;
   std::vector<Meeting> meetings_;
   std::map<std::pair<int, int>, Meeting> messages_;
+  std::map<int, GroupCalls> under_way_;
   // Messages under way: when each was sent, by the class that sends; how many have come; and who waits for the next.
   std::map<int, std::vector<std::pair<double, std::int32_t>>> posted_;
   std::map<std::pair<int, int>, std::size_t> received_;

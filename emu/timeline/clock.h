@@ -3,7 +3,9 @@
 // A rank does its records in order. A computation takes what work.h says. A call begins when the last rank of its group
 // has come to it, takes what collective_time.h says of the rank that moves the most, and ends for all at once; a
 // message begins when both ends have come. So whoever waits, waits: imbalance, bubbles and stragglers come out, they
-// are not assumed. The program has no call under way beside a computation, so nothing overlaps.
+// are not assumed. A call that is under way beside a computation (CallPhase) begins when the last rank has issued it
+// and the one before it over the axis has ended; who waits for it waits for what is left of it: the rest is hidden. It
+// slows neither what is computed meanwhile nor calls over other axes.
 //
 // Ranks that have equal records, and whose groups are made of ranks that are alike in the same way, have equal times:
 // they are one *class*, replayed once. That is exact (the coarsest partition in which every rank's groups look the
@@ -37,6 +39,7 @@ struct ClockStep {
   KernelWork work;        ///< of a computation; its rate is that of its first record
   double seconds = 0;     ///< of a computation
   // Of a call.
+  CallPhase phase{};
   Axis axis{};
   Operation operation{};
   std::int32_t peer = -1;
@@ -48,6 +51,7 @@ struct ClockItem {
   double ready = 0;  ///< the rank came to it
   double begin = 0;  ///< it began: at once, or when the last rank of the group had come
   double end = 0;
+  double hidden = 0;         ///< of a call that was under way: seconds for which the rank did something else
   std::int32_t step = 0;     ///< in the list of the class
   std::int32_t pass = 0;     ///< which of the passes in a row
   std::int32_t last = -1;    ///< the class that was waited for; -1: none

@@ -72,6 +72,19 @@ class Builder {
     for (const int from : frontier_) {
       if (from != node) graph_.edges.emplace_back(from, node);
     }
+    // What is under way is come to where it is awaited.
+    if (std::exchange(issuing_, false)) {
+      under_way_.push_back({node, frontier_});
+    } else {
+      frontier_ = {node};
+    }
+  }
+
+  /// The rank is where the call is that it waits for; what it has come to beside it joins later.
+  void await() {
+    const auto [node, before] = std::move(under_way_.front());
+    under_way_.erase(under_way_.begin());
+    if (frontier_ != before) beside_ = frontier_;
     frontier_ = {node};
   }
 
@@ -86,7 +99,13 @@ class Builder {
     frontier_.clear();
     stream_.clear();
     for (const OpRecord& record : traces_.of(rank).ops) {
-      if (record.microbatch == 0) visit(rank, record);
+      if (record.microbatch != 0) continue;
+      issuing_ = record.phase == CallPhase::issued;
+      if (record.phase == CallPhase::awaited) {
+        await();
+      } else {
+        visit(rank, record);
+      }
     }
   }
 
@@ -171,6 +190,8 @@ class Builder {
       case Op::shared_output:
         return step_to(on_rank(rank, record, is_dense(record.layer) ? "mlp" : "shared_expert", "compute"));
       case Op::moe_sum:
+        frontier_.insert(frontier_.end(), beside_.begin(), beside_.end());
+        beside_.clear();
         return step_to(on_rank(rank, record, "shared_agg", "agg"));
       case Op::attention_ring_send:
       case Op::attention_ring_receive:  // one node for all steps of the ring
@@ -276,6 +297,9 @@ class Builder {
   std::unordered_map<std::string, int> index_;
   std::vector<int> frontier_;
   std::vector<int> stream_;
+  bool issuing_ = false;
+  std::vector<std::pair<int, std::vector<int>>> under_way_;  // nodes, each with where the rank was when it issued it
+  std::vector<int> beside_;
 };
 
 bool touches(const GraphNode& node, const GraphSelection& s) {

@@ -26,11 +26,13 @@ class Fold {
       timing.communicating = moving_ / all;
       timing.waiting = waiting_ / all;
       timing.bubble = bubble_ / all;
+      timing.hidden = hidden_ / all;
     }
     for (auto& [key, total] : communication_) {
       total.axis = key.first;
       total.operation = key.second;
-      for (double* mean : {&total.calls, &total.wire_bytes, &total.moving, &total.waiting}) *mean /= world_;
+      for (double* mean : {&total.calls, &total.wire_bytes, &total.moving, &total.hidden, &total.waiting})
+        *mean /= world_;
       timing.communication.push_back(total);
     }
     std::ranges::sort(timing.communication, [](const auto& a, const auto& b) { return a.moving > b.moving; });
@@ -59,7 +61,9 @@ class Fold {
 
   void add_call(const ClockStep& step, const ClockItem& item, double ranks) {
     CommunicationTime& total = communication_[{step.axis, step.operation}];
-    total.calls += ranks;
+    if (step.phase != CallPhase::awaited) total.calls += ranks;
+    total.hidden += ranks * item.hidden;
+    hidden_ += ranks * item.hidden;
     total.wire_bytes += ranks * step.wire;
     total.moving += ranks * (item.end - item.begin);
     total.waiting += ranks * (item.begin - item.ready);
@@ -105,7 +109,7 @@ class Fold {
   const Replay& replay_;
   double world_;
   double flops_ = 0, bytes_ = 0;
-  double computing_ = 0, moving_ = 0, waiting_ = 0, bubble_ = 0;
+  double computing_ = 0, moving_ = 0, hidden_ = 0, waiting_ = 0, bubble_ = 0;
   std::map<std::pair<Axis, Operation>, CommunicationTime> communication_;
 };
 

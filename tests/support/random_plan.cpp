@@ -61,6 +61,18 @@ void draw_dispatch(Draw& draw, Parallel& p) {
   p.dispatch = static_cast<DispatchComm>(draw.between(0, inside_tp ? 2 : 1));
 }
 
+/// What is computed while rows are under way, if they are.
+void draw_overlap(Draw& draw, Plan& plan) {
+  Parallel& p = plan.parallel;
+  p.overlap = Overlap::none;
+  if (plan.model.dense() || p.dispatch != DispatchComm::all_to_all || p.ep == 1) return;
+  const bool shared = std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    return !layer.feed_forward.dense() && layer.feed_forward.mlp_size() > 0;
+  });
+  if (plan.workload.microbatches % 2 == 0 && draw.chance(60)) p.overlap = Overlap::two_batch;
+  if (shared && draw.chance(50)) p.overlap = Overlap::shared_expert;
+}
+
 ModelConfig draw_model(Draw& draw, const Parallel& p) {
   ModelConfig m;
   m.layers.resize(p.pp + draw.between(0, 2));
@@ -225,6 +237,7 @@ Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world) {
     return layer.attention.sliding_window > 0 || layer.attention.sinks;
   });
   if (p.cp_comm == CpComm::p2p && !in_ring) p.cp_comm = CpComm::all_gather;
+  draw_overlap(draw, plan);
   return plan;
 }
 
@@ -249,6 +262,7 @@ Plan random_plan(std::uint64_t seed, int max_world) {
   if (plan.parallel.pp > 1 && draw.chance(30)) plan.parallel.layers_per_stage = draw_stages(draw, plan);
   draw_dispatch(draw, plan.parallel);
   if (draw.chance(20)) plan.parallel.make_vocab_size_divisible_by = draw.between(1, 8);
+  draw_overlap(draw, plan);
   return plan;
 }
 
@@ -298,6 +312,7 @@ Plan serving(Plan plan, std::uint64_t seed) {
   p.cp_comm = Parallel{}.cp_comm;
   const std::int64_t sequences = (plan.workload.batch() + p.dp - 1) / p.dp;
   plan.workload.microbatches = std::min(plan.workload.microbatches, sequences);
+  if (p.overlap == Overlap::two_batch && plan.workload.microbatches % 2 != 0) p.overlap = Overlap::none;
   Serving serving{.requests = {}, .kv_block_size = draw.between(1, 5), .steps = {}};
   for (const std::int64_t length : plan.workload.lengths) {
     const std::int64_t output = draw.between(0, 6);
@@ -324,18 +339,19 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{} by {}; layers {} heads {} kv {} head_dim {} hidden {} "
+      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{} by {} overlap {}; layers {} heads {} kv {} head_dim {} "
+      "hidden {} "
       "width "
       "{} experts "
       "{} "
       "top {} "
       "vocabulary {} (padded to {}) normalise {} tied {}; lengths {} microbatches {}",
       plan.name, p.tp, p.cp, to_string(p.cp_comm), p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep,
-      p.edp, to_string(p.dispatch), m.layers.size(), m.layers[0].attention.heads, m.layers[0].attention.kv_heads,
-      m.layers[0].attention.head_dim, m.hidden_size, m.layers[0].feed_forward.intermediate_size,
-      m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k, m.vocab_size, padded_vocabulary(m, p),
-      m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings, fmt::join(plan.workload.lengths, ","),
-      plan.workload.microbatches);
+      p.edp, to_string(p.dispatch), to_string(p.overlap), m.layers.size(), m.layers[0].attention.heads,
+      m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
+      m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k,
+      m.vocab_size, padded_vocabulary(m, p), m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
+      fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
 }
 
 }  // namespace shardproof::testing

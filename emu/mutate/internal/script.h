@@ -29,6 +29,7 @@ class Script final : public FaultInjector {
       replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
+  std::function<bool(const Rank&, Op, const FaultSite&)> in_time;
   std::function<bool(const Rank&, internal::Call&)> before;
   std::function<void(const Rank&, internal::Call&)> after;
 
@@ -37,6 +38,9 @@ class Script final : public FaultInjector {
   }
   void edit_slice(const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) override {
     if (slice) slice(rank, spec, rows, cols);
+  }
+  bool awaits_in_time(const Rank& rank, Op op, const FaultSite& site) override {
+    return !in_time || in_time(rank, op, site);
   }
   void edit_timetable(Timetable& given) override {
     if (timetable) timetable(given);
@@ -88,7 +92,7 @@ bool among(const std::vector<int>& ranks, const Rank& rank);
 /// Where what is wrong within an MoE block shows first.
 std::string moe_output_tap(int layer);
 
-/// One buffer for each rank: a rank uses its own only.
+/// Two buffers for each rank, which uses its own only: calls of two microbatches may be under way at once.
 using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
 Buffers make_buffers(int world);
 
