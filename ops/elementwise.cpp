@@ -56,4 +56,52 @@ void add(MatrixView<const T> x, MatrixView<const T> y, Format format, MatrixView
 template void add(MatrixView<const float>, MatrixView<const float>, Format, MatrixView<float>);
 template void add(MatrixView<const double>, MatrixView<const double>, Format, MatrixView<double>);
 
+template <class T>
+void add_scaled(MatrixView<const T> x, MatrixView<const T> y, double factor, Format format, MatrixView<T> out) {
+  require_equal("add_scaled", "rows of y", x.rows, y.rows);
+  require_equal("add_scaled", "columns of y", x.cols, y.cols);
+  require_equal("add_scaled", "rows of the output", x.rows, out.rows);
+  require_equal("add_scaled", "columns of the output", x.cols, out.cols);
+  const T times = static_cast<T>(factor);
+  simd::with_rounding<T>(format, [&](auto rounding) {
+    for (Index i = 0; i < x.rows; ++i) {
+      simd::transform<T>(
+          x.cols, out.row(i).data(), [&](auto p, auto q) { return rounding(p + rounding(q * times)); }, x.row(i).data(),
+          y.row(i).data());
+    }
+  });
+}
+
+namespace {
+
+template <class T, class Change>
+void change_each(MatrixView<T> x, Format format, const Change& change) {
+  simd::with_rounding<T>(format, [&](auto rounding) {
+    for (Index i = 0; i < x.rows; ++i) {
+      T* const row = x.row(i).data();
+      simd::transform<T>(
+          x.cols, row, [&](auto value) { return rounding(change(value)); }, row);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void scale(MatrixView<T> x, double factor, Format format) {
+  change_each(x, format, [times = static_cast<T>(factor)](auto value) { return value * times; });
+}
+
+template <class T>
+void divide(MatrixView<T> x, double divisor, Format format) {
+  change_each(x, format, [by = static_cast<T>(divisor)](auto value) { return value / by; });
+}
+
+template void add_scaled(MatrixView<const float>, MatrixView<const float>, double, Format, MatrixView<float>);
+template void add_scaled(MatrixView<const double>, MatrixView<const double>, double, Format, MatrixView<double>);
+template void scale(MatrixView<float>, double, Format);
+template void scale(MatrixView<double>, double, Format);
+template void divide(MatrixView<float>, double, Format);
+template void divide(MatrixView<double>, double, Format);
+
 }  // namespace shardproof::ops

@@ -31,6 +31,11 @@ constexpr bool computes_in_double(Format format) {
   return format == Format::fp64 || format == Format::exact;
 }
 
+/// Bytes of the scalar that the format computes in.
+constexpr int scalar_bytes(Format format) {
+  return computes_in_double(format) ? 8 : 4;
+}
+
 /// Bytes that one stored element takes on the device (exact counts as the double it is kept in).
 constexpr int bytes_per_element(Format format) {
   return computes_in_double(format) ? 8 : format == Format::fp32 ? 4 : 2;

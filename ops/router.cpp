@@ -67,20 +67,49 @@ void choose(std::span<const T> logits, std::vector<T>& left, std::span<std::int3
   }
 }
 
+/// out = exp(in - largest).
+template <class T>
+void exponentials(const T* in, Index count, T largest, Format format, T* out) {
+  simd::transform<T>(
+      count, out,
+      [&](auto value) {
+        const simd::Vec<T> e = simd::exponential<T>(value - largest);
+        return format == Format::exact ? simd::round_to_multiple<T>(e, static_cast<T>(kExpStep)) : e;
+      },
+      in);
+}
+
+template <class T>
+void sparsemixer_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, double jitter, Format format,
+                         MatrixView<T> weights) {
+  require_choice_shape("route_weights", logits, ids, weights);
+  const T band = static_cast<T>(2 * jitter);
+  std::vector<T> left, terms(static_cast<std::size_t>(logits.cols));
+  for (Index t = 0; t < logits.rows; ++t) {
+    const std::span<const T> row = logits.row(t);
+    left.assign(row.begin(), row.end());
+    for (Index slot = 0; slot < ids.cols; ++slot) {
+      const auto chosen = static_cast<std::size_t>(ids(t, slot));
+      const T largest = *std::ranges::max_element(left);
+      exponentials(row.data(), logits.cols, largest, format, terms.data());
+      T sum = 0;
+      for (std::size_t e = 0; e < row.size(); ++e) {
+        if (left[e] < row[e]) continue;
+        const bool far = (largest - row[e]) / std::max(std::abs(row[e]), largest) > band;
+        if (!far) sum += terms[e];
+      }
+      weights(t, slot) = terms[chosen] / sum;
+      left[chosen] = -std::numeric_limits<T>::infinity();
+    }
+    round_to(weights.row(t), format);
+  }
+}
+
 /// Not stored.
 template <class T>
 void softmax_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, bool normalise, Format format,
                      MatrixView<T> weights) {
   require_choice_shape("route_weights", logits, ids, weights);
-  const auto exponentials = [&](const T* in, Index count, T largest, T* out) {
-    simd::transform<T>(
-        count, out,
-        [&](auto value) {
-          const simd::Vec<T> e = simd::exponential<T>(value - largest);
-          return format == Format::exact ? simd::round_to_multiple<T>(e, static_cast<T>(kExpStep)) : e;
-        },
-        in);
-  };
   std::vector<T> all(static_cast<std::size_t>(normalise ? 0 : logits.cols));
   for (Index t = 0; t < logits.rows; ++t) {
     const std::span<const T> row = logits.row(t);
@@ -88,12 +117,12 @@ void softmax_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> 
     for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = row[static_cast<std::size_t>(ids(t, slot))];
     const T largest = all_above_minus_infinity(row) ? simd::largest_of<T>(logits.cols, row.data())
                                                     : row[static_cast<std::size_t>(next_expert(row, -1))];
-    exponentials(weight.data(), ids.cols, largest, weight.data());
+    exponentials(weight.data(), ids.cols, largest, format, weight.data());
     T sum = 0;
     if (normalise) {
       for (const T e : weight) sum += e;
     } else {
-      exponentials(row.data(), logits.cols, largest, all.data());
+      exponentials(row.data(), logits.cols, largest, format, all.data());
       for (const T e : all) sum += e;
     }
     for (T& e : weight) e /= sum;
@@ -181,6 +210,7 @@ void choose_experts(MatrixView<const T> scores, const RouteOptions<T>& options, 
 template <class T>
 void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> ids, const RouteOptions<T>& options,
                    Format format, MatrixView<T> weights) {
+  if (options.sparsemixer) return sparsemixer_weights<T>(logits, ids, options.jitter, format, weights);
   if (!options.sigmoid && options.scale == 1) {
     return route_weights<T>(logits, ids, options.normalise, format, weights);
   }

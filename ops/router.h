@@ -28,6 +28,10 @@ struct RouteOptions {
   Index groups = 1;
   Index top_groups = 1;
   double scale = 1;  ///< times the weight, before it is stored
+  /// A weight is exp(l - m) over the sum of exp(l' - m), m the largest logit of those that no earlier slot chose, over
+  /// those of them with (m - l') / max(|l'|, m) <= 2 jitter, in index order; one operation of T a step.
+  bool sparsemixer = false;
+  double jitter = 0;
 };
 
 /// What the choice is made by: logits, or with sigmoid the scores and their bias. [tokens, experts]; not stored.

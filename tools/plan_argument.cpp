@@ -37,12 +37,16 @@ std::string problems_text(const std::string& path, const std::vector<Problem>& p
   return text;
 }
 
-Plan read_plan(const std::string& path, FileUses& files) {
+PlanAndWeights read_plan_and_weights(const std::string& path, FileUses& files) {
   if (!path.empty()) files.reads("the plan", path);
   LoadedPlan loaded = path.empty() ? parse_plan(kDefaultPlan, "the embedded default plan", ".") : load_plan(path);
   if (!loaded.model_file.empty()) files.reads("the plan's model", loaded.model_file);
   if (!loaded.plan) throw UsageError(problems_text(plan_name(path), loaded.problems));
-  return std::move(*loaded.plan);
+  return {std::move(*loaded.plan), std::move(loaded.model_directory)};
+}
+
+Plan read_plan(const std::string& path, FileUses& files) {
+  return read_plan_and_weights(path, files).plan;
 }
 
 void say_what_is_left_out(const Plan& plan) {

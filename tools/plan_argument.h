@@ -17,6 +17,12 @@ namespace shardproof::tools {
 /// Reads the plan, or the embedded default when `path` is empty; `files` gets what was read. Throws UsageError listing
 /// every problem, each with the file's name.
 Plan read_plan(const std::string& path, FileUses& files);
+/// The same, with the directory of the checkpoint that the plan names as its model, if it does.
+struct PlanAndWeights {
+  Plan plan;
+  std::string directory;
+};
+PlanAndWeights read_plan_and_weights(const std::string& path, FileUses& files);
 
 /// What a plan is called in messages: its path, or that it is the default one.
 std::string plan_name(const std::string& path);

@@ -25,10 +25,6 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-int scalar_bytes(ops::Format format) {
-  return ops::computes_in_double(format) ? 8 : 4;
-}
-
 bool reads_mostly(Kernel kernel) {
   return kernel == Kernel::linear || kernel == Kernel::expert || kernel == Kernel::attention;
 }
@@ -81,7 +77,7 @@ double TimedOp::of_limit() const {
 }
 
 OpShape part_within(const OpShape& shape, ops::Format format, double most_seconds, double& share) {
-  const ops::Cost cost = cost_of(shape, scalar_bytes(format));
+  const ops::Cost cost = cost_of(shape, ops::scalar_bytes(format));
   const double wanted = most_seconds / std::max(cost.flops / kSlowFlops, cost.bytes / kSlowBytes);
   share = 1;
   if (wanted >= 1) return shape;
@@ -100,7 +96,7 @@ OpShape part_within(const OpShape& shape, ops::Format format, double most_second
 }
 
 TimedOp time_op(const CountedOp& op, ops::Format format, const TimingOptions& options) {
-  TimedOp result{.op = op, .cost = cost_of(op.shape, scalar_bytes(format))};
+  TimedOp result{.op = op, .cost = cost_of(op.shape, ops::scalar_bytes(format))};
   const OpShape part = part_within(op.shape, format, options.most_seconds, result.part);
   if (const double needed = memory_of(part, format); needed > options.memory) {
     result.left_out =
@@ -111,7 +107,7 @@ TimedOp time_op(const CountedOp& op, ops::Format format, const TimingOptions& op
   prepared.run();
   result.wrong = prepared.wrong();
   if (result.wrong.empty()) {
-    time_prepared(prepared, cost_of(part, scalar_bytes(format)), format, options.repetitions, result);
+    time_prepared(prepared, cost_of(part, ops::scalar_bytes(format)), format, options.repetitions, result);
   }
   return result;
 }

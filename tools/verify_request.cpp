@@ -23,8 +23,9 @@ std::optional<ops::Format> parsed(const std::optional<std::string>& format) {
   return format ? ops::parse_format(*format) : std::nullopt;
 }
 
-/// Opens the checkpoint and holds the plan's model to it; weights cannot be scaled.
-std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const Request& request, FileUses& files) {
+/// Opens the checkpoint that is `named` so, and holds the plan's model to it; weights cannot be scaled.
+std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, std::string_view named,
+                                            const Request& request, FileUses& files) {
   if (directory.empty()) return nullptr;
   if (request.scale.mode == ScaleOptions::Mode::divide) {
     throw UsageError(fmt::format("--scale {}: a checkpoint's weights cannot be scaled; leave --scale out",
@@ -37,10 +38,10 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
     try {
       return std::make_unique<Checkpoint>(directory);
     } catch (const CheckpointError& error) {
-      throw UsageError(fmt::format("--checkpoint: {}", error.what()));
+      throw UsageError(fmt::format("{}: {}", named, error.what()));
     }
   }();
-  for (const std::string& file : checkpoint->files()) files.reads("part of --checkpoint", file);
+  for (const std::string& file : checkpoint->files()) files.reads(fmt::format("part of {}", named), file);
   const std::vector<Problem> problems = compare_models(request.original.model, checkpoint->model());
   if (!problems.empty()) throw UsageError(problems_text(request.name, problems));
   return checkpoint;
@@ -49,9 +50,12 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& directory, const 
 }  // namespace
 
 Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUses& files) {
-  Request request{.name = plan_name(flags.plan), .original = read_plan(flags.plan, files), .scale = scale};
+  PlanAndWeights read = read_plan_and_weights(flags.plan, files);
+  Request request{.name = plan_name(flags.plan), .original = std::move(read.plan), .scale = scale};
   if (flags.seed) request.original.workload.seed = *flags.seed;
-  request.checkpoint = open_checkpoint(flags.checkpoint, request, files);
+  const bool of_plan = flags.checkpoint.empty();
+  request.checkpoint = open_checkpoint(of_plan ? read.directory : flags.checkpoint,
+                                       of_plan ? "the plan's model" : "--checkpoint", request, files);
   if (request.checkpoint) request.scale.mode = ScaleOptions::Mode::full;
   request.options = {.format = chosen_format(flags, request.original.model),
                      .threads = flags.threads,

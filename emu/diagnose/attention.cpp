@@ -88,6 +88,28 @@ std::optional<Cause> input_row_cause(const WrongTap& wrong, const Projection& pr
   return row_order_cause(wrong, sources);
 }
 
+/// Norms over all heads, of the squares that one rank has.
+std::optional<Cause> norm_slice_cause(const WrongTap& wrong, const Projection& projection) {
+  using Squares = Origin::Squares;
+  const ModelConfig& config = wrong.model.plan().model;
+  if (!projection.rotated || config.layers[wrong.layer].attention.query_key_norm != QueryKeyNorm::full) {
+    return std::nullopt;
+  }
+  for (const Squares squares : {Squares::of_slice, Squares::of_slice_over_all}) {
+    const auto over_slice = [&](const WrongRow& row) {
+      return projected(wrong, projection, row,
+                       {row.row, wrong.layer, wrong.model.tokens().position(row.row), -1, squares});
+    };
+    if (!explains(wrong.rows, over_slice, wrong.tolerance)) continue;
+    return Cause{"norm_over_slice",
+                 fmt::format("{} norm over the {} columns that they hold{}, not over all {}: the sum of the squares "
+                             "over tp is missing",
+                             ranks_of(wrong.rows), wrong.rows.front().got.size(),
+                             squares == Squares::of_slice ? "" : ", divided by the whole width", wrong.expected.cols)};
+  }
+  return std::nullopt;
+}
+
 std::optional<Cause> shifted_cause(const WrongTap& wrong) {
   for (const std::int64_t shift : {1, -1}) {
     const auto shifted = [&](const WrongRow& row) {
@@ -138,6 +160,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
       }
     }
   }
+  if (auto cause = norm_slice_cause(wrong, projection)) return cause;
   if (projection.rotated) {
     if (auto cause = position_cause(wrong, projection)) return cause;
     if (auto cause = input_row_cause(wrong, projection)) return cause;

@@ -75,6 +75,7 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
       return residual_cause(wrong);
     case TapKind::moe_output:
       return moe_output_cause(wrong);
+    case TapKind::embedding_scaled:
     case TapKind::attention_q_latent:
     case TapKind::attention_q_latent_norm:
     case TapKind::attention_kv_latent:
@@ -88,6 +89,8 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
       break;
     // Only the rounding is judged by the steps of an op, and its cause is the rounding.
     case TapKind::attention_q_projection:
+    case TapKind::attention_squares_partial:
+    case TapKind::attention_squares:
     case TapKind::attention_q_normed:
     case TapKind::attention_kv_projection:
     case TapKind::attention_k_projection:

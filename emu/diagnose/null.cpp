@@ -66,6 +66,13 @@ Row sum_of_taps(const WrongTap& wrong, const WrongRow& row, TapKind x, TapKind y
   return sum;
 }
 
+Row scaled_embedding(Recompute& model, std::int64_t index) {
+  const auto x = model.row(model.tap(-1, TapKind::embedding), index);
+  Row y(x.begin(), x.end());
+  ops::scale<double>({y.data(), 1, std::ssize(y)}, model.plan().model.embedding_multiplier, model.format());
+  return y;
+}
+
 Row gated(const WrongTap& wrong, const WrongRow& row) {
   const auto x = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::mlp_output), row.row);
   const auto logit = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::shared_gate), row.row);
@@ -93,9 +100,9 @@ Row residual(const WrongTap& wrong, const WrongRow& row) {
   Recompute& model = wrong.model;
   const bool moe = wrong.kind == TapKind::moe_residual;
   const auto x = model.row(model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm), row.row);
-  const auto y = model.row(model.tap(wrong.layer, moe ? feed_forward_addend(model.plan().model.layers[wrong.layer])
-                                                      : TapKind::attention_output),
-                           row.row);
+  const Row y = model.branch(model.tap(wrong.layer, moe ? feed_forward_addend(model.plan().model.layers[wrong.layer])
+                                                        : TapKind::attention_output),
+                             row.row);
   Row sum(x.begin(), x.end());
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
   model.finish(sum);
@@ -114,7 +121,9 @@ Row routed(const WrongTap& wrong, const WrongRow& row) {
                                     .sigmoid = spec.scoring == Scoring::sigmoid,
                                     .groups = spec.groups,
                                     .top_groups = spec.top_groups,
-                                    .scale = spec.routed_scaling_factor};
+                                    .scale = spec.routed_scaling_factor,
+                                    .sparsemixer = spec.scoring == Scoring::sparsemixer,
+                                    .jitter = spec.router_jitter};
   Row bias;
   if (spec.selection_bias) {
     const WeightSpec weight = weight_spec(wrong.model.plan().model, Weight::router_selection_bias, wrong.layer);
@@ -152,6 +161,8 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
   switch (wrong.kind) {
     case TapKind::embedding:
       return columns(sum_of_parts(model, tp, [&](int m) { return model.embedding_partial_sum(row.row, m); }), row);
+    case TapKind::embedding_scaled:
+      return columns(scaled_embedding(model, row.row), row);
     case TapKind::attention_norm:
     case TapKind::moe_norm:
     case TapKind::final_norm:
@@ -204,6 +215,8 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
     case TapKind::logits:
       return projected(wrong, row, TapKind::final_norm, Weight::head);
     case TapKind::attention_q_projection:
+    case TapKind::attention_squares_partial:
+    case TapKind::attention_squares:
     case TapKind::attention_q_normed:
     case TapKind::attention_kv_projection:
     case TapKind::attention_k_projection:

@@ -7,6 +7,7 @@
 
 #include "emu/run/rope_pairs.h"
 #include "ops/attention.h"
+#include "ops/elementwise.h"
 #include "ops/expert.h"
 #include "ops/latent.h"
 #include "ops/linear.h"
@@ -62,7 +63,8 @@ std::span<const double> Recompute::row(const ExpectedTap& tap, std::int64_t row)
 const ExpectedTap& Recompute::norm_input(int layer, TapKind norm) const {
   if (norm == TapKind::moe_norm) return tap(layer, TapKind::attention_residual);
   const int before = norm == TapKind::final_norm ? static_cast<int>(plan_.model.layers.size()) - 1 : layer - 1;
-  return before < 0 ? tap(-1, TapKind::embedding) : tap(before, TapKind::moe_residual);
+  if (before >= 0) return tap(before, TapKind::moe_residual);
+  return tap(-1, plan_.model.embedding_multiplier != 1 ? TapKind::embedding_scaled : TapKind::embedding);
 }
 
 namespace {
@@ -78,6 +80,8 @@ std::optional<Weight> bias_of(Weight weight) {
       return Weight::attention_v_bias;
     case Weight::router:
       return Weight::router_bias;
+    case Weight::head:
+      return Weight::head_bias;
     default:
       return std::nullopt;
   }
@@ -89,8 +93,32 @@ LoadedWeight<double> Recompute::slice(const WeightSpec& spec, Range rows, Range 
   return reference_.slices->get(spec, rows, cols);
 }
 
-Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weight) {
+namespace {
+
+std::optional<Weight> bias_of_norm(Weight norm) {
+  switch (norm) {
+    case Weight::attention_norm:
+      return Weight::attention_norm_bias;
+    case Weight::moe_norm:
+      return Weight::moe_norm_bias;
+    case Weight::final_norm:
+      return Weight::final_norm_bias;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace
+
+Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weight, const WeightSpec* biased) {
   Row y(x.size());
+  const WeightSpec& own = biased != nullptr ? *biased : weight;
+  if (const auto bias = bias_of_norm(own.weight); bias && has_weight(plan_.model, *bias, own.layer)) {
+    ops::layer_norm<double>(one_row(x), whole(weight).view().span(),
+                            vector(weight_spec(plan_.model, *bias, own.layer), {0, own.cols}), plan_.model.rms_norm_eps,
+                            format(), one_row(y));
+    return y;
+  }
   ops::rms_norm<double>(one_row(x), whole(weight).view().span(), plan_.model.rms_norm_eps, format(), one_row(y));
   return y;
 }
@@ -104,6 +132,16 @@ Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& w
     for (std::size_t i = 0; i < y.size(); ++i) y[i] += values[i];
   }
   finish(y);
+  if (weight.weight == Weight::head && plan_.model.logits_scaling != 1) {
+    ops::divide<double>(one_row(y), plan_.model.logits_scaling, format());
+  }
+  return y;
+}
+
+Recompute::Row Recompute::branch(const ExpectedTap& tap, std::int64_t index) const {
+  const std::span<const double> values = row(tap, index);
+  Row y(values.begin(), values.end());
+  if (plan_.model.residual_multiplier != 1) ops::scale<double>(one_row(y), plan_.model.residual_multiplier, format());
   return y;
 }
 
@@ -122,7 +160,9 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
   Row y = project(row(tap(layer, TapKind::attention_norm), from.row), weight_spec(plan_.model, weight, from.layer),
                   cols, from.vectors);
   if (kind == TapKind::attention_v) return y;
-  if (spec.query_key_norm == QueryKeyNorm::head) {
+  if (spec.query_key_norm == QueryKeyNorm::full) {
+    norm_over_heads(y, kind, layer, from, cols);
+  } else if (spec.query_key_norm == QueryKeyNorm::head) {
     const Weight norm_weight = kind == TapKind::attention_q ? Weight::attention_q_norm : Weight::attention_k_norm;
     const LoadedWeight<double> scale =
         whole(weight_spec(plan_.model, norm_weight, from.vectors >= 0 ? from.vectors : from.layer));
@@ -131,6 +171,23 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
   }
   rotate(y, layer, from.position);
   return y;
+}
+
+void Recompute::norm_over_heads(Row& y, TapKind kind, int layer, const Origin& from, Range cols) {
+  using Squares = Origin::Squares;
+  const bool queries = kind == TapKind::attention_q;
+  const WeightSpec norm = weight_spec(plan_.model, queries ? Weight::attention_q_norm : Weight::attention_k_norm,
+                                      from.vectors >= 0 ? from.vectors : from.layer);
+  const Row all =
+      from.squares == Squares::of_all
+          ? project(row(tap(layer, TapKind::attention_norm), from.row),
+                    weight_spec(plan_.model, queries ? Weight::attention_q : Weight::attention_k, from.layer),
+                    {0, norm.cols}, from.vectors)
+          : y;
+  ops::Matrix<double> squares(1, 1);
+  ops::sum_squares<double>(one_row(std::span<const double>(all)), squares, 0);
+  ops::rms_norm_part<double>(one_row(y), squares, 0, from.squares == Squares::of_slice ? cols.count : norm.cols,
+                             vector(norm, cols), plan_.model.rms_norm_eps, format(), one_row(y));
 }
 
 Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& from, Range cols) {

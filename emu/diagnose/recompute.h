@@ -66,13 +66,20 @@ class Recompute {
   LoadedWeight<double> slice(const WeightSpec& spec, Range rows, Range cols);
   LoadedWeight<double> whole(const WeightSpec& spec) { return slice(spec, {0, spec.rows}, {0, spec.cols}); }
 
-  Row norm(std::span<const double> x, const WeightSpec& weight);
+  /// What a block's output adds to the stream: times the model's multiplier, where it has one.
+  Row branch(const ExpectedTap& tap, std::int64_t index) const;
+
+  /// The norm of a stream, with the bias that goes with the weight, or with another of them.
+  Row norm(std::span<const double> x, const WeightSpec& weight, const WeightSpec* biased = nullptr);
   /// Where a row of q, k or v is supposed to be from.
   struct Origin {
     std::int64_t row = 0;       ///< of what it is projected from
     int layer = 0;              ///< of the weights
     std::int64_t position = 0;  ///< that it is rotated for
     int vectors = -1;           ///< layer of its norms and biases; -1: that of the weights
+    /// A norm over all heads has the squares of these columns only, and divides them by how many they are, or by the
+    /// whole width.
+    enum class Squares : std::int8_t { of_all, of_slice, of_slice_over_all } squares = Squares::of_all;
   };
   /// Columns, whole heads, of attention.q, k or v of the layer.
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);
@@ -102,6 +109,8 @@ class Recompute {
 
  private:
   Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);
+  /// Columns of queries or keys, normed over all heads.
+  void norm_over_heads(Row& y, TapKind kind, int layer, const Origin& from, Range cols);
   Row vector(const WeightSpec& spec, Range cols);
 
   const Plan& plan_;

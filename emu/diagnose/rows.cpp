@@ -140,10 +140,16 @@ std::optional<Cause> norm_cause(const WrongTap& wrong) {
   for (int layer = 0; layer < config.layers.size(); ++layer) {
     for (const TapKind kind : {TapKind::attention_norm, TapKind::moe_norm}) {
       if (layer == wrong.layer && kind == wrong.kind) continue;
+      // With its bias, or with the right one.
+      const WeightSpec own = norm_weight(config, wrong.kind, wrong.layer);
       const auto with_weight = [&](const WrongRow& row) {
         return model.norm(model.row(input, row.row), norm_weight(config, kind, layer));
       };
-      if (explains(wrong.rows, with_weight, wrong.tolerance)) {
+      const auto with_own_bias = [&](const WrongRow& row) {
+        return model.norm(model.row(input, row.row), norm_weight(config, kind, layer), &own);
+      };
+      if (explains(wrong.rows, with_weight, wrong.tolerance) ||
+          (config.layer_norm && explains(wrong.rows, with_own_bias, wrong.tolerance))) {
         return Cause{"weights_of_another_layer", fmt::format("{} uses the weight of layer {}'s {}",
                                                              ranks_of(wrong.rows), layer, tap_row(kind).name)};
       }
@@ -168,7 +174,7 @@ std::optional<Cause> residual_cause(const WrongTap& wrong) {
       const auto combined = [&](const WrongRow& row) {
         std::vector<double> values(static_cast<std::size_t>(stream.cols));
         const std::span<const double> x = model.row(stream, row.row);
-        const std::span<const double> y = model.row(branch, row.row);
+        const std::vector<double> y = model.branch(branch, row.row);
         for (std::size_t i = 0; i < values.size(); ++i) values[i] = a * x[i] + b * y[i];
         model.finish(values);
         return values;

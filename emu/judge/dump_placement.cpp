@@ -35,7 +35,8 @@ bool DumpPlacement::holds(int rank, const TapId& tap) const {
   const bool one_part = tap.part >= 0 && tap_row(tap.kind).parts != TapParts::over_ring;
   if (one_part && tap.part != part_of_rank(rank, tap.kind)) return false;
   if (tap.layer >= 0) return tap.layer >= layout.layers.begin && tap.layer < layout.layers.end();
-  return tap.kind == TapKind::embedding ? layout.first_stage() : layout.last_stage();
+  const bool embeds = tap.kind == TapKind::embedding || tap.kind == TapKind::embedding_scaled;
+  return embeds ? layout.first_stage() : layout.last_stage();
 }
 
 std::vector<std::int64_t> DumpPlacement::rows(int rank, TapRows which) const {

@@ -24,7 +24,8 @@ enum class RopeType : std::int8_t {
              ///< L / high_freq_factor, and by a mean of both that is linear in L / wavelength between (Llama 3.1)
   yarn,      ///< by a mean of both that is linear in i, between the pairs that turn beta_slow and beta_fast times in L
              ///< positions (Peng et al. 2023)
-  longrope,  ///< by a factor of its own each pair (Ding et al. 2024); no program computes it yet
+  longrope,  ///< by 1 over a factor of its own each pair (Ding et al. 2024), in sequences of at most L tokens; those of
+             ///< longer ones, for which implementations differ, no program computes
 };
 
 /// A rotary position embedding (Su et al. 2021).
@@ -42,7 +43,8 @@ struct RopeSpec {
   double beta_fast = 32;
   double beta_slow = 1;
   bool truncate = true;  ///< yarn's two pairs are rounded outwards to whole ones
-  double amplitude = 1;  ///< what cosines and sines are multiplied by (yarn's attention factor)
+  double amplitude = 1;  ///< what cosines and sines are multiplied by (yarn's attention factor, Phi's mscale)
+  std::vector<double> pair_factors = {};  ///< longrope's, of each pair
   /// Yarn with latent attention: the scores are multiplied by (0.1 mscale_all_dim ln(factor) + 1)^2.
   double mscale_all_dim = 0;
 
@@ -114,10 +116,15 @@ inline std::int64_t cached_elements(const AttentionSpec& attention, std::int64_t
 enum class Scoring : std::int8_t {
   softmax,
   sigmoid,  ///< of each logit by itself (DeepSeek-V3)
+  /// Of each of the two chosen by itself, a softmax over the logits that are near it: those that (m - l) / max(|l|, m)
+  /// puts within twice the jitter of m, the chosen one's own; the second without the first (Phi-3.5-MoE; Liu et al.
+  /// 2024, "GRIN").
+  sparsemixer,
 };
 
 inline std::string_view to_string(Scoring scoring) {
-  return scoring == Scoring::softmax ? "softmax" : "sigmoid";
+  constexpr std::string_view kNames[] = {"softmax", "sigmoid", "sparsemixer"};
+  return kNames[static_cast<std::size_t>(scoring)];
 }
 
 /// A router over `num_experts` gated MLPs, of which `top_k` serve each token; without experts, one MLP for all.
@@ -141,6 +148,7 @@ struct FeedForwardSpec {
   bool expert_bias = false;
   /// Above 0, gate and up are clamped to it, and the activation is (up + 1) gate sigmoid(1.702 gate) (gpt-oss).
   double swiglu_limit = 0;
+  double router_jitter = 0;  ///< of sparsemixer
 
   bool dense() const { return num_experts == 0; }
   /// Of the MLP that serves every token; 0 is none.

@@ -81,6 +81,7 @@ inline constexpr FieldInfo kRopeFast = later("beta_fast", 32);
 inline constexpr FieldInfo kRopeSlow = later("beta_slow", 1);
 inline constexpr FieldInfo kRopeTruncate = later("truncate", 1);
 inline constexpr FieldInfo kRopeAmplitude = later("attention_factor", 1);
+inline constexpr FieldInfo kRopePairFactors = later("short_factor");
 inline constexpr FieldInfo kQkvBias = later("qkv_bias");
 inline constexpr FieldInfo kOutputBias = later("attention_output_bias");
 inline constexpr FieldInfo kWindow = later("sliding_window");
@@ -99,6 +100,7 @@ inline constexpr FieldInfo kRoutedScale = later("routed_scaling_factor", 1);
 inline constexpr FieldInfo kRouterBias = later("router_bias");
 inline constexpr FieldInfo kExpertBias = later("mlp_bias");
 inline constexpr FieldInfo kSwigluLimit = later("swiglu_limit");
+inline constexpr FieldInfo kRouterJitter = later("router_jitter_noise");
 inline constexpr FieldInfo kWeightBlock = later("weight_block_size");
 inline constexpr FieldInfo kLayerNorm = later("layer_norm");
 inline constexpr FieldInfo kHeadBias = later("lm_head_bias");
@@ -134,6 +136,7 @@ void visit_rope(Rope& rope, const Visit& visit) {
   visit(fields::kRopeTruncate, rope.truncate);
   visit(fields::kRopeAmplitude, rope.amplitude);
   visit(fields::kRopeScoreScale, rope.mscale_all_dim);
+  visit(fields::kRopePairFactors, rope.pair_factors);
 }
 
 template <class FeedForward, class Visit>
@@ -148,6 +151,7 @@ void visit_feed_forward(FeedForward& feed_forward, const Visit& visit) {
   visit(fields::kRouterBias, feed_forward.router_bias);
   visit(fields::kExpertBias, feed_forward.expert_bias);
   visit(fields::kSwigluLimit, feed_forward.swiglu_limit);
+  visit(fields::kRouterJitter, feed_forward.router_jitter);
 }
 
 /// visit(info, value) for every field, by reference. `Model` is ModelConfig or const ModelConfig; a visitor that

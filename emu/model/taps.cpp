@@ -13,6 +13,10 @@ namespace {
 
 constexpr std::array<TapRow, kTapKinds> kTapTable{{
     {.kind = TapKind::embedding, .name = "embedding", .in_layer = false, .width = sizes::hidden},
+    {.kind = TapKind::embedding_scaled,
+     .name = "embedding.scaled",
+     .in_layer = false,
+     .width = sizes::scaled_embedding},
     {.kind = TapKind::attention_norm, .name = "attention.norm", .width = sizes::hidden},
     {.kind = TapKind::attention_q_latent, .name = "attention.q_latent", .width = sizes::q_rank, .rows = TapRows::all},
     {.kind = TapKind::attention_q_latent_norm,
@@ -23,12 +27,6 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .name = "attention.q_projection",
      .inner = true,
      .width = sizes::q_projection,
-     .rows = TapRows::all,
-     .cols = Split::q_heads},
-    {.kind = TapKind::attention_q_normed,
-     .name = "attention.q_normed",
-     .inner = true,
-     .width = sizes::q_normed,
      .rows = TapRows::all,
      .cols = Split::q_heads},
     {.kind = TapKind::attention_kv_latent,
@@ -51,6 +49,23 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .width = sizes::k_projection,
      .rows = TapRows::all,
      .cols = Split::kv_heads},
+    {.kind = TapKind::attention_squares_partial,
+     .name = "attention.squares_partial",
+     .inner = true,
+     .parts = TapParts::over_tp,
+     .width = sizes::squares,
+     .rows = TapRows::all},
+    {.kind = TapKind::attention_squares,
+     .name = "attention.squares",
+     .inner = true,
+     .width = sizes::squares,
+     .rows = TapRows::all},
+    {.kind = TapKind::attention_q_normed,
+     .name = "attention.q_normed",
+     .inner = true,
+     .width = sizes::q_normed,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
     {.kind = TapKind::attention_k_normed,
      .name = "attention.k_normed",
      .inner = true,
@@ -197,6 +212,7 @@ std::optional<int> take_index(std::string_view& text, std::string_view word) {
 /// `parts` null: without the inner ones.
 std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* parts) {
   std::vector<TapId> taps{{.kind = TapKind::embedding}};
+  if (model.embedding_multiplier != 1) taps.push_back({.kind = TapKind::embedding_scaled});
   for (int layer = 0; layer < model.layers.size(); ++layer) {
     for (const TapRow& row : kTapTable) {
       if (!row.in_layer || (row.inner && parts == nullptr) || row.width(model, model.layers[layer]) == 0) continue;

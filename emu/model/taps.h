@@ -20,15 +20,18 @@ namespace shardproof {
 /// A row of the table, in program order.
 enum class TapKind : std::int8_t {
   embedding,
+  embedding_scaled,  ///< by its multiplier, where there is one
   attention_norm,
   attention_q_latent,  ///< latent attention: what queries are made by way of
   attention_q_latent_norm,
   attention_q_projection,  ///< before norm and rotary embedding, where more than the one product leads to q
-  attention_q_normed,      ///< inside each head
   attention_kv_latent,     ///< latent attention: what keys and values are made by way of, and the key that heads share
   attention_kv_latent_norm,
   attention_kv_projection,  ///< latent attention: each head's key and value from there
   attention_k_projection,
+  attention_squares_partial,  ///< norms over all heads: of a rank's queries, and of its keys, the sum of squares; ...
+  attention_squares,          ///< ... and of all. Neither is stored
+  attention_q_normed,         ///< inside each head, or over all of them
   attention_k_normed,
   attention_q,  ///< after the rotary embedding, as is k
   attention_k,

@@ -64,6 +64,8 @@ enum class Split {
   none,               ///< replicated
   q_heads,            ///< query heads x elements of each, over tp
   kv_heads,           ///< key/value heads x elements of each, over tp; replicated where tp exceeds them
+  q_norm,             ///< as q_heads where it is a norm over all of them; of one inside each head, replicated
+  kv_norm,            ///< the same of key heads
   vocabulary,         ///< over tp
   intermediate_size,  ///< of an expert, over etp
   mlp_size,           ///< of the MLP for all tokens, over tp

@@ -190,6 +190,25 @@ Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Norms of queries and keys over all heads, of the squares that a rank has itself.
+Instances norm_over_slice(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  if (plan.parallel.tp < 2) return {};
+  Instances result;
+  for (const Place& place : sites.places(limit)) {
+    if (plan.model.layers[place.layer].attention.query_key_norm != QueryKeyNorm::full) continue;
+    const std::vector<int> group = sites.group(Axis::tp, place.rank);
+    result.push_back({.layer = place.layer,
+                      .ranks = group,
+                      .group = "tp",
+                      .tap = tap_name(place.layer, TapKind::attention_q),
+                      .causes = {"norm_over_slice"},
+                      .make = faulty_reduction(plan, {Op::attention_squares_reduce, place.layer, group},
+                                               SumFault::dropped, 0)});
+  }
+  return result;
+}
+
 enum class Edit { offset, restart, merge };
 
 template <Edit edit>
@@ -256,6 +275,7 @@ constexpr MutationKind kAttentionKinds[] = {
      gather<Op::attention_gather, GatherFault::reversed>, MutationClass::sharding, may_have_one_row},
     {"sp_gather_dropped", "sequence-parallel rows are not gathered",
      gather<Op::attention_gather, GatherFault::dropped>},
+    {"query_key_norm_over_slice", "queries and keys are normed over a rank's heads, not over all", norm_over_slice},
     {"positions_offset", "positions are one too high", microbatch_edit<Edit::offset>, MutationClass::sharding,
      has_one_token_sequences},
     {"positions_restarted", "positions restart inside a sequence", microbatch_edit<Edit::restart>,

@@ -9,14 +9,25 @@
 namespace shardproof {
 namespace {
 
+Range kv_heads_of(const AttentionSpec& attention, const Parallel& parallel, int tp) {
+  return {tp * attention.kv_heads / parallel.tp, std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)};
+}
+
+Range first_kv_heads_of(const AttentionSpec& attention, const Parallel& parallel, int tp) {
+  const Range held = kv_heads_of(attention, parallel, tp);
+  if (tp == 0) return held;
+  const std::int64_t begin = std::max(held.begin, kv_heads_of(attention, parallel, tp - 1).end());
+  return {begin, held.end() - begin};
+}
+
 LayerLayout layer_layout(const LayerSpec& layer, const Parallel& parallel, const Coordinates& at) {
   const AttentionSpec& attention = layer.attention;
   const FeedForwardSpec& feed_forward = layer.feed_forward;
   const std::int64_t experts = feed_forward.dense() ? 0 : feed_forward.num_experts + parallel.experts.redundant;
   LayerLayout layout{
       .heads = partition(attention.heads, parallel.tp, at.tp),
-      .kv_heads = {at.tp * attention.kv_heads / parallel.tp,
-                   std::max<std::int64_t>(1, attention.kv_heads / parallel.tp)},
+      .kv_heads = kv_heads_of(attention, parallel, at.tp),
+      .first_kv_heads = first_kv_heads_of(attention, parallel, at.tp),
       .experts = partition(experts, parallel.ep, at.ep),
       .most_experts = (experts + parallel.ep - 1) / parallel.ep,
       .intermediate_size = partition(feed_forward.dense() ? 0 : feed_forward.intermediate_size, parallel.etp, at.etp),
@@ -91,6 +102,10 @@ Range part_of(const Layout& layout, const ModelConfig& model, Split split, int l
       return in_elements(layout.layer(model, layer).heads, model.layers[layer].attention.heads);
     case Split::kv_heads:
       return in_elements(layout.layer(model, layer).kv_heads, model.layers[layer].attention.kv_heads);
+    case Split::q_norm:
+    case Split::kv_norm:
+      if (model.layers[layer].attention.query_key_norm != QueryKeyNorm::full) break;
+      return part_of(layout, model, split == Split::q_norm ? Split::q_heads : Split::kv_heads, layer, extent);
     case Split::vocabulary:
       return layout.vocabulary;
     case Split::intermediate_size:

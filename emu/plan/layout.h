@@ -15,6 +15,7 @@ namespace shardproof {
 struct LayerLayout {
   Range heads;                    ///< query heads
   Range kv_heads;                 ///< at least one: head t * kv / tp where tp exceeds them
+  Range first_kv_heads;           ///< those that no rank of tp before it holds: each head is one rank's
   Range experts;                  ///< of the layer, physical ones (expert_map.h)
   std::int64_t most_experts = 0;  ///< that an ep rank holds: the first hold one more where they do not divide
   Range intermediate_size;        ///< part of every local expert

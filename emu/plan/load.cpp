@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "emu/input/object_reader.h"
-#include "emu/model/families/load.h"
+#include "emu/plan/internal/load_model.h"
 #include "emu/plan/internal/load_workload.h"
 #include "emu/plan/validate.h"
 
@@ -18,33 +18,6 @@ using Problems = std::vector<Problem>;
 
 constexpr std::int64_t kMaxExperts = 1 << 20;
 constexpr std::int64_t kMaxGpus = 1'000'000;
-
-/// A model file's problems are its own.
-LoadedModel read_model_file(const std::filesystem::path& path, Problems& problems) {
-  FileText file = read_file(path, kMaxPlanBytes);
-  if (!file.text) {
-    for (const Problem& problem : file.problems) {
-      problems.push_back({"model", fmt::format("{}: {}", in_quotes(problem.field), problem.message)});
-    }
-    return {};
-  }
-  JsonDocument document = parse_json(*file.text, path.string(), kMaxPlanDepth);
-  LoadedModel loaded;
-  if (document.value) loaded = read_model(*document.value, "", document.problems);
-  for (Problem& problem : document.problems) {
-    problem.file = path.string();
-    problems.push_back(std::move(problem));
-  }
-  return loaded;
-}
-
-LoadedModel read_model_member(const JsonValue& value, const std::filesystem::path& base_dir, std::string& model_file,
-                              Problems& problems) {
-  if (!value.is(Kind::string)) return read_model(value, "model", problems);
-  const std::filesystem::path path = base_dir / std::filesystem::path(value.text);
-  model_file = path.string();
-  return read_model_file(path, problems);
-}
 
 Hardware read_hardware(const JsonValue& value, Problems& problems) {
   Hardware hardware;
@@ -356,15 +329,14 @@ Claim read_claim(const JsonValue& value, const std::string& path, Problems& prob
   return claim;
 }
 
-Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, std::string& model_file,
-               Problems& problems) {
+Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, LoadedPlan& files, Problems& problems) {
   Plan plan;
   ObjectReader reader(root, "", problems);
   if (!root.is(Kind::object)) return plan;
   plan.name = reader.string({"name"}).value_or("");
   LoadedModel loaded;
   if (const auto model = reader.find({"model"})) {
-    loaded = read_model_member(*model->value, base_dir, model_file, problems);
+    loaded = read_model_member(*model->value, base_dir, files, problems);
     plan.model = loaded.model;
   } else {
     reader.missing("model", "a Hugging Face config.json object, or a path to one, is needed");
@@ -404,7 +376,7 @@ LoadedPlan parse_plan(std::string_view text, std::string_view name, const std::f
   JsonDocument document = parse_json(text, name, kMaxPlanDepth);
   loaded.problems = std::move(document.problems);
   if (!document.value) return loaded;
-  Plan plan = read_plan(*document.value, base_dir, loaded.model_file, loaded.problems);
+  Plan plan = read_plan(*document.value, base_dir, loaded, loaded.problems);
   if (plan.name.empty()) plan.name = std::filesystem::path(name).stem().string();
   if (loaded.problems.empty()) loaded.plan = std::move(plan);
   return loaded;

@@ -1,7 +1,7 @@
 // Reads a plan file.
 //
-// The file is one JSON object: `model` (a Hugging Face config.json object, or a path to one relative to the plan file),
-// `hardware`, `parallel`, `workload`, `claims`, `notes`, `name`. Unknown and duplicate keys, wrong types, numbers out
+// The file is one JSON object: `model` (a Hugging Face config.json object, or a path relative to the plan file to one or
+// to the directory of a checkpoint, of which verify then takes the weights too), `hardware`, `parallel`, `workload`, `claims`, `notes`, `name`. Unknown and duplicate keys, wrong types, numbers out
 // of any sensible range, and a key given together with its alias are refused; every problem found is returned, each
 // with the dotted field, the value and what would be right. Input is never trusted: a file over kMaxPlanBytes is
 // refused before it is read, and nesting deeper than kMaxPlanDepth where it is met.
@@ -31,7 +31,8 @@ inline constexpr int kMaxPlanDepth = 16;
 struct LoadedPlan {
   std::optional<Plan> plan;
   std::vector<Problem> problems;
-  std::string model_file = {};  ///< that was read for `model`; empty where the plan holds it
+  std::string model_file = {};       ///< that was read for `model`; empty where the plan holds it
+  std::string model_directory = {};  ///< that `model` names, with weights beside the config; or empty
 };
 
 LoadedPlan load_plan(const std::filesystem::path& path);

@@ -32,21 +32,19 @@ std::vector<Problem> not_executed(const Plan& plan) {
 }
 
 std::vector<Problem> not_computed(const Plan& plan) {
-  std::vector<Problem> problems;
-  const ModelConfig& model = plan.model;
-  const auto refuse_if = [&](bool has, std::string_view what) {
-    if (has) problems.push_back({"model.model_type", fmt::format("{}: {} not computed yet", model.model_type, what)});
-  };
-  const auto any = [&](const auto& has) { return std::ranges::any_of(model.layers.kinds(), has); };
-  refuse_if(any([](const LayerSpec& layer) { return layer.attention.query_key_norm == QueryKeyNorm::full; }),
-            "norms of queries and keys over all heads are");
-  refuse_if(any([](const LayerSpec& layer) { return layer.attention.rope.type == RopeType::longrope; }),
-            "a rotary embedding scaled by \"longrope\" is");
-  refuse_if(model.layer_norm, "LayerNorm and sparsemixer routing are");
-  refuse_if(model.head_bias, "a bias of the output head is");
-  refuse_if(model.embedding_multiplier != 1 || model.residual_multiplier != 1 || model.logits_scaling != 1,
-            "multipliers of embedding, residual and logits are");
-  return problems;
+  for (const LayerSpec& layer : plan.model.layers.kinds()) {
+    const RopeSpec& rope = layer.attention.rope;
+    if (rope.type != RopeType::longrope || plan.workload.lengths.empty()) continue;
+    const std::int64_t longest = std::ranges::max(plan.workload.lengths);
+    if (longest <= rope.original_context) continue;
+    return {
+        {"model.rope_scaling.long_factor",
+         fmt::format("a sequence of {} tokens exceeds original_max_position_embeddings = {}, beyond which \"longrope\" "
+                     "turns by its long factors, on which implementations differ: not computed; sequences of at most "
+                     "{} tokens are",
+                     longest, rope.original_context, rope.original_context)}};
+  }
+  return {};
 }
 
 Runnable make_runnable(Plan plan) {

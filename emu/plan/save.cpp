@@ -30,6 +30,9 @@ void add_rope(const AttentionSpec& attention, bool stretches_by_default, Json& j
       if (!stretches_by_default) return;
       break;
     case RopeType::longrope:
+      scaling["original_max_position_embeddings"] = rope.original_context;
+      scaling["short_factor"] = rope.pair_factors;
+      scaling["short_mscale"] = rope.amplitude;
       break;
     case RopeType::linear:
       scaling["factor"] = rope.factor;
@@ -114,6 +117,7 @@ void add_experts(const Family& family, const FeedForwardSpec& experts, Json& jso
   } else if (experts.shared_intermediate_size > 0) {
     json["shared_expert_intermediate_size"] = experts.shared_intermediate_size;
   }
+  if (experts.scoring == Scoring::sparsemixer) json["router_jitter_noise"] = experts.router_jitter;
   if (experts.swiglu_limit > 0) json["swiglu_limit"] = experts.swiglu_limit;
 }
 

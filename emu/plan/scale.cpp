@@ -48,6 +48,10 @@ void set_heads(AttentionSpec& attention, const Widths& widths) {
     const std::int64_t turning = std::min(turned, std::max(shrunk(turned), kTurningElements));
     attention.head_dim = turning + (still > 0 ? std::max<std::int64_t>(still * turning / turned / 2 * 2, 2) : 0);
     if (rope.dim > 0) rope.dim = turning;
+    // The factors of pairs as far apart as those that are left.
+    const std::size_t before = rope.pair_factors.size(), left = static_cast<std::size_t>(turning / 2);
+    for (std::size_t i = 0; before > 0 && i < left; ++i) rope.pair_factors[i] = rope.pair_factors[i * before / left];
+    if (before > 0) rope.pair_factors.resize(left);
   }
   if (attention.v_head_dim > 0) {
     attention.v_head_dim = std::min(attention.v_head_dim, widths.head_dim(attention.v_head_dim));

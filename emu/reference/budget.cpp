@@ -79,6 +79,11 @@ void SumRecorder::squares(const TapName& tap, const Tensor& x) const {
   tell(tap, "x^2 over the width", static_cast<double>(x.cols) * largest * largest, kActivationStep * kActivationStep);
 }
 
+void SumRecorder::mean(const TapName& tap, const Tensor& x) const {
+  if (!sink_) return;
+  tell(tap, "x over the width", static_cast<double>(x.cols) * largest_magnitude(x.values), kActivationStep);
+}
+
 void SumRecorder::rotation(const TapName& tap, const Tensor& x, double amplitude) const {
   if (!sink_) return;
   tell(tap, "x cos - y sin of RoPE", 2 * amplitude * largest_magnitude(x.values), kActivationStep * kExpStep);

@@ -6,6 +6,7 @@
 //   sum                                            step          magnitudes add up to at most
 //   x W^T, a linear layer                          2^-10 2^-16   max |x| * largest row sum of |W|, + 2^10 with a bias
 //   x^2, RMSNorm                                   2^-10 2^-10   width * max |x|^2
+//   x, the mean of a layer norm                    2^-10         width * max |x|
 //   x cos - y sin, RoPE                            2^-10 2^-20   2 max |x| * amplitude
 //   q . k, attention scores                        2^-10 2^-10   head_dim * max |q| * max |k|
 //   p, the softmax's denominator                   2^-20         keys (p <= 1)
@@ -71,6 +72,7 @@ class SumRecorder {
   /// That a bias is on the grid, and no larger than kLargestBias: throws std::invalid_argument, as above.
   void bias(const TapName& tap, std::span<const double> bias) const;
   void squares(const TapName& tap, const Tensor& x) const;
+  void mean(const TapName& tap, const Tensor& x) const;
   void rotation(const TapName& tap, const Tensor& x, double amplitude) const;
   void attention(const TapName& tap, const Tensor& q, const Tensor& k, const Tensor& v, std::int64_t head_dim,
                  std::span<const std::int64_t> lengths, bool sinks) const;

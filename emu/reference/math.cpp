@@ -122,6 +122,31 @@ Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, Ari
   return stored(std::move(y), arithmetic);
 }
 
+Tensor centred(const Tensor& x, Arithmetic arithmetic) {
+  Tensor d = x;
+  for (std::int64_t t = 0; t < x.rows; ++t) {
+    double sum = 0.0;
+    for (std::int64_t i = 0; i < x.cols; ++i) sum += x.row(t)[i];
+    const double mean = rounded(sum / static_cast<double>(x.cols), kActivationStep, arithmetic);
+    for (std::int64_t i = 0; i < x.cols; ++i) d.row(t)[i] -= mean;
+  }
+  return d;
+}
+
+Tensor layer_norm(const Tensor& x, std::span<const double> weight, std::span<const double> bias, double eps,
+                  Arithmetic arithmetic) {
+  Tensor y = centred(x, arithmetic);
+  for (std::int64_t t = 0; t < y.rows; ++t) {
+    double sum = 0.0;
+    for (std::int64_t i = 0; i < y.cols; ++i) sum += y.row(t)[i] * y.row(t)[i];
+    const double inverse = 1.0 / std::sqrt(sum / static_cast<double>(y.cols) + eps);
+    for (std::int64_t i = 0; i < y.cols; ++i) {
+      y.row(t)[i] = y.row(t)[i] * inverse * weight[static_cast<std::size_t>(i)] + bias[static_cast<std::size_t>(i)];
+    }
+  }
+  return stored(std::move(y), arithmetic);
+}
+
 std::vector<double> frequencies(const RopeSpec& spec, std::int64_t d) {
   const double pi = std::acos(-1.0), context = static_cast<double>(spec.original_context);
   std::vector<double> result;
@@ -142,8 +167,10 @@ std::vector<double> frequencies(const RopeSpec& spec, std::int64_t d) {
     const double f = std::pow(spec.theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
     switch (spec.type) {
       case RopeType::plain:
-      case RopeType::longrope:
         result.push_back(f);
+        break;
+      case RopeType::longrope:
+        result.push_back(f / spec.pair_factors[static_cast<std::size_t>(i)]);
         break;
       case RopeType::linear:
         result.push_back(f / spec.factor);
@@ -255,6 +282,24 @@ std::vector<bool> open_experts(const double* scores, const FeedForwardSpec& spec
   return open;
 }
 
+/// The weights of a row's experts, best first.
+std::vector<double> sparsemixer(const double* logit, const std::vector<std::int64_t>& order,
+                                const FeedForwardSpec& spec, Arithmetic arithmetic) {
+  std::vector<double> weights;
+  for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
+    // From the slot's own on, the experts that no earlier one chose: the first has the largest logit.
+    const auto first = order.begin() + slot;
+    const double largest = logit[*first];
+    double sum = 0.0;
+    for (auto e = first; e != order.end(); ++e) {
+      const double share = (largest - logit[*e]) / std::max(std::abs(logit[*e]), largest);
+      if (!(share > 2 * spec.router_jitter)) sum += exponential(logit[*e] - largest, arithmetic);
+    }
+    weights.push_back(1.0 / sum);
+  }
+  return weights;
+}
+
 }  // namespace
 
 Routing route(const Tensor& logits, const FeedForwardSpec& spec, std::span<const double> selection_bias,
@@ -293,9 +338,15 @@ Routing route(const Tensor& logits, const FeedForwardSpec& spec, std::span<const
     } else {
       sum = sigmoids ? 1.0 : std::accumulate(score.begin(), score.end(), 0.0);
     }
+    const bool sparse = spec.scoring == Scoring::sparsemixer;
+    const std::vector<double> near = sparse ? sparsemixer(logit, order, spec, arithmetic) : std::vector<double>();
     for (std::int64_t slot = 0; slot < spec.top_k; ++slot) {
       const std::int64_t expert = order[static_cast<std::size_t>(slot)];
       routing.choice.row(t)[slot] = static_cast<double>(expert);
+      if (sparse) {
+        routing.weights.row(t)[slot] = near[static_cast<std::size_t>(slot)];
+        continue;
+      }
       routing.weights.row(t)[slot] = score[static_cast<std::size_t>(expert)] / sum * spec.routed_scaling_factor;
     }
   }

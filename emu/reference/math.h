@@ -53,6 +53,13 @@ Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs);
 /// y[t, i] = stored((x[t, i] * inv) * weight[i]), inv = 1 / sqrt(sum over i of x[t, i]^2 / cols + eps).
 Tensor rms_norm(const Tensor& x, std::span<const double> weight, double eps, Arithmetic arithmetic);
 
+/// y[t, i] = stored(((x[t, i] - mean) * inv) * weight[i] + bias[i]), mean = stored(sum over i of x[t, i] / cols), inv =
+/// 1 / sqrt(sum over i of (x[t, i] - mean)^2 / cols + eps).
+Tensor layer_norm(const Tensor& x, std::span<const double> weight, std::span<const double> bias, double eps,
+                  Arithmetic arithmetic);
+/// x, less the mean of each row.
+Tensor centred(const Tensor& x, Arithmetic arithmetic);
+
 /// The angle a position of each pair of elements that turns, d / 2 of them (RopeType, emu/model/config.h).
 std::vector<double> frequencies(const RopeSpec& spec, std::int64_t d);
 
@@ -81,6 +88,8 @@ struct Routing {
 /// experts if they are normalised, else over all. Of sigmoid, scores s = sigmoid(logit); the choice is by s + bias; a
 /// weight is stored(scale s / (sum of the chosen s + 1e-20)), or stored(scale s). With groups, only experts of the best
 /// ones are chosen: by the sum of the two best s + bias, or by the best logit.
+/// Of sparsemixer, weight = stored(e / sum of e), e = E(logit - m) with m the largest logit of the experts that no
+/// earlier slot chose, the sum over those of them whose (m - l) / max(|l|, m) is not above twice the jitter.
 Routing route(const Tensor& logits, const FeedForwardSpec& spec, std::span<const double> selection_bias,
               Arithmetic arithmetic);
 

@@ -61,6 +61,18 @@ struct Model {
     return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, arithmetic);
   }
 
+  /// Of the residual stream: the model's kind of norm. `name` has no ending.
+  Tensor stream_norm(const Tensor& x, const std::string& name, std::string_view into) const {
+    if (!config.layer_norm) return norm(x, name + ".weight", into);
+    sums.mean(at(into), x);
+    sums.squares(at(into), centred(x, arithmetic));
+    const std::span<const double> read = weight(name + ".weight", 1, x.cols);
+    const std::vector<double> scale(read.begin(), read.end());
+    const std::span<const double> bias = weight(name + ".bias", 1, x.cols);
+    sums.bias(at(into), bias);
+    return reference::layer_norm(x, scale, bias, config.rms_norm_eps, arithmetic);
+  }
+
   /// Of each head by itself.
   Tensor head_norm(Tensor x, std::int64_t head_dim, const std::string& name, std::string_view into) const {
     const std::int64_t rows = x.rows, cols = x.cols;
@@ -79,6 +91,15 @@ struct Model {
     return rope(x, positions, dim, begin, spec.rope, arithmetic);
   }
 
+  /// stored(x + y), of what a block makes stored(x + stored(multiplier y))
+  Tensor add_to_stream(const Tensor& x, Tensor y, std::string_view into) const {
+    if (config.residual_multiplier != 1) {
+      for (double& value : y.values) value *= config.residual_multiplier;
+      y = stored(std::move(y), arithmetic);
+    }
+    return sum(x, y, into);
+  }
+
   /// stored(x + y)
   Tensor sum(Tensor x, const Tensor& y, std::string_view into) const {
     sums.addition(at(into), x, y);
@@ -92,9 +113,6 @@ struct Model {
 };
 
 void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths) {
-  require(!model.layer_norm && !model.head_bias && model.embedding_multiplier == 1 && model.residual_multiplier == 1 &&
-              model.logits_scaling == 1,
-          "LayerNorm, a bias of the head and multipliers are not computed");
   require(model.hidden_size > 0 && model.vocab_size > 0, "hidden size and vocabulary must be positive");
   for (const LayerSpec& layer : model.layers.kinds()) {
     const AttentionSpec& attention = layer.attention;
@@ -102,12 +120,14 @@ void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::
     require(attention.head_dim > 0 && attention.head_dim % 2 == 0, "head_dim must be positive and even");
     require(attention.kv_heads > 0 && attention.heads > 0 && attention.heads % attention.kv_heads == 0,
             "kv_heads must divide heads");
-    require(attention.query_key_norm != QueryKeyNorm::full && attention.rope.type != RopeType::longrope,
-            "norms over all heads and longrope are not computed");
+    require(attention.rope.type != RopeType::longrope ||
+                static_cast<std::int64_t>(attention.rope.pair_factors.size()) == attention.rope_dim() / 2,
+            "longrope needs a factor for each pair");
     require(!attention.latent() || attention.kv_heads == attention.heads, "latent attention has keys for every head");
     require(experts.intermediate_size > 0, "intermediate_size must be positive");
     require(experts.dense() || experts.num_experts % experts.groups == 0, "groups must divide the experts");
     if (experts.dense()) continue;
+    require(experts.scoring != Scoring::sparsemixer || experts.groups == 1, "sparsemixer has no groups");
     require(experts.top_k >= 1 && experts.top_k <= experts.num_experts, "top_k must be in 1..num_experts");
   }
   std::int64_t total = 0;
@@ -169,11 +189,13 @@ Heads project_heads(const Model& model, const AttentionSpec& spec, const Tensor&
     const std::string bias = spec.qkv_bias ? weights + name + ".bias" : "";
     return model.project(n, weights + name + ".weight", width, into, "x W^T", bias);
   };
-  const bool normed = spec.query_key_norm == QueryKeyNorm::head;
-  Tensor q = project("q_proj", spec.heads * dim, "attention.q");
-  if (normed) q = model.head_norm(std::move(q), dim, weights + "q_norm.weight", "attention.q");
-  Tensor k = project("k_proj", spec.kv_heads * dim, "attention.k");
-  if (normed) k = model.head_norm(std::move(k), dim, weights + "k_norm.weight", "attention.k");
+  const auto normed = [&](Tensor x, const char* name, std::string_view into) {
+    if (spec.query_key_norm == QueryKeyNorm::none) return x;
+    if (spec.query_key_norm == QueryKeyNorm::full) return model.norm(x, weights + name, into);
+    return model.head_norm(std::move(x), dim, weights + name, into);
+  };
+  const Tensor q = normed(project("q_proj", spec.heads * dim, "attention.q"), "q_norm.weight", "attention.q");
+  const Tensor k = normed(project("k_proj", spec.kv_heads * dim, "attention.k"), "k_norm.weight", "attention.k");
   return {model.rotated(q, spec, dim, 0, "attention.q"), model.rotated(k, spec, dim, 0, "attention.k"),
           project("v_proj", spec.kv_heads * spec.value_dim(), "attention.v")};
 }
@@ -214,7 +236,7 @@ Heads project_latent(const Model& model, const AttentionSpec& spec, const Tensor
 /// x + Wo attention(...)
 Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tensor& x, const std::string& weights) {
   const std::string projections = weights + "self_attn.";
-  const Tensor n = model.norm(x, weights + "input_layernorm.weight", "attention.norm");
+  const Tensor n = model.stream_norm(x, weights + "input_layernorm", "attention.norm");
   model.tap("attention.norm", n);
   const Heads heads =
       spec.latent() ? project_latent(model, spec, n, projections) : project_heads(model, spec, n, projections);
@@ -233,7 +255,7 @@ Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tens
   const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output", "x W^T",
                                       spec.output_bias ? projections + "o_proj.bias" : "");
   model.tap("attention.output", output);
-  Tensor residual = model.sum(x, output, "attention.residual");
+  Tensor residual = model.add_to_stream(x, output, "attention.residual");
   model.tap("attention.residual", residual);
   return residual;
 }
@@ -336,14 +358,14 @@ Tensor experts_of(const Model& model, const FeedForwardSpec& spec, const Tensor&
 /// x + what the experts, and an MLP for all tokens, make of norm(x).
 Tensor feed_forward_block(const Model& model, const FeedForwardSpec& spec, const Tensor& x,
                           const std::string& weights) {
-  const Tensor n = model.norm(x, weights + "post_attention_layernorm.weight", "moe.norm");
+  const Tensor n = model.stream_norm(x, weights + "post_attention_layernorm", "moe.norm");
   model.tap("moe.norm", n);
   Tensor output = spec.dense() ? mlp_for_all(model, spec, n, weights) : experts_of(model, spec, n, weights);
   if (spec.shared_intermediate_size > 0) {
     output = model.sum(std::move(output), mlp_for_all(model, spec, n, weights), "moe.sum");
     model.tap("moe.sum", output);
   }
-  Tensor residual = model.sum(x, output, "moe.residual");
+  Tensor residual = model.add_to_stream(x, std::move(output), "moe.residual");
   model.tap("moe.residual", residual);
   return residual;
 }
@@ -360,6 +382,11 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
 
   Tensor x = embed(model, tokens);
   model.tap("embedding", x);
+  if (config.embedding_multiplier != 1) {
+    for (double& value : x.values) value *= config.embedding_multiplier;
+    x = stored(std::move(x), model.arithmetic);
+    model.tap("embedding.scaled", x);
+  }
   for (std::int64_t layer = 0; layer < config.layers.size(); ++layer) {
     const std::string prefix = "layers." + std::to_string(layer) + ".";
     model.layer = static_cast<int>(layer);
@@ -367,10 +394,16 @@ void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, st
     x = feed_forward_block(model, config.layers[layer].feed_forward, x, "model." + prefix);
   }
   model.layer = -1;
-  const Tensor final_norm = model.norm(x, "model.norm.weight", "final_norm");
+  const Tensor final_norm = model.stream_norm(x, "model.norm", "final_norm");
   model.tap("final_norm", final_norm);
   const std::string head = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  model.tap("logits", model.project(final_norm, head, config.vocab_size, "logits"));
+  Tensor logits =
+      model.project(final_norm, head, config.vocab_size, "logits", "x W^T", config.head_bias ? "lm_head.bias" : "");
+  if (config.logits_scaling != 1) {
+    for (double& value : logits.values) value /= config.logits_scaling;
+    logits = stored(std::move(logits), model.arithmetic);
+  }
+  model.tap("logits", std::move(logits));
 }
 
 }  // namespace shardproof::reference

@@ -69,17 +69,31 @@ Baseline baseline_of(const VerifyReport& report) {
   return baseline;
 }
 
+namespace {
+
+template <class Value>
+void add_field(const FieldInfo& field, const Value& value, Hasher& hasher) {
+  if (field.added_later) {
+    if (static_cast<double>(value) == field.later_default) return;
+    hasher.add(random_key(0, field.key));
+  }
+  if constexpr (std::is_enum_v<Value>) {
+    hasher.add(static_cast<std::int64_t>(value));
+  } else {
+    hasher.add(value);
+  }
+}
+
+}  // namespace
+
 std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   Hasher hasher;
   visit_fields(plan.model, [&](const FieldInfo& field, const auto& value) {
-    if (field.added_later) {
-      if (static_cast<double>(value) == field.later_default) return;
-      hasher.add(random_key(0, field.key));
-    }
-    if constexpr (std::is_enum_v<std::decay_t<decltype(value)>>) {
-      hasher.add(static_cast<std::int64_t>(value));
+    if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::vector<double>>) {
+      if (!value.empty()) hasher.add(random_key(0, field.key));
+      for (const double element : value) hasher.add(element);
     } else {
-      hasher.add(value);
+      add_field(field, value, hasher);
     }
   });
   // Layers that are not all alike: which is which.

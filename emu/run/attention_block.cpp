@@ -15,22 +15,37 @@ struct Heads {
   TensorOf<T> latent;  ///< of latent attention, normed: what k and v are made from
 };
 
+/// Norms queries and keys over all heads: each rank has the squares of its own, tp has them all.
+template <class T>
+Task<> norm_over_heads(Context<T>& ctx, int layer, Heads<T>& heads) {
+  TensorOf<T> squares = ctx.squares(Op::attention_squares, layer, heads.q, heads.k);
+  ctx.tap(TapKind::attention_squares_partial, layer, squares);
+  co_await ctx.all_reduce_scalars(Op::attention_squares_reduce, layer, squares);
+  ctx.tap(TapKind::attention_squares, layer, squares);
+  ctx.full_norm(Op::attention_q_norm, layer, heads.q, squares, Weight::attention_q_norm);
+  ctx.full_norm(Op::attention_k_norm, layer, heads.k, squares, Weight::attention_k_norm);
+}
+
 /// Queries, keys and values of the rank's heads, before the rotary embedding; of all rows.
 template <class T>
-Heads<T> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full) {
+Task<Heads<T>> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   Heads<T> heads;
   heads.q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q, Weight::attention_q_bias);
   heads.k = ctx.linear(Op::attention_k, layer, full, Weight::attention_k, Weight::attention_k_bias);
   heads.v = ctx.linear(Op::attention_v, layer, full, Weight::attention_v, Weight::attention_v_bias);
   ctx.tap_if(TapKind::attention_q_projection, layer, heads.q);
   ctx.tap_if(TapKind::attention_k_projection, layer, heads.k);
-  if (ctx.model().layers[layer].attention.query_key_norm == QueryKeyNorm::head) {
+  const QueryKeyNorm norm = ctx.model().layers[layer].attention.query_key_norm;
+  if (norm == QueryKeyNorm::full) co_await norm_over_heads(ctx, layer, heads);
+  if (norm == QueryKeyNorm::head) {
     ctx.head_norm(Op::attention_q_norm, layer, heads.q, Weight::attention_q_norm);
     ctx.head_norm(Op::attention_k_norm, layer, heads.k, Weight::attention_k_norm);
+  }
+  if (norm != QueryKeyNorm::none) {
     ctx.tap(TapKind::attention_q_normed, layer, heads.q);
     ctx.tap(TapKind::attention_k_normed, layer, heads.k);
   }
-  return heads;
+  co_return heads;
 }
 
 /// The same by way of latents, which every rank of tp computes whole: what a cache would hold is theirs together.
@@ -104,12 +119,17 @@ TensorOf<T> attend_over_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
 template <class T>
 Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   using Tensor = TensorOf<T>;
-  Tensor norm = ctx.rms_norm(Op::attention_norm, layer, x, Weight::attention_norm);
+  Tensor norm = ctx.norm(Op::attention_norm, layer, x, Weight::attention_norm, Weight::attention_norm_bias);
   ctx.tap(TapKind::attention_norm, layer, norm);
   const Tensor full = co_await gather_stream(ctx, Op::attention_gather, layer, std::move(norm));
 
   const bool latent = ctx.model().layers[layer].attention.latent();
-  Heads<T> heads = latent ? project_latent(ctx, layer, full) : project_heads(ctx, layer, full);
+  Heads<T> heads;
+  if (latent) {
+    heads = project_latent(ctx, layer, full);
+  } else {
+    heads = co_await project_heads(ctx, layer, full);
+  }
   ctx.rope(Op::attention_rope_q, layer, heads.q);
   ctx.rope(Op::attention_rope_k, layer, heads.k);
   ctx.tap(TapKind::attention_q, layer, heads.q);
@@ -130,7 +150,7 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   ctx.tap(TapKind::attention_partial, layer, partial);
   const Tensor output = co_await reduce_to_stream(ctx, Op::attention_reduce, layer, std::move(partial));
   ctx.tap(TapKind::attention_output, layer, output);
-  ctx.add(Op::attention_residual, layer, x, output);
+  ctx.add_to_stream(Op::attention_residual, layer, x, output);
   ctx.tap(TapKind::attention_residual, layer, x);
 }
 

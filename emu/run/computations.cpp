@@ -79,6 +79,19 @@ typename Computations<T>::Tensor Computations<T>::rms_norm(Op op, int layer, con
 }
 
 template <class T>
+typename Computations<T>::Tensor Computations<T>::norm(Op op, int layer, const Tensor& x, Weight weight, Weight bias) {
+  if (!model_.layer_norm) return rms_norm(op, layer, x, weight);
+  Tensor y(x.rows(), x.cols());
+  if constexpr (!kDry) {
+    ops::layer_norm<T>(x, slice(weight, layer).load().view().span(), slice(bias, layer).load().view().span(),
+                       model_.rms_norm_eps, format_, y);
+    inject_result_fault(op, layer, y.view());
+  }
+  record(op, layer, y.rows(), y.cols(), ops::layer_norm_cost(y.rows(), y.cols(), element_bytes()));
+  return y;
+}
+
+template <class T>
 void Computations<T>::add_bias([[maybe_unused]] int layer, [[maybe_unused]] std::optional<Weight> bias,
                                [[maybe_unused]] Tensor& y) const {
   if constexpr (!kDry) {
@@ -99,6 +112,7 @@ typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View 
     add_bias(layer, bias, y);
     inject_result_fault(op, layer, y.view(), x, loaded.view());
     ops::round_to<T>(y.span(), format_);
+    if (weight == Weight::head && model_.logits_scaling != 1) ops::divide<T>(y, model_.logits_scaling, format_);
   }
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), cols_of(x), element_bytes()));
   return y;
@@ -131,6 +145,27 @@ void Computations<T>::add(Op op, int layer, Tensor& x, [[maybe_unused]] const Te
 }
 
 template <class T>
+void Computations<T>::scale(Op op, int layer, Tensor& x, [[maybe_unused]] double factor) {
+  if constexpr (!kDry) {
+    ops::scale<T>(x, factor, format_);
+    inject_result_fault(op, layer, x.view());
+  }
+  record(op, layer, x.rows(), x.cols(), ops::scale_cost(x.rows(), x.cols(), element_bytes()));
+}
+
+template <class T>
+void Computations<T>::add_scaled(Op op, int layer, Tensor& x, [[maybe_unused]] const Tensor& y,
+                                 [[maybe_unused]] double factor) {
+  if constexpr (!kDry) {
+    ops::add_scaled<T>(x, y, factor, format_, x);
+    inject_result_fault(op, layer, x.view());
+  }
+  ops::Cost cost = ops::add_cost(x.rows(), x.cols(), element_bytes());
+  cost.flops *= 2;
+  record(op, layer, x.rows(), x.cols(), cost);
+}
+
+template <class T>
 void Computations<T>::inject_routing_fault([[maybe_unused]] int layer, [[maybe_unused]] const Tensor& logits,
                                            [[maybe_unused]] Routing& routing) const {
   if constexpr (!kDry) {
@@ -154,7 +189,9 @@ ops::RouteOptions<typename Computations<T>::Scalar> Computations<T>::route_optio
           .selection_bias = {},
           .groups = spec.groups,
           .top_groups = spec.top_groups,
-          .scale = spec.routed_scaling_factor};
+          .scale = spec.routed_scaling_factor,
+          .sparsemixer = spec.scoring == Scoring::sparsemixer,
+          .jitter = spec.router_jitter};
 }
 
 template <class T>

@@ -77,11 +77,19 @@ class Computations {
   /// [all rows, hidden].
   Tensor embed(Op op);
   Tensor rms_norm(Op op, int layer, const Tensor& x, Weight weight);
-  /// x W^T + b, [rows of x, rows of W]; b only where the layer has that bias.
+  /// Of the residual stream: the same, or the model's layer norm with a bias.
+  Tensor norm(Op op, int layer, const Tensor& x, Weight weight, Weight bias);
+  /// x W^T + b, [rows of x, rows of W]; b only where the layer has that bias. Of the head, then divided by the model's
+  /// logits_scaling.
   Tensor linear(Op op, int layer, View x, Weight weight, std::optional<Weight> bias = std::nullopt);
   /// The same, a partial sum over tp: rounded as a kernel stores one that is to be sent, if it is. The first rank of tp
   /// adds the bias, so that the sum has it once.
   Tensor partial_linear(Op op, int layer, const Tensor& x, Weight weight, std::optional<Weight> bias = std::nullopt);
+  /// Sums of squares of the rank's queries and of its keys, of which each head counts on one rank. A partial sum over
+  /// tp, [all rows, 2]; not stored.
+  Tensor squares(Op op, int layer, const Tensor& q, const Tensor& k);
+  /// Norms the rank's columns of what is as wide as the whole weight, in place, from the squares of all columns.
+  void full_norm(Op op, int layer, Tensor& heads, const Tensor& squares, Weight weight);
   /// Norms each head [all rows, heads * head_dim] in place.
   void head_norm(Op op, int layer, Tensor& heads, Weight weight);
   /// Latent attention: columns begin..begin+count of x.
@@ -128,6 +136,15 @@ class Computations {
   /// Of latent attention: what the cache holds of all tokens up to this pass', sequence by sequence, [tokens,
   /// kv_lora_rank + rope dim].
   Tensor read_cache(Op op, int layer);
+  /// x = factor x.
+  void scale(Op op, int layer, Tensor& x, double factor);
+  /// x += factor y; the product is stored before it is added.
+  void add_scaled(Op op, int layer, Tensor& x, const Tensor& y, double factor);
+  /// What a block makes, to the residual stream, times the model's multiplier: x += y.
+  void add_to_stream(Op op, int layer, Tensor& x, const Tensor& y) {
+    if (model_.residual_multiplier != 1) return add_scaled(op, layer, x, y, model_.residual_multiplier);
+    add(op, layer, x, y);
+  }
   /// x += y.
   void add(Op op, int layer, Tensor& x, const Tensor& y);
   /// Chooses and weighs the experts of the rank's own rows. A replayed choice takes the place of the router's own after

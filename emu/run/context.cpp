@@ -110,6 +110,18 @@ Task<> Context<T>::sum_over(Axis axis, Op op, int layer, Tensor& partial, [[mayb
 }
 
 template <class T>
+Task<> Context<T>::all_reduce_scalars(Op op, int layer, Tensor& partial, [[maybe_unused]] SourceLocation where) {
+  if (layout_.parallel.tp == 1) co_return;
+  if constexpr (!kDry) {
+    const ReduceOptions options = scalar_reduction(ground_.program.reduction);
+    co_await communicator(Axis::tp, op, layer).all_reduce(partial.span(), options, where);
+  }
+  CallShape shape = moved(Axis::tp, Operation::all_reduce, partial, partial);
+  shape.width = ops::scalar_bytes(format_);
+  record_call(op, layer, shape);
+}
+
+template <class T>
 Task<typename Context<T>::Tensor> Context<T>::scatter_rows(Op op, int layer, Tensor partial,
                                                            [[maybe_unused]] SourceLocation where) {
   Tensor shard(this->own_rows().count, partial.cols());

@@ -28,6 +28,8 @@ class Context : public Computations<T> {
   using typename Base::View;
 
   Task<> all_reduce(Op op, int layer, Tensor& partial, SourceLocation where = SourceLocation::current());
+  /// The same in the scalar that ops compute in, on the wire and as the result.
+  Task<> all_reduce_scalars(Op op, int layer, Tensor& partial, SourceLocation where = SourceLocation::current());
   /// Own rows of the sum, [own rows, width], each tp rank its own.
   Task<Tensor> scatter_rows(Op op, int layer, Tensor partial, SourceLocation where = SourceLocation::current());
   /// All rows from every tp rank's own.

@@ -205,7 +205,7 @@ void add_to_stream(Context<T>& ctx, int layer, TensorOf<T>& x, TensorOf<T> outpu
     ctx.add(Op::moe_sum, layer, output, for_all);
     ctx.tap(TapKind::moe_sum, layer, output);
   }
-  ctx.add(Op::moe_residual, layer, x, spec.dense() ? for_all : output);
+  ctx.add_to_stream(Op::moe_residual, layer, x, spec.dense() ? for_all : output);
   ctx.tap(TapKind::moe_residual, layer, x);
 }
 
@@ -222,7 +222,7 @@ Task<> moe_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
     co_await end_moe(ctx, x, pass);
     co_return;
   }
-  const Tensor norm = ctx.rms_norm(Op::moe_norm, layer, x, Weight::moe_norm);
+  const Tensor norm = ctx.norm(Op::moe_norm, layer, x, Weight::moe_norm, Weight::moe_norm_bias);
   ctx.tap(TapKind::moe_norm, layer, norm);
   Tensor output, for_all;
   if (!spec.dense()) output = co_await run_router_and_experts(ctx, layer, norm);
@@ -235,7 +235,7 @@ Task<> begin_moe(Context<T>& ctx, int layer, const TensorOf<T>& x, MoePass<T>& p
   using Tensor = TensorOf<T>;
   const FeedForwardSpec& spec = ctx.model().layers[layer].feed_forward;
   pass.layer = layer;
-  const Tensor norm = ctx.rms_norm(Op::moe_norm, layer, x, Weight::moe_norm);
+  const Tensor norm = ctx.norm(Op::moe_norm, layer, x, Weight::moe_norm, Weight::moe_norm_bias);
   ctx.tap(TapKind::moe_norm, layer, norm);
   if (!spec.dense()) {
     const typename Context<T>::View own = ctx.own_of(norm);

@@ -13,6 +13,7 @@ struct OpName {
 constexpr OpName kOpNames[] = {
     {Op::embedding, "embedding"},
     {Op::embedding_reduce, "embedding.reduce"},
+    {Op::embedding_scale, "embedding.scale"},
     {Op::stage_receive, "stage.receive"},
     {Op::attention_norm, "attention.norm"},
     {Op::attention_gather, "attention.gather"},
@@ -25,6 +26,8 @@ constexpr OpName kOpNames[] = {
     {Op::attention_kv_latent_norm, "attention.kv_latent_norm"},
     {Op::attention_kv, "attention.kv"},
     {Op::attention_heads, "attention.heads"},
+    {Op::attention_squares, "attention.squares"},
+    {Op::attention_squares_reduce, "attention.squares_reduce"},
     {Op::attention_q_norm, "attention.q_norm"},
     {Op::attention_k_norm, "attention.k_norm"},
     {Op::attention_rope_q, "attention.rope_q"},

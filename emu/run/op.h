@@ -15,6 +15,7 @@ namespace shardproof {
 enum class Op : std::int16_t {
   embedding,         ///< a partial sum over tp
   embedding_reduce,  ///< over tp
+  embedding_scale,   ///< by its multiplier
   stage_receive,     ///< of the residual stream, over pp
   attention_norm,
   attention_gather,  ///< of the rows over tp, under sequence parallelism
@@ -27,6 +28,8 @@ enum class Op : std::int16_t {
   attention_kv_latent_norm,
   attention_kv,
   attention_heads,  ///< each head's key and value from what latent attention makes
+  attention_squares,         ///< norms over all heads: of queries and of keys, a partial sum over tp
+  attention_squares_reduce,  ///< over tp
   attention_q_norm,
   attention_k_norm,
   attention_rope_q,

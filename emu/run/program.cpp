@@ -13,16 +13,20 @@ template <class T>
 Task<TensorOf<T>> embed_tokens(Context<T>& ctx) {
   TensorOf<T> x = co_await reduce_to_stream(ctx, Op::embedding_reduce, -1, ctx.embed(Op::embedding));
   ctx.tap(TapKind::embedding, -1, x);
+  if (ctx.model().embedding_multiplier != 1) {
+    ctx.scale(Op::embedding_scale, -1, x, ctx.model().embedding_multiplier);
+    ctx.tap(TapKind::embedding_scaled, -1, x);
+  }
   co_return x;
 }
 
 /// The final norm and the vocabulary-parallel head; logits stay sharded.
 template <class T>
 Task<> finish(Context<T>& ctx, const TensorOf<T>& x) {
-  TensorOf<T> norm = ctx.rms_norm(Op::final_norm, -1, x, Weight::final_norm);
+  TensorOf<T> norm = ctx.norm(Op::final_norm, -1, x, Weight::final_norm, Weight::final_norm_bias);
   ctx.tap(TapKind::final_norm, -1, norm);
   const TensorOf<T> full = co_await gather_stream(ctx, Op::head_gather, -1, std::move(norm));
-  const TensorOf<T> logits = ctx.linear(Op::logits, -1, full, Weight::head);
+  const TensorOf<T> logits = ctx.linear(Op::logits, -1, full, Weight::head, Weight::head_bias);
   ctx.tap(TapKind::logits, -1, logits);
 }
 

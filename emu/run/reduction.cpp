@@ -31,6 +31,12 @@ Rounding rounding_of(ops::Format format) {
   return {};
 }
 
+ReduceOptions scalar_reduction(const ReduceOptions& all_reduce) {
+  ReduceOptions options = all_reduce;
+  options.wire = options.accumulate = {};
+  return options;
+}
+
 ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce) {
   ReduceScatterOptions options = all_reduce;
   if (options.algorithm != Algorithm::ring) options.algorithm = Algorithm::rank_order;

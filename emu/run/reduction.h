@@ -40,6 +40,9 @@ Task<TensorOf<T>> own_rows_to_stream(Context<T>& ctx, Op op, int layer, TensorOf
 /// A format as the wire or accumulation format of a collective.
 Rounding rounding_of(ops::Format format);
 
+/// The options of an all-reduce of what is not stored, beside all-reduces with these options.
+ReduceOptions scalar_reduction(const ReduceOptions& all_reduce);
+
 /// The options of a reduce-scatter beside all-reduces with these options.
 ReduceScatterOptions reduce_scatter_options(const ReduceOptions& all_reduce);
 

@@ -11,7 +11,9 @@ ops::RopePairs rope_pairs(const AttentionSpec& attention) {
   const auto context = static_cast<double>(rope.original_context);
   switch (rope.type) {
     case RopeType::plain:
+      break;
     case RopeType::longrope:
+      for (std::size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= rope.pair_factors[i];
       break;
     case RopeType::linear:
       for (double& frequency : frequencies) frequency /= rope.factor;

@@ -121,6 +121,8 @@ class Builder {
         return step_to(on_rank(rank, record, "embedding", "compute"));
       case Op::embedding_reduce:
         return step_to(collective(rank, record, "embedding.", ""));
+      case Op::embedding_scale:
+        return step_to(on_rank(rank, record, "embedding_scale", "compute"));
       case Op::stage_receive:
       case Op::stage_send:
         return step_to(message(rank, record));
@@ -139,12 +141,15 @@ class Builder {
       case Op::attention_cached_heads:
       case Op::attention_q_norm:
       case Op::attention_k_norm:
-      case Op::attention_q:
-      case Op::attention_k:
-      case Op::attention_v:
       case Op::attention_rope_q:
       case Op::attention_rope_k:
         return step_to(on_rank(rank, record, "attention", "compute"));
+      case Op::attention_q:
+      case Op::attention_k:
+      case Op::attention_v:
+      case Op::attention_squares:
+        return step_to(
+            on_rank(rank, record, norms_over_heads(record.layer) ? "attention_qkv" : "attention", "compute"));
       case Op::attention_split_heads:
         return step_to(on_rank(rank, record, "attention", "compute"));
       case Op::attention_in_order:
@@ -182,6 +187,8 @@ class Builder {
       case Op::expert_reduce:
       case Op::moe_gather:
         return step_to(collective(rank, record, "", ""));
+      case Op::attention_squares_reduce:
+        return step_to(collective(rank, record, "", "_norm"));
       case Op::mlp_gather:
       case Op::mlp_reduce:
         return step_to(collective(rank, record, "", "_mlp"));
@@ -221,6 +228,10 @@ class Builder {
       case Op::logits:
         return step_to(on_rank(rank, record, "head", "compute"));
     }
+  }
+
+  bool norms_over_heads(int layer) const {
+    return plan_.model.layers[layer].attention.query_key_norm == QueryKeyNorm::full;
   }
 
   bool is_dense(int layer) const { return plan_.model.layers[layer].feed_forward.dense(); }

@@ -91,6 +91,21 @@ CASES = {
         kind="GptOss", lengths=[29, 6],
         config=dict(GROUPED, intermediate_size=20, num_local_experts=6, num_experts_per_tok=3, sliding_window=6,
                     rope_parameters=dict(YARN, truncate=False))),
+    "olmoe": dict(
+        kind="Olmoe", lengths=[14, 6],
+        config=dict(SMALL, num_key_value_heads=2, intermediate_size=16, num_experts=6, num_experts_per_tok=3)),
+    "granitemoe": dict(
+        kind="GraniteMoe", lengths=[12, 7],
+        config=dict(SMALL, num_key_value_heads=2, intermediate_size=16, num_local_experts=6, num_experts_per_tok=3,
+                    embedding_multiplier=12.0, residual_multiplier=0.22, attention_multiplier=0.2,
+                    logits_scaling=6.0)),
+    "phimoe": dict(
+        kind="Phimoe", lengths=[15, 4],
+        config=dict(SMALL, num_key_value_heads=2, intermediate_size=16, num_local_experts=6, num_experts_per_tok=2,
+                    router_jitter_noise=0.2, attention_bias=True, lm_head_bias=True,
+                    rope_parameters=dict(rope_type="longrope", rope_theta=10000.0,
+                                         original_max_position_embeddings=64, short_mscale=1.243, long_mscale=1.3,
+                                         short_factor=[1.0, 1.25, 2.5, 3.0], long_factor=[1.0, 2.0, 4.0, 8.0]))),
 }
 
 
@@ -137,8 +152,12 @@ def make_model(case, seed, torch, transformers):
     return model
 
 
+def feed_forward_of(layer):
+    return layer.mlp if hasattr(layer, "mlp") else layer.block_sparse_moe
+
+
 def feed_forward_tap(layer):
-    names = dict(layer.mlp.named_children())
+    names = dict(feed_forward_of(layer).named_children())
     if "experts" not in names:
         return "mlp.output"
     return "moe.sum" if "shared_experts" in names or "shared_expert" in names else "moe.output"
@@ -156,7 +175,7 @@ def run(model, sequences, torch):
     model.model.embed_tokens.register_forward_hook(keep("embedding"))
     for n, layer in enumerate(model.model.layers):
         layer.self_attn.register_forward_hook(keep(f"layer.{n}.attention.output"))
-        layer.mlp.register_forward_hook(keep(f"layer.{n}.{feed_forward_tap(layer)}"))
+        feed_forward_of(layer).register_forward_hook(keep(f"layer.{n}.{feed_forward_tap(layer)}"))
         layer.register_forward_hook(keep(f"layer.{n}.moe.residual"))
     model.model.norm.register_forward_hook(keep("final_norm"))
     with torch.no_grad():

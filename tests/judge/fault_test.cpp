@@ -159,12 +159,12 @@ TEST(Verify, SaysThatRequestsAreNotServedWithContextParallelism) {
 
 TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.rope.type = RopeType::longrope; });
 
   const VerifyReport report = verify(plan, {.format = ops::Format::exact});
 
   EXPECT_EQ(report.verdict, Verdict::invalid);
-  EXPECT_THAT(report.problems.front().message, HasSubstr("norms of queries and keys"));
+  EXPECT_THAT(report.problems.front().message, HasSubstr("longrope"));
 }
 
 TEST(Verify, IsInconclusiveWhenTheWeightsAreZero) {
@@ -249,12 +249,12 @@ TEST(Prove, IsTheAlgebraAloneInExact) {
 
 TEST(Prove, RefusesAPlanThatIsNotRunnable) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.rope.type = RopeType::longrope; });
 
   const Proof proof = prove(plan);
 
   EXPECT_EQ(proof.verdict(), Verdict::invalid);
-  EXPECT_EQ(proof.algebra.problems.front().field, "model.model_type");
+  EXPECT_EQ(proof.algebra.problems.front().field, "model.rope_scaling.long_factor");
   EXPECT_FALSE(proof.rounding.has_value());
 }
 

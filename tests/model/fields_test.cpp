@@ -34,6 +34,8 @@ std::vector<std::pair<std::string, ModelConfig>> edited_models(const ModelConfig
         value = !value;
       } else if constexpr (std::is_enum_v<std::decay_t<decltype(value)>>) {
         value = static_cast<std::decay_t<decltype(value)>>(1);
+      } else if constexpr (std::is_same_v<std::decay_t<decltype(value)>, std::vector<double>>) {
+        value = {2.0};
       } else if (value == 0) {
         value = 2;
       } else {
@@ -68,10 +70,10 @@ TEST(ModelFields, AreAllThatASpecHas) {
   const auto& [attention, feed_forward] = model.layers.kinds().front();
   const auto& [heads, kv_heads, head_dim, v_head_dim, rope, query_key_norm, qkv_bias, output_bias, window, sinks,
                multiplier, q_rank, kv_rank] = attention;
-  const auto& [type, theta, dim, interleaved, factor, context, low, high, fast, slow, truncate, amplitude, all_dim] =
-      rope;
+  const auto& [type, theta, dim, interleaved, factor, context, low, high, fast, slow, truncate, amplitude, pair_factors,
+               all_dim] = rope;
   const auto& [size, experts, top_k, norm_topk, shared, shared_gate, scoring, bias, groups, top_groups, scale,
-               router_bias, expert_bias, limit] = feed_forward;
+               router_bias, expert_bias, limit, jitter] = feed_forward;
   const auto& [hidden_size, layers, vocab_size, rms_norm_eps, tied, layer_norm, head_bias, embedding, residual, logits,
                most_positions, block, quantised, dtype, model_type] = model;
 
@@ -79,10 +81,10 @@ TEST(ModelFields, AreAllThatASpecHas) {
                      &sinks, &multiplier, &q_rank, &kv_rank}),
             0);
   EXPECT_EQ(missing({&type, &theta, &dim, &interleaved, &factor, &context, &low, &high, &fast, &slow, &truncate,
-                     &amplitude, &all_dim}),
+                     &amplitude, &pair_factors, &all_dim}),
             0);
   EXPECT_EQ(missing({&size, &experts, &top_k, &norm_topk, &shared, &shared_gate, &scoring, &bias, &groups, &top_groups,
-                     &scale, &router_bias, &expert_bias, &limit}),
+                     &scale, &router_bias, &expert_bias, &limit, &jitter}),
             0);
   // How weights are quantised, dtype, model_type and the longest sequence change no tensor.
   EXPECT_EQ(missing({&hidden_size, &vocab_size, &rms_norm_eps, &tied, &layer_norm, &head_bias, &embedding, &residual,

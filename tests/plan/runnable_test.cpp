@@ -32,7 +32,7 @@ TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   plan.workload.serving = Serving{.requests = {{.prompt = 4, .output = 2}}};
   plan.workload.microbatches = 1;
   set_lengths(plan.workload);
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.rope.type = RopeType::longrope; });
 
   const Runnable made = make_runnable(plan);
 
@@ -40,7 +40,7 @@ TEST(RunnablePlan, IsRefusedWithEveryProblemAtOnce) {
   ASSERT_GT(made.problems.size(), 2U);
   EXPECT_EQ(made.problems.size(), validate(plan).size() + 2);
   EXPECT_EQ(made.problems[made.problems.size() - 2].field, "parallel.cp");
-  EXPECT_EQ(made.problems.back().field, "model.model_type");
+  EXPECT_EQ(made.problems.back().field, "model.rope_scaling.long_factor");
 }
 
 TEST(RunnablePlan, ServesNoRequestsWithContextParallelism) {
@@ -57,12 +57,12 @@ TEST(RunnablePlan, ServesNoRequestsWithContextParallelism) {
 
 TEST(RunnablePlan, LeavesNothingOfItsModelOut) {
   Plan plan = small_plan({.tp = 2, .edp = 2});
-  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.query_key_norm = QueryKeyNorm::full; });
+  plan.model.layers.edit([](LayerSpec& layer) { layer.attention.rope.type = RopeType::longrope; });
 
   EXPECT_THAT(validate(plan), IsEmpty());
   EXPECT_THAT(not_executed(plan), IsEmpty());
   EXPECT_THAT(make_runnable(plan).problems,
-              ElementsAre(Field(&Problem::message, HasSubstr("norms of queries and keys over all heads"))));
+              ElementsAre(Field(&Problem::message, HasSubstr("longrope"))));
 }
 
 TEST(RunnablePlan, StaysRunnableAtAnotherSizeAndSeed) {

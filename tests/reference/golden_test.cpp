@@ -124,11 +124,22 @@ TEST_P(GoldenOutputs, WouldShowASlightlyWrongModel) {
 }
 
 /// A model of each family, as folders of tests/golden/families.
-const std::vector<std::string> kFamilies = {
-    "llama3_scaled", "llama_linear_biased", "mistral_window",     "qwen2_later_windows",
-    "qwen3",         "mixtral_window",      "qwen3_moe_mixed",    "qwen2_moe_shared",
-    "deepseek_v3",   "deepseek_v3_mscale",  "deepseek_v2_groups", "glm4_moe",
-    "gpt_oss"};
+const std::vector<std::string> kFamilies = {"llama3_scaled",
+                                            "llama_linear_biased",
+                                            "mistral_window",
+                                            "qwen2_later_windows",
+                                            "qwen3",
+                                            "mixtral_window",
+                                            "qwen3_moe_mixed",
+                                            "qwen2_moe_shared",
+                                            "deepseek_v3",
+                                            "deepseek_v3_mscale",
+                                            "deepseek_v2_groups",
+                                            "glm4_moe",
+                                            "gpt_oss",
+                                            "olmoe",
+                                            "granitemoe",
+                                            "phimoe"};
 
 class FamilyOutputs : public ::testing::TestWithParam<std::string> {};
 
@@ -172,17 +183,41 @@ const std::vector<Wrong> kWrong = {
     {"renormalisation",
      [](LayerSpec& kind) {
        kind.feed_forward.norm_topk_prob = !kind.feed_forward.norm_topk_prob;
-       return !kind.feed_forward.dense();
+       return !kind.feed_forward.dense() && kind.feed_forward.scoring != Scoring::sparsemixer;
      }},
     {"gate of the shared expert", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.shared_gate, false); }},
     {"shared expert", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.shared_intermediate_size, 0) > 0; }},
     {"biases of the experts", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.expert_bias, false); }},
     {"bias of the router", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.router_bias, false); }},
+    {"scale of the scores as a multiplier",
+     [](LayerSpec& kind) { return std::exchange(kind.attention.attention_multiplier, 0.0) > 0; }},
+    {"jitter", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.router_jitter, 0.0) > 0; }},
     {"clamped activation", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.swiglu_limit, 0.0) > 0; }},
+};
+
+/// The same of what the whole model has.
+struct WrongModel {
+  const char* what;
+  std::function<bool(ModelConfig& model)> edit;
+};
+const std::vector<WrongModel> kWrongModels = {
+    {"layer norm", [](ModelConfig& model) { return std::exchange(model.layer_norm, false); }},
+    {"bias of the head", [](ModelConfig& model) { return std::exchange(model.head_bias, false); }},
+    {"multiplier of the embedding",
+     [](ModelConfig& model) { return std::exchange(model.embedding_multiplier, 1) != 1; }},
+    {"multiplier of the stream", [](ModelConfig& model) { return std::exchange(model.residual_multiplier, 1) != 1; }},
+    {"scaling of the logits", [](ModelConfig& model) { return std::exchange(model.logits_scaling, 1) != 1; }},
 };
 
 TEST_P(FamilyOutputs, WouldShowAFeatureLeftOut) {
   const Golden golden("families/" + GetParam());
+
+  for (const WrongModel& wrong : kWrongModels) {
+    ModelConfig model = golden.checkpoint.model();
+    if (!wrong.edit(model)) continue;
+
+    EXPECT_GT(errors(golden, model).at("logits"), 4 * kUnits) << wrong.what;
+  }
 
   for (const Wrong& wrong : kWrong) {
     ModelConfig model = golden.checkpoint.model();

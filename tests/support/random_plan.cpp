@@ -212,13 +212,41 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
     case Drawn::windowed:
       attention.sliding_window = draw.between(1, 6);
       return;
+    case Drawn::olmoe:
+      attention.query_key_norm = QueryKeyNorm::full;
+      attention.qkv_bias = attention.output_bias = draw.chance(30);
+      return;
+    case Drawn::granitemoe:
+      plan.model.embedding_multiplier = draw.one_of({1, 3, 12});
+      plan.model.residual_multiplier = draw.chance(70) ? 0.22 : 1;
+      plan.model.logits_scaling = draw.one_of({1, 6});
+      attention.attention_multiplier = 0.2;
+      return;
+    case Drawn::phimoe:
+      plan.model.layer_norm = true;
+      plan.model.head_bias = draw.chance(60);
+      attention.qkv_bias = attention.output_bias = draw.chance(60);
+      if (draw.chance(60)) {
+        attention.rope = {
+            .type = RopeType::longrope, .original_context = 64, .amplitude = draw.chance(50) ? 1.0 : 1.25};
+        for (std::int64_t i = 0; i < attention.head_dim / 2; ++i) {
+          attention.rope.pair_factors.push_back(draw.between(8, 32) * 0.125);
+        }
+      }
+      experts.num_experts += experts.num_experts == 1 ? 1 : 0;
+      experts.top_k = 2;
+      experts.scoring = Scoring::sparsemixer;
+      experts.router_jitter = draw.one_of({1, 2, 4}) * 0.125;
+      if (draw.chance(30)) attention.sliding_window = draw.between(1, 6);
+      return;
   }
 }
 
 }  // namespace
 
 std::string to_string(Drawn drawn) {
-  constexpr const char* kNames[] = {"qwen3_moe", "qwen2_moe", "deepseek", "glm4_moe", "gpt_oss", "dense", "windowed"};
+  constexpr const char* kNames[] = {"qwen3_moe", "qwen2_moe", "deepseek", "glm4_moe",   "gpt_oss",
+                                    "dense",     "windowed",  "olmoe",    "granitemoe", "phimoe"};
   return kNames[static_cast<std::size_t>(drawn)];
 }
 

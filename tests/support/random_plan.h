@@ -18,9 +18,10 @@ std::uint64_t property_seed();
 Plan random_plan(std::uint64_t seed, int max_world = 64);
 
 /// Architectures whose features random_family_plan() draws.
-enum class Drawn { qwen3_moe, qwen2_moe, deepseek, glm4_moe, gpt_oss, dense, windowed };
-inline constexpr Drawn kDrawn[] = {Drawn::qwen3_moe, Drawn::qwen2_moe, Drawn::deepseek, Drawn::glm4_moe,
-                                   Drawn::gpt_oss,   Drawn::dense,     Drawn::windowed};
+enum class Drawn { qwen3_moe, qwen2_moe, deepseek, glm4_moe, gpt_oss, dense, windowed, olmoe, granitemoe, phimoe };
+inline constexpr Drawn kDrawn[] = {Drawn::qwen3_moe,  Drawn::qwen2_moe, Drawn::deepseek, Drawn::glm4_moe,
+                                   Drawn::gpt_oss,    Drawn::dense,     Drawn::windowed, Drawn::olmoe,
+                                   Drawn::granitemoe, Drawn::phimoe};
 std::string to_string(Drawn drawn);
 
 /// The plan of random_plan() with a model of that architecture: its features, each with sizes drawn; dense layers among

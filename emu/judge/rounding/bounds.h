@@ -75,6 +75,13 @@ inline double stored_error(const Profile& profile, double value, double error) {
   return error + profile.store.relative * (std::abs(value) + error) + profile.store.underflow;
 }
 
+/// Of a stored product with, or quotient by, a constant that the scalar may have to round, from that of the other
+/// factor times the constant.
+inline double scaled_error(const Profile& profile, double value, double inherited) {
+  const double error = inherited + gamma(2, profile.compute.relative) * (std::abs(value) + inherited);
+  return stored_error(profile, value, error + profile.compute.underflow);
+}
+
 /// The same of a value on its way through `count` elementary ops; nothing where they are one kernel.
 inline double step_error(const Profile& profile, double count, double value, double error) {
   return error + gamma(count, profile.step.relative) * (std::abs(value) + error) + count * profile.step.underflow;

@@ -253,6 +253,7 @@ Judged judge_sigmoid_weights(const Rule& rule) {
 /// their sum and the quotient are stored.
 Judged judge_router_weights(const Rule& rule) {
   if (rule.layer().feed_forward.scoring == Scoring::sigmoid) return judge_sigmoid_weights(rule);
+  if (rule.layer().feed_forward.scoring == Scoring::sparsemixer) return judge_sparsemixer_weights(rule);
   const Profile& profile = rule.rules().profile;
   const FeedForwardSpec& spec = rule.layer().feed_forward;
   const Tensor logits = rule.input(TapKind::router_logits);

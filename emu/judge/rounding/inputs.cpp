@@ -6,8 +6,9 @@
 
 namespace shardproof::rounding {
 
-TapId stream_before(int layer) {
-  return layer == 0 ? TapId{.kind = TapKind::embedding} : TapId{.layer = layer - 1, .kind = TapKind::moe_residual};
+TapId stream_before(const ModelConfig& model, int layer) {
+  if (layer > 0) return {.layer = layer - 1, .kind = TapKind::moe_residual};
+  return {.kind = model.embedding_multiplier != 1 ? TapKind::embedding_scaled : TapKind::embedding};
 }
 
 TapKind query_source(const LayerSpec& layer) {
@@ -37,8 +38,10 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
   switch (tap.kind) {
     case TapKind::embedding:
       return {};
+    case TapKind::embedding_scaled:
+      return {{.kind = TapKind::embedding}};
     case TapKind::attention_norm:
-      return {stream_before(tap.layer)};
+      return {stream_before(plan.model, tap.layer)};
     case TapKind::attention_q_latent:
     case TapKind::attention_kv_latent:
     case TapKind::attention_k_projection:
@@ -51,10 +54,18 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return {of(TapKind::attention_kv_latent_norm)};
     case TapKind::attention_q_projection:
       return {of(query_source(plan.model.layers[tap.layer]))};
+    case TapKind::attention_squares_partial:
+      return {of(TapKind::attention_q_projection), of(TapKind::attention_k_projection)};
+    case TapKind::attention_squares:
+      return parts(TapKind::attention_squares_partial, plan.parallel.tp);
     case TapKind::attention_q_normed:
-      return {of(TapKind::attention_q_projection)};
-    case TapKind::attention_k_normed:
-      return {of(TapKind::attention_k_projection)};
+    case TapKind::attention_k_normed: {
+      std::vector<TapId> ids{of(tap.kind == TapKind::attention_q_normed ? TapKind::attention_q_projection
+                                                                        : TapKind::attention_k_projection)};
+      const bool full = plan.model.layers[tap.layer].attention.query_key_norm == QueryKeyNorm::full;
+      if (full) ids.push_back(of(TapKind::attention_squares));
+      return ids;
+    }
     case TapKind::attention_q:
       return {of(before_rotation(plan.model, tap, TapKind::attention_q_projection, TapKind::attention_q_normed))};
     case TapKind::attention_k:
@@ -81,7 +92,7 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::attention_output:
       return parts(TapKind::attention_partial, plan.parallel.tp);
     case TapKind::attention_residual:
-      return {stream_before(tap.layer), of(TapKind::attention_output)};
+      return {stream_before(plan.model, tap.layer), of(TapKind::attention_output)};
     case TapKind::moe_norm:
       return {of(TapKind::attention_residual)};
     case TapKind::router_logits:
@@ -123,7 +134,7 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::moe_residual:
       return {of(TapKind::attention_residual), of(feed_forward_addend(plan.model.layers[tap.layer]))};
     case TapKind::final_norm:
-      return {stream_before(static_cast<int>(plan.model.layers.size()))};
+      return {stream_before(plan.model, static_cast<int>(plan.model.layers.size()))};
     case TapKind::logits:
       return {{.kind = TapKind::final_norm}};
   }

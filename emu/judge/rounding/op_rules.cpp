@@ -53,7 +53,8 @@ Judged judge_product(const Rule& rule, const Input& x, Weight weight, std::optio
   const WeightSpec spec = weight_spec(rule.rules().model, weight, rule.tap().layer);
   Comparison comparison = rule.comparison();
   const std::vector<double> values = bias ? vector_of(rule, *bias) : std::vector<double>();
-  compare_product(rule, {x, {}, spec, {0, spec.cols}, stored, values}, comparison);
+  const double divisor = weight == Weight::head ? rule.rules().model.logits_scaling : 1;
+  compare_product(rule, {x, {}, spec, {0, spec.cols}, stored, values, 0, divisor}, comparison);
   return std::move(comparison).finish();
 }
 
@@ -88,24 +89,10 @@ Judged judge_partial(const Rule& rule, TapKind input, Weight weight, std::option
   return std::move(comparison).finish();
 }
 
-Judged judge_sum(const Rule& rule, const Input& x, const Input& y) {
-  const Profile& profile = rule.rules().profile;
-  Comparison comparison = rule.comparison();
-  for (std::int64_t t = 0; t < x.rows; ++t) {
-    for (std::int64_t i = 0; i < x.cols; ++i) {
-      const double value = x.row(t)[i] + y.row(t)[i];
-      const double inherited = x.error(t, i) + y.error(t, i);
-      const double error = inherited + profile.compute.relative * (std::abs(value) + inherited);
-      comparison.element(t, i, value, stored_error(profile, value, error));
-    }
-  }
-  return std::move(comparison).finish();
-}
-
 /// The sum of the partial sums that `parts` ranks handed in. Where others combine what experts make before they reduce
 /// it, what each rank has is rounded, not the sum: that much more of an expert's output that nobody saw.
 Judged judge_reduction(const Rule& rule, TapKind partial, int parts, const ReduceOptions& options,
-                       const ReductionPath& path) {
+                       const ReductionPath& path, bool stored = true) {
   const Profile& profile = rule.rules().profile;
   Input sum = rule.input(partial, 0);
   Tensor magnitude = sum;
@@ -129,7 +116,7 @@ Judged judge_reduction(const Rule& rule, TapKind partial, int parts, const Reduc
       const double value = sum.row(t)[i], inherited = sum.error(t, i), whole = magnitude.row(t)[i] + inherited;
       const double error = inherited + (parts > 1 ? reduction_error(profile, options, path, whole) : 0) +
                            combining * (whole - std::abs(value));
-      comparison.element(t, i, value, stored_error(profile, value, error));
+      comparison.element(t, i, value, stored ? stored_error(profile, value, error) : error);
     }
   }
   return std::move(comparison).finish();
@@ -209,17 +196,19 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
       deployment(deploy(plan_.model, plan_.parallel, plan_.workload)),
       reduce_over_tp(plan_.parallel.sp ? reduce_scatter_options(reduction) : reduction),
       reduce_over_etp(plan_.parallel.routes_alike() ? reduction : reduce_scatter_options(reduction)),
-      reduce_over_ep(reduce_over_etp) {
+      reduce_over_ep(reduce_over_etp),
+      scalars_over_tp(scalar_reduction(reduction)) {
   const Mesh mesh(plan.parallel);
   path_over_tp = longest_path(mesh, Axis::tp, reduce_over_tp);
   path_over_etp = longest_path(mesh, Axis::etp, reduce_over_etp);
   path_over_ep = longest_path(mesh, Axis::ep, reduce_over_ep);
+  path_of_scalars = longest_path(mesh, Axis::tp, scalars_over_tp);
   if (profile_ != RoundingProfile::ours) {
     // In whatever order, and rounded after every addition and wherever it is sent.
     for (ReduceOptions* options : {&reduce_over_tp, &reduce_over_etp, &reduce_over_ep}) {
       options->wire = options->accumulate = rounding_of(format);
     }
-    path_over_tp = {plan.parallel.tp - 1, plan.parallel.tp - 1};
+    path_over_tp = path_of_scalars = {plan.parallel.tp - 1, plan.parallel.tp - 1};
     path_over_etp = {plan.parallel.etp - 1, plan.parallel.etp - 1};
     path_over_ep = {plan.parallel.ep - 1, plan.parallel.ep - 1};
   }
@@ -245,7 +234,7 @@ std::vector<double> vector_of(const Rule& rule, Weight weight, int expert) {
 }
 
 Input Rule::stream() const {
-  return input(stream_before(tap_.layer));
+  return input(stream_before(rules_.model, tap_.layer));
 }
 
 Range Rule::part_of_weight(Weight weight) const {
@@ -292,8 +281,10 @@ Judged apply(const Rule& rule) {
   switch (tap.kind) {
     case TapKind::embedding:
       return judge_embedding(rule);
+    case TapKind::embedding_scaled:
+      return judge_scaled(rule, rule.input(TapId{.kind = TapKind::embedding}), rules.model.embedding_multiplier);
     case TapKind::attention_norm:
-      return judge_norm(rule, rule.stream(), Weight::attention_norm, hidden);
+      return judge_stream_norm(rule, rule.stream(), Weight::attention_norm, Weight::attention_norm_bias);
     case TapKind::attention_q_latent:
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_q_latent);
     case TapKind::attention_q_latent_norm:
@@ -301,9 +292,13 @@ Judged apply(const Rule& rule) {
                         attention().q_lora_rank);
     case TapKind::attention_q_projection:
       return judge_product(rule, rule.input(query_source(rule.layer())), Weight::attention_q, Weight::attention_q_bias);
+    case TapKind::attention_squares_partial:
+      return judge_squares(rule);
+    case TapKind::attention_squares:
+      return judge_reduction(rule, TapKind::attention_squares_partial, rules.plan.parallel.tp, rules.scalars_over_tp,
+                             rules.path_of_scalars, false);
     case TapKind::attention_q_normed:
-      return judge_norm(rule, rule.input(TapKind::attention_q_projection), Weight::attention_q_norm,
-                        attention().head_dim);
+      return judge_query_key_norm(rule, TapKind::attention_q_projection, Weight::attention_q_norm);
     case TapKind::attention_kv_latent:
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_kv_latent);
     case TapKind::attention_kv_latent_norm:
@@ -314,8 +309,7 @@ Judged apply(const Rule& rule) {
     case TapKind::attention_k_projection:
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_k, Weight::attention_k_bias);
     case TapKind::attention_k_normed:
-      return judge_norm(rule, rule.input(TapKind::attention_k_projection), Weight::attention_k_norm,
-                        attention().head_dim);
+      return judge_query_key_norm(rule, TapKind::attention_k_projection, Weight::attention_k_norm);
     case TapKind::attention_q: {
       const TapKind before =
           before_rotation(rules.model, tap, TapKind::attention_q_projection, TapKind::attention_q_normed);
@@ -344,9 +338,9 @@ Judged apply(const Rule& rule) {
       return judge_reduction(rule, TapKind::attention_partial, rules.plan.parallel.tp, rules.reduce_over_tp,
                              rules.path_over_tp);
     case TapKind::attention_residual:
-      return judge_sum(rule, rule.stream(), rule.input(TapKind::attention_output));
+      return judge_addition_to_stream(rule, rule.stream(), rule.input(TapKind::attention_output));
     case TapKind::moe_norm:
-      return judge_norm(rule, rule.input(TapKind::attention_residual), Weight::moe_norm, hidden);
+      return judge_stream_norm(rule, rule.input(TapKind::attention_residual), Weight::moe_norm, Weight::moe_norm_bias);
     case TapKind::router_logits:
       return judge_product(rule, rule.input(TapKind::moe_norm), Weight::router, Weight::router_bias);
     case TapKind::router_scores:
@@ -396,12 +390,14 @@ Judged apply(const Rule& rule) {
     case TapKind::moe_sum:
       return judge_sum(rule, rule.input(TapKind::moe_output), rule.input(shared_addend(rule.layer())));
     case TapKind::moe_residual:
-      return judge_sum(rule, rule.input(TapKind::attention_residual), rule.input(feed_forward_addend(rule.layer())));
+      return judge_addition_to_stream(rule, rule.input(TapKind::attention_residual),
+                                      rule.input(feed_forward_addend(rule.layer())));
     case TapKind::final_norm:
-      return judge_norm(rule, rule.input(stream_before(static_cast<int>(rules.model.layers.size()))),
-                        Weight::final_norm, hidden);
+      return judge_stream_norm(rule,
+                               rule.input(stream_before(rules.model, static_cast<int>(rules.model.layers.size()))),
+                               Weight::final_norm, Weight::final_norm_bias);
     case TapKind::logits:
-      return judge_product(rule, rule.input(TapId{.kind = TapKind::final_norm}), Weight::head);
+      return judge_product(rule, rule.input(TapId{.kind = TapKind::final_norm}), Weight::head, Weight::head_bias);
   }
   return {};
 }

@@ -54,9 +54,11 @@ struct Rules {
   ReduceOptions reduce_over_tp;  ///< as the program calls them
   ReduceOptions reduce_over_etp;
   ReduceOptions reduce_over_ep;
+  ReduceOptions scalars_over_tp;
   ReductionPath path_over_tp;
   ReductionPath path_over_etp;
   ReductionPath path_over_ep;
+  ReductionPath path_of_scalars;
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
   std::vector<int> cp_of;               ///< of each token, where keys go round a ring: the rank of cp that holds it
 };

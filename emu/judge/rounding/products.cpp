@@ -89,11 +89,12 @@ constexpr double kScaledAngleUnits = 8 + 10 + 12 * 1024;
 /// position in the context or of a pair of a head, each of them a float.
 double angle_error(const RopeSpec& rope, std::int64_t pairs, RoundingProfile profile) {
   const bool scaled = rope.type == RopeType::yarn || rope.type == RopeType::llama3;
+  const bool divided = rope.type == RopeType::linear || rope.type == RopeType::longrope;
   if (profile != RoundingProfile::ours) {
     const double ramp = scaled ? 10 + 12 * static_cast<double>(std::max<std::int64_t>(pairs, 4)) : 0;
     return (std::log(std::max(rope.theta, 1.0)) + 9 + ramp) * 0x1p-24;
   }
-  return (scaled ? kScaledAngleUnits : kAngleUnits + (rope.type == RopeType::linear ? 2 : 0)) * 0x1p-53;
+  return (scaled ? kScaledAngleUnits : kAngleUnits + (divided ? 2 : 0)) * 0x1p-53;
 }
 
 /// [positions, half].
@@ -209,7 +210,9 @@ void compare_product(const Rule& rule, const Product& product, Comparison& compa
     const double error = inherited + product_error(profile, terms + (biased ? 1 : 0), magnitude + inherited);
     const double stepped = (biased ? step_error(profile, 1, std::abs(value - bias), error) : error) +
                            product.spared * profile.store.relative * std::abs(bias);
-    return product.stored ? stored_error(profile, value, stepped) : stepped;
+    const double whole = product.stored ? stored_error(profile, value, stepped) : stepped;
+    if (product.divisor == 1) return whole;
+    return scaled_error(profile, value / product.divisor, whole / product.divisor);
   };
   for_each_block(rule.rules(), product, 1, [&](const OutputBlock& block) {
     const auto whole = [&](std::int64_t row, std::int64_t output) {
@@ -226,7 +229,7 @@ void compare_product(const Rule& rule, const Product& product, Comparison& compa
         const double likely =
             x_norms[static_cast<std::size_t>(row)] * block.norms[static_cast<std::size_t>(output)] + std::abs(bias);
         const double inherited = block.error(row, output);
-        if (comparison.element(tap_row, block.outputs.begin + output, value,
+        if (comparison.element(tap_row, block.outputs.begin + output, value / product.divisor,
                                bound(value, std::abs(value), bias, inherited), bound(value, likely, bias, inherited),
                                [&] { return whole(row, output); })) {
           candidate = {row, output};

@@ -8,7 +8,7 @@ namespace shardproof {
 namespace {
 
 // The defaults are those of the configuration_*.py of Transformers 5.24.
-constexpr Family kFamilies[] = {
+const Family kFamilies[] = {
     {.model_type = "mixtral",
      .architecture = "MixtralFor",
      .layer = {.attention = {.kv_heads = 8}},
@@ -108,7 +108,9 @@ constexpr Family kFamilies[] = {
      .attention_bias = AttentionBias::all_by_key},
     {.model_type = "phimoe",
      .architecture = "PhiMoEFor",
-     .layer = {.attention = {.kv_heads = 8}},
+     .layer = {.attention = {.kv_heads = 8},
+               .feed_forward =
+                   {.top_k = 2, .norm_topk_prob = false, .scoring = Scoring::sparsemixer, .router_jitter = 0.01}},
      .rms_norm_eps = 1e-5,
      .window = Window::every_layer,
      .attention_bias = AttentionBias::all_by_key,

@@ -23,6 +23,14 @@ std::int64_t width_of(ObjectReader& reader, std::string_view key, std::string_vi
 /// DeepSeek's keys: scoring_func, topk_method, n_group, topk_group, routed_scaling_factor.
 void read_router(ObjectReader& reader, const Family& family, FeedForwardSpec& experts) {
   const bool sigmoid = experts.scoring == Scoring::sigmoid;
+  if (experts.scoring == Scoring::sparsemixer) {
+    // Others' noise is of training alone; here it says what is near the chosen logit.
+    experts.router_jitter = reader.number({"router_jitter_noise"}, 0, 1e6).value_or(experts.router_jitter);
+    if (experts.top_k != 2) {
+      reader.problem(reader.field("num_experts_per_tok"),
+                     fmt::format("{}: this family's router chooses two", experts.top_k));
+    }
+  }
   if (!family.counts_shared_experts) {
     keys::refuse_unless_text(reader, {"scoring_func", "moe_router_score_function"}, {"softmax"},
                              "this family's scores are a softmax");

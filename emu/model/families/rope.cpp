@@ -70,6 +70,48 @@ void read_yarn(ObjectReader& rope, ObjectReader& config, AttentionSpec& attentio
   if (attention.latent()) spec.mscale_all_dim = all;
 }
 
+/// "short_factor", a number for each pair of a head. Those for longer sequences are read by nobody here.
+void read_pair_factors(ObjectReader& rope, AttentionSpec& attention) {
+  const auto pairs = static_cast<std::size_t>(attention.rope_dim() / 2);
+  const auto found = rope.find({"short_factor"});
+  if (!found) return rope.missing("short_factor", fmt::format("\"longrope\" needs {} of them", pairs));
+  if (!found->value->is(Kind::array) || found->value->items.size() != pairs) {
+    rope.problem(found->field,
+                 fmt::format("{}; an array of {} numbers is needed, one for each pair of elements that turns",
+                             describe(*found->value), pairs));
+    return;
+  }
+  for (std::size_t i = 0; i < pairs; ++i) {
+    const JsonValue& item = found->value->items[i];
+    const bool number = item.is(Kind::integer) || item.is(Kind::number);
+    if (!number || item.number < 1e-6 || item.number > kMostFactor) {
+      rope.problem(fmt::format("{}[{}]", found->field, i),
+                   fmt::format("{}; a positive number is needed", describe(item)));
+      return;
+    }
+    attention.rope.pair_factors.push_back(item.number);
+  }
+}
+
+/// Of sequences within the original context. Phi-3.5-MoE states what its cosines are multiplied by; others' follows
+/// from how far the context was stretched.
+void read_longrope(ObjectReader& rope, ObjectReader& config, AttentionSpec& attention,
+                   const std::vector<Problem>& problems) {
+  RopeSpec& spec = attention.rope;
+  read_context(rope, config, spec, problems);
+  read_pair_factors(rope, attention);
+  const auto factor = rope.number({"factor"}, 1e-6, kMostFactor);
+  const auto most = config.integer({"max_position_embeddings"}, 1, kMostContext);
+  const auto context = static_cast<double>(spec.original_context);
+  const double stretch = factor.value_or(most && context > 0 ? static_cast<double>(*most) / context : 1);
+  const double derived = stretch <= 1 || context <= 1 ? 1 : std::sqrt(1 + std::log(stretch) / std::log(context));
+  const auto given = rope.number({"attention_factor"}, 1e-6, kMostFactor);
+  const auto mscale = rope.number({"short_mscale"}, 1e-6, kMostFactor);
+  spec.amplitude = mscale.value_or(given.value_or(derived));
+  rope.ignore({"long_factor"});
+  rope.ignore({"long_mscale"});
+}
+
 void read_scaling(ObjectReader& rope, ObjectReader& config, AttentionSpec& attention,
                   const std::vector<Problem>& problems) {
   RopeSpec& spec = attention.rope;
@@ -99,11 +141,7 @@ void read_scaling(ObjectReader& rope, ObjectReader& config, AttentionSpec& atten
       read_yarn(rope, config, attention, problems);
       break;
     case RopeType::longrope:
-      config.ignore({"original_max_position_embeddings"});
-      for (const std::string_view key : {"long_factor", "short_factor", "long_mscale", "short_mscale", "factor",
-                                         "original_max_position_embeddings", "attention_factor"}) {
-        rope.ignore({key});
-      }
+      read_longrope(rope, config, attention, problems);
       break;
   }
 }

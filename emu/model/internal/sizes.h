@@ -16,6 +16,9 @@ inline std::int64_t hidden(const ModelConfig& model, const LayerSpec& /*layer*/)
 inline std::int64_t vocabulary(const ModelConfig& model, const LayerSpec& /*layer*/) {
   return model.vocab_size;
 }
+inline std::int64_t scaled_embedding(const ModelConfig& model, const LayerSpec& /*layer*/) {
+  return model.embedding_multiplier != 1 ? model.hidden_size : 0;
+}
 /// Of all query heads.
 inline std::int64_t q_width(const ModelConfig& /*model*/, const LayerSpec& layer) {
   return layer.attention.heads * layer.attention.head_dim;
@@ -93,6 +96,10 @@ inline std::int64_t q_normed(const ModelConfig& model, const LayerSpec& layer) {
 }
 inline std::int64_t k_normed(const ModelConfig& model, const LayerSpec& layer) {
   return layer.attention.query_key_norm != QueryKeyNorm::none ? k_width(model, layer) : 0;
+}
+/// Of queries and of keys, where their norm is over all heads.
+inline std::int64_t squares(const ModelConfig& /*model*/, const LayerSpec& layer) {
+  return layer.attention.query_key_norm == QueryKeyNorm::full ? 2 : 0;
 }
 inline std::int64_t q_bias(const ModelConfig& model, const LayerSpec& layer) {
   return layer.attention.qkv_bias ? q_width(model, layer) : 0;

@@ -29,6 +29,34 @@ void Computations<T>::head_norm(Op op, int layer, Tensor& heads, Weight weight) 
 }
 
 template <class T>
+typename Computations<T>::Tensor Computations<T>::squares(Op op, int layer, [[maybe_unused]] const Tensor& q,
+                                                          [[maybe_unused]] const Tensor& k) {
+  const std::int64_t dim = model_.layers[layer].attention.head_dim;
+  const Range held_keys = held(layer).kv_heads, keys = held(layer).first_kv_heads;
+  Tensor squares(q.rows(), 2);
+  if constexpr (!kDry) {
+    ops::sum_squares<T>(q, squares, 0);
+    ops::sum_squares<T>(k.view().col_range((keys.begin - held_keys.begin) * dim, keys.count * dim), squares, 1);
+    inject_result_fault(op, layer, squares.view());
+  }
+  record(op, layer, squares.rows(), squares.cols(),
+         ops::sum_squares_cost(q.rows(), q.cols() + keys.count * dim, element_bytes()));
+  return squares;
+}
+
+template <class T>
+void Computations<T>::full_norm(Op op, int layer, Tensor& heads, [[maybe_unused]] const Tensor& squares,
+                                Weight weight) {
+  if constexpr (!kDry) {
+    ops::rms_norm_part<T>(heads, squares, weight == Weight::attention_q_norm ? 0 : 1,
+                          weight_spec(model_, weight, layer).cols, slice(weight, layer).load().view().row(0),
+                          model_.rms_norm_eps, format_, heads);
+    inject_result_fault(op, layer, heads.view());
+  }
+  record(op, layer, heads.rows(), heads.cols(), ops::rms_norm_cost(heads.rows(), heads.cols(), element_bytes()));
+}
+
+template <class T>
 typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[maybe_unused]] std::int64_t begin,
                                                           std::int64_t count) const {
   Tensor y(x.rows(), count);

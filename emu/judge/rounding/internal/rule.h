@@ -11,7 +11,7 @@
 namespace shardproof::rounding {
 
 /// Where the last layer, or the embedding, left the residual stream before `layer`.
-TapId stream_before(int layer);
+TapId stream_before(const ModelConfig& model, int layer);
 /// What queries are projected from.
 TapKind query_source(const LayerSpec& layer);
 /// What is rotated: norms, a product with its bias, or, held together with its product, what that is of.
@@ -70,6 +70,7 @@ struct Product {
   std::vector<double> bias = {};  ///< added to every row before it is stored; or none
   /// So many roundings that the bias may spare: where others add it after the reduction that ours is added before.
   double spared = 0;
+  double divisor = 1;  ///< of what is stored, and is then stored again
 };
 
 /// The values of a vector of the layer, as the format holds them; none where it has no such vector.
@@ -88,11 +89,20 @@ Judged judge_ring_merge(const Rule& rule);
 
 /// RMSNorm of blocks of `block` elements of each row by themselves.
 Judged judge_norm(const Rule& rule, const Input& x, Weight weight, std::int64_t block);
+/// Of the residual stream: RMSNorm, or the layer norm of a model that has biases of it.
+Judged judge_stream_norm(const Rule& rule, const Input& x, Weight weight, Weight bias);
+/// Of queries or of keys, inside each head or over all of them; and for the latter, a rank's sums of squares.
+Judged judge_query_key_norm(const Rule& rule, TapKind projection, Weight weight);
+Judged judge_squares(const Rule& rule);
 /// Queries or keys from what is rotated in them, [tokens, heads * head_dim]; the rest is passed on.
 Judged judge_rotation(const Rule& rule, const Input& before);
 /// Latent attention: keys, unrotated, and values, from the taps that they are copied from.
 Input latent_keys(const Rule& rule);
 Input latent_values(const Rule& rule);
+/// The sum of both, and that of x and the stored product of a multiplier and y; x times a multiplier.
+Judged judge_sum(const Rule& rule, const Input& x, const Input& y);
+Judged judge_addition_to_stream(const Rule& rule, const Input& x, const Input& y);
+Judged judge_scaled(const Rule& rule, const Input& x, double factor);
 /// Held to x itself.
 Judged judge_copy(const Rule& rule, const Input& x);
 
@@ -101,6 +111,7 @@ Judged judge_choice(const Rule& rule);
 /// The choice that every rounding of the scores leads to; none where that decides between two.
 std::optional<ops::Matrix<std::int32_t>> clear_choice(const Rule& rule);
 Judged judge_router_weights(const Rule& rule);
+Judged judge_sparsemixer_weights(const Rule& rule);
 /// The activation of an expert or of the MLP for all tokens.
 Judged judge_activation(const Rule& rule, const Input& gate, const Input& up, double limit);
 /// x times the sigmoid of its row's logit.
