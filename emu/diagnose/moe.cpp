@@ -113,6 +113,12 @@ std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
   return scaled_weights_cause(wrong, moe);
 }
 
+/// The rank whose sum of partial sums a row holds: that which routed it, or, where all of tp do, the row's own.
+Coordinates summed_at(const WrongTap& wrong, const WrongRow& row) {
+  if (wrong.model.plan().parallel.routes_alike()) return wrong.at(row);
+  return wrong.model.mesh().coordinates(wrong.model.routing_rank(wrong.layer, row.row));
+}
+
 /// The sum over etp, for the slots that some rank computed.
 std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
@@ -129,8 +135,7 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
   };
   for (const PartialSumFault& fault : partial_sum_faults(etp)) {
     const auto output = [&](std::size_t i, std::size_t s) {
-      const int rank = model.routing_rank(wrong.layer, wrong.rows[i].row);
-      Row sum = faulty_sum(fault, partials(i, s, 0), model.mesh().coordinates(rank).etp);
+      Row sum = faulty_sum(fault, partials(i, s, 0), summed_at(wrong, wrong.rows[i]).etp);
       model.finish(sum);
       return sum;
     };
@@ -215,7 +220,7 @@ std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
   const auto place = [&](const WrongRow& row) { return static_cast<std::size_t>(&row - wrong.witnesses.data()); };
   const PartialSums sum{.members = plan.parallel.ep,
                         .partial = [&](const WrongRow& row, int member) { return partial(place(row), member); },
-                        .own = [&](const WrongRow& row) { return wrong.at(row).ep; },
+                        .own = [&](const WrongRow& row) { return summed_at(wrong, row).ep; },
                         .finish = [&](Row& values) { wrong.model.finish(values); }};
   const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance);
   if (!fault) return std::nullopt;

@@ -258,8 +258,9 @@ Task<> run_dispatched(Context<T>& ctx, MoePass<T>& pass) {
   if (ctx.model().layers[layer].feed_forward.dense()) co_return;
   const bool in_time = ctx.awaits_in_time(Op::dispatch, layer);
   if (in_time) co_await ctx.end_all_to_all(Op::dispatch, layer, pass.dispatch);
-  pass.done =
-      co_await experts_over_etp(ctx, layer, in_time ? std::move(pass.received) : pass.received.copy(), pass.arriving);
+  // A name of its own: what a conditional makes inside a co_await is destroyed twice by GCC 12.
+  Tensor rows = in_time ? std::move(pass.received) : pass.received.copy();
+  pass.done = co_await experts_over_etp(ctx, layer, std::move(rows), pass.arriving);
   if (!in_time) co_await ctx.end_all_to_all(Op::dispatch, layer, pass.dispatch);
   pass.outputs = Tensor(pass.sent.rows(), pass.sent.cols());
   pass.way_back =

@@ -104,6 +104,22 @@ TEST(LoadPlan, ReadsHowKeysAndValuesComeOverCp) {
   expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": ["p2p", "a2a"]})"), "parallel.cp_comm", "string");
 }
 
+TEST(LoadPlan, TakesHowTokensComeToTheirExperts) {
+  const auto parallel = [](const std::string& keys) {
+    return parsed(plan_text("", R"("parallel": {"tp": 2, "ep": 2)" + keys + "}")).parallel;
+  };
+
+  EXPECT_EQ(parallel("").dispatch, DispatchComm::all_to_all);
+  EXPECT_EQ(parallel(R"(, "dispatch": "all_gather")").dispatch, DispatchComm::all_gather);
+  EXPECT_EQ(parallel(R"(, "dispatch": "all_reduce")").dispatch, DispatchComm::all_reduce);
+  EXPECT_EQ(parallel("").overlap, Overlap::none);
+  EXPECT_EQ(parallel(R"(, "overlap": "two_batch")").overlap, Overlap::two_batch);
+  expect_refused(plan_text("", R"("parallel": {"ep": 2, "dispatch": "deepep"})"), "parallel.dispatch",
+                 "\"all_gather\"");
+  expect_refused(plan_text("", R"("parallel": {"ep": 2, "overlap": true})"), "parallel.overlap", "string");
+  expect_refused(plan_text("", R"("parallel": {"ep": 2, "overlap": "all"})"), "parallel.overlap", "\"shared_expert\"");
+}
+
 TEST(LoadPlan, CountsContextParallelRanksAmongThoseThatVllmsExpertsSpan) {
   const Plan plan = parsed(plan_text("", R"("parallel": {"tensor_parallel_size": 2, "prefill_context_parallel_size": 3,
       "data_parallel_size": 2, "enable_expert_parallel": true})"));

@@ -62,6 +62,30 @@ TEST(Validate, AcceptsAPlanThatFits) {
   EXPECT_EQ(all_text(validate(small_plan())), "");
 }
 
+TEST(Validate, NeedsTheSameTokensWhereNoneAreSent) {
+  Plan outside = small_plan(), sharded = small_plan(), by_asker = small_plan();
+  outside.parallel.dispatch = sharded.parallel.dispatch = by_asker.parallel.dispatch = DispatchComm::all_reduce;
+  outside.parallel.ep = 2 * outside.parallel.tp;
+  sharded.parallel.sp = true;
+  by_asker.parallel.experts.replica = ExpertPlacement::Replica::nearest;
+
+  expect_problem(outside, "parallel.dispatch", "are not inside tp 2");
+  expect_problem(sharded, "parallel.dispatch", "under sequence parallelism the ranks of tp have different tokens");
+  expect_problem(by_asker, "parallel.dispatch", "\"round_robin\" is needed");
+}
+
+TEST(Validate, NeedsSomethingUnderWayAndSomethingToComputeMeanwhile) {
+  Plan gathered = small_plan(), without_shared = small_plan(), odd = small_plan();
+  gathered.parallel.overlap = odd.parallel.overlap = Overlap::two_batch;
+  gathered.parallel.dispatch = DispatchComm::all_gather;
+  without_shared.parallel.overlap = Overlap::shared_expert;
+  odd.workload.microbatches = 3;
+
+  expect_problem(gathered, "parallel.overlap", "dispatch \"all_gather\"");
+  expect_problem(without_shared, "parallel.overlap", "has a shared expert");
+  expect_problem(odd, "parallel.overlap", "workload.microbatches is 3");
+}
+
 TEST(Validate, AcceptsIdleGpusAndNoHardware) {
   Plan idle = small_plan();
   idle.hardware->gpus = 20;

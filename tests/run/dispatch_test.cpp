@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "ops/permute.h"
+
 namespace shardproof {
 namespace {
 
@@ -26,6 +28,22 @@ TEST(PermuteByOwner, OrdersSlotsByOwnerThenExpertThenToken) {
   EXPECT_EQ(permutation.positions(0, 0), 4);
   EXPECT_EQ(permutation.positions(0, 1), 0);
   EXPECT_EQ(permutation.positions(2, 1), 3);
+}
+
+TEST(SelectForOwner, TakesWhatAnAllToAllWouldBring) {
+  const ops::Matrix<std::int32_t> ids = ids_of({{3, 0}, {1, 3}, {0, 2}});
+  const std::vector<int> owner{0, 0, 1, 1};
+  const std::vector<std::int64_t> tokens_of{2, 1};
+
+  const Selection selection = select_for_owner(ids, tokens_of, owner, 2, 1);
+
+  EXPECT_EQ(selection.count, 3);
+  EXPECT_THAT(selection.counts, ElementsAre(0, 2, 1, 0));  // experts 2 and 3 of the first sender, then of the second
+  EXPECT_THAT(selection.rows, ElementsAre(0, 1, 2));
+  EXPECT_THAT(selection.choices, ElementsAre(0, 1, 1));
+  EXPECT_EQ(selection.positions(0, 0), 0);
+  EXPECT_EQ(selection.positions(0, 1), ops::kElsewhere);
+  EXPECT_EQ(selection.positions(2, 1), 2);
 }
 
 TEST(PermuteByOwner, LeavesTheLastBucketOfAnOwnerWithFewerExpertsEmpty) {

@@ -3,6 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
+#include <span>
+#include <vector>
 
 namespace shardproof::testing {
 namespace {
@@ -25,8 +29,15 @@ struct Walker {
   std::vector<double> sent = {};     // when its messages over cp went
   const OpRecord* coming = nullptr;  // one that it computes beside
   std::size_t come = 0;              // so many
+  struct Issued {
+    double at = 0, wire = 0;
+  };
+  std::map<Axis, std::vector<Issued>> issued = {};  // calls under way, from the first on
+  std::map<Axis, std::size_t> awaited = {};         // so many of them
   bool done() const { return at == ops->size(); }
   const OpRecord& op() const { return (*ops)[at]; }
+  bool meets() const { return !done() && op().call && op().phase == CallPhase::whole; }
+  bool awaits() const { return !done() && op().call && op().phase == CallPhase::awaited; }
 };
 
 bool in_ring(const OpRecord& call) {
@@ -35,10 +46,15 @@ bool in_ring(const OpRecord& call) {
 
 /// Up to the next call that others have to come to, or the end of a ring's computation.
 void compute(Walker& walker, const ClockOptions& options) {
-  while (!walker.done() && (!walker.op().call || in_ring(walker.op()))) {
+  while (!walker.done() && !walker.awaits() && (!walker.meets() || in_ring(walker.op()))) {
     // The message that came beside the computation before has to be here.
     if (walker.coming != nullptr && walker.at > 0 && (*walker.ops)[walker.at - 1].op == Op::attention_ring_part) return;
     const OpRecord& first = walker.op();
+    if (first.phase == CallPhase::issued) {
+      walker.issued[first.axis].push_back({walker.now, wire_of(first)});
+      ++walker.at;
+      continue;
+    }
     if (first.call) {
       if (first.operation == Operation::send) walker.sent.push_back(walker.now);
       if (first.operation == Operation::recv) walker.coming = &first;
@@ -56,6 +72,25 @@ void compute(Walker& walker, const ClockOptions& options) {
     }
     walker.now += seconds_of(work, options.hardware);
   }
+}
+
+/// When the `count`-th call under way of a group is over: one goes after the other, each once all have issued it. None
+/// while somebody has not.
+std::optional<double> end_of_issued(std::span<const Walker> walkers, const std::vector<int>& group,
+                                    const OpRecord& call, std::size_t count, const ClockOptions& options) {
+  double end = 0;
+  for (std::size_t i = 0; i <= count; ++i) {
+    double wire = 0;
+    for (const int member : group) {
+      const Walker& one = walkers[static_cast<std::size_t>(member)];
+      const auto issued = one.issued.find(call.axis);
+      if (issued == one.issued.end() || issued->second.size() <= i) return std::nullopt;
+      end = std::max(end, issued->second[i].at);
+      wire = std::max(wire, issued->second[i].wire);
+    }
+    end += collective_time(options.hardware, shape_of(group, options.gpus_per_node), call.operation, wire).seconds();
+  }
+  return end;
 }
 
 /// The ranks that have to be at the call that the rank is at.
@@ -76,6 +111,16 @@ std::vector<double> rank_ends(const DryTraces& traces, const Mesh& mesh, const C
     for (int rank = 0; rank < mesh.world(); ++rank) {
       Walker& one = walker(rank);
       compute(one, options);
+      if (one.awaits()) {
+        const std::vector<int> group = mesh.group(one.op().axis, rank);
+        std::size_t& awaited = one.awaited[one.op().axis];
+        const std::optional<double> end = end_of_issued(walkers, group, one.op(), awaited, options);
+        if (!end) continue;
+        one.now = std::max(one.now, *end);
+        ++awaited;
+        ++one.at;
+        moved = true;
+      }
       if (one.coming == nullptr) continue;
       const std::vector<int> group = mesh.group(Axis::cp, rank);
       const Walker& sender = walker(group[static_cast<std::size_t>(one.coming->peer)]);
@@ -88,14 +133,14 @@ std::vector<double> rank_ends(const DryTraces& traces, const Mesh& mesh, const C
       moved = true;
     }
     for (int rank = 0; rank < mesh.world(); ++rank) {
-      if (walker(rank).done() || walker(rank).coming != nullptr || !walker(rank).op().call) continue;
+      if (walker(rank).coming != nullptr || !walker(rank).meets()) continue;
       const OpRecord call = walker(rank).op();
       const std::vector<int> group = mesh.group(call.axis, rank);
       const std::vector<int> together = company(mesh, rank, call);
       double begin = 0, wire = 0;
       bool all = true;
       for (const int other : together) {
-        if (walker(other).done() || !walker(other).op().call || walker(other).op().axis != call.axis ||
+        if (!walker(other).meets() || walker(other).op().axis != call.axis ||
             is_point_to_point(walker(other).op().operation) != is_point_to_point(call.operation) ||
             !std::ranges::count(company(mesh, other, walker(other).op()), rank)) {
           all = false;

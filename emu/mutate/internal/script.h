@@ -141,6 +141,7 @@ std::span<const MutationKind> cache_kinds();
 std::span<const MutationKind> cp_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
+std::span<const MutationKind> dispatch_kinds();
 std::span<const MutationKind> expert_kinds();
 std::span<const MutationKind> schedule_kinds();
 std::span<const MutationKind> rounding_kinds();
