@@ -1,22 +1,42 @@
 #include "emu/plan/expert_map.h"
 
 #include <algorithm>
-#include <numeric>
+#include <functional>
+#include <set>
 #include <utility>
 
 namespace shardproof {
 namespace {
 
-/// Redundant copies go one at a time to the expert that has the most slots a replica, the lower one of two.
-std::vector<std::int64_t> copies(std::vector<double> slots, std::int64_t redundant) {
-  std::vector<std::int64_t> count(slots.size(), 1);
-  for (std::int64_t r = 0; r < redundant; ++r) {
-    std::size_t busiest = 0;
-    for (std::size_t e = 1; e < slots.size(); ++e) {
-      const double one = slots[e] / static_cast<double>(count[e]);
-      if (one > slots[busiest] / static_cast<double>(count[busiest])) busiest = e;
+/// Who comes next: whose value is before the others', the lower one of two that are equal.
+template <typename Before>
+class Line {
+ public:
+  explicit Line(const std::vector<double>& values) {
+    for (std::size_t who = 0; who < values.size(); ++who) waiting_.emplace(values[who], who);
+  }
+
+  std::size_t take_first() { return waiting_.extract(waiting_.begin()).value().second; }
+  void put_back(std::size_t who, double value) { waiting_.emplace(value, who); }
+
+ private:
+  using Entry = std::pair<double, std::size_t>;
+  struct Order {
+    bool operator()(const Entry& a, const Entry& b) const {
+      return a.first == b.first ? a.second < b.second : Before{}(a.first, b.first);
     }
+  };
+  std::set<Entry, Order> waiting_;
+};
+
+/// Redundant copies go one at a time to the expert that has the most slots a replica, the lower one of two.
+std::vector<std::int64_t> copies(const std::vector<double>& slots, std::int64_t redundant) {
+  std::vector<std::int64_t> count(slots.size(), 1);
+  Line<std::greater<>> line(slots);
+  for (std::int64_t r = 0; r < redundant; ++r) {
+    const std::size_t busiest = line.take_first();
     ++count[busiest];
+    line.put_back(busiest, slots[busiest] / static_cast<double>(count[busiest]));
   }
   return count;
 }
@@ -36,14 +56,16 @@ std::vector<std::int64_t> pack(const std::vector<double>& slots, const std::vect
   std::ranges::stable_sort(all, [](const Copy& a, const Copy& b) { return a.load > b.load; });
   std::vector<std::vector<std::int64_t>> ranks(static_cast<std::size_t>(ep));
   std::vector<double> load(ranks.size(), 0);
+  Line<std::less<>> line(load);
   for (const Copy& copy : all) {
-    std::size_t to = ranks.size();
-    for (std::size_t r = 0; r < ranks.size(); ++r) {
-      const std::int64_t room = partition(std::ssize(all), ep, static_cast<std::int64_t>(r)).count;
-      if (std::ssize(ranks[r]) < room && (to == ranks.size() || load[r] < load[to])) to = r;
-    }
+    const auto room = [&](std::size_t r) {
+      return partition(std::ssize(all), ep, static_cast<std::int64_t>(r)).count - std::ssize(ranks[r]);
+    };
+    std::size_t to = line.take_first();
+    while (room(to) == 0) to = line.take_first();
     ranks[to].push_back(copy.expert);
     load[to] += copy.load;
+    line.put_back(to, load[to]);
   }
   std::vector<std::int64_t> logical;
   for (const std::vector<std::int64_t>& rank : ranks) logical.insert(logical.end(), rank.begin(), rank.end());

@@ -141,20 +141,20 @@ class WorkloadRules {
       return false;
     }
     std::vector<std::int64_t> run(serving.requests.size(), 0);
+    std::vector<std::size_t> seen(run.size(), serving.steps.size());  // the last step that has the request
     for (std::size_t s = 0; s < serving.steps.size(); ++s) {
-      std::vector<std::int64_t> seen;
       for (const StatedChunk& chunk : serving.steps[s]) {
         const std::string field = fmt::format("workload.steps[{}]", s);
         if (chunk.request < 0 || chunk.request >= std::ssize(run)) {
           problem(field, fmt::format("request {} of {}; 0 to {} is needed", chunk.request, run.size(), run.size() - 1));
           return false;
         }
-        if (std::ranges::find(seen, chunk.request) != seen.end()) {
+        const auto request = static_cast<std::size_t>(chunk.request);
+        if (std::exchange(seen[request], s) == s) {
           problem(field, fmt::format("request {} twice in a step; once is needed", chunk.request));
           return false;
         }
-        seen.push_back(chunk.request);
-        run[static_cast<std::size_t>(chunk.request)] += chunk.tokens;
+        run[request] += chunk.tokens;
       }
     }
     for (std::size_t i = 0; i < run.size(); ++i) {

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <ctime>
 #include <numeric>
+#include <random>
+#include <vector>
 
 namespace shardproof {
 namespace {
@@ -73,6 +76,70 @@ TEST(ExpertMap, OfAnyKindHoldsEveryExpert) {
       }
     }
   }
+}
+
+/// The definition, one look over all for each copy.
+std::vector<std::int64_t> balanced_by_looking(const std::vector<std::int64_t>& slots, std::int64_t redundant, int ep) {
+  struct Copy {
+    double load;
+    std::int64_t expert;
+  };
+  std::vector<std::int64_t> count(slots.size(), 1);
+  const auto each = [&](std::size_t e) { return static_cast<double>(slots[e]) / static_cast<double>(count[e]); };
+  for (std::int64_t r = 0; r < redundant; ++r) {
+    std::size_t busiest = 0;
+    for (std::size_t e = 1; e < slots.size(); ++e) {
+      if (each(e) > each(busiest)) busiest = e;
+    }
+    ++count[busiest];
+  }
+  std::vector<Copy> all;
+  for (std::size_t e = 0; e < slots.size(); ++e)
+    all.insert(all.end(), static_cast<std::size_t>(count[e]), Copy{each(e), static_cast<std::int64_t>(e)});
+  std::ranges::stable_sort(all, [](const Copy& a, const Copy& b) { return a.load > b.load; });
+  std::vector<std::vector<std::int64_t>> ranks(static_cast<std::size_t>(ep));
+  std::vector<double> load(ranks.size(), 0);
+  for (const Copy& copy : all) {
+    std::size_t to = ranks.size();
+    for (std::size_t r = 0; r < ranks.size(); ++r) {
+      const std::int64_t places = partition(std::ssize(all), ep, static_cast<std::int64_t>(r)).count;
+      if (std::ssize(ranks[r]) < places && (to == ranks.size() || load[r] < load[to])) to = r;
+    }
+    ranks[to].push_back(copy.expert);
+    load[to] += copy.load;
+  }
+  std::vector<std::int64_t> logical;
+  for (const auto& rank : ranks) logical.insert(logical.end(), rank.begin(), rank.end());
+  return logical;
+}
+
+TEST(ExpertMap, BalancesAsTheDefinitionSays) {
+  std::mt19937 random(17);
+  for (int i = 0; i < 300; ++i) {
+    std::vector<std::int64_t> slots(1 + random() % 12);
+    for (std::int64_t& count : slots) count = static_cast<std::int64_t>(random() % 5);
+    const auto redundant = static_cast<std::int64_t>(random() % 12);
+    const int ep = 1 + static_cast<int>(random() % (slots.size() + static_cast<std::size_t>(redundant)));
+
+    const ExpertMap map =
+        make_expert_map({.redundant = redundant, .map = Placed::Map::balanced}, std::ssize(slots), ep, slots, 0);
+
+    ASSERT_TRUE(std::ranges::equal(map.logical(), balanced_by_looking(slots, redundant, ep)));
+  }
+}
+
+// Of a plan's largest size, a look over all experts or ranks for each copy would take minutes.
+TEST(ExpertMap, BalancesTheMostExpertsOverTheMostRanksAtOnce) {
+  constexpr std::int64_t kExperts = 65536;
+  std::vector<std::int64_t> slots(kExperts);
+  std::iota(slots.begin(), slots.end(), 0);
+  const std::clock_t begin = std::clock();
+
+  const ExpertMap map =
+      make_expert_map({.redundant = kExperts, .map = Placed::Map::balanced}, kExperts, kExperts, slots, 0);
+
+  EXPECT_EQ(std::ssize(map.logical()), 2 * kExperts);
+  EXPECT_LT(std::clock() - begin, 5 * CLOCKS_PER_SEC);
 }
 
 }  // namespace

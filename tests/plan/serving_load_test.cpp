@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <ctime>
 #include <string>
+#include <vector>
 
 #include "emu/plan/load.h"
 #include "emu/plan/runnable.h"
@@ -101,6 +103,24 @@ TEST(ServingWorkload, IsRefusedWithItsArithmetic) {
                        [{"request": 2, "tokens": 4}]]})",
          "the stated steps keep 2 blocks of 4 tokens at once");
   expect(R"({"requests": [{"prompt": 4, "arrival": 99999999}]})", "out of range");
+}
+
+// A look over the step's chunks for each of them would take a minute.
+TEST(ServingWorkload, ValidatesAStepOfManyChunksAtOnce) {
+  constexpr std::int64_t kRequests = 1 << 18;
+  LoadedPlan loaded = parse_plan(served_text(R"({"requests": [{"prompt": 1}]})", "{}"), "plan.json", ".");
+  ASSERT_TRUE(loaded.plan.has_value());
+  Workload& workload = loaded.plan->workload;
+  workload.serving->requests.assign(kRequests, workload.serving->requests.front());
+  workload.serving->steps.assign(1, {});
+  for (std::int64_t i = 0; i < kRequests; ++i) workload.serving->steps[0].push_back({.request = i, .tokens = 1});
+  set_lengths(workload);
+  const std::clock_t begin = std::clock();
+
+  const std::vector<Problem> problems = validate(*loaded.plan);
+
+  EXPECT_TRUE(problems.empty()) << problems.front().message;
+  EXPECT_LT(std::clock() - begin, 5 * CLOCKS_PER_SEC);
 }
 
 std::string placement_problems(const std::string& experts) {
