@@ -155,7 +155,7 @@ std::string pass_text(const Projection& p, const PassTiming& pass, const TimeTex
       "  of all ranks' seconds: computing {}, communicating {} ({}), waiting {}, bubble {}, "
       "engine {}\n",
       percent(pass.computing), percent(pass.communicating),
-      pass.hidden > 0 ? fmt::format("exposed; {} more is hidden beside computing", percent(pass.hidden))
+      pass.hidden > 0 ? fmt::format("exposed; {} more is hidden: under way meanwhile", percent(pass.hidden))
                       : "all exposed: nothing overlaps",
       percent(pass.waiting), percent(pass.bubble), percent(pass.overhead));
   text += fmt::format("  MFU {}, memory bandwidth {} of their peaks; {} classes of ranks replayed\n", percent(pass.mfu),

@@ -58,7 +58,7 @@ struct PassTiming {
   double flops = 0;    ///< of all ranks
   double bytes = 0;
   double overhead = 0, computing = 0, communicating = 0, waiting = 0, bubble = 0;  ///< shares; they add up to 1
-  double hidden = 0;           ///< of communication beside computing, which is in that share
+  double hidden = 0;           ///< of communication that is under way meanwhile, beside the shares
   double mfu = 0;              ///< flops / (seconds * world * peak of the format that the weights are multiplied in)
   double bandwidth_share = 0;  ///< bytes / (seconds * world * memory bandwidth)
   std::vector<double> sequence_seconds;  ///< by sequence: when its logits are there
