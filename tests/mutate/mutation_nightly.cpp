@@ -39,7 +39,7 @@ TEST_P(ShippedPlans, MutationsAreDetectedAndNamed) {
 
 INSTANTIATE_TEST_SUITE_P(Plans, ShippedPlans,
                          ::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2", "ep4_tp2_pp2_sp",
-                                           "ep16_tp2_pp4", "cp4_tp2_ep4"),
+                                           "ep16_tp2_pp4", "cp4_tp2_ep4", "tp8_ep8_all_reduce"),
                          [](const auto& tested) { return tested.param; });
 
 TEST(GeneratedPlans, MutationsAreDetectedAndNamed) {

@@ -249,7 +249,7 @@ TEST(PlanJson, KeepsEveryPublishedModel) {
 
     EXPECT_EQ(parsed(plan_json(*loaded.plan)).model, loaded.plan->model) << entry.path();
   }
-  EXPECT_EQ(models, 7);
+  EXPECT_EQ(models, 8);
 }
 
 TEST(LoadPlan, SlicesNoExpertsOfAModelThatHasNone) {

@@ -58,7 +58,8 @@ Parallel draw_parallel(Draw& draw, int max_world) {
 /// A way that the degrees allow; where none is sent, with experts that lie inside tp.
 void draw_dispatch(Draw& draw, Parallel& p) {
   const bool inside_tp = !p.sp && p.tp % (p.ep * p.etp) == 0;
-  p.dispatch = static_cast<DispatchComm>(draw.between(0, inside_tp ? 2 : 1));
+  p.dispatch =
+      draw.chance(50) ? DispatchComm::all_to_all : static_cast<DispatchComm>(draw.between(1, inside_tp ? 2 : 1));
 }
 
 /// What is computed while rows are under way, if they are.

@@ -12,8 +12,9 @@
 
 namespace shardproof::testing {
 
-inline constexpr const char* kShippedPlans[] = {"tp4_ep4_pp4",  "tp2_ep4_pp2_dp2", "ep64_tp2",
-                                                "ep16_tp2_pp4", "ep4_tp2_pp2_sp",  "cp4_tp2_ep4"};
+inline constexpr const char* kShippedPlans[] = {"tp4_ep4_pp4",       "tp2_ep4_pp2_dp2", "ep64_tp2",
+                                                "ep16_tp2_pp4",      "ep4_tp2_pp2_sp",  "cp4_tp2_ep4",
+                                                "tp8_ep8_all_reduce"};
 
 inline Plan shipped_plan(const std::string& name) {
   LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/" + name + ".json");

@@ -27,7 +27,7 @@ TEST_P(RecordedBaselines, HoldOnThisBuild) {
 
 INSTANTIATE_TEST_SUITE_P(VerifyCommand, RecordedBaselines,
                          ::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2", "ep16_tp2_pp4",
-                                           "ep4_tp2_pp2_sp", "cp4_tp2_ep4"),
+                                           "ep4_tp2_pp2_sp", "cp4_tp2_ep4", "tp8_ep8_all_reduce"),
                          [](const auto& tested) { return tested.param; });
 
 }  // namespace

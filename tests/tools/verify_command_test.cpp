@@ -54,13 +54,12 @@ TEST_P(ShippedPlans, PassInEveryFormat) {
   EXPECT_EQ(result.exit_code, 0) << result.out << result.err;
 }
 
-INSTANTIATE_TEST_SUITE_P(VerifyCommand, ShippedPlans,
-                         ::testing::Combine(::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2",
-                                                              "ep16_tp2_pp4", "ep4_tp2_pp2_sp", "cp4_tp2_ep4"),
-                                            ::testing::Values("fp64", "fp32", "bf16", "fp16")),
-                         [](const auto& instance) {
-                           return std::get<0>(instance.param) + "_" + std::get<1>(instance.param);
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    VerifyCommand, ShippedPlans,
+    ::testing::Combine(::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2", "ep16_tp2_pp4", "ep4_tp2_pp2_sp",
+                                         "cp4_tp2_ep4", "tp8_ep8_all_reduce"),
+                       ::testing::Values("fp64", "fp32", "bf16", "fp16")),
+    [](const auto& instance) { return std::get<0>(instance.param) + "_" + std::get<1>(instance.param); });
 
 TEST(VerifyCommand, WritesTheDocumentedJson) {
   const CommandResult result =
