@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "emu/judge/generate.h"
 #include "emu/judge/judge.h"
 #include "emu/paper/rank_table.h"
 #include "emu/plan/schedule.h"
@@ -227,10 +228,14 @@ std::string serving_text(const Plan& plan) {
   const Serving& serving = *plan.workload.serving;
   std::int64_t blocks = 0;
   for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
-    blocks = std::max(blocks, kv_blocks_of(serving, replica));
+    blocks = std::max(blocks, kv_blocks_of(serving, replica, plan.parallel.dcp));
   }
-  return fmt::format("  serving: {} steps, a cache of {} blocks of {} tokens on each rank\n",
-                     count_steps(plan.parallel, plan.workload), blocks, serving.kv_block_size);
+  const Parallel& p = plan.parallel;
+  const std::string shared = p.dcp > 1 ? fmt::format(", shared out over dcp{}, {} token{} in a row", p.dcp,
+                                                     p.dcp_interleave, p.dcp_interleave == 1 ? "" : "s")
+                                       : "";
+  return fmt::format("  serving: {} steps, a cache of {} blocks of {} tokens on each rank{}\n",
+                     count_steps(p, plan.workload), blocks, serving.kv_block_size, shared);
 }
 
 }  // namespace
@@ -277,6 +282,22 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
                         with_thousands(original.workload.tokens()));
   }
   return text + "\n" + rank_table(plan) + "\n";
+}
+
+std::string generation_text(const Generation& generation) {
+  std::string text, close;
+  for (std::size_t i = 0; i < generation.outputs.size(); ++i) {
+    std::vector<std::int32_t> ids;
+    for (const GeneratedToken& token : generation.outputs[i]) {
+      if (token.close() || token.differs) {
+        close += fmt::format("  close: request {} token {}: {} or {}, {:.3g} apart; logits are off by {:.3g}\n", i,
+                             ids.size(), token.id, token.second, token.margin, token.error);
+      }
+      ids.push_back(token.id);
+    }
+    text += fmt::format("  generated: request {}: {}\n", i, fmt::join(ids, " "));
+  }
+  return text + close + "\n";
 }
 
 std::string proof_text(const Proof& proof, TapLines lines) {

@@ -170,6 +170,9 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
 
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
+  if (model.plan().parallel.dcp > 1) {
+    if (auto cause = dcp_cause(wrong)) return cause;
+  }
   if (model.plan().workload.serving) {
     if (auto cause = cache_cause(wrong)) return cause;
   }

@@ -6,6 +6,8 @@
 #include <optional>
 
 #include "emu/diagnose/internal/wrong_tap.h"
+#include "emu/plan/deployment.h"
+#include "emu/run/slot_history.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -90,9 +92,10 @@ Chunk chunk_of(const TokenMap& tokens, std::int64_t row) {
 std::vector<std::int64_t> keys_beside(const WrongTap& wrong, const WrongRow& row, std::int64_t shift) {
   const TokenMap& tokens = wrong.model.tokens();
   const Serving& serving = *wrong.model.plan().workload.serving;
-  const std::int64_t position = tokens.position(row.row), size = serving.kv_block_size;
+  const std::int64_t position = tokens.position(row.row);
+  const int dcp = wrong.model.plan().parallel.dcp;
   const Chunk chunk = chunk_of(tokens, row.row);
-  const std::int64_t blocks = serving.blocks_of(chunk.end());
+  const std::int64_t blocks = serving.blocks_of(chunk.end(), dcp), size = serving.tokens_of_block(dcp);
   std::vector<std::int64_t> keys;
   for (std::int64_t at = 0; at <= position; ++at) {
     const std::int64_t written = (at / size + blocks - shift) % blocks * size + at % size;
@@ -115,6 +118,41 @@ std::optional<Cause> slots_cause(const WrongTap& wrong) {
                            ranks_of(wrong.rows), wrong.rows.front().row)};
 }
 
+/// From one chunk on, keys are what a request that is done left in the blocks that the wrong rows' one got.
+std::optional<Cause> finished_cause(const WrongTap& wrong) {
+  const TokenMap& tokens = wrong.model.tokens();
+  const Plan& plan = wrong.model.plan();
+  if (plan.parallel.dcp > 1) return std::nullopt;
+  const WrongRow& first = *std::ranges::min_element(wrong.rows, {}, &WrongRow::row);
+  const RowHome home = tokens.home(first.row);
+  const std::span<const Chunk> chunks = tokens.chunks(home.at.dp, home.microbatch);
+  const Chunk chunk = chunk_of(tokens, first.row);
+  const auto index = std::ranges::find(chunks, chunk) - chunks.begin();
+  const std::vector<std::int64_t> blocks = deploy(plan.model, plan.parallel, plan.workload).kv_blocks;
+  const std::vector<SlotToken> left =
+      left_behind(tokens, *plan.workload.serving, blocks[static_cast<std::size_t>(home.at.dp)], home.at.dp,
+                  home.microbatch, static_cast<std::size_t>(index));
+  if (std::ranges::any_of(left, [](const SlotToken& slot) { return slot.sequence < 0; })) return std::nullopt;
+  std::vector<std::int64_t> begins{0};
+  for (const std::int64_t length : wrong.model.batch().lengths()) begins.push_back(begins.back() + length);
+  const auto explained = [&](const WrongRow& row) {
+    if (tokens.sequence_of(row.row) != chunk.sequence) return false;
+    std::vector<std::int64_t> keys;
+    for (std::int64_t at = 0; at <= tokens.position(row.row); ++at) {
+      const bool stale = at >= chunk.begin && at < chunk.end();
+      const SlotToken slot = stale ? left[static_cast<std::size_t>(at - chunk.begin)] : SlotToken{chunk.sequence, at};
+      keys.push_back(begins[static_cast<std::size_t>(slot.sequence)] + slot.token);
+    }
+    return close(over_keys(wrong, row, keys), row.got, wrong.tolerance);
+  };
+  if (!std::ranges::all_of(wrong.rows, explained)) return std::nullopt;
+  return Cause{
+      "cache_of_finished_request",
+      fmt::format("{} attend to what request {} left in the cache when it was done, in place of tokens {} to {} "
+                  "of request {}",
+                  ranks_of(wrong.rows), left.front().sequence, chunk.begin, chunk.end() - 1, chunk.sequence)};
+}
+
 }  // namespace
 
 std::optional<Cause> cache_cause(const WrongTap& wrong) {
@@ -128,7 +166,8 @@ std::optional<Cause> cache_cause(const WrongTap& wrong) {
   }
   if (auto cause = length_cause(wrong)) return cause;
   if (auto cause = slots_cause(wrong)) return cause;
-  return table_cause(wrong);
+  if (auto cause = table_cause(wrong)) return cause;
+  return finished_cause(wrong);
 }
 
 }  // namespace shardproof::diagnosis

@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "emu/diagnose/internal/wrong_tap.h"
+#include "emu/plan/cache_share.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -18,12 +19,16 @@ class Hypotheses {
  public:
   explicit Hypotheses(const WrongTap& wrong)
       : wrong_(wrong), spec_(wrong.model.plan().model.layers[wrong.layer].attention) {
-    for (std::int64_t row = 0; row < wrong.model.tokens().tokens(); ++row) {
-      cp_of_.push_back(wrong.model.tokens().home(row).at.cp);
+    const CacheShare share = cache_share(parallel(), {});
+    const TokenMap& tokens = wrong.model.tokens();
+    for (std::int64_t row = 0; row < tokens.tokens(); ++row) {
+      part_of_.push_back(parallel().dcp > 1 ? share.owner_of(tokens.position(row)) : tokens.home(row).at.cp);
     }
   }
 
-  int ranks() const { return wrong_.model.plan().parallel.cp; }
+  const Parallel& parallel() const { return wrong_.model.plan().parallel; }
+  int ranks() const { return parallel().dcp > 1 ? parallel().dcp : parallel().cp; }
+  std::string_view axis() const { return parallel().dcp > 1 ? "dcp" : "cp"; }
   std::int64_t begin_of(std::int64_t row) const { return row - wrong_.model.tokens().position(row); }
   std::int64_t end_of(std::int64_t row) const {
     const std::int64_t begin = begin_of(row), tokens = wrong_.model.tokens().tokens();
@@ -31,30 +36,43 @@ class Hypotheses {
     while (end < tokens && begin_of(end) == begin) ++end;
     return end;
   }
-  int cp_of(std::int64_t row) const { return cp_of_[static_cast<std::size_t>(row)]; }
+  int part_of(std::int64_t row) const { return part_of_[static_cast<std::size_t>(row)]; }
 
   /// The keys that the row should see.
   Parts seen(const WrongRow& row) const {
     Parts parts(static_cast<std::size_t>(ranks()));
     for (std::int64_t key = begin_of(row.row); key <= row.row; ++key) {
-      parts[static_cast<std::size_t>(cp_of(key))].push_back(key);
+      parts[static_cast<std::size_t>(part_of(key))].push_back(key);
     }
     return parts;
   }
 
-  bool explain(const KeysOf& keys_of, bool weighed = true) const {
+  /// `without`: a part of the keys that the row should see, whose largest score counts though they do not.
+  bool explain(const KeysOf& keys_of, bool weighed = true, std::optional<std::size_t> without = {}) const {
     const std::int64_t dim = spec_.value_dim(), share = spec_.heads / spec_.kv_heads;
     const auto predicted = [&](const WrongRow& row) {
       const Parts parts = keys_of(row);
+      const std::vector<std::int64_t> beside = without ? seen(row)[*without] : std::vector<std::int64_t>();
       std::vector<double> values;
       for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
         const std::vector<double> one =
-            wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed);
+            wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed, beside);
         values.insert(values.end(), one.begin(), one.end());
       }
       return values;
     };
     return explains(wrong_.rows, predicted, wrong_.tolerance);
+  }
+
+  /// The same had one rank of dcp kept the tokens of that share.
+  Parts seen_with(const WrongRow& row, int rank, const CacheShare& share) const {
+    Parts parts = seen(row);
+    std::vector<std::int64_t>& kept = parts[static_cast<std::size_t>(rank)];
+    kept.clear();
+    for (std::int64_t key = begin_of(row.row); key <= row.row; ++key) {
+      if (share.owns(key - begin_of(row.row))) kept.push_back(key);
+    }
+    return parts;
   }
 
   /// Where each token would be if the ranks of cp held one contiguous share each, of as many tokens as they hold.
@@ -63,7 +81,7 @@ class Hypotheses {
     std::vector<std::int64_t> order;  // by believed position
     for (int cp = 0; cp < ranks(); ++cp) {
       for (std::int64_t key = begin; key < end; ++key) {
-        if (cp_of(key) == cp) order.push_back(key);
+        if (part_of(key) == cp) order.push_back(key);
       }
     }
     const auto last = std::ranges::find(order, row.row) - order.begin();
@@ -75,20 +93,21 @@ class Hypotheses {
  private:
   const WrongTap& wrong_;
   const AttentionSpec& spec_;
-  std::vector<int> cp_of_;
+  std::vector<int> part_of_;
 };
 
 std::optional<Cause> ring_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
   const std::string on = ranks_of(wrong.rows);
-  for (int cp = 0; cp < hypotheses.ranks(); ++cp) {
-    const auto at = static_cast<std::size_t>(cp);
+  const std::string_view axis = hypotheses.axis();
+  for (int index = 0; index < hypotheses.ranks(); ++index) {
+    const auto at = static_cast<std::size_t>(index);
     const auto without = [&](const WrongRow& row) {
       Parts parts = hypotheses.seen(row);
       parts[at].clear();
       return parts;
     };
-    if (hypotheses.explain(without)) {
-      return Cause{"keys_missing", fmt::format("the keys of cp {} are not in what {} attend to", cp, on)};
+    if (hypotheses.explain(without, true, at)) {
+      return Cause{"keys_missing", fmt::format("the keys of {} {} are not in what {} attend to", axis, index, on)};
     }
     const auto twice = [&](const WrongRow& row) {
       Parts parts = hypotheses.seen(row);
@@ -96,23 +115,25 @@ std::optional<Cause> ring_cause(const WrongTap& wrong, const Hypotheses& hypothe
       return parts;
     };
     if (hypotheses.explain(twice)) {
-      return Cause{"keys_counted_twice", fmt::format("the keys of cp {} count twice in what {} attend to", cp, on)};
+      return Cause{"keys_counted_twice",
+                   fmt::format("the keys of {} {} count twice in what {} attend to", axis, index, on)};
     }
     const auto unmasked = [&](const WrongRow& row) {
       Parts parts = hypotheses.seen(row);
       for (std::int64_t key = row.row + 1; key < hypotheses.end_of(row.row); ++key) {
-        if (hypotheses.cp_of(key) == cp) parts[at].push_back(key);
+        if (hypotheses.part_of(key) == index) parts[at].push_back(key);
       }
       return parts;
     };
     if (hypotheses.explain(unmasked)) {
-      return Cause{"ring_mask", fmt::format("{} attend to all keys of cp {}, token {} to those behind it too", on, cp,
-                                            wrong.rows.front().row)};
+      return Cause{"ring_mask", fmt::format("{} attend to all keys of {} {}, token {} to those behind it too", on, axis,
+                                            index, wrong.rows.front().row)};
     }
   }
   if (hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen(row); }, false)) {
-    return Cause{"parts_not_weighed",
-                 fmt::format("{} hold the mean of what the keys of each rank of cp give, whatever these weigh", on)};
+    return Cause{
+        "parts_not_weighed",
+        fmt::format("{} hold the mean of what the keys of each rank of {} give, whatever these weigh", on, axis)};
   }
   return std::nullopt;
 }
@@ -126,15 +147,47 @@ bool is_nan_of_no_key(const WrongTap& wrong, const Hypotheses& hypotheses) {
   });
 }
 
+Cause nan_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
+  return {"nan_of_no_key", fmt::format("{} hold no numbers where a rank of {} has no key that is seen",
+                                       ranks_of(wrong.rows), hypotheses.axis())};
+}
+
+/// A rank of dcp that takes another's tokens for its own, or shares them out in runs of another length.
+std::optional<Cause> owner_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
+  const Parallel& p = hypotheses.parallel();
+  const std::int64_t block_size = wrong.model.plan().workload.serving->kv_block_size;
+  for (std::int64_t interleave = 1; interleave <= block_size; ++interleave) {
+    if (block_size % interleave != 0) continue;
+    for (int rank = 0; rank < p.dcp; ++rank) {
+      for (int taken = 0; taken < p.dcp; ++taken) {
+        const CacheShare share{p.dcp, interleave, taken};
+        if (share == CacheShare{p.dcp, p.dcp_interleave, rank}) continue;
+        if (!hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen_with(row, rank, share); })) continue;
+        return Cause{"dcp_owner", fmt::format("dcp {} keeps the tokens that dcp {} would at interleave {}; its own at "
+                                              "interleave {} are missing from what {} attend to",
+                                              rank, taken, interleave, p.dcp_interleave, ranks_of(wrong.rows))};
+      }
+    }
+  }
+  return std::nullopt;
+}
+
 }  // namespace
+
+std::optional<Cause> dcp_cause(const WrongTap& wrong) {
+  const Hypotheses hypotheses(wrong);
+  // What is kept wrongly is wrong for all ranks that share it out; what is merged wrongly, for one.
+  const int rank = wrong.rows.front().rank;
+  const bool on_one = std::ranges::all_of(wrong.rows, [&](const WrongRow& row) { return row.rank == rank; });
+  if (!on_one) return owner_cause(wrong, hypotheses);
+  if (is_nan_of_no_key(wrong, hypotheses)) return nan_cause(wrong, hypotheses);
+  return ring_cause(wrong, hypotheses);
+}
 
 std::optional<Cause> cp_cause(const WrongTap& wrong) {
   const Hypotheses hypotheses(wrong);
   if (wrong.model.plan().parallel.in_ring()) {
-    if (is_nan_of_no_key(wrong, hypotheses)) {
-      return Cause{"nan_of_no_key",
-                   fmt::format("{} hold no numbers where a rank of cp has no key that is seen", ranks_of(wrong.rows))};
-    }
+    if (is_nan_of_no_key(wrong, hypotheses)) return nan_cause(wrong, hypotheses);
     if (auto cause = ring_cause(wrong, hypotheses)) return cause;
   }
   if (hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen_in_contiguous_shares(row); })) {

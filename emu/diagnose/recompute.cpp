@@ -259,7 +259,7 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
 
 Recompute::Row Recompute::attend_to_parts(int layer, std::int64_t row_index,
                                           std::span<const std::vector<std::int64_t>> parts, const HeadPair& heads,
-                                          bool weighed) {
+                                          bool weighed, std::span<const std::int64_t> beside) {
   const AttentionSpec& attention = plan_.model.layers[layer].attention;
   const std::span<const double> q = row(tap(layer, TapKind::attention_q), row_index)
                                         .subspan(static_cast<std::size_t>(heads.query * attention.head_dim),
@@ -271,18 +271,20 @@ Recompute::Row Recompute::attend_to_parts(int layer, std::int64_t row_index,
     largest = vector(weight_spec(plan_.model, Weight::attention_sinks, layer), {heads.query, 1}).front();
   }
   const double sink = largest;
+  const auto score_of = [&](std::int64_t key) {
+    const double* k = row(tap(layer, TapKind::attention_k), key).data() + heads.key_value * attention.head_dim;
+    double dot = 0;
+    for (std::size_t i = 0; i < q.size(); ++i) dot += q[i] * k[i];
+    double score = dot * attention.score_scale();
+    if (exact) score = std::nearbyint(score / ops::kActivationStep) * ops::kActivationStep;
+    largest = std::max(largest, score);
+    return score;
+  };
   for (const std::vector<std::int64_t>& keys : parts) {
     std::vector<double>& of_part = scores.emplace_back();
-    for (const std::int64_t key : keys) {
-      const double* k = row(tap(layer, TapKind::attention_k), key).data() + heads.key_value * attention.head_dim;
-      double dot = 0;
-      for (std::size_t i = 0; i < q.size(); ++i) dot += q[i] * k[i];
-      double score = dot * attention.score_scale();
-      if (exact) score = std::nearbyint(score / ops::kActivationStep) * ops::kActivationStep;
-      of_part.push_back(score);
-      largest = std::max(largest, score);
-    }
+    for (const std::int64_t key : keys) of_part.push_back(score_of(key));
   }
+  for (const std::int64_t key : beside) score_of(key);
   const auto term = [&](double score) {
     const double value = std::exp(score - largest);
     return exact ? std::nearbyint(value / ops::kExpStep) * ops::kExpStep : value;

@@ -92,8 +92,9 @@ class Recompute {
   Row attend(int layer, std::int64_t query, std::span<const std::int64_t> keys, const HeadPair& heads);
   /// One head of attention of the row to these rows' keys, in order of the parts that they come in, no window: weighed
   /// by what each is of the whole, or every part that has keys alike.
+  /// Of the keys in `beside` only the largest score counts.
   Row attend_to_parts(int layer, std::int64_t row, std::span<const std::vector<std::int64_t>> parts,
-                      const HeadPair& heads, bool weighed = true);
+                      const HeadPair& heads, bool weighed = true, std::span<const std::int64_t> beside = {});
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);

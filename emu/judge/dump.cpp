@@ -62,7 +62,7 @@ class DumpReader {
   DumpReader(std::string path, const Plan& plan, const DumpNames& names, std::optional<ops::Format> format)
       : path_(std::move(path)), plan_(plan), names_(names), format_(format), placement_(plan) {
     auto taps = std::make_shared<ExpectedTaps>();
-    for (const TapId& id : all_taps(plan.model, tap_parts(plan.parallel))) {
+    for (const TapId& id : all_taps(plan.model, tap_parts(plan))) {
       taps->add_shape(id, tap_rows(plan.model, id, plan.workload.tokens()), tap_width(plan.model, id),
                       {.ids = tap_row(id.kind).ids});
     }

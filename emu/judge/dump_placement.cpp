@@ -18,7 +18,7 @@ int DumpPlacement::part_of_rank(int rank, TapKind kind) const {
   const Coordinates& at = deployment_.layouts[static_cast<std::size_t>(rank)].at;
   switch (tap_row(kind).parts) {
     case TapParts::whole:
-    case TapParts::over_ring:  // a rank has one for the keys of each
+    case TapParts::over_keys:  // a rank has one for the keys of each
       return -1;
     case TapParts::over_tp:
       return at.tp;
@@ -32,7 +32,7 @@ int DumpPlacement::part_of_rank(int rank, TapKind kind) const {
 
 bool DumpPlacement::holds(int rank, const TapId& tap) const {
   const Layout& layout = deployment_.layouts[static_cast<std::size_t>(rank)];
-  const bool one_part = tap.part >= 0 && tap_row(tap.kind).parts != TapParts::over_ring;
+  const bool one_part = tap.part >= 0 && tap_row(tap.kind).parts != TapParts::over_keys;
   if (one_part && tap.part != part_of_rank(rank, tap.kind)) return false;
   if (tap.layer >= 0) return tap.layer >= layout.layers.begin && tap.layer < layout.layers.end();
   const bool embeds = tap.kind == TapKind::embedding || tap.kind == TapKind::embedding_scaled;

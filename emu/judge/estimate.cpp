@@ -60,19 +60,26 @@ double cache_elements(const Plan& plan) {
   double elements = 0;
   for (int rank = 0; rank < mesh.world(); ++rank) {
     const Layout layout = make_layout(plan.model, mesh, rank);
-    const std::int64_t blocks = kv_blocks_of(serving, schedule[static_cast<std::size_t>(layout.at.dp)]);
+    const std::int64_t blocks =
+        kv_blocks_of(serving, schedule[static_cast<std::size_t>(layout.at.dp)], plan.parallel.dcp);
     const double tokens = static_cast<double>(blocks * serving.kv_block_size);
+    const double all_tokens = tokens * plan.parallel.dcp;
     double widest = 0;
     for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
       const CacheWidths widths = cache_widths(layout, plan.model, static_cast<int>(layer));
       elements += tokens * static_cast<double>(widths.keys + widths.values);
       const AttentionSpec& spec = plan.model.layers[layer].attention;
+      // What a rank of dcp attends to, one sequence after another.
+      if (!spec.latent() && plan.parallel.dcp > 1) {
+        widest = std::max(widest, tokens * static_cast<double>(widths.keys + widths.values));
+      }
       if (!spec.latent()) continue;
       const double made = static_cast<double>(layout.layer(plan.model, layer).heads.count) *
                           static_cast<double>(2 * spec.head_dim + 2 * spec.value_dim());
-      widest = std::max(widest, static_cast<double>(widths.keys) + made);
+      widest =
+          std::max(widest, all_tokens * (static_cast<double>(widths.keys) * (plan.parallel.dcp > 1 ? 2 : 1) + made));
     }
-    elements += tokens * widest;
+    elements += widest;
   }
   return elements;
 }
@@ -93,12 +100,12 @@ double expected_bytes(const Plan& plan) {
 /// what two rules compute at once, in float64: their inputs and a result.
 double kept_bytes(const Plan& plan, ops::Format format) {
   double elements = 0, largest = 0;
-  for (const TapId& tap : all_taps(plan.model, tap_parts(plan.parallel))) {
+  for (const TapId& tap : all_taps(plan.model, tap_parts(plan))) {
     elements += tap_elements(plan, tap);
     largest = std::max(largest, tap_elements(plan, tap));
   }
   // What a ring's steps gave is merged from two tensors for each.
-  const int tensors = plan.parallel.in_ring() ? std::max(3, 2 * plan.parallel.cp + 1) : 3;
+  const int tensors = std::max(3, 2 * tap_parts(plan).keys + 1);
   return elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + 2.0 * tensors * 8 * largest;
 }
 

@@ -44,7 +44,7 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   if (held_to(format) == HeldTo::whole_model) return prepare_whole_model(plan, format, weights, completed);
   PreparedReference prepared = prepare_inputs(plan, format, weights);
   prepared.held_to = HeldTo::own_inputs;
-  for (const TapId& id : all_taps(plan.model, tap_parts(plan.parallel))) {
+  for (const TapId& id : all_taps(plan.model, tap_parts(plan))) {
     prepared.expected.add_shape(id, tap_rows(plan.model, id, plan.workload.tokens()), tap_width(plan.model, id),
                                 traits_of(plan.model, prepared.batch, id));
   }

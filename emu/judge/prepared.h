@@ -23,11 +23,12 @@ namespace shardproof {
 inline constexpr std::int64_t kWeightBytesKept = std::int64_t{128} << 20;
 
 /// The partial sums that a run under these degrees has, for all_taps().
-inline TapPartCounts tap_parts(const Parallel& parallel) {
+inline TapPartCounts tap_parts(const Plan& plan) {
+  const Parallel& parallel = plan.parallel;
   return {.tp = parallel.tp,
           .etp = parallel.etp,
           .ep = parallel.sums_over_ep() ? parallel.ep : 0,
-          .ring = parallel.in_ring() ? parallel.cp : 0};
+          .keys = parallel.key_parts(plan.model.layers[0].attention.latent())};
 }
 
 /// What a run is held to.

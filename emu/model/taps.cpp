@@ -90,14 +90,14 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
     {.kind = TapKind::attention_ring_context,
      .name = "attention.ring_context",
      .inner = true,
-     .parts = TapParts::over_ring,
+     .parts = TapParts::over_keys,
      .width = sizes::context_width,
      .rows = TapRows::all,
      .cols = Split::q_heads},
     {.kind = TapKind::attention_ring_lse,
      .name = "attention.ring_lse",
      .inner = true,
-     .parts = TapParts::over_ring,
+     .parts = TapParts::over_keys,
      .width = sizes::q_heads,
      .rows = TapRows::all,
      .cols = Split::q_heads},
@@ -223,7 +223,7 @@ std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* part
       const int count = row.parts == TapParts::over_tp    ? parts->tp
                         : row.parts == TapParts::over_etp ? parts->etp
                         : row.parts == TapParts::over_ep  ? parts->ep
-                                                          : parts->ring;
+                                                          : parts->keys;
       for (int part = 0; part < count; ++part) taps.push_back({.layer = layer, .kind = row.kind, .part = part});
     }
   }

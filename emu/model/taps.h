@@ -36,7 +36,7 @@ enum class TapKind : std::int8_t {
   attention_q,  ///< after the rotary embedding, as is k
   attention_k,
   attention_v,
-  attention_ring_context,  ///< context parallelism in a ring: of the keys that one rank of cp holds, normalised by ...
+  attention_ring_context,  ///< in a ring over cp, or over dcp: of the keys that one rank holds, normalised by ...
   attention_ring_lse,      ///< ... the log of the sum of their exponentials; -infinity of no key. Not stored
   attention_context,
   attention_partial,  ///< of the output, before its reduction, as stored
@@ -75,9 +75,9 @@ enum class TapRows {
   own,  ///< the rows that the rank routes
 };
 
-/// Where every rank along an axis has a partial sum, a tap is one rank's of them (TapId::part). In a ring over cp every
-/// rank has a part of its rows for the keys of each, and a tap is that for one rank's keys.
-enum class TapParts { whole, over_tp, over_etp, over_ep, over_ring };
+/// Where every rank along an axis has a partial sum, a tap is one rank's of them (TapId::part). In a ring over cp, and
+/// over dcp, every rank has a part of its rows for the keys of each, and a tap is that for one rank's keys.
+enum class TapParts { whole, over_tp, over_etp, over_ep, over_keys };
 
 /// A layer in which it is 0 wide has no such tap.
 struct TapRow {
@@ -129,7 +129,7 @@ struct TapPartCounts {
   int tp = 1;
   int etp = 1;
   int ep = 0;    ///< of the combined experts, where ranks of ep make them of the same tokens
-  int ring = 0;  ///< of attention, where keys go round a ring
+  int keys = 0;  ///< of attention, one for the keys of each rank (Parallel::key_parts)
 };
 /// The same with the inner taps.
 std::vector<TapId> all_taps(const ModelConfig& model, const TapPartCounts& parts);

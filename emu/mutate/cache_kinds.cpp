@@ -4,6 +4,8 @@
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
+#include "emu/plan/deployment.h"
+#include "emu/run/slot_history.h"
 
 namespace shardproof::mutations {
 namespace {
@@ -38,21 +40,21 @@ std::vector<PassPlace> pass_places(const Sites& sites, const Wanted& wanted) {
 
 using EditSequence = std::function<void(CachedPass&, std::size_t index)>;
 
-/// One rank believes something else of its cache, in one pass.
+/// A rank, over dcp the ranks that share its cache, believes something else of it, in one pass.
 Mutation wrong_pass(const Sites& sites, const PassPlace& place, bool last_stage, std::vector<std::string> causes,
                     const EditSequence& edit) {
   const int stage = last_stage ? sites.plan.parallel.pp - 1 : 0;
   const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.dp = place.dp, .pp = stage}));
-  const int rank = last_stage ? group.back() : group.front();
+  const std::vector<int> ranks = sites.group(Axis::dcp, last_stage ? group.back() : group.front());
   const int layer = static_cast<int>(sites.layers_of(stage).begin);
   return {.layer = layer,
-          .ranks = {rank},
+          .ranks = ranks,
           .microbatch = static_cast<int>(place.microbatch),
           .tap = tap_name(layer, TapKind::attention_context),
           .causes = std::move(causes),
           .make = script([=](Script& made) {
             made.cache = [=](const Rank& at, std::int64_t microbatch, CachedPass& pass) {
-              if (to_int(at.id()) == rank && microbatch == place.microbatch) edit(pass, place.index);
+              if (among(ranks, at) && microbatch == place.microbatch) edit(pass, place.index);
             };
           })};
 }
@@ -78,21 +80,15 @@ bool has_past(std::span<const Chunk> chunks, std::size_t index) {
 }
 
 Instances slots_shifted(const MutablePlan& plan, std::size_t limit) {
-  return wrong_passes(
-      plan, limit, any_chunk, {"cache_slots", "cache_unwritten"}, [](CachedPass& pass, std::size_t index) {
-        CachedSequence& sequence = pass.sequences[index];
-        if (sequence.blocks.size() == 1) return sequence.slots.clear();
-        // Every token goes to the block after its own.
-        const auto size = static_cast<std::size_t>(pass.block_size);
-        const auto block_after = [&](std::size_t block) {
-          return sequence.blocks[(block + 1) % sequence.blocks.size()];
-        };
-        for (std::size_t i = 0; i < sequence.slots.size(); ++i) {
-          const std::size_t token = static_cast<std::size_t>(sequence.chunk.begin) + i;
-          sequence.slots[i] =
-              static_cast<std::int64_t>(static_cast<std::size_t>(block_after(token / size)) * size + token % size);
-        }
-      });
+  return wrong_passes(plan, limit, any_chunk, {"cache_slots", "cache_unwritten"},
+                      [](CachedPass& pass, std::size_t index) {
+                        CachedSequence& sequence = pass.sequences[index];
+                        if (sequence.blocks.size() == 1) return sequence.slots.clear();
+                        // Every token goes to the block after its own.
+                        std::vector<std::int32_t> shifted = sequence.blocks;
+                        std::rotate(shifted.begin(), shifted.begin() + 1, shifted.end());
+                        sequence.slots = slots_of(sequence.chunk, shifted, pass.block_size, pass.share);
+                      });
 }
 
 /// A sequence of the pass whose keys can be read in place of those of the one at `index`; its place, or none.
@@ -149,6 +145,56 @@ Instances stale_block(const MutablePlan& plan, std::size_t limit) {
                       [](CachedPass& pass, std::size_t index) { pass.sequences[index].slots.clear(); });
 }
 
+/// Every slot holds some token, of which at least one is of another id than the chunk's.
+bool reads_another(const Sites& sites, const std::vector<SlotToken>& held, const Chunk& chunk) {
+  std::vector<std::int64_t> begins{0};
+  for (const std::int64_t length : sites.plan.workload.lengths) begins.push_back(begins.back() + length);
+  const auto id = [&](std::int64_t sequence, std::int64_t token) {
+    return sites.batch.tokens()[static_cast<std::size_t>(begins[static_cast<std::size_t>(sequence)] + token)];
+  };
+  bool other = false;
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    if (held[i].sequence < 0) return false;
+    other =
+        other || id(held[i].sequence, held[i].token) != id(chunk.sequence, chunk.begin + static_cast<std::int64_t>(i));
+  }
+  return other;
+}
+
+/// The slots of a chunk keep what requests that are done left there, which nobody poisoned.
+Instances left_by_finished(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving || plan.parallel.dcp > 1) return {};
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  const Sites sites(plan);
+  std::vector<PassPlace> found;
+  for (int dp = 0; dp < plan.parallel.dp && found.size() < limit; ++dp) {
+    const std::int64_t blocks = deployment.kv_blocks[static_cast<std::size_t>(dp)];
+    for (std::int64_t m = 1; m < sites.tokens.microbatches() && found.size() < limit; ++m) {
+      for (std::size_t i = 0; i < sites.tokens.chunks(dp, m).size() && found.size() < limit; ++i) {
+        const auto held = left_behind(sites.tokens, *plan.workload.serving, blocks, dp, m, i);
+        if (!reads_another(sites, held, sites.tokens.chunks(dp, m)[i])) continue;
+        found.push_back({dp, m, i});
+        m = sites.tokens.microbatches();
+        break;
+      }
+    }
+  }
+  Instances result;
+  for (const PassPlace& place : found) {
+    Mutation mutation = wrong_pass(sites, place, !result.empty(), {"cache_of_finished_request"},
+                                   [](CachedPass& pass, std::size_t index) { pass.sequences[index].slots.clear(); });
+    mutation.make = script([place, ranks = mutation.ranks](Script& made) {
+      made.cache = [place, ranks](const Rank& at, std::int64_t microbatch, CachedPass& pass) {
+        if (!among(ranks, at)) return;
+        pass.poison_freed = false;
+        if (microbatch == place.microbatch) pass.sequences[place.index].slots.clear();
+      };
+    });
+    result.push_back(std::move(mutation));
+  }
+  return result;
+}
+
 Instances positions_after_chunk(const MutablePlan& plan, std::size_t limit) {
   if (!plan.workload.serving) return {};
   const Sites sites(plan);
@@ -188,12 +234,12 @@ Instances idle_replica_skips_step(const MutablePlan& plan, std::size_t limit) {
     for (std::int64_t m = 0; m < sites.tokens.microbatches() && result.size() < limit; ++m) {
       if (!sites.tokens.chunks(dp, m).empty()) continue;
       const int rank = sites.first_rank({.dp = dp});
-      // The others of its group go on with the next step, or wait.
+      // The others of its group go on with the next step, or wait; so does the stage that it sends to.
       result.push_back({.ranks = {rank},
                         .group = "ep",
                         .microbatch = static_cast<int>(m),
                         .may_clash = true,
-                        .causes = {"call_sequence", "call_arguments"},
+                        .causes = {"call_sequence", "call_arguments", "message_lost"},
                         .make = script([=](Script& made) {
                           made.timetable = [=](Timetable& timetable) {
                             std::erase_if(timetable[static_cast<std::size_t>(rank)],
@@ -214,6 +260,8 @@ constexpr MutationKind kCacheKinds[] = {
     {"cache_prefix_rounded_to_blocks", "the length of what is cached is rounded to whole blocks",
      prefix_rounded_to_blocks},
     {"cache_stale", "a chunk's keys are not written: the slots hold what was there", stale_block},
+    {"cache_of_finished_request", "a chunk's keys are not written where a request that is done left its own",
+     left_by_finished},
     {"positions_after_chunk_offset", "positions of a later chunk are one too high", positions_after_chunk},
     {"idle_replica_skips_step", "a rank of a replica without work does not join the experts' collectives",
      idle_replica_skips_step},

@@ -1,4 +1,5 @@
-// Kinds in context parallelism: who holds which piece of a sequence, the mask of a step of the ring, and the merge.
+// Kinds in context parallelism: who holds which piece of a sequence, the mask of a step of the ring, and the merge,
+// also of decode context parallelism.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -16,6 +17,7 @@ using Instances = std::vector<Mutation>;
 struct Step {
   int rank = 0;
   int keys_of = 0;
+  const char* axis = "cp";
 };
 
 /// Pairs of a query and a key, in the microbatches of a rank: that the mask leaves, and all in the same sequences.
@@ -41,13 +43,33 @@ Pairs pairs_of(const Sites& sites, Coordinates at, int keys_of) {
   return pairs;
 }
 
+/// Over dcp, where a query sees some of that rank's keys and some of another's, and the first of a sequence sees those
+/// of rank 0 alone.
+std::vector<std::pair<int, Step>> dcp_steps(const Sites& sites, std::size_t limit, int keys_of) {
+  std::vector<std::pair<int, Step>> result;
+  const Parallel& p = sites.plan.parallel;
+  if (p.in_ring() || p.key_parts(sites.plan.model.layers[0].attention.latent()) == 0) return result;
+  for (const Place& place : sites.places(5)) {
+    const Range held = sites.tokens.sequences(sites.mesh.coordinates(place.rank).dp);
+    bool mixed = false;
+    for (std::int64_t s = held.begin; s < held.end(); ++s) {
+      mixed = mixed || sites.plan.workload.lengths[static_cast<std::size_t>(s)] > p.dcp_interleave;
+    }
+    if (mixed && result.size() < limit) {
+      const std::vector<int> group = sites.group(Axis::dcp, place.rank);
+      result.emplace_back(place.layer, Step{result.empty() ? group.front() : group.back(), keys_of, "dcp"});
+    }
+  }
+  return result;
+}
+
 /// Where the rank's queries see as much of the other's keys as `wanted` asks; each place's ranks of cp are tried in
-/// turn.
+/// turn; over dcp, dcp_steps() with the keys of rank `of_dcp`.
 template <class Wanted>
-std::vector<std::pair<int, Step>> steps(const Sites& sites, std::size_t limit, const Wanted& wanted) {
+std::vector<std::pair<int, Step>> steps(const Sites& sites, std::size_t limit, const Wanted& wanted, int of_dcp) {
   std::vector<std::pair<int, Step>> result;
   const int ranks = sites.plan.parallel.cp;
-  if (!sites.plan.parallel.in_ring()) return result;
+  if (!sites.plan.parallel.in_ring()) return dcp_steps(sites, limit, of_dcp);
   for (const Place& place : sites.places(5)) {
     const auto first = static_cast<int>(result.size());
     bool found = false;
@@ -76,8 +98,9 @@ Mutation in_context(int layer, std::vector<int> ranks, std::string cause,
 Instances ring_mask_off(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
+  if (!plan.parallel.in_ring()) return result;
   const auto hides = [](const Coordinates&, int, const Pairs& pairs) { return pairs.seen < pairs.all; };
-  for (const auto& [at_layer, step] : steps(sites, limit, hides)) {
+  for (const auto& [at_layer, step] : steps(sites, limit, hides, 0)) {
     const int layer = static_cast<int>(sites.layers_of(sites.stage_of(at_layer)).begin);
     if (std::ranges::any_of(result, [rank = step.rank](const Mutation& m) { return m.ranks.front() == rank; }))
       continue;
@@ -98,13 +121,16 @@ Instances ring_mask_off(const MutablePlan& plan, std::size_t limit) {
 using EditPart = void (*)(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator);
 
 Mutation edited_part(int layer, const Step& step, const std::string& cause, EditPart edit) {
-  return in_context(layer, {step.rank}, cause, script([=](Script& made) {
-                      made.double_part = [=](const Rank& at, const FaultSite& site, int keys_of,
-                                             ops::MatrixView<double> numerator, ops::MatrixView<double> denominator) {
-                        if (to_int(at.id()) != step.rank || site.layer != layer) return;
-                        if (step.keys_of < 0 || keys_of == step.keys_of) edit(numerator, denominator);
-                      };
-                    }));
+  Mutation mutation =
+      in_context(layer, {step.rank}, cause, script([=](Script& made) {
+                   made.double_part = [=](const Rank& at, const FaultSite& site, int keys_of,
+                                          ops::MatrixView<double> numerator, ops::MatrixView<double> denominator) {
+                     if (to_int(at.id()) != step.rank || site.layer != layer) return;
+                     if (step.keys_of < 0 || keys_of == step.keys_of) edit(numerator, denominator);
+                   };
+                 }));
+  mutation.group = step.axis;
+  return mutation;
 }
 
 void scale_part(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator, double factor) {
@@ -116,7 +142,7 @@ Instances part_missing(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   const auto sees = [](const Coordinates&, int, const Pairs& pairs) { return pairs.seen > 0; };
-  for (const auto& [layer, step] : steps(sites, limit, sees)) {
+  for (const auto& [layer, step] : steps(sites, limit, sees, 0)) {
     result.push_back(edited_part(layer, step, "keys_missing",
                                  [](auto numerator, auto denominator) { scale_part(numerator, denominator, 0); }));
   }
@@ -145,7 +171,7 @@ Instances part_merged_twice(const MutablePlan& plan, std::size_t limit) {
   const auto shows = [&](const Coordinates& at, int keys_of, const Pairs& pairs) {
     return mixes(sites, at, keys_of, pairs);
   };
-  for (const auto& [layer, step] : steps(sites, limit, shows)) {
+  for (const auto& [layer, step] : steps(sites, limit, shows, 0)) {
     result.push_back(edited_part(layer, step, "keys_counted_twice",
                                  [](auto numerator, auto denominator) { scale_part(numerator, denominator, 2); }));
   }
@@ -158,7 +184,7 @@ Instances lse_not_merged(const MutablePlan& plan, std::size_t limit) {
   const auto shows = [&](const Coordinates& at, int keys_of, const Pairs& pairs) {
     return mixes(sites, at, keys_of, pairs);
   };
-  for (const auto& [layer, step] : steps(sites, limit, shows)) {
+  for (const auto& [layer, step] : steps(sites, limit, shows, 0)) {
     result.push_back(edited_part(layer, {step.rank, -1}, "parts_not_weighed", [](auto numerator, auto denominator) {
       const std::int64_t width = numerator.cols / denominator.cols;
       for (std::int64_t row = 0; row < numerator.rows; ++row) {
@@ -186,7 +212,7 @@ Instances no_key_is_nan(const MutablePlan& plan, std::size_t limit) {
     }
     return false;
   };
-  for (const auto& [layer, step] : steps(sites, limit, hides)) {
+  for (const auto& [layer, step] : steps(sites, limit, hides, 1)) {
     result.push_back(edited_part(layer, step, "nan_of_no_key", [](auto numerator, auto denominator) {
       for (std::int64_t row = 0; row < numerator.rows; ++row) {
         if (denominator(row, 0) > 0) continue;
@@ -283,10 +309,10 @@ Instances contiguous_shares(const MutablePlan& plan, std::size_t limit) {
 
 constexpr MutationKind kCpKinds[] = {
     {"cp_ring_mask_off", "a step of the ring attends to keys behind the query", ring_mask_off},
-    {"cp_part_missing", "what a step of the ring gave is not merged", part_missing},
-    {"cp_part_merged_twice", "what a step of the ring gave is merged twice", part_merged_twice},
-    {"cp_lse_not_merged", "the steps of the ring are averaged, not weighed by their sums", lse_not_merged},
-    {"cp_no_key_is_nan", "a query without a key in a step of the ring makes it no number", no_key_is_nan},
+    {"cp_part_missing", "what one rank's keys give is not merged", part_missing},
+    {"cp_part_merged_twice", "what one rank's keys give is merged twice", part_merged_twice},
+    {"cp_lse_not_merged", "what the ranks' keys give is averaged, not weighed by its sums", lse_not_merged},
+    {"cp_no_key_is_nan", "a query without a key of some rank makes it no number", no_key_is_nan},
     {"cp_positions_contiguous", "positions are those of contiguous shares, not of zig-zag",
      contiguous_shares<Belief::positions>},
     {"cp_chunks_contiguous", "attention takes the shares of zig-zag for contiguous ones",

@@ -81,16 +81,20 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    const int rank = sites.group(Axis::tp, sites.first_rank({.pp = stage})).back();
+    // Over dcp the ranks that share the head's keys out.
+    const std::vector<int> ranks =
+        sites.group(Axis::dcp, sites.group(Axis::tp, sites.first_rank({.pp = stage})).back());
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     result.push_back({.layer = layer,
-                      .ranks = {rank},
+                      .ranks = ranks,
                       .tap = tap_name(layer, TapKind::attention_context),
                       .causes = {"wrong_kv_head"},
                       .make = script([=](Script& made) {
                         made.layouts = [=](std::vector<Layout>& layouts) {
-                          for (LayerLayout& kind : layouts[static_cast<std::size_t>(rank)].kinds) {
-                            kind.kv_heads.begin = (kind.kv_heads.begin + 1) % kv;
+                          for (const int rank : ranks) {
+                            for (LayerLayout& kind : layouts[static_cast<std::size_t>(rank)].kinds) {
+                              kind.kv_heads.begin = (kind.kv_heads.begin + 1) % kv;
+                            }
                           }
                         };
                       })});

@@ -84,7 +84,7 @@ void add_cache(const Plan& plan, const Layout& layout, RankFigures& figures) {
     bytes_of_token += static_cast<double>(
         cached_elements(plan.model.layers[layer].attention, layout.layer(plan.model, layer).kv_heads.count));
   }
-  bytes_of_token *= static_cast<double>(dtype_bytes(plan.model)) / plan.parallel.cp;
+  bytes_of_token *= static_cast<double>(dtype_bytes(plan.model)) / (plan.parallel.cp * plan.parallel.dcp);
   figures.kv_cache_bytes = bytes_of_token * static_cast<double>(figures.tokens);
   figures.kv_cache_reserved_bytes = bytes_of_token * static_cast<double>(figures.kv_cache_reserved_tokens);
 }
@@ -159,7 +159,8 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
   std::vector<std::int64_t> served_tokens;  // by replica
   if (const std::optional<Serving>& serving = plan.workload.serving) {
     for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
-      served_tokens.push_back(kv_blocks_of(*serving, replica) * serving->kv_block_size);
+      served_tokens.push_back(kv_blocks_of(*serving, replica, plan.parallel.dcp) *
+                              serving->tokens_of_block(plan.parallel.dcp));
     }
   }
   std::vector<RankFigures> all(static_cast<std::size_t>(mesh.world()));

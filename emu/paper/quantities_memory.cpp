@@ -11,7 +11,7 @@ namespace {
 /// What the cache has room for.
 std::string reserved(const Plan& plan, const RankFigures& r) {
   if (!plan.workload.serving) return fmt::format("{} sequences of the longest", r.sequences);
-  const std::int64_t size = plan.workload.serving->kv_block_size;
+  const std::int64_t size = plan.workload.serving->tokens_of_block(plan.parallel.dcp);
   return fmt::format("{} blocks * {} tokens", r.kv_cache_reserved_tokens / size, size);
 }
 
@@ -184,9 +184,10 @@ void add_serving(std::vector<QuantityDefinition>& table) {
                                          m.layers.size(), attention.kv_heads, attention.head_dim, dtype_bytes(m),
                                          w.batch(), longest, bytes(value)));
       }));
-  per_rank(table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
-           "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of dtype * tokens of the replica / cp",
-           [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
+  per_rank(
+      table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
+      "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of dtype * tokens of the replica / (cp * dcp)",
+      [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
   per_rank(
       table, "kv_cache_reserved_bytes_per_gpu", "bytes", Dimension::bytes,
       "the same with every sequence of the replica as long as the longest of the batch, or of its cache's blocks",

@@ -159,7 +159,8 @@ void add_traffic(std::vector<QuantityDefinition>& table) {
       {Axis::cp, Operation::all_gather},  {Axis::cp, Operation::send},        {Axis::cp, Operation::all_to_all},
       {Axis::ep, Operation::all_to_all},  {Axis::ep, Operation::all_gather},  {Axis::ep, Operation::reduce_scatter},
       {Axis::ep, Operation::all_reduce},  {Axis::etp, Operation::all_gather}, {Axis::etp, Operation::reduce_scatter},
-      {Axis::etp, Operation::all_reduce}, {Axis::pp, Operation::send}};
+      {Axis::etp, Operation::all_reduce}, {Axis::pp, Operation::send},        {Axis::dcp, Operation::all_gather},
+      {Axis::dcp, Operation::all_to_all}};
   for (const bool prefill : {true, false}) {
     const std::string pass = prefill ? "prefill" : "decode";
     const auto figures = [prefill](const RankFigures& r) -> const PassFigures& {

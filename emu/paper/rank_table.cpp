@@ -44,6 +44,9 @@ std::string split_by(const Plan& plan, Axis axis) {
                          shares(experts.num_experts + p.experts.redundant, p.ep));
     case Axis::edp:
       return "nothing: replicas of the experts";
+    case Axis::dcp:
+      return fmt::format("what is cached of a sequence: {} token{} in turn", p.dcp_interleave,
+                         p.dcp_interleave == 1 ? "" : "s");
   }
   return "";
 }
@@ -107,7 +110,7 @@ std::string group_text(const std::vector<int>& group) {
 TextRows axis_rows(const Plan& plan) {
   const Mesh mesh(plan.parallel);
   TextRows rows{{"axis", "degree", "groups", "first group", "splits"}};
-  for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+  for (const Axis axis : {Axis::tp, Axis::dcp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
     const int degree = mesh.degree(axis);
     if (degree == 1) continue;
     rows.push_back({std::string(to_string(axis)), fmt::format("{}", degree), fmt::format("{}", mesh.world() / degree),

@@ -28,7 +28,7 @@ Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Work
   if (workload.serving) {
     deployment.serving = workload.serving;
     for (const ReplicaSchedule& replica : make_schedule(parallel, workload)) {
-      deployment.kv_blocks.push_back(kv_blocks_of(*workload.serving, replica));
+      deployment.kv_blocks.push_back(kv_blocks_of(*workload.serving, replica, parallel.dcp));
     }
   }
   return deployment;

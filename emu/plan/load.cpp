@@ -270,6 +270,8 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   parallel.cp_comm = read_cp_comm(reader, problems);
   parallel.dispatch = read_dispatch(reader);
   parallel.overlap = read_overlap(reader);
+  parallel.dcp = degree({"dcp", "decode_context_parallel_size", "dcp_size"}).value_or(1);
+  parallel.dcp_interleave = degree({"dcp_interleave", "cp_kv_cache_interleave_size"}).value_or(1);
   parallel.sp = read_sequence_parallel(reader, parallel.tp);
   parallel.make_vocab_size_divisible_by =
       reader.integer({"make_vocab_size_divisible_by"}, 1, kMaxVocabularyMultiple).value_or(0);

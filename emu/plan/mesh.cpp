@@ -25,6 +25,8 @@ std::string_view to_string(Axis axis) {
       return "ep";
     case Axis::edp:
       return "edp";
+    case Axis::dcp:
+      return "dcp";
   }
   return "?";
 }
@@ -45,16 +47,18 @@ int Coordinates::operator[](Axis axis) const {
       return ep;
     case Axis::edp:
       return edp;
+    case Axis::dcp:
+      return dcp;
   }
   return 0;
 }
 
 Mesh::Mesh(const Parallel& parallel) : parallel_(parallel) {
   std::int64_t world = 1;
-  for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+  for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp}) {
     const int own = degree(axis);
     if (own < 1) throw std::invalid_argument(fmt::format("{} is {}; at least 1 is needed", to_string(axis), own));
-    if (axis == Axis::etp || axis == Axis::ep || axis == Axis::edp) continue;
+    if (axis == Axis::etp || axis == Axis::ep || axis == Axis::edp || axis == Axis::dcp) continue;
     if (world <= std::numeric_limits<int>::max()) world *= own;
   }
   if (world <= std::numeric_limits<int>::max()) return;
@@ -78,6 +82,8 @@ int Mesh::degree(Axis axis) const {
       return parallel_.ep;
     case Axis::edp:
       return parallel_.edp;
+    case Axis::dcp:
+      return parallel_.dcp;
   }
   return 1;
 }
@@ -86,6 +92,7 @@ Coordinates Mesh::coordinates(int rank) const {
   Coordinates at;
   int rest = rank;
   at.tp = rest % parallel_.tp;
+  at.dcp = at.tp % parallel_.dcp;
   rest /= parallel_.tp;
   at.cp = rest % parallel_.cp;
   rest /= parallel_.cp;
@@ -112,6 +119,7 @@ int stride_of(const Parallel& p, Axis axis) {
   switch (axis) {
     case Axis::tp:
     case Axis::etp:
+    case Axis::dcp:
       return 1;
     case Axis::cp:
       return p.tp;

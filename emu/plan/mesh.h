@@ -7,6 +7,8 @@
 //
 // Example, tp2 dp2 pp2 with ep4 (8 ranks): rank 5 is attention (tp 1, dp 0, pp 1) and experts (ep 1, pp 1); its tp
 // group is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
+//
+// Inside a tp group, decode context parallelism has groups of its own: dcp ranks in a row, rank % dcp each.
 #pragma once
 
 #include <initializer_list>
@@ -17,9 +19,11 @@
 
 namespace shardproof {
 
-enum class Axis { tp, cp, dp, pp, etp, ep, edp };
+enum class Axis { tp, cp, dp, pp, etp, ep, edp, dcp };
 
-/// "tp", "cp", "dp", "pp", "etp", "ep", "edp".
+inline constexpr int kAxisCount = static_cast<int>(Axis::dcp) + 1;
+
+/// "tp", "cp", "dp", "pp", "etp", "ep", "edp", "dcp".
 std::string_view to_string(Axis axis);
 
 /// A set of axes.
@@ -47,7 +51,7 @@ class Axes {
 
 /// A rank's index along every axis.
 struct Coordinates {
-  int tp = 0, cp = 0, dp = 0, pp = 0, etp = 0, ep = 0, edp = 0;
+  int tp = 0, cp = 0, dp = 0, pp = 0, etp = 0, ep = 0, edp = 0, dcp = 0;
   int operator[](Axis axis) const;
   bool operator==(const Coordinates&) const = default;
 };

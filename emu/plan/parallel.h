@@ -61,6 +61,10 @@ struct Parallel {
   int etp = 1;      ///< tensor parallel degree inside an expert
   int edp = 1;      ///< replicas of each expert; derived
   bool sp = false;  ///< sequence parallelism: activations between tensor-parallel regions are sharded over tp
+  /// Decode context parallelism: so many ranks in a row of a tp group, which hold the same key-value head, share out
+  /// the cached tokens of each sequence (cache_share.h). Of tp, hence no factor of the world.
+  int dcp = 1;
+  std::int64_t dcp_interleave = 1;  ///< tokens in a row that a rank of dcp keeps
   CpComm cp_comm = CpComm::p2p;
   DispatchComm dispatch = DispatchComm::all_to_all;
   Overlap overlap = Overlap::none;
@@ -78,6 +82,9 @@ struct Parallel {
   bool routes_alike() const { return dispatch == DispatchComm::all_reduce; }
   /// Of what experts make of a token, every rank of ep has a partial sum.
   bool sums_over_ep() const { return ep > 1 && dispatch != DispatchComm::all_to_all; }
+  /// Parts that attention is made of and that are merged: one for the keys of each rank of a ring over cp, or of dcp,
+  /// over which latents are gathered instead; 0: it is whole.
+  int key_parts(bool latent) const { return in_ring() ? cp : dcp > 1 && !latent ? dcp : 0; }
   bool operator==(const Parallel&) const = default;
 };
 

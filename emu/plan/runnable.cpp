@@ -23,6 +23,12 @@ RunnablePlan RunnablePlan::reseeded(std::uint64_t seed) const {
 }
 
 std::vector<Problem> not_executed(const Plan& plan) {
+  if (plan.parallel.dcp > 1 && !plan.workload.serving) {
+    return {{"parallel.dcp",
+             fmt::format("dcp = {} shares out the cache of requests, and a forward over whole sequences has none; "
+                         "workload.requests (or batch, prompt and output), or dcp 1, is needed",
+                         plan.parallel.dcp)}};
+  }
   if (plan.parallel.cp <= 1 || !plan.workload.serving) return {};
   return {
       {"parallel.cp",

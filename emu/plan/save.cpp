@@ -256,6 +256,10 @@ std::string plan_json(const Plan& plan, int indent) {
   if (p.cp > 1 || p.cp_comm != CpComm::p2p) json["parallel"]["cp_comm"] = to_string(p.cp_comm);
   if (p.dispatch != DispatchComm::all_to_all) json["parallel"]["dispatch"] = to_string(p.dispatch);
   if (p.overlap != Overlap::none) json["parallel"]["overlap"] = to_string(p.overlap);
+  if (p.dcp > 1 || p.dcp_interleave > 1) {
+    json["parallel"]["dcp"] = p.dcp;
+    json["parallel"]["dcp_interleave"] = p.dcp_interleave;
+  }
   if (p.make_vocab_size_divisible_by > 0) {
     json["parallel"]["make_vocab_size_divisible_by"] = p.make_vocab_size_divisible_by;
   }

@@ -153,7 +153,7 @@ std::int64_t times(std::int64_t count, double factor, std::int64_t least) {
 }
 
 /// Requests shrink with all that meters them: a prompt that took three steps and two blocks still takes about as many.
-void shrink_requests(Workload& workload, double factor) {
+void shrink_requests(Workload& workload, Parallel& parallel, double factor) {
   Serving& serving = *workload.serving;
   for (Request& request : serving.requests) {
     request.prompt = times(request.prompt, factor, 1);
@@ -163,19 +163,22 @@ void shrink_requests(Workload& workload, double factor) {
   serving.max_tokens_per_step = times(serving.max_tokens_per_step, factor, 2);
   const std::int64_t block_size = serving.kv_block_size;
   serving.kv_block_size = times(block_size, factor, 2);
+  std::int64_t& interleave = parallel.dcp_interleave;
+  interleave = std::max<std::int64_t>(1, std::min(interleave, interleave * serving.kv_block_size / block_size));
+  while (serving.kv_block_size % interleave != 0) --interleave;
   if (serving.kv_blocks > 0) {
     const double share = factor * static_cast<double>(block_size) / static_cast<double>(serving.kv_block_size);
     serving.kv_blocks = times(serving.kv_blocks, share, 1);
     for (const Request& request : serving.requests) {
-      serving.kv_blocks = std::max(serving.kv_blocks, serving.blocks_of(request.tokens()));
+      serving.kv_blocks = std::max(serving.kv_blocks, serving.blocks_of(request.tokens(), parallel.dcp));
     }
   }
   set_lengths(workload);
 }
 
-void shrink_lengths(Workload& workload, std::int64_t cp) {
-  const double factor = length_factor(workload.lengths, cp);
-  if (workload.serving) return shrink_requests(workload, factor);
+void shrink_lengths(Workload& workload, Parallel& parallel) {
+  const double factor = length_factor(workload.lengths, parallel.cp);
+  if (workload.serving) return shrink_requests(workload, parallel, factor);
   for (std::int64_t& length : workload.lengths) length = times(length, factor, 1);
 }
 
@@ -256,7 +259,7 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
       set_lengths(workload);
     }
   } else if (options.mode == Mode::automatic && !fixed) {
-    shrink_lengths(workload, plan.parallel.cp);
+    shrink_lengths(workload, small.parallel);
   }
   // They are ids of that vocabulary, in sequences of that length.
   if (small.model.vocab_size != model.vocab_size || workload.lengths != plan.workload.lengths) {

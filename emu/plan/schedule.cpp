@@ -17,8 +17,11 @@ std::int64_t limit_of(std::int64_t stated) {
 /// One engine: the requests of a replica, step by step.
 class Engine {
  public:
-  Engine(const Serving& serving, Range sequences)
-      : serving_(serving), free_blocks_(limit_of(serving.kv_blocks)), most_running_(limit_of(serving.max_sequences)) {
+  Engine(const Serving& serving, int dcp, Range sequences)
+      : serving_(serving),
+        dcp_(dcp),
+        free_blocks_(limit_of(serving.kv_blocks)),
+        most_running_(limit_of(serving.max_sequences)) {
     for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) waiting_.push_back(s);
     // First come, first served.
     std::ranges::stable_sort(waiting_, {}, [&](std::int64_t s) { return request(s).arrival; });
@@ -43,7 +46,7 @@ class Engine {
     for (Running& running : running_) run(running);
     while (room > 0 && !waiting_.empty() && std::ssize(running_) < most_running_) {
       const std::int64_t next = waiting_.front();
-      const std::int64_t blocks = serving_.blocks_of(request(next).tokens());
+      const std::int64_t blocks = serving_.blocks_of(request(next).tokens(), dcp_);
       if (request(next).arrival > now || blocks > free_blocks_) break;
       if (free_blocks_ != kNoLimit) free_blocks_ -= blocks;
       waiting_.pop_front();
@@ -65,12 +68,13 @@ class Engine {
   void leave() {
     std::erase_if(running_, [&](const Running& running) {
       if (running.done < request(running.sequence).tokens()) return false;
-      if (free_blocks_ != kNoLimit) free_blocks_ += serving_.blocks_of(request(running.sequence).tokens());
+      if (free_blocks_ != kNoLimit) free_blocks_ += serving_.blocks_of(request(running.sequence).tokens(), dcp_);
       return true;
     });
   }
 
   const Serving& serving_;
+  int dcp_;
   std::int64_t free_blocks_;
   std::int64_t most_running_;
   std::deque<std::int64_t> waiting_;
@@ -108,8 +112,8 @@ std::vector<TimedStep> stated(const Serving& serving, Range sequences) {
   return steps;
 }
 
-std::vector<TimedStep> scheduled(const Serving& serving, Range sequences) {
-  Engine engine(serving, sequences);
+std::vector<TimedStep> scheduled(const Serving& serving, int dcp, Range sequences) {
+  Engine engine(serving, dcp, sequences);
   std::vector<TimedStep> steps;
   for (std::int64_t now = 0; !engine.done(); ++now) {
     now = std::max(now, engine.next_work());
@@ -118,9 +122,9 @@ std::vector<TimedStep> scheduled(const Serving& serving, Range sequences) {
   return steps;
 }
 
-std::vector<TimedStep> steps_of(const Workload& workload, Range sequences) {
+std::vector<TimedStep> steps_of(const Workload& workload, int dcp, Range sequences) {
   if (!workload.serving) return whole_sequences(workload, sequences);
-  return workload.serving->steps.empty() ? scheduled(*workload.serving, sequences)
+  return workload.serving->steps.empty() ? scheduled(*workload.serving, dcp, sequences)
                                          : stated(*workload.serving, sequences);
 }
 
@@ -133,7 +137,7 @@ struct Timed {
 Timed timed(const Parallel& parallel, const Workload& workload) {
   Timed all;
   for (int dp = 0; dp < parallel.dp; ++dp) {
-    all.replicas.push_back(steps_of(workload, sequences_of_replica(parallel, workload.batch(), dp)));
+    all.replicas.push_back(steps_of(workload, parallel.dcp, sequences_of_replica(parallel, workload.batch(), dp)));
     for (const TimedStep& step : all.replicas.back()) all.times.push_back(step.at);
     std::ranges::sort(all.times);
     all.times.erase(std::unique(all.times.begin(), all.times.end()), all.times.end());
@@ -164,15 +168,17 @@ std::vector<ReplicaSchedule> make_schedule(const Parallel& parallel, const Workl
   return schedule;
 }
 
-std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule) {
+std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule, int dcp) {
   if (serving.kv_blocks > 0) return serving.kv_blocks;
   std::int64_t used = 0, most = 0;
   for (const std::vector<Chunk>& step : schedule) {
-    for (const Chunk& chunk : step) used += serving.blocks_of(chunk.end()) - serving.blocks_of(chunk.begin);
+    for (const Chunk& chunk : step) {
+      used += serving.blocks_of(chunk.end(), dcp) - serving.blocks_of(chunk.begin, dcp);
+    }
     most = std::max(most, used);
     for (const Chunk& chunk : step) {
       const std::int64_t tokens = serving.requests[static_cast<std::size_t>(chunk.sequence)].tokens();
-      if (chunk.end() == tokens) used -= serving.blocks_of(tokens);
+      if (chunk.end() == tokens) used -= serving.blocks_of(tokens, dcp);
     }
   }
   return most;

@@ -32,7 +32,7 @@ std::vector<ReplicaSchedule> make_schedule(const Parallel& parallel, const Workl
 /// How many steps that is, of requests and without building them for every replica.
 std::int64_t count_steps(const Parallel& parallel, const Workload& workload);
 
-/// Blocks that the cache of a replica's ranks has: as stated, or the most that are in use at once.
-std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule);
+/// Blocks that the cache of a replica's ranks has, `dcp` of which share it: as stated, or the most in use at once.
+std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule, int dcp);
 
 }  // namespace shardproof

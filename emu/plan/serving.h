@@ -44,8 +44,12 @@ struct Serving {
   std::vector<std::vector<StatedChunk>> steps;  ///< in place of the scheduler's, unless empty
   bool operator==(const Serving&) const = default;
 
+  /// Tokens of a sequence that a block has room for, on all ranks of dcp together.
+  std::int64_t tokens_of_block(int dcp) const { return kv_block_size * dcp; }
   /// Of the cache, that hold so many tokens of a sequence.
-  std::int64_t blocks_of(std::int64_t tokens) const { return (tokens + kv_block_size - 1) / kv_block_size; }
+  std::int64_t blocks_of(std::int64_t tokens, int dcp) const {
+    return (tokens + tokens_of_block(dcp) - 1) / tokens_of_block(dcp);
+  }
 };
 
 }  // namespace shardproof

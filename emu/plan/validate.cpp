@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
+#include "emu/plan/internal/validate_context_parallel.h"
 #include "emu/plan/internal/validate_workload.h"
 #include "emu/plan/neighbours.h"
 
@@ -135,6 +137,7 @@ class Checker {
     degree("parallel.pp", p_.pp);
     degree("parallel.ep", p_.ep);
     degree("parallel.etp", p_.etp);
+    degree("parallel.dcp", p_.dcp);
     return good;
   }
 
@@ -169,21 +172,6 @@ class Checker {
       problem("parallel.edp", fmt::format("{}, but tp {} * cp {} * dp {} / (ep {} * etp {}) = {}", p_.edp, p_.tp, p_.cp,
                                           p_.dp, p_.ep, p_.etp, attention / experts));
     }
-  }
-
-  /// "3 or 6 would do": the divisors of count on both sides of the value.
-  static std::string divisors_near(std::int64_t count, std::int64_t value) {
-    std::int64_t below = 1;
-    std::int64_t above = count;
-    for (std::int64_t d = 1; d <= count / d; ++d) {
-      if (count % d != 0) continue;
-      for (const std::int64_t divisor : {d, count / d}) {
-        if (divisor <= value) below = std::max(below, divisor);
-        if (divisor >= value) above = std::min(above, divisor);
-      }
-    }
-    if (value > count || below == above) return fmt::format("{} would do", below);
-    return fmt::format("{} or {} would do", below, above);
   }
 
   void divides(const char* field, std::int64_t count, const char* what, const char* degree, int value) {
@@ -253,7 +241,8 @@ class Checker {
                                          model_.layers.size(), p_.pp - model_.layers.size(), model_.layers.size()));
     }
     check_stages();
-    if (p_.cp > 1) check_context_parallel();
+    validate_context_parallel(
+        plan_, [this](std::string field, std::string message) { problem(std::move(field), std::move(message)); });
     if (p_.routes_alike()) check_replicated_dispatch();
     if (p_.overlap != Overlap::none) check_overlap();
     if (p_.sp && p_.tp == 1) {
@@ -346,35 +335,6 @@ class Checker {
     }
   }
 
-  /// What each way of bringing queries and keys together can do.
-  void check_context_parallel() {
-    const auto refuse = [&](const std::string& why) { problem("parallel.cp_comm", why); };
-    for (const LayerSpec& layer : model_.layers.kinds()) {
-      const AttentionSpec& attention = layer.attention;
-      if (p_.cp_comm == CpComm::p2p && attention.sliding_window > 0) {
-        refuse(
-            fmt::format("p2p: the parts of a ring are not cut to a window, and layers have one of {} tokens; "
-                        "\"all_gather\" or \"a2a\" is needed",
-                        attention.sliding_window));
-      }
-      if (p_.cp_comm == CpComm::p2p && attention.sinks) {
-        refuse(
-            "p2p: the parts of a ring are merged without sinks, and layers have them; \"all_gather\" or \"a2a\" is "
-            "needed");
-      }
-      if (p_.cp_comm != CpComm::a2a || attention.heads % p_.tp != 0) continue;
-      const std::int64_t heads = attention.heads / p_.tp;
-      const std::int64_t kv_heads = std::max<std::int64_t>(1, attention.kv_heads / p_.tp);
-      for (const auto& [count, what] : {std::pair{heads, "query"}, std::pair{kv_heads, "key-value"}}) {
-        if (count % p_.cp == 0) continue;
-        refuse(
-            fmt::format("a2a: {} {} head{} a rank of tp {} / cp {} = {} remainder {}; \"p2p\" or \"all_gather\", or a "
-                        "cp that divides them, is needed",
-                        count, what, count == 1 ? "" : "s", p_.tp, p_.cp, count / p_.cp, count % p_.cp));
-      }
-    }
-  }
-
   void check_stages() {
     const std::vector<std::int64_t>& stages = p_.layers_per_stage;
     if (stages.empty()) return;
@@ -402,7 +362,8 @@ class Checker {
   void suggest() {
     const bool about_degrees = std::any_of(problems_.begin(), problems_.end(), [](const Problem& problem) {
       return problem.field.starts_with("parallel") && problem.field != "parallel.cp_comm" &&
-             problem.field != "parallel.dispatch" && problem.field != "parallel.overlap";
+             problem.field != "parallel.dispatch" && problem.field != "parallel.overlap" &&
+             !problem.field.starts_with("parallel.dcp");
     });
     if (!about_degrees) return;
     const Neighbours near = nearest_valid(plan_);

@@ -96,13 +96,14 @@ class WorkloadRules {
                         "most that many are needed",
                         request.prompt, request.output, all, most));
       }
-      const std::int64_t blocks = serving.blocks_of(request.tokens());
+      const std::int64_t blocks = serving.blocks_of(request.tokens(), p_.dcp);
       if (serving.kv_blocks > 0 && blocks > serving.kv_blocks) {
+        const std::string size = p_.dcp > 1 ? fmt::format("(kv_block_size {} * dcp {})", serving.kv_block_size, p_.dcp)
+                                            : fmt::format("kv_block_size {}", serving.kv_block_size);
         problem("workload.kv_blocks",
-                fmt::format("{}, but request {} has {} tokens to keep, which take ceil({} / kv_block_size {}) = {} "
-                            "blocks; at least {} is needed",
-                            serving.kv_blocks, i, arithmetic(request), request.tokens(), serving.kv_block_size, blocks,
-                            blocks));
+                fmt::format("{}, but request {} has {} tokens to keep, which take ceil({} / {}) "
+                            "= {} blocks; at least {} is needed",
+                            serving.kv_blocks, i, arithmetic(request), request.tokens(), size, blocks, blocks));
         return;
       }
     }
@@ -123,12 +124,12 @@ class WorkloadRules {
   void check_stated_blocks(Serving serving) {
     const std::int64_t blocks = std::exchange(serving.kv_blocks, 0);
     for (const ReplicaSchedule& replica : make_schedule(p_, plan_.workload)) {
-      const std::int64_t most = kv_blocks_of(serving, replica);
+      const std::int64_t most = kv_blocks_of(serving, replica, p_.dcp);
       if (most <= blocks) continue;
       return problem("workload.kv_blocks",
                      fmt::format("{}, but the stated steps keep {} blocks of {} tokens at once; at "
                                  "least {} is needed",
-                                 blocks, most, serving.kv_block_size, most));
+                                 blocks, most, serving.tokens_of_block(p_.dcp), most));
     }
   }
 

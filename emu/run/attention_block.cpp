@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "emu/run/context_parallel.h"
+#include "emu/run/decode_context_parallel.h"
 #include "emu/run/reduction.h"
 
 namespace shardproof {
@@ -91,9 +92,11 @@ void write_cache(Context<T>& ctx, int layer, const Heads<T>& heads) {
 
 /// Latent attention: keys and values of all tokens of the step's sequences, made anew from what the cache holds.
 template <class T>
-void expand_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+Task<> expand_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
   const AttentionSpec& spec = ctx.model().layers[layer].attention;
-  const TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer);
+  TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer);
+  if (ctx.parallel().dcp > 1) rows = co_await gather_latents(ctx, layer, rows);
+  if (!ctx.cached()) co_return;  // dry, attention is to what the step itself makes
   const TensorOf<T> product =
       ctx.linear(Op::attention_cached_kv, layer, ctx.columns(rows, 0, spec.kv_lora_rank), Weight::attention_kv);
   const TensorOf<T> shared = ctx.columns(rows, spec.kv_lora_rank, spec.rope.dim);
@@ -104,14 +107,21 @@ void expand_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
 
 /// Of the rows' queries, with keys and values of the tokens before them from the cache.
 template <class T>
-TensorOf<T> attend_over_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+Task<TensorOf<T>> attend_over_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+  const bool latent = ctx.model().layers[layer].attention.latent();
   const bool first = ctx.writes_first();
-  if (first) write_cache(ctx, layer, heads);
+  if (ctx.cached() && first) write_cache(ctx, layer, heads);
   Heads<T> all{.q = {}, .k = {}, .v = {}, .latent = {}};
-  if (ctx.model().layers[layer].attention.latent()) expand_cache(ctx, layer, all);
-  TensorOf<T> context = ctx.attention(Op::attention_context, layer, heads.q, all.k, all.v);
-  if (!first) write_cache(ctx, layer, heads);
-  return context;
+  if (latent) co_await expand_cache(ctx, layer, all);
+  TensorOf<T> context;
+  if (!latent && ctx.parallel().dcp > 1) {
+    context = co_await attend_over_dcp(ctx, layer, heads.q);
+  } else {
+    const bool own = !ctx.cached();
+    context = ctx.attention(Op::attention_context, layer, heads.q, own ? heads.k : all.k, own ? heads.v : all.v);
+  }
+  if (ctx.cached() && !first) write_cache(ctx, layer, heads);
+  co_return context;
 }
 
 }  // namespace
@@ -138,8 +148,8 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   Tensor context;
   if (ctx.parallel().cp > 1) {
     context = co_await attend_over_cp(ctx, layer, std::move(heads.q), std::move(heads.k), std::move(heads.v));
-  } else if (ctx.cached()) {
-    context = attend_over_cache(ctx, layer, heads);
+  } else if (ctx.cached() || ctx.parallel().dcp > 1) {
+    context = co_await attend_over_cache(ctx, layer, heads);
   } else {
     context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   }

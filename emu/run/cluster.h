@@ -33,7 +33,8 @@ namespace shardproof {
 class Cluster;
 class FaultInjector;
 
-inline constexpr std::array kAxes{Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp};
+inline constexpr std::array kAxes{Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp};
+static_assert(kAxes.size() == kAxisCount);
 
 /// One virtual GPU, as its program sees it.
 class Rank {
@@ -51,6 +52,7 @@ class Rank {
   Communicator& etp() { return on(Axis::etp); }
   Communicator& ep() { return on(Axis::ep); }
   Communicator& edp() { return on(Axis::edp); }
+  Communicator& dcp() { return on(Axis::dcp); }
   /// Every rank of the world.
   const Communicator& world() const { return world_; }
   /// These ranks, this one among them, in this order. All of them name the same list; who names another is in another

@@ -446,6 +446,7 @@ const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[ma
 
 #include "emu/run/internal/attention_computations.h"
 #include "emu/run/internal/cp_computations.h"
+#include "emu/run/internal/dcp_computations.h"
 #include "emu/run/internal/dispatch_computations.h"
 
 namespace shardproof {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "emu/model/taps.h"
+#include "emu/plan/cache_share.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
 #include "emu/run/dispatch.h"
@@ -64,6 +65,7 @@ class Computations {
   const Layout& layout() const { return layout_; }
   const LayerLayout& held(int layer) const { return layout_.layer(model_, layer); }
   const Parallel& parallel() const { return layout_.parallel; }
+  bool is_exact() const { return format_ == ops::Format::exact; }
   bool sp() const { return layout_.parallel.sp && layout_.parallel.tp > 1; }
   std::int64_t rows() const { return tokens_.rows.count(); }
   Range own_rows() const { return tokens_.own; }
@@ -127,6 +129,20 @@ class Computations {
   /// Rows that a rank of the cp group has.
   std::int64_t rows_of_cp_rank(int cp) const;
   Tensor merge_parts(Op op, int layer, const Tensor& q, const RingParts& parts);
+  /// Of decode context parallelism: keys beside values that the rank keeps of the step's sequences, one after another,
+  /// and what queries of all ranks of dcp, one rank after another, give with them (ops/attention_parts.h).
+  Tensor kept_keys(int layer) const;
+  struct KeptPart {
+    Tensor context;  ///< in `exact` the numerators
+    Tensor sums;     ///< logs of the sums of exponentials; in `exact` the sums themselves
+  };
+  /// In `exact`, of each query and head: the maximum of their scores.
+  Tensor largest_scores(int layer, const Tensor& q, const Tensor& kept) const;
+  KeptPart attend_to_kept(Op op, int layer, const Tensor& q, const Tensor& kept, const Tensor& maximum);
+  /// Of the rank's queries, from what the keys of every rank of dcp give, one rank after another.
+  Tensor merge_kept(Op op, int layer, const KeptPart& all);
+  /// What read_cache() gives on every rank of dcp, one after another, to the order of the sequences.
+  RowOrder order_over_dcp() const;
   /// The plan serves requests, whose past is in a cache.
   bool cached() const;
   /// False only where a fault has it so.
@@ -134,7 +150,8 @@ class Computations {
   /// The rows of all: keys and values, or of latent attention the normed latent and the rotated key that heads share.
   void write_cache(Op op, int layer, const Tensor& first, const Tensor& second);
   /// Of latent attention: what the cache holds of all tokens up to this pass', sequence by sequence, [tokens,
-  /// kv_lora_rank + rope dim].
+  /// kv_lora_rank + rope dim]. Over dcp what the rank keeps of them, each sequence in as many rows as the rank with the
+  /// most needs.
   Tensor read_cache(Op op, int layer);
   /// x = factor x.
   void scale(Op op, int layer, Tensor& x, double factor);
@@ -191,7 +208,7 @@ class Computations {
   /// Hands a tensor to whoever holds the run to the reference, as the table of taps places it.
   template <class M>
   void tap(TapKind kind, int layer, const M& tensor) const;
-  /// The same of a part that is not the rank's own (TapParts::over_ring).
+  /// The same of a part that is not the rank's own (TapParts::over_keys).
   template <class M>
   void tap_part(TapKind kind, int layer, int part, const M& tensor) const;
   /// The same where the layer has such a tap.
@@ -230,6 +247,9 @@ class Computations {
   ops::RouteOptions<Scalar> route_options(int layer) const;
   void choose_replicas(int layer, const Ids& ids, Ids& physical) const;
   ops::AttentionOptions<Scalar> attention_options(int layer) const;
+  /// The tokens that the rank keeps, and those that it is to attend to, as it believes.
+  CacheShare believed_share() const;
+  std::vector<Chunk> cached_chunks() const;
   /// Of the queries in the microbatch's rows, and in all keys in order of the sequences.
   std::vector<ops::AttentionSpan> spans_over_cp() const;
   void inject_part_fault(int layer, int keys_of, Tensor& context, Tensor& lse) const;

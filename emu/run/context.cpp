@@ -197,6 +197,53 @@ Task<typename Context<T>::Tensor> Context<T>::to_rows_over_cp(Op op, int layer, 
 }
 
 template <class T>
+Task<typename Context<T>::Tensor> Context<T>::gather_over_dcp(Op op, int layer, const Tensor& own,
+                                                              [[maybe_unused]] SourceLocation where) {
+  Tensor all(own.rows() * layout_.parallel.dcp, own.cols());
+  if constexpr (!kDry) {
+    co_await communicator(Axis::dcp, op, layer).all_gather(own.span(), all.span(), kMoveDirectly, where);
+  }
+  record_call(op, layer, moved(Axis::dcp, Operation::all_gather, own, all));
+  co_return all;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::largest_over_dcp(Op op, int layer, Tensor own, SourceLocation where) {
+  const Tensor all = co_await gather_over_dcp(op, layer, own, where);
+  if constexpr (!kDry) {
+    for (std::int64_t i = 0; i < all.size(); ++i) {
+      T& largest = own.span()[static_cast<std::size_t>(i % own.size())];
+      largest = std::max(largest, all.span()[static_cast<std::size_t>(i)]);
+    }
+  }
+  co_return own;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::exchange_over_dcp(Op op, int layer, const Tensor& parts,
+                                                                [[maybe_unused]] SourceLocation where) {
+  Tensor received(parts.rows(), parts.cols());
+  if constexpr (!kDry) {
+    co_await communicator(Axis::dcp, op, layer).all_to_all(parts.span(), received.span(), kMoveDirectly, where);
+  }
+  record_call(op, layer, moved(Axis::dcp, Operation::all_to_all, parts, received, parts.size() / layout_.parallel.dcp));
+  co_return received;
+}
+
+template <class T>
+Task<typename Context<T>::Tensor> Context<T>::exchange_sums_over_dcp(Op op, int layer, const Tensor& sums,
+                                                                     [[maybe_unused]] SourceLocation where) {
+  Tensor received(sums.rows(), sums.cols());
+  if constexpr (!kDry) {
+    co_await communicator(Axis::dcp, op, layer).all_to_all(sums.span(), received.span(), kMoveDirectly, where);
+  }
+  CallShape shape = moved(Axis::dcp, Operation::all_to_all, sums, received, sums.size() / layout_.parallel.dcp);
+  shape.width = ops::scalar_bytes(format_);
+  record_call(op, layer, shape);
+  co_return received;
+}
+
+template <class T>
 typename Context<T>::RingStep Context<T>::begin_ring_step(int layer, [[maybe_unused]] const Tensor& held,
                                                           [[maybe_unused]] Tensor& next,
                                                           [[maybe_unused]] SourceLocation where) {

@@ -41,6 +41,15 @@ class Context : public Computations<T> {
   Task<Tensor> to_heads_over_cp(Op op, int layer, const Tensor& split,
                                 SourceLocation where = SourceLocation::current());
   Task<Tensor> to_rows_over_cp(Op op, int layer, const Tensor& all, SourceLocation where = SourceLocation::current());
+  /// Every dcp rank's rows, one rank after another, of which each has as many.
+  Task<Tensor> gather_over_dcp(Op op, int layer, const Tensor& own, SourceLocation where = SourceLocation::current());
+  /// The largest of every dcp rank's, element by element.
+  Task<Tensor> largest_over_dcp(Op op, int layer, Tensor own, SourceLocation where = SourceLocation::current());
+  /// Of as many rows for each dcp rank, one after another, those for this one from each; sums are not stored.
+  Task<Tensor> exchange_over_dcp(Op op, int layer, const Tensor& parts,
+                                 SourceLocation where = SourceLocation::current());
+  Task<Tensor> exchange_sums_over_dcp(Op op, int layer, const Tensor& sums,
+                                      SourceLocation where = SourceLocation::current());
   /// A step of a ring over cp, under way until it is ended: `held` to the rank behind, `next` from the one before.
   /// Both stay where they are until then.
   struct RingStep {

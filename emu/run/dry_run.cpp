@@ -7,6 +7,7 @@
 #include <map>
 #include <utility>
 
+#include "emu/plan/cache_share.h"
 #include "emu/plan/key_spans.h"
 #include "emu/run/context.h"
 #include "emu/run/program.h"
@@ -49,6 +50,21 @@ void add_share_of_cp(const ModelConfig& model, const Layout& layout, const Token
   }
 }
 
+/// With decode context parallelism: what the rank keeps of what is cached, and who sees it.
+void add_share_of_dcp(const Layout& layout, std::span<const Chunk> chunks, std::vector<std::int64_t>& key) {
+  if (layout.parallel.dcp == 1) return;
+  const CacheShare share = cache_share(layout.parallel, layout.at), first{share.ranks, share.interleave, 0};
+  std::int64_t kept = 0, most = 0, tokens = 0;
+  double pairs = 0;
+  for (const Chunk& chunk : chunks) {
+    kept += share.count_of(chunk.end());
+    most += first.count_of(chunk.end());
+    tokens += chunk.end();
+    pairs += share.pairs_of(chunk.end()) - share.pairs_of(chunk.begin);
+  }
+  for (const std::int64_t n : {kept, most, tokens, std::bit_cast<std::int64_t>(pairs)}) key.push_back(n);
+}
+
 /// Where the rows of the whole ep group are gathered: how many they are.
 void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbatch, std::vector<std::int64_t>& key) {
   if (layout.parallel.dispatch != DispatchComm::all_gather) return;
@@ -73,6 +89,7 @@ void add_microbatch(const ModelConfig& model, const Deployment& deployment, cons
     if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
   }
   add_share_of_cp(model, layout, tokens, m, key);
+  add_share_of_dcp(layout, tokens.chunks(layout.at.dp, m), key);
   add_gathered(run, layout, m, key);
   // Layers of one kind are alike where the routing is; else each is asked.
   std::vector<bool> asked(layout.kinds.size(), false);

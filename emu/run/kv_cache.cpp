@@ -22,9 +22,21 @@ CacheWidths cache_widths(const Layout& layout, const ModelConfig& model, int lay
   return {.keys = heads * spec.head_dim, .values = heads * spec.value_dim()};
 }
 
+std::vector<std::int64_t> slots_of(const Chunk& chunk, std::span<const std::int32_t> blocks, std::int64_t block_size,
+                                   const CacheShare& share) {
+  std::vector<std::int64_t> slots;
+  for (std::int64_t token = chunk.begin; token < chunk.end(); ++token) {
+    const std::int64_t place = share.place_of(token);
+    slots.push_back(share.owns(token)
+                        ? blocks[static_cast<std::size_t>(place / block_size)] * block_size + place % block_size
+                        : -1);
+  }
+  return slots;
+}
+
 template <class T>
 KvCache<T>::KvCache(const ModelConfig& model, const Layout& layout, const Serving& serving, std::int64_t blocks)
-    : layout_(layout), serving_(serving), tables_(blocks, serving.kv_block_size) {
+    : layout_(layout), serving_(serving), tables_(blocks, serving.tokens_of_block(layout.parallel.dcp)) {
   const std::int64_t slots = blocks * serving.kv_block_size;
   for (auto layer = static_cast<int>(layout.layers.begin); layer < layout.layers.end(); ++layer) {
     const CacheWidths widths = cache_widths(layout, model, layer);
@@ -34,29 +46,28 @@ KvCache<T>::KvCache(const ModelConfig& model, const Layout& layout, const Servin
 
 template <class T>
 CachedPass KvCache<T>::begin(std::span<const Chunk> chunks) {
-  const std::int64_t size = tables_.block_size();
-  CachedPass pass{.sequences = {}, .block_size = size};
+  CachedPass pass{.sequences = {}, .block_size = block_size(), .share = cache_share(layout_.parallel, layout_.at)};
   for (const Chunk& chunk : chunks) {
     tables_.extend(chunk.sequence, chunk.end());
     const std::span<const std::int32_t> table = tables_.table(chunk.sequence);
-    CachedSequence& sequence = pass.sequences.emplace_back(CachedSequence{chunk, {table.begin(), table.end()}, {}});
-    for (std::int64_t token = chunk.begin; token < chunk.end(); ++token) {
-      sequence.slots.push_back(table[static_cast<std::size_t>(token / size)] * size + token % size);
-    }
+    pass.sequences.push_back(
+        {chunk, {table.begin(), table.end()}, slots_of(chunk, table, pass.block_size, pass.share)});
   }
   return pass;
 }
 
 template <class T>
-void KvCache<T>::end(std::span<const Chunk> chunks) {
+void KvCache<T>::end(std::span<const Chunk> chunks, bool poison) {
   for (const Chunk& chunk : chunks) {
     if (chunk.end() < serving_.requests[static_cast<std::size_t>(chunk.sequence)].tokens()) continue;
-    for (const std::int32_t block : tables_.release(chunk.sequence)) {
-      const std::int64_t first = block * tables_.block_size();
+    const std::vector<std::int32_t> freed = tables_.release(chunk.sequence);
+    if (!poison) continue;
+    for (const std::int32_t block : freed) {
+      const std::int64_t first = block * block_size();
       for (LayerCache& layer : layers_) {
         for (ops::Matrix<T>* rows : {&layer.keys, &layer.values}) {
           std::ranges::fill(rows->span().subspan(static_cast<std::size_t>(first * rows->cols()),
-                                                 static_cast<std::size_t>(tables_.block_size() * rows->cols())),
+                                                 static_cast<std::size_t>(block_size() * rows->cols())),
                             std::numeric_limits<T>::quiet_NaN());
         }
       }

@@ -2,7 +2,8 @@
 //
 // A layer's cache is a matrix [blocks * block_size, width]; a token's row is found through its sequence's block table.
 // Latent attention keeps what keys and values are made from: the normed latent and the rotated key that heads share,
-// the same on every rank of tp. What was freed is poisoned: NaN, so that whoever reads it is found out.
+// the same on every rank of tp. Over dcp a rank keeps its share of a sequence's tokens
+// (cache_share.h) and nothing of the others. What was freed is poisoned: NaN, so that whoever reads it is found out.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "emu/model/config.h"
+#include "emu/plan/cache_share.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/serving.h"
 #include "emu/run/block_tables.h"
@@ -21,16 +23,23 @@ namespace shardproof {
 struct CachedSequence {
   Chunk chunk;
   std::vector<std::int32_t> blocks;  ///< its table: at least as many blocks as hold the tokens up to chunk.end()
-  std::vector<std::int64_t> slots;   ///< rows of the cache that the chunk's tokens are written to
+  std::vector<std::int64_t> slots;   ///< rows of the cache that the chunk's tokens are written to; -1: not kept here
 };
 
 /// The same of a pass.
 struct CachedPass {
   std::vector<CachedSequence> sequences;
   std::int64_t block_size = 0;
+  CacheShare share = {};
   /// Keys of this pass are written before they are read.
   bool write_first = true;
+  /// What is freed after the pass is poisoned. False only where a fault has it so.
+  bool poison_freed = true;
 };
+
+/// The rows of the cache that the rank keeps the chunk's tokens in, -1 for those that it does not keep.
+std::vector<std::int64_t> slots_of(const Chunk& chunk, std::span<const std::int32_t> blocks, std::int64_t block_size,
+                                   const CacheShare& share);
 
 /// Elements of a token in a layer's cache on the layout's rank: its keys, and its values, which latent attention makes
 /// from the same.
@@ -48,10 +57,10 @@ class KvCache {
 
   /// Makes room for the chunks, and says where.
   CachedPass begin(std::span<const Chunk> chunks);
-  /// Frees and poisons what requests that are complete with these chunks held.
-  void end(std::span<const Chunk> chunks);
+  /// Frees what requests that are complete with these chunks held, and poisons it.
+  void end(std::span<const Chunk> chunks, bool poison = true);
 
-  std::int64_t block_size() const { return tables_.block_size(); }
+  std::int64_t block_size() const { return serving_.kv_block_size; }
   /// [slots, width], of a layer that the rank holds.
   ops::Matrix<T>& keys(int layer) { return layers_[place(layer)].keys; }
   ops::Matrix<T>& values(int layer) { return layers_[place(layer)].values; }

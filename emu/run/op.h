@@ -38,14 +38,21 @@ enum class Op : std::int16_t {
   attention_cache_read,   ///< latent attention: what the cache holds of every token of the step's sequences, ...
   attention_cached_kv,    ///< ... and each head's keys and values from there
   attention_cached_heads,
-  attention_gather_k,      ///< over cp
-  attention_gather_v,      ///< over cp
-  attention_split_heads,   ///< rows of each rank's heads, to be sent
-  attention_heads_in,      ///< over cp: all rows of the rank's heads
-  attention_in_order,      ///< rows of all ranks of cp, in order of the sequences
-  attention_ring_send,     ///< over cp: keys and values to the rank behind
-  attention_ring_receive,  ///< over cp: those of the rank before
-  attention_ring_part,     ///< attention to the keys that have come
+  attention_dcp_gather_cache,  ///< latent attention, over dcp: what each rank keeps of the step's sequences
+  attention_gather_k,          ///< over cp
+  attention_gather_v,          ///< over cp
+  attention_split_heads,       ///< rows of each rank's heads, to be sent
+  attention_heads_in,          ///< over cp: all rows of the rank's heads
+  attention_in_order,          ///< rows of all ranks of cp, in order of the sequences
+  attention_ring_send,         ///< over cp: keys and values to the rank behind
+  attention_ring_receive,      ///< over cp: those of the rank before
+  attention_ring_part,         ///< attention to the keys that have come
+  attention_dcp_gather_q,      ///< over dcp
+  attention_dcp_maximum,       ///< over dcp, in `exact`: of the scores of each rank's keys
+  attention_dcp_part,          ///< of all queries, to the keys that the rank keeps
+  attention_dcp_context,       ///< over dcp: of the rank's queries, what every rank's keys give, ...
+  attention_dcp_sums,          ///< ... and their sums
+  attention_dcp_merge,         ///< the context of all parts
   attention_context,
   attention_ring_merge,    ///< the context of all parts
   attention_out_of_order,  ///< rows as the ranks of cp hold them

@@ -68,7 +68,7 @@ class OpenMicrobatch {
 
   Context<T>& context() { return context_; }
   void close() {
-    if (cache_ != nullptr) cache_->end(tokens_.chunks);
+    if (cache_ != nullptr) cache_->end(tokens_.chunks, pass_->poison_freed);
   }
 
  private:

@@ -155,14 +155,16 @@ class Builder {
       case Op::attention_in_order:
       case Op::attention_context:
       case Op::attention_out_of_order:
-        return step_to(on_rank(rank, record, plan_.parallel.cp > 1 ? "attention_context" : "attention", "compute"));
+        return step_to(on_rank(rank, record, spread_over_ranks() ? "attention_context" : "attention", "compute"));
       case Op::attention_ring_part:
         return;  // of the node in which the parts are merged
       case Op::attention_ring_merge:
+      case Op::attention_dcp_part:
+      case Op::attention_dcp_merge:
         return step_to(on_rank(rank, record, "attention_context", "compute"));
       case Op::attention_join_heads:
       case Op::attention_output:
-        return step_to(on_rank(rank, record, plan_.parallel.cp > 1 ? "attention_output" : "attention", "compute"));
+        return step_to(on_rank(rank, record, spread_over_ranks() ? "attention_output" : "attention", "compute"));
       case Op::attention_residual:
         return end_block(on_rank(rank, record, "attention_residual", "agg"));
       case Op::moe_norm:
@@ -173,6 +175,11 @@ class Builder {
       case Op::moe_permute:
         return step_to(on_rank(rank, record, "router", "compute"));
       case Op::attention_gather:
+      case Op::attention_dcp_gather_cache:
+      case Op::attention_dcp_gather_q:
+      case Op::attention_dcp_maximum:
+      case Op::attention_dcp_context:
+      case Op::attention_dcp_sums:
       case Op::attention_gather_k:
       case Op::attention_gather_v:
       case Op::attention_heads_in:
@@ -234,6 +241,8 @@ class Builder {
     return plan_.model.layers[layer].attention.query_key_norm == QueryKeyNorm::full;
   }
 
+  /// Keys and values are with several ranks: what is before attention, attention and what is after are apart.
+  bool spread_over_ranks() const { return plan_.parallel.cp > 1 || plan_.parallel.dcp > 1; }
   bool is_dense(int layer) const { return plan_.model.layers[layer].feed_forward.dense(); }
 
   /// The activations that arrive at a stage.

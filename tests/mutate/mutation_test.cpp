@@ -46,6 +46,14 @@ Plan serving_plan() {
   return plan;
 }
 
+/// Two ranks of tp on each key-value head, which share its cache out.
+Plan dcp_plan() {
+  Plan plan = serving_plan();
+  plan.parallel = {.tp = 4, .ep = 4, .dcp = 2};
+  plan.workload.serving->kv_block_size = 4;
+  return plan;
+}
+
 TEST(Mutations, EachAppliesToSomePlan) {
   std::set<std::string_view> unused;
   for (const MutationKind& kind : mutation_kinds()) unused.insert(kind.name);
@@ -66,6 +74,7 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 4, .ep = 4, .dispatch = DispatchComm::all_reduce}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
   plans.push_back(serving_plan());
+  plans.push_back(dcp_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
   plans.push_back(small_plan({.tp = 2, .cp = 2, .ep = 4}));
@@ -128,13 +137,14 @@ TEST(Mutations, OfTheEmbeddedPlanAreDetectedAndNamed) {
 }
 
 TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
-  std::vector<Plan> plans{serving_plan()};
+  std::vector<Plan> plans{serving_plan(), dcp_plan()};
   for (const Plan& plan : mutable_plans(12, 8)) plans.push_back(testing::serving(plan, plan.workload.seed));
   MutationCounts total;
   std::string report;
   for (const Plan& plan : plans) {
     const MutationScore score = run_mutations(runnable(plan), {.wanted = [](std::string_view kind) {
-                                                return kind.starts_with("cache_") || kind.find("chunk") < 99 ||
+                                                return kind.starts_with("cache_") || kind.starts_with("dcp_") ||
+                                                       kind.starts_with("cp_") || kind.find("chunk") < 99 ||
                                                        kind.starts_with("idle") || kind == "expert_map_missing";
                                               }});
     total.add(score.counts(MutationClass::sharding));

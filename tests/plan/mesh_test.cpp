@@ -33,6 +33,14 @@ TEST(Mesh, MatchesMegatronsSixteenGpuExample) {
   EXPECT_EQ(mesh.groups(Axis::pp), (Groups{{0, 4, 8, 12}, {1, 5, 9, 13}, {2, 6, 10, 14}, {3, 7, 11, 15}}));
 }
 
+// vLLM's groups of decode context parallelism: ranks in a row of tp.
+TEST(Mesh, CutsTensorParallelGroupsForDecodeContextParallelism) {
+  const Mesh mesh(Parallel{.tp = 4, .dp = 2, .edp = 8, .dcp = 2});
+
+  EXPECT_EQ(mesh.groups(Axis::dcp), (Groups{{0, 1}, {2, 3}, {4, 5}, {6, 7}}));
+  EXPECT_EQ(mesh.coordinates(7).dcp, 1);
+}
+
 // Megatron's order tp-cp-ep-dp-pp with context parallelism: cp groups are tp apart, dp groups tp * cp apart.
 TEST(Mesh, PutsContextBetweenTensorAndData) {
   const Mesh mesh(Parallel{.tp = 2, .cp = 2, .dp = 2, .pp = 2, .edp = 8});

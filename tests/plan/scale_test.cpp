@@ -8,6 +8,7 @@
 #include "emu/plan/load.h"
 #include "emu/plan/validate.h"
 #include "tests/support/generate.h"
+#include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {

@@ -81,8 +81,8 @@ TEST(Schedule, CountsTheBlocksThatAreInUseAtOnce) {
   Serving one_by_one = serving;
   one_by_one.max_sequences = 1;
 
-  EXPECT_EQ(kv_blocks_of(serving, make_schedule({}, served(serving))[0]), 3);
-  EXPECT_EQ(kv_blocks_of(one_by_one, make_schedule({}, served(one_by_one))[0]), 2);
+  EXPECT_EQ(kv_blocks_of(serving, make_schedule({}, served(serving))[0], 1), 3);
+  EXPECT_EQ(kv_blocks_of(one_by_one, make_schedule({}, served(one_by_one))[0], 1), 2);
 }
 
 // Whatever the limits: every token once, in order, within them.
@@ -95,7 +95,7 @@ TEST(Schedule, OfRandomRequestsRunsEveryTokenOnceWithinTheLimits) {
       if (serving.kv_blocks > 0) {
         Serving free = serving;
         free.kv_blocks = 0;
-        EXPECT_LE(kv_blocks_of(free, replica), serving.kv_blocks) << testing::describe(plan);
+        EXPECT_LE(kv_blocks_of(free, replica, plan.parallel.dcp), serving.kv_blocks) << testing::describe(plan);
       }
       for (const std::vector<Chunk>& step : replica) {
         std::int64_t tokens = 0;

@@ -15,8 +15,8 @@ namespace shardproof {
 namespace {
 
 std::string served_text(const std::string& workload, const std::string& parallel = R"({"dp": 2})") {
-  return R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 96,
-             "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100, "max_position_embeddings": 50},
+  return R"({"model": {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+             "intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 100, "max_position_embeddings": 50},
              "parallel": )" +
          parallel + R"(, "workload": )" + workload + "}";
 }
@@ -130,6 +130,45 @@ std::string placement_problems(const std::string& experts) {
   std::string text;
   for (const Problem& problem : loaded.problems) text += problem.field + ": " + problem.message + "\n";
   return text;
+}
+
+std::string share_problems(const std::string& parallel, const std::string& workload = R"({"prompt": 4})") {
+  LoadedPlan loaded = parse_plan(served_text(workload, parallel), "plan.json", ".");
+  if (loaded.plan) loaded.problems = validate(*loaded.plan);
+  std::string text;
+  for (const Problem& problem : loaded.problems) text += problem.field + ": " + problem.message + "\n";
+  return text;
+}
+
+TEST(DecodeContextParallelism, IsReadAndWritten) {
+  const LoadedPlan loaded =
+      parse_plan(served_text(R"({"prompt": 4})", R"({"tensor_parallel_size": 4, "decode_context_parallel_size": 2,
+                                                     "cp_kv_cache_interleave_size": 8})"),
+                 "plan.json", ".");
+  ASSERT_TRUE(loaded.plan.has_value());
+  EXPECT_EQ(loaded.plan->parallel.dcp, 2);
+  EXPECT_EQ(loaded.plan->parallel.dcp_interleave, 8);
+  const LoadedPlan again = parse_plan(plan_json(*loaded.plan), "again.json", ".");
+  ASSERT_TRUE(again.plan.has_value());
+  EXPECT_EQ(again.plan->parallel, loaded.plan->parallel);
+}
+
+TEST(DecodeContextParallelism, IsRefusedWithItsArithmetic) {
+  const auto expect = [](const char* parallel, const char* words, const char* workload = R"({"prompt": 4})") {
+    EXPECT_THAT(share_problems(parallel, workload), ::testing::HasSubstr(words)) << parallel;
+  };
+  EXPECT_EQ(share_problems(R"({"tp": 4, "dcp": 2})"), "");
+  expect(R"({"tp": 2, "dcp": 2})",
+         "parallel.dcp: 2 ranks share out what is cached of a key-value head, and tp 2 / 2 heads = 1 rank holds the "
+         "same one; 1 would do");
+  expect(R"({"tp": 4, "dcp": 4})", "tp 4 / 2 heads = 2 ranks hold the same one; 2 would do");
+  expect(R"({"tp": 4, "cp": 2, "dcp": 2})", "parallel.dcp: 2 beside cp 2");
+  expect(R"({"tp": 4, "dcp": 2, "dcp_interleave": 3})",
+         "parallel.dcp_interleave: kv_block_size 16 / dcp_interleave 3 = 5 remainder 1; 2 or 4 would do",
+         R"({"prompt": 4, "output": 2})");
+  expect(R"({"tp": 4, "dcp": 2})", "take ceil(20 / (kv_block_size 4 * dcp 2)) = 3 blocks",
+         R"({"prompt": 20, "kv_block_size": 4, "kv_blocks": 2})");
+  expect(R"({"tp": 4, "dcp": 0})", "parallel.dcp: 0 is out of range");
 }
 
 TEST(ExpertPlacement, IsReadAndWritten) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <random>
 #include <utility>
 #include <vector>
@@ -331,6 +332,22 @@ ExpertPlacement draw_placement(Draw& draw, const Plan& plan) {
   return placement;
 }
 
+/// Ranks that hold the same key-value head may share out what is cached of it.
+void draw_shares(Draw& draw, Plan& plan, const Serving& serving) {
+  Parallel& p = plan.parallel;
+  std::int64_t same = p.tp;
+  for (const LayerSpec& layer : plan.model.layers.kinds()) {
+    const AttentionSpec& attention = layer.attention;
+    if (attention.sliding_window > 0 || attention.sinks) return;
+    if (!attention.latent()) same = std::gcd(same, p.tp % attention.kv_heads == 0 ? p.tp / attention.kv_heads : 1);
+  }
+  if (same < 2 || draw.chance(30)) return;
+  do p.dcp = draw.between(2, static_cast<int>(same));
+  while (same % p.dcp != 0);
+  do p.dcp_interleave = draw.between(1, static_cast<int>(serving.kv_block_size));
+  while (serving.kv_block_size % p.dcp_interleave != 0);
+}
+
 }  // namespace
 
 Plan serving(Plan plan, std::uint64_t seed) {
@@ -354,10 +371,11 @@ Plan serving(Plan plan, std::uint64_t seed) {
     if (draw.chance(70)) serving.max_tokens_per_step = draw.between(1, 8);
     if (draw.chance(50)) serving.max_sequences = draw.between(1, 3);
     std::int64_t most = 1;
-    for (const Request& request : serving.requests) most = std::max(most, serving.blocks_of(request.tokens()));
+    for (const Request& request : serving.requests) most = std::max(most, serving.blocks_of(request.tokens(), 1));
     if (draw.chance(40)) serving.kv_blocks = most + draw.between(0, 3);
   }
   plan.name += " served";
+  draw_shares(draw, plan, serving);
   if (!plan.model.dense() && draw.chance(50)) plan.parallel.experts = draw_placement(draw, plan);
   plan.workload.serving = std::move(serving);
   set_lengths(plan.workload);
@@ -368,19 +386,20 @@ std::string describe(const Plan& plan) {
   const Parallel& p = plan.parallel;
   const ModelConfig& m = plan.model;
   return fmt::format(
-      "{}: tp{} cp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{} by {} overlap {}; layers {} heads {} kv {} head_dim {} "
+      "{}: tp{} cp{} by {} dcp{} by {} dp{} pp{} ({}) sp{} etp{} ep{} edp{} by {} overlap {}; layers {} heads {} kv {} "
+      "head_dim {} "
       "hidden {} "
       "width "
       "{} experts "
       "{} "
       "top {} "
       "vocabulary {} (padded to {}) normalise {} tied {}; lengths {} microbatches {}",
-      plan.name, p.tp, p.cp, to_string(p.cp_comm), p.dp, p.pp, fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep,
-      p.edp, to_string(p.dispatch), to_string(p.overlap), m.layers.size(), m.layers[0].attention.heads,
-      m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim, m.hidden_size,
-      m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts, m.layers[0].feed_forward.top_k,
-      m.vocab_size, padded_vocabulary(m, p), m.layers[0].feed_forward.norm_topk_prob, m.tie_word_embeddings,
-      fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
+      plan.name, p.tp, p.cp, to_string(p.cp_comm), p.dcp, p.dcp_interleave, p.dp, p.pp,
+      fmt::join(p.layers_per_stage, ","), p.sp, p.etp, p.ep, p.edp, to_string(p.dispatch), to_string(p.overlap),
+      m.layers.size(), m.layers[0].attention.heads, m.layers[0].attention.kv_heads, m.layers[0].attention.head_dim,
+      m.hidden_size, m.layers[0].feed_forward.intermediate_size, m.layers[0].feed_forward.num_experts,
+      m.layers[0].feed_forward.top_k, m.vocab_size, padded_vocabulary(m, p), m.layers[0].feed_forward.norm_topk_prob,
+      m.tie_word_embeddings, fmt::join(plan.workload.lengths, ","), plan.workload.microbatches);
 }
 
 }  // namespace shardproof::testing

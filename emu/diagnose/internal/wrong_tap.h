@@ -45,6 +45,8 @@ std::optional<Cause> context_cause(const WrongTap& wrong);
 std::optional<Cause> cache_cause(const WrongTap& wrong);
 /// Of a context whose keys are spread over cp.
 std::optional<Cause> cp_cause(const WrongTap& wrong);
+/// Of a context whose keys ranks of dcp share out.
+std::optional<Cause> dcp_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
 std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
 std::optional<Cause> moe_output_cause(const WrongTap& wrong);

@@ -80,11 +80,12 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::attention_ring_lse:
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
     case TapKind::attention_context: {
-      if (!plan.parallel.in_ring()) {
+      const int count = plan.parallel.key_parts(plan.model.layers[tap.layer].attention.latent());
+      if (count == 0) {
         return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
       }
-      std::vector<TapId> ids = parts(TapKind::attention_ring_context, plan.parallel.cp);
-      std::ranges::copy(parts(TapKind::attention_ring_lse, plan.parallel.cp), std::back_inserter(ids));
+      std::vector<TapId> ids = parts(TapKind::attention_ring_context, count);
+      std::ranges::copy(parts(TapKind::attention_ring_lse, count), std::back_inserter(ids));
       return ids;
     }
     case TapKind::attention_partial:

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "emu/judge/rounding/internal/rule.h"
+#include "emu/plan/cache_share.h"
 #include "emu/run/reduction.h"
 
 namespace shardproof::rounding {
@@ -215,8 +216,10 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
-  for (std::int64_t row = 0; plan.parallel.in_ring() && row < std::ssize(positions); ++row) {
-    cp_of.push_back(deployment.tokens.home(row).at.cp);
+  const CacheShare share = cache_share(plan.parallel, {});
+  for (std::int64_t row = 0; row < std::ssize(positions); ++row) {
+    part_of.push_back(plan.parallel.in_ring() ? deployment.tokens.home(row).at.cp
+                                              : share.owner_of(positions[static_cast<std::size_t>(row)]));
   }
 }
 
@@ -331,7 +334,7 @@ Judged apply(const Rule& rule) {
     case TapKind::attention_ring_lse:
       return judge_ring_lse(rule);
     case TapKind::attention_context:
-      return rules.plan.parallel.in_ring() ? judge_ring_merge(rule) : judge_attention(rule);
+      return rules.plan.parallel.key_parts(attention().latent()) > 0 ? judge_ring_merge(rule) : judge_attention(rule);
     case TapKind::attention_partial:
       return judge_partial(rule, TapKind::attention_context, Weight::attention_output, Weight::attention_output_bias);
     case TapKind::attention_output:

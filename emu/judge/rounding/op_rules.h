@@ -60,7 +60,8 @@ struct Rules {
   ReductionPath path_over_ep;
   ReductionPath path_of_scalars;
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
-  std::vector<int> cp_of;               ///< of each token, where keys go round a ring: the rank of cp that holds it
+  /// Of each token, where attention is made of parts (Parallel::key_parts): which one its key is in.
+  std::vector<int> part_of;
 };
 
 /// The taps that a tap is computed from.

@@ -1,10 +1,11 @@
-// The rules of attention in a ring over cp: a part for the keys of each rank, and the parts merged.
+// The rules of attention in a ring over cp, or over dcp: a part for the keys of each rank, and the parts merged.
 //
 // A part is attention to fewer keys, with the largest of their own scores: its context obeys the rule of attention with
 // one tile. With x_j as there, lse = m + log sum exp(s_j - m) is off by at most
 //   -log(1 - X) of its sum, X = sum P_j |x_j| + gamma(n + 1) (1 + sum P_j |x_j|) + n kExpFlush,
 //   kLogUnits u of the logarithm, and u of the last sum.
-// Which keys are a rank's follows from who owns their rows (TokenMap::home): every key is in one part.
+// Which keys are a rank's follows from who owns their rows (TokenMap::home), or keeps them (CacheShare): every key is
+// in one part.
 //
 // The merge, out = sum P_i o_i, P_i = exp(lse_i - lse), has c parts in place of keys, whose exponents are off by
 //   D_i = u (max lse - lse_i) + kExpUnits u,
@@ -32,7 +33,7 @@ void for_each_query(const Rule& rule, const AttentionInputs& in, std::int64_t ro
   for (query.row = 0; query.row < rows; ++query.row) {
     query.keys.clear();
     for (std::int64_t key = query.row - rules.positions[static_cast<std::size_t>(query.row)]; key <= query.row; ++key) {
-      if (rules.cp_of[static_cast<std::size_t>(key)] == rule.tap().part) query.keys.push_back(key);
+      if (rules.part_of[static_cast<std::size_t>(key)] == rule.tap().part) query.keys.push_back(key);
     }
     for (query.head = 0; query.head < in.spec.heads; ++query.head) {
       query.kv_head = query.head / (in.spec.heads / in.spec.kv_heads);
@@ -108,9 +109,10 @@ Judged judge_ring_merge(const Rule& rule) {
   const double u = profile.compute.relative;
   const AttentionSpec& spec = rule.layer().attention;
   const std::int64_t value_dim = spec.value_dim();
-  const auto parts = static_cast<std::size_t>(rule.rules().plan.parallel.cp);
+  const int count_of_parts = rule.rules().plan.parallel.key_parts(spec.latent());
+  const auto parts = static_cast<std::size_t>(count_of_parts);
   std::vector<reference::Tensor> context, lse;
-  for (int part = 0; part < rule.rules().plan.parallel.cp; ++part) {
+  for (int part = 0; part < count_of_parts; ++part) {
     context.push_back(rule.input(TapKind::attention_ring_context, part));
     lse.push_back(rule.input(TapKind::attention_ring_lse, part));
   }

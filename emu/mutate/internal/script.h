@@ -139,6 +139,7 @@ std::function<std::unique_ptr<FaultInjector>()> script(Fill fill) {
 std::span<const MutationKind> attention_kinds();
 std::span<const MutationKind> cache_kinds();
 std::span<const MutationKind> cp_kinds();
+std::span<const MutationKind> dcp_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> dispatch_kinds();

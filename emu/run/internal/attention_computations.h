@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "emu/run/computations.h"
@@ -182,6 +183,7 @@ void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tenso
     for (const CachedSequence& sequence : ground_.cached->sequences) {
       for (std::size_t i = 0; i < sequence.slots.size(); ++i) {
         const std::int64_t row = begin + static_cast<std::int64_t>(i), slot = sequence.slots[i];
+        if (slot < 0) continue;
         const auto beside = std::ranges::copy(first.row(row), keys.row(slot).begin()).out;
         std::ranges::copy(second.row(row), latent ? beside : values.row(slot).begin());
       }
@@ -194,23 +196,27 @@ void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tenso
 
 template <class T>
 typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer) {
+  const CacheShare share = cache_share(parallel(), layout_.at), first{share.ranks, share.interleave, 0};
+  const std::vector<Chunk> chunks = cached_chunks();
   std::int64_t tokens = 0;
-  if constexpr (kDry) {
-    for (const Chunk& chunk : tokens_.chunks) tokens += chunk.end();
-  } else {
-    for (const CachedSequence& sequence : ground_.cached->sequences) tokens += sequence.chunk.end();
-  }
+  for (const Chunk& chunk : chunks) tokens += first.count_of(chunk.end());
   const AttentionSpec& spec = model_.layers[layer].attention;
   Tensor rows(tokens, spec.kv_lora_rank + spec.rope.dim);
   if constexpr (!kDry) {
     const ops::Matrix<T>& keys = ground_.cache->keys(layer);
     const std::int64_t size = ground_.cache->block_size();
-    std::int64_t row = 0;
-    for (const CachedSequence& sequence : ground_.cached->sequences) {
-      for (std::int64_t token = 0; token < sequence.chunk.end(); ++token) {
-        const std::int64_t block = sequence.blocks[static_cast<std::size_t>(token / size)];
-        std::ranges::copy(keys.row(block * size + token % size), rows.row(row++).begin());
+    std::int64_t begin = 0;
+    for (std::size_t i = 0; i < chunks.size(); ++i) {
+      const std::int64_t most = first.count_of(chunks[i].end());
+      const std::int64_t kept = std::min(believed_share().count_of(chunks[i].end()), most);
+      for (std::int64_t place = 0; place < kept; ++place) {
+        const std::int64_t block = ground_.cached->sequences[i].blocks[static_cast<std::size_t>(place / size)];
+        std::ranges::copy(keys.row(block * size + place % size), rows.row(begin + place).begin());
       }
+      for (std::int64_t place = kept; place < most; ++place) {
+        std::ranges::fill(rows.row(begin + place), std::numeric_limits<T>::quiet_NaN());
+      }
+      begin += most;
     }
   }
   record(op, layer, rows.rows(), rows.cols(), {0, 2.0 * static_cast<double>(rows.size()) * element_bytes()});

@@ -23,7 +23,7 @@ struct RankClasses {
   std::vector<int> ranks;       ///< of each class, how many
   std::vector<int> first_rank;  ///< of each class
   /// [class][axis]: which of `groups` the class is in; -1 where no call goes over the axis.
-  std::vector<std::array<int, 7>> group_of;
+  std::vector<std::array<int, kAxisCount>> group_of;
   std::vector<ClassGroup> groups;
 };
 

@@ -1,0 +1,92 @@
+// Kinds in decode context parallelism: who keeps which token of a sequence, and the merge of what each rank's keys
+// give.
+#include <algorithm>
+#include <optional>
+
+#include "emu/mutate/internal/script.h"
+#include "emu/mutate/internal/sites.h"
+#include "emu/plan/cache_share.h"
+
+namespace shardproof::mutations {
+namespace {
+
+using Instances = std::vector<Mutation>;
+
+/// First stage on the first replica, last stage on the last, where there is dcp.
+std::vector<Coordinates> dcp_groups(const Sites& sites, std::size_t limit) {
+  const Parallel& p = sites.plan.parallel;
+  std::vector<Coordinates> result;
+  if (p.dcp < 2 || !sites.plan.workload.serving) return result;
+  for (const Coordinates& at : {Coordinates{}, Coordinates{.dp = sites.last_busy_dp(), .pp = p.pp - 1}}) {
+    if (result.size() < limit && (result.empty() || result.front() != at)) result.push_back(at);
+  }
+  return result;
+}
+
+/// The share that a rank takes for its own in place of the right one.
+using WrongShare = std::optional<CacheShare> (*)(const Parallel& parallel, std::int64_t block_size, int rank);
+
+/// The next rank's.
+std::optional<CacheShare> next_share(const Parallel& parallel, std::int64_t, int rank) {
+  return CacheShare{parallel.dcp, parallel.dcp_interleave, (rank + 1) % parallel.dcp};
+}
+
+/// Of whole blocks in turn where it is of fewer tokens, and of single tokens where it is of blocks.
+std::optional<CacheShare> share_of_other_interleave(const Parallel& parallel, std::int64_t block_size, int rank) {
+  const std::int64_t other = parallel.dcp_interleave == block_size ? 1 : block_size;
+  if (other == parallel.dcp_interleave) return std::nullopt;
+  return CacheShare{parallel.dcp, other, rank};
+}
+
+/// A sequence of the replica of which the shares keep different tokens.
+bool shows(const Sites& sites, const Coordinates& at, const CacheShare& right, const CacheShare& wrong) {
+  const Range held = sites.tokens.sequences(at.dp);
+  for (std::int64_t s = held.begin; s < held.end(); ++s) {
+    for (std::int64_t token = 0; token < sites.plan.workload.lengths[static_cast<std::size_t>(s)]; ++token) {
+      if (right.owns(token) != wrong.owns(token)) return true;
+    }
+  }
+  return false;
+}
+
+template <WrongShare wrong_share>
+Instances wrong_owner(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  Instances result;
+  for (const Coordinates& at : dcp_groups(sites, limit)) {
+    const int rank = sites.first_rank(at), place = sites.mesh.coordinates(rank).dcp;
+    const auto wrong = wrong_share(plan.parallel, plan.workload.serving->kv_block_size, place);
+    if (!wrong || !shows(sites, at, {plan.parallel.dcp, plan.parallel.dcp_interleave, place}, *wrong)) continue;
+    const int layer = static_cast<int>(sites.layers_of(at.pp).begin);
+    // Where latents are gathered, a rank may also have kept fewer than the others take from it.
+    result.push_back({.layer = layer,
+                      .ranks = sites.group(Axis::dcp, rank),
+                      .group = "dcp",
+                      .tap = tap_name(layer, TapKind::attention_context),
+                      .causes = {"dcp_owner", "cache_unwritten"},
+                      .make = script([=](Script& made) {
+                        made.cache = [=](const Rank& of, std::int64_t, CachedPass& pass) {
+                          if (to_int(of.id()) != rank) return;
+                          pass.share = *wrong;
+                          for (CachedSequence& sequence : pass.sequences) {
+                            sequence.slots = slots_of(sequence.chunk, sequence.blocks, pass.block_size, *wrong);
+                          }
+                        };
+                      })});
+  }
+  return result;
+}
+
+constexpr MutationKind kDcpKinds[] = {
+    {"dcp_wrong_owner", "a rank keeps the tokens of the next rank of dcp", wrong_owner<next_share>},
+    {"dcp_wrong_interleave", "a rank shares tokens out over dcp in runs of another length",
+     wrong_owner<share_of_other_interleave>},
+};
+
+}  // namespace
+
+std::span<const MutationKind> dcp_kinds() {
+  return kDcpKinds;
+}
+
+}  // namespace shardproof::mutations
