@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "emu/judge/dump_writer.h"
+#include "emu/judge/generate.h"
 #include "emu/plan/batch.h"
 #include "emu/plan/save.h"
 #include "emu/report/baseline.h"
@@ -125,8 +126,9 @@ struct Comparison {
   std::optional<BaselineChange> change;  ///< of a run that passes
 };
 
-void write_documents(const Proof& proof, const Comparison& compared, Outputs& outputs) {
-  if (outputs.json.wanted()) outputs.json.write(to_json(proof));
+void write_documents(const Proof& proof, const std::optional<Generation>& generation, const Comparison& compared,
+                     Outputs& outputs) {
+  if (outputs.json.wanted()) outputs.json.write(generation ? to_json(proof, *generation) : to_json(proof));
   if (outputs.junit.wanted()) {
     JunitSuite suite = junit_suite(proof.last());
     if (compared.recorded) suite.cases.push_back(junit_case(*compared.recorded, compared.change));
@@ -141,9 +143,25 @@ void write_documents(const Proof& proof, const Comparison& compared, Outputs& ou
   if (request.orders.size() == 1) {
     const Proof proof{.algebra = {.plan = request.original, .format = request.options.format, .problems = problems},
                       .rounding = {}};
-    write_documents(proof, {}, outputs);
+    write_documents(proof, {}, {}, outputs);
   }
   throw UsageError(problems_text(request.name, problems));
+}
+
+/// What the sharded program puts out; `run` becomes the plan with these tokens.
+Generation generate_tokens(const Request& request, RunnablePlan& run) {
+  const std::optional<Serving>& serving = run.plan().workload.serving;
+  if (!serving ||
+      std::ranges::none_of(serving->requests, [](const shardproof::Request& served) { return served.output > 0; })) {
+    throw UsageError(
+        "--generate: no request has an output; workload.requests, or batch, prompt and output, are needed");
+  }
+  if (request.options.format == ops::Format::exact) {
+    throw UsageError("--generate: tokens are chosen by logits in a float format; name another --format than exact");
+  }
+  Generation generation = generate(run, request.options);
+  if (Runnable made = make_runnable(generation.plan); made.plan) run = *std::move(made.plan);
+  return generation;
 }
 
 int run_verify(const VerifyFlags& flags) {
@@ -154,9 +172,11 @@ int run_verify(const VerifyFlags& flags) {
   Comparison compared{.recorded = read_baseline(flags.baseline), .now = {}, .change = {}};
   const Request request = read_request(flags, scale, files);
   const bool comparing_orders = request.orders.size() > 1;
-  if (comparing_orders && (flags.uses_baseline() || outputs.junit.wanted() || !outputs.dump.empty())) {
+  if (comparing_orders &&
+      (flags.generate || flags.uses_baseline() || outputs.junit.wanted() || !outputs.dump.empty())) {
     throw UsageError(
-        "--all-reduce all compares orders: it takes --json, but no --record, --baseline, --junit or --dump");
+        "--all-reduce all compares orders: it takes --json, but no --record, --baseline, --junit, --dump or "
+        "--generate");
   }
   const Runnable original = make_runnable(request.original);
   if (!original.plan) refuse(request, original.problems, outputs);
@@ -170,8 +190,10 @@ int run_verify(const VerifyFlags& flags) {
     make_folder(outputs.dump);
     dumped.emplace(request.options.format);
   }
-  const Proof proof = prove_with(request, shown_plan(request, *original.plan, outputs), request.orders.front(), outputs,
-                                 dumped ? &*dumped : nullptr);
+  RunnablePlan run = shown_plan(request, *original.plan, outputs);
+  std::optional<Generation> generation;
+  if (flags.generate) generation = generate_tokens(request, run);
+  const Proof proof = prove_with(request, run, request.orders.front(), outputs, dumped ? &*dumped : nullptr);
   if (dumped && proof.rounding) write_dump(outputs.dump, *proof.rounding, *dumped, files);
   if (dumped && !proof.rounding) {
     complain(fmt::format("--dump: '{}' stays empty: the algebra is wrong, and nothing ran in {}", outputs.dump,
@@ -182,11 +204,13 @@ int run_verify(const VerifyFlags& flags) {
   const bool passed = proof.verdict() == Verdict::pass;
   if (compared.recorded && passed) compared.change = first_change(*compared.recorded, compared.now);
 
-  write_documents(proof, compared, outputs);
+  write_documents(proof, generation, compared, outputs);
   if (outputs.human()) {
     say(proof_text(proof, flags.all_taps ? TapLines::all : TapLines::one_a_kind));
+    if (generation) say(generation_text(*generation));
     if (compared.recorded && passed) say(baseline_text(compared.change));
   }
+  if (generation && generation->contradicts_itself() && passed) return kMismatch;
   return compared.change ? kMismatch : exit_code_of(proof.verdict());
 }
 
@@ -264,6 +288,8 @@ void add_verify_command(CLI::App& app, int& exit_code) {
                     "Also measure how far rounding carries from end to end, against an unsharded run");
   add_positive(*command, "--max-amplification", flags->max_amplification,
                "Measure it, and exit 1 where the sharded run's error is more than X times the unsharded one's");
+  command->add_flag("--generate", flags->generate,
+                    "Decode greedily: what the requests put out is what the sharded program makes of their prompts");
   command->add_flag("--taps", flags->all_taps, "Show every tap, not one line a kind");
   command->callback([flags, &exit_code] { exit_code = run_verify(*flags); });
 }

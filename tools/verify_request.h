@@ -35,6 +35,7 @@ struct VerifyFlags {
   std::string baseline;
   std::string dump;
   bool amplification = false;
+  bool generate = false;
   std::optional<double> max_amplification;
   bool all_taps = false;
 

@@ -9,6 +9,10 @@
 #include "emu/plan/runnable.h"
 #include "emu/report/baseline.h"
 
+namespace shardproof {
+struct Generation;
+}
+
 namespace shardproof::tools {
 
 /// The plan as it is run, with its rank table. `scale` says how it was made smaller ("auto", "full", ...).
@@ -20,6 +24,8 @@ enum class TapLines {
   all,
 };
 
+/// The tokens that came out, and those that are too close to call.
+std::string generation_text(const Generation& generation);
 /// Of what was proven last, the table of taps, routing and collectives; then the verdicts.
 std::string proof_text(const Proof& proof, TapLines lines);
 

@@ -111,6 +111,9 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
     hasher.add(p.sp);
     if (p.cp > 1) hasher.add(static_cast<std::int64_t>(p.cp_comm));
     if (p.dispatch != DispatchComm::all_to_all) hasher.add(random_key(5, to_string(p.dispatch)));
+    for (const std::int64_t share : {std::int64_t{p.dcp}, p.dcp_interleave}) {
+      if (p.dcp > 1) hasher.add(share);
+    }
     hasher.add(plan.workload.microbatches);
     if (plan.workload.serving) add_serving(*plan.workload.serving, hasher);
   }

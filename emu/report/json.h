@@ -11,6 +11,7 @@ namespace shardproof {
 struct CheckReport;
 struct DeploymentGraph;
 struct Finding;
+struct Generation;
 struct MutationScore;
 struct OrderReport;
 struct Plan;
@@ -23,6 +24,8 @@ struct VerifyReport;
 std::string to_json(const VerifyReport& report);
 /// "shardproof.verify/2": the last report, with "algebra" and its "exact_use" when that is the rounding's.
 std::string to_json(const Proof& proof);
+/// The same with "generated", the tokens that came out.
+std::string to_json(const Proof& proof, const Generation& generation);
 /// The report of every order of the all-reduce: "shardproof.orders/1".
 std::string to_json(const std::vector<OrderReport>& orders);
 /// "shardproof.check/1"

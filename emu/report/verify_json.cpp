@@ -1,6 +1,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "emu/judge/generate.h"
 #include "emu/judge/report.h"
 #include "emu/plan/save.h"
 #include "emu/report/internal/problems_json.h"
@@ -225,6 +226,25 @@ Json proof_json(const Proof& proof) {
   return document;
 }
 
+Json generation_json(const Generation& generation) {
+  Json requests = Json::array();
+  for (const std::vector<GeneratedToken>& output : generation.outputs) {
+    Json ids = Json::array(), close = Json::array();
+    for (std::size_t place = 0; place < output.size(); ++place) {
+      const GeneratedToken& token = output[place];
+      ids.push_back(token.id);
+      if (!token.close() && !token.differs) continue;
+      close.push_back({{"place", place},
+                       {"second", token.second},
+                       {"margin", number(token.margin)},
+                       {"error", number(token.error)},
+                       {"differs", token.differs}});
+    }
+    requests.push_back({{"tokens", ids}, {"close", close}});
+  }
+  return requests;
+}
+
 std::string text_of(const Json& document) {
   return document.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -237,6 +257,12 @@ std::string to_json(const VerifyReport& report) {
 
 std::string to_json(const Proof& proof) {
   return text_of(proof_json(proof));
+}
+
+std::string to_json(const Proof& proof, const Generation& generation) {
+  Json document = proof_json(proof);
+  document["generated"] = generation_json(generation);
+  return text_of(document);
 }
 
 std::string to_json(const std::vector<OrderReport>& orders) {
