@@ -59,12 +59,14 @@ void layer_norm(MatrixView<const T> x, std::span<const T> weight, std::span<cons
                    x.cols, [](auto value) { return value; }, in) /
                static_cast<T>(x.cols);
       if (format == Format::exact) mean = stored(mean, format);
-      const T sum = simd::sum_of<T>(
-          x.cols, [mean](auto value) { return (value - mean) * (value - mean); }, in);
+      // The rest of a vector that a row fills in part is 0, and so it must stay: differences are laid down first.
+      T* const out = y.row(row).data();
+      simd::transform<T>(
+          x.cols, out, [mean](auto value) { return value - mean; }, in);
+      const T sum = row_squares(std::span<const T>(out, static_cast<std::size_t>(x.cols)));
       const T inverse = T{1} / std::sqrt(sum / static_cast<T>(x.cols) + static_cast<T>(eps));
       simd::transform<T>(
-          x.cols, y.row(row).data(),
-          [&](auto value, auto factor, auto more) { return rounding((value - mean) * inverse * factor + more); }, in,
+          x.cols, out, [&](auto d, auto factor, auto more) { return rounding(d * inverse * factor + more); }, out,
           weight.data(), bias.data());
     }
   });

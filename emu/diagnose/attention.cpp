@@ -110,6 +110,29 @@ std::optional<Cause> norm_slice_cause(const WrongTap& wrong, const Projection& p
   return std::nullopt;
 }
 
+/// Of norms over all heads, the part of the weight that another rank holds.
+std::optional<Cause> norm_weight_cause(const WrongTap& wrong, const Projection& projection) {
+  const AttentionSpec* const spec =
+      wrong.layer >= 0 ? &wrong.model.plan().model.layers[wrong.layer].attention : nullptr;
+  if (!projection.rotated || spec == nullptr || spec->query_key_norm != QueryKeyNorm::full) return std::nullopt;
+  const std::int64_t held = std::ssize(wrong.rows.front().got);
+  for (std::int64_t shift = spec->head_dim; shift + held <= wrong.expected.cols; shift += spec->head_dim) {
+    const auto with_other = [&](const WrongRow& row) {
+      const std::int64_t begin = (row.col + shift) % wrong.expected.cols;
+      if (begin + std::ssize(row.got) > wrong.expected.cols) return std::vector<double>();
+      return projected(
+          wrong, projection, row,
+          {row.row, wrong.layer, wrong.model.tokens().position(row.row), -1, Origin::Squares::of_all, shift});
+    };
+    if (!explains(wrong.rows, with_other, wrong.tolerance)) continue;
+    const WrongRow& first = wrong.rows.front();
+    return Cause{"norm_of_another_head",
+                 fmt::format("head {} on {} is normed with the weight of head {}", first.col / spec->head_dim,
+                             ranks_of(wrong.rows), (first.col + shift) % wrong.expected.cols / spec->head_dim)};
+  }
+  return std::nullopt;
+}
+
 std::optional<Cause> shifted_cause(const WrongTap& wrong) {
   for (const std::int64_t shift : {1, -1}) {
     const auto shifted = [&](const WrongRow& row) {
@@ -161,12 +184,41 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
     }
   }
   if (auto cause = norm_slice_cause(wrong, projection)) return cause;
+  if (auto cause = norm_weight_cause(wrong, projection)) return cause;
   if (projection.rotated) {
     if (auto cause = position_cause(wrong, projection)) return cause;
     if (auto cause = input_row_cause(wrong, projection)) return cause;
   }
   return std::nullopt;
 }
+
+namespace {
+
+/// Each query head attends with another one's sink.
+std::optional<Cause> sink_cause(const WrongTap& wrong) {
+  Recompute& model = wrong.model;
+  const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
+  const std::int64_t dim = spec.value_dim(), share = spec.heads / spec.kv_heads;
+  for (std::int64_t shift = 1; spec.sinks && shift < spec.heads; ++shift) {
+    const auto predicted = [&](const WrongRow& row) {
+      const std::int64_t position = model.tokens().position(row.row);
+      std::vector<double> values;
+      for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+        const std::vector<double> one = model.attend(wrong.layer, row.row, Range{row.row - position, position + 1},
+                                                     {head, head / share, (head + shift) % spec.heads});
+        values.insert(values.end(), one.begin(), one.end());
+      }
+      return values;
+    };
+    if (!explains(wrong.rows, predicted, wrong.tolerance)) continue;
+    const std::int64_t head = wrong.rows.front().col / dim;
+    return Cause{"sinks_of_another_head", fmt::format("query head {} attends with the sink of head {} on {}", head,
+                                                      (head + shift) % spec.heads, ranks_of(wrong.rows))};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
 
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
@@ -178,6 +230,7 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
   }
   const bool over_cp = model.plan().parallel.cp > 1;
   if (auto cause = over_cp ? cp_cause(wrong) : std::nullopt) return cause;
+  if (auto cause = sink_cause(wrong)) return cause;
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
   const std::int64_t dim = spec.value_dim();
   const std::int64_t share = spec.heads / spec.kv_heads;

@@ -187,7 +187,8 @@ void Recompute::norm_over_heads(Row& y, TapKind kind, int layer, const Origin& f
   ops::Matrix<double> squares(1, 1);
   ops::sum_squares<double>(one_row(std::span<const double>(all)), squares, 0);
   ops::rms_norm_part<double>(one_row(y), squares, 0, from.squares == Squares::of_slice ? cols.count : norm.cols,
-                             vector(norm, cols), plan_.model.rms_norm_eps, format(), one_row(y));
+                             vector(norm, {(cols.begin + from.norm_shift) % norm.cols, cols.count}),
+                             plan_.model.rms_norm_eps, format(), one_row(y));
 }
 
 Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& from, Range cols) {
@@ -246,7 +247,8 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
                                         .window = attention.sliding_window};
   Row sink;
   if (attention.sinks) {
-    sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer), {heads.query, 1});
+    sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer),
+                  {heads.sink >= 0 ? heads.sink : heads.query, 1});
     options.sinks = sink;
   }
   const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};

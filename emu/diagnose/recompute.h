@@ -38,6 +38,7 @@ struct EtpSlices {
 struct HeadPair {
   std::int64_t query = 0;
   std::int64_t key_value = 0;
+  std::int64_t sink = -1;  ///< the query head whose sink takes part; -1: its own
 };
 
 class Recompute {
@@ -80,6 +81,7 @@ class Recompute {
     /// A norm over all heads has the squares of these columns only, and divides them by how many they are, or by the
     /// whole width.
     enum class Squares : std::int8_t { of_all, of_slice, of_slice_over_all } squares = Squares::of_all;
+    std::int64_t norm_shift = 0;  ///< the norm's weight begins so many columns further, round its end
   };
   /// Columns, whole heads, of attention.q, k or v of the layer.
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);

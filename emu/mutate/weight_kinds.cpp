@@ -72,6 +72,15 @@ Instances output_slice_of_neighbour(const MutablePlan& plan, std::size_t limit) 
   return next_slice<Weight::attention_output, true>(plan, limit, TapKind::attention_output, {"wrong_slice"});
 }
 
+/// Of a norm over all heads, a rank's part of the weight.
+Instances query_norm_of_neighbour(const MutablePlan& plan, std::size_t limit) {
+  if (plan.model.layers[0].attention.query_key_norm != QueryKeyNorm::full) return {};
+  return next_slice<Weight::attention_q_norm, true>(plan, limit, TapKind::attention_q, {"norm_of_another_head"});
+}
+Instances sinks_of_neighbour(const MutablePlan& plan, std::size_t limit) {
+  return next_slice<Weight::attention_sinks, true>(plan, limit, TapKind::attention_context, {"sinks_of_another_head"});
+}
+
 /// Fewer kv heads than tp: a rank believes that its query heads share another kv head.
 Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
@@ -204,6 +213,9 @@ constexpr MutationKind kWeightKinds[] = {
     {"attention_norm_stale", "a rank's attention norm is another layer's", attention_norm_stale,
      MutationClass::sharding, may_have_no_row},
     {"q_heads_swapped", "a rank holds its neighbour's query heads", q_heads_swapped},
+    {"query_norm_of_another_head", "a rank norms its queries with the weight of its neighbour's heads",
+     query_norm_of_neighbour},
+    {"sinks_of_another_head", "a rank holds the sinks of its neighbour's heads", sinks_of_neighbour},
     {"kv_head_wrong", "a rank holds the wrong key head", kv_head_wrong},
     {"v_head_wrong", "a rank holds the wrong value head", v_head_wrong},
     {"kv_group_wrong", "fewer kv heads than tp: query heads use another kv head", kv_group_wrong},

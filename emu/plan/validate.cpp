@@ -105,7 +105,7 @@ class Checker {
   }
 
   void check_groups(const FeedForwardSpec& spec) {
-    if (spec.groups <= 1) return;
+    if (spec.groups <= 1 && spec.top_groups <= 1) return;
     if (spec.num_experts % spec.groups != 0) {
       problem("model.n_group", fmt::format("{} experts / {} groups = {} remainder {}; {}", spec.num_experts,
                                            spec.groups, spec.num_experts / spec.groups, spec.num_experts % spec.groups,

@@ -69,10 +69,17 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2}));
   plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
 
+<<<<<<< HEAD
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2, .overlap = Overlap::two_batch}));
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4, .dispatch = DispatchComm::all_gather}));
   plans.push_back(small_plan({.tp = 4, .ep = 4, .dispatch = DispatchComm::all_reduce}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
+=======
+  plans.push_back(small_plan({.tp = 2, .edp = 2}));
+  plans.back().model.layers.kind(0).attention.query_key_norm = QueryKeyNorm::full;
+  plans.back().model.layers.kind(0).attention.sinks = true;
+
+>>>>>>> 9fc2e8e (Walk every key of every family beside Transformers; name norms and sinks of other heads)
   plans.push_back(serving_plan());
   plans.push_back(dcp_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
@@ -120,6 +127,60 @@ TEST(Mutations, OfGeneratedPlansAreDetectedAndNamed) {
 
   EXPECT_EQ(total.missed, 0) << report;
   EXPECT_GE(total.detected, 150);
+  EXPECT_GE(static_cast<double>(total.tap_right), 0.98 * static_cast<double>(total.detected)) << report;
+  EXPECT_GE(static_cast<double>(total.cause_right), 0.90 * static_cast<double>(total.detected)) << report;
+}
+
+/// Plans of the architecture over two ranks of tp or more, which pass.
+std::vector<Plan> plans_over_tp(testing::Drawn drawn, std::size_t count) {
+  std::vector<Plan> plans;
+  for (std::uint64_t seed = testing::property_seed(); plans.size() < count; ++seed) {
+    Plan plan = testing::random_family_plan(seed, drawn, 12);
+    if (plan.parallel.tp < 2 || plan.workload.tokens() < 8) continue;
+    if (verify(plan, {.format = ops::Format::exact, .diagnose = false}).verdict == Verdict::pass) {
+      plans.push_back(std::move(plan));
+    }
+  }
+  return plans;
+}
+
+TEST(Mutations, OfWhatFamiliesHaveBesideAreDetectedAndNamed) {
+  struct Beside {
+    testing::Drawn drawn;
+    std::set<std::string_view> kinds;
+  };
+  for (const auto& [drawn, kinds] :
+       {Beside{testing::Drawn::olmoe, {"query_key_norm_over_slice", "query_norm_of_another_head"}},
+        Beside{testing::Drawn::gpt_oss, {"sinks_of_another_head"}}}) {
+    MutationCounts total;
+    std::string report;
+    for (const Plan& plan : plans_over_tp(drawn, 6)) {
+      const MutationScore score =
+          run_mutations(runnable(plan), {.wanted = [&](std::string_view kind) { return kinds.contains(kind); }});
+      total.add(score.counts(MutationClass::sharding));
+      report += report_of(score);
+    }
+
+    EXPECT_GE(total.detected, 6) << to_string(drawn);
+    EXPECT_EQ(total.missed, 0) << report;
+    EXPECT_EQ(total.tap_right, total.detected) << report;
+    EXPECT_EQ(total.cause_right, total.detected) << report;
+  }
+}
+
+// The bugs that every model can have, in streams that are multiplied, normed with a mean and summed over tp besides.
+TEST(Mutations, OfOlmoeGraniteAndPhiAreDetectedAndNamed) {
+  MutationCounts total;
+  std::string report;
+  for (const testing::Drawn drawn : {testing::Drawn::olmoe, testing::Drawn::granitemoe, testing::Drawn::phimoe}) {
+    for (const Plan& plan : plans_over_tp(drawn, 1)) {
+      const MutationScore score = run_mutations(runnable(plan), {.per_kind = 1});
+      total.add(score.counts(MutationClass::sharding));
+      report += report_of(score);
+    }
+  }
+
+  EXPECT_EQ(total.missed, 0) << report;
   EXPECT_GE(static_cast<double>(total.tap_right), 0.98 * static_cast<double>(total.detected)) << report;
   EXPECT_GE(static_cast<double>(total.cause_right), 0.90 * static_cast<double>(total.detected)) << report;
 }

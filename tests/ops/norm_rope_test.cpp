@@ -1,3 +1,6 @@
+#include <cmath>
+#include <utility>
+
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/shape.h"
@@ -51,6 +54,52 @@ TEST(RmsNorm, EqualElementsGiveEqualResultsWhereverTheyStand) {
   rms_norm<float>(x, weight.span(), 1e-5, Format::fp32, y);
 
   for (const float value : y.span()) EXPECT_EQ(value, y(0, 0));
+}
+
+TEST(RmsNorm, OfPartsIsThatOfTheWholeOnceTheSquaresAreAdded) {
+  const Matrix<double> x = random_matrix<double>(5, 48, 4, 21), weight = random_matrix<double>(1, 48, 2, 22);
+  Matrix<double> whole(5, 48), parts(5, 48), squares(5, 2), sum(5, 1);
+  rms_norm<double>(x, weight.span(), 1e-5, Format::exact, whole);
+  sum_squares<double>(x.view().col_range(0, 13), squares, 0);
+  sum_squares<double>(x.view().col_range(13, 35), squares, 1);
+  for (Index row = 0; row < 5; ++row) sum(row, 0) = squares(row, 0) + squares(row, 1);
+
+  for (const auto& [begin, count] : {std::pair<Index, Index>{0, 13}, {13, 35}}) {
+    rms_norm_part<double>(x.view().col_range(begin, count), sum, 0, 48, weight.view().col_range(begin, count).row(0),
+                          1e-5, Format::exact, parts.view().col_range(begin, count));
+  }
+
+  EXPECT_TRUE(oracle::same_bits<double>(whole, parts));
+}
+
+TEST(LayerNorm, TakesTheMeanOffAndAddsTheBias) {
+  const Matrix<float> x = random_matrix<float>(4, 37, 4, 23), weight = random_matrix<float>(1, 37, 2, 24),
+                      bias = random_matrix<float>(1, 37, 2, 25);
+  Matrix<float> y(4, 37);
+
+  layer_norm<float>(x, weight.span(), bias.span(), 1e-5, Format::fp32, y);
+
+  for (Index row = 0; row < 4; ++row) {
+    double mean = 0, variance = 0;
+    for (Index i = 0; i < 37; ++i) mean += double{x(row, i)} / 37;
+    for (Index i = 0; i < 37; ++i) variance += (x(row, i) - mean) * (x(row, i) - mean) / 37;
+    for (Index i = 0; i < 37; ++i) {
+      EXPECT_NEAR(y(row, i), (x(row, i) - mean) / std::sqrt(variance + 1e-5) * weight(0, i) + bias(0, i), 1e-5);
+    }
+  }
+}
+
+TEST(LayerNorm, StoresItsMeanInExact) {
+  Matrix<double> x(1, 3), weight(1, 3), bias(1, 3), y(1, 3);
+  x(0, 0) = 1;
+  for (Index i = 0; i < 3; ++i) weight(0, i) = 1;
+
+  layer_norm<double>(x, weight.span(), bias.span(), 0, Format::exact, y);
+
+  // 1/3 on the grid is 341/1024.
+  const double mean = 341.0 / 1024, variance = ((1 - mean) * (1 - mean) + 2 * mean * mean) / 3;
+  EXPECT_EQ(y(0, 0), stored((1 - mean) * (1 / std::sqrt(variance)), Format::exact));
+  EXPECT_EQ(y(0, 1), stored(-mean * (1 / std::sqrt(variance)), Format::exact));
 }
 
 TEST(RmsNorm, AcceptsNoRowsAndRefusesAWrongWeight) {

@@ -1,5 +1,7 @@
 #include "ops/router.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "ops/shape.h"
@@ -98,6 +100,23 @@ TEST(Route, ChoosesDistinctExpertsEvenAmongNanAndInfinities) {
   for (Index t = 0; t < 2; ++t) {
     for (Index slot = 0; slot < 6; ++slot) EXPECT_EQ(ids(t, slot), expected[t][slot]);
   }
+}
+
+// Logits 2, 1.9, 1, 1.8 with a jitter of 0.03: within 6 % of 2 is 1.9 alone; of 1.9, once 2 is chosen, 1.8 too.
+TEST(Route, SparsemixerWeighsEachOfTwoAgainstTheLogitsNearIt) {
+  Matrix<double> logits(1, 4), weights(1, 2);
+  Matrix<std::int32_t> ids(1, 2);
+  const double values[] = {2, 1.9, 1, 1.8};
+  std::ranges::copy(values, logits.span().begin());
+  const RouteOptions<double> options{.top_k = 2, .normalise = false, .sparsemixer = true, .jitter = 0.03};
+
+  choose_experts<double>(logits, options, ids);
+  route_weights<double>(logits, ids, options, Format::fp64, weights);
+
+  EXPECT_EQ(ids(0, 0), 0);
+  EXPECT_EQ(ids(0, 1), 1);
+  EXPECT_NEAR(weights(0, 0), 1 / (1 + std::exp(-0.1)), 1e-15);
+  EXPECT_NEAR(weights(0, 1), 1 / (1 + std::exp(-0.1)), 1e-15);
 }
 
 TEST(Route, StoresWeightsInTheFormat) {

@@ -564,5 +564,30 @@ TEST(LoadPlan, ReadsTokenIdsWhichSayHowLongTheSequencesAre) {
   expect_refused(plan_text("", rest + "[[1, 2]], \"batch\": 2}"), "workload.batch", "has 1 sequences");
 }
 
+TEST(LoadPlan, TakesTheDirectoryOfACheckpointAsTheModel) {
+  const std::string directory = SHARDPROOF_SOURCE_DIR "/tests/golden/families/olmoe";
+
+  const LoadedPlan loaded = parse(R"({"model": ")" + directory + R"(", "parallel": {"tp": 2}})");
+
+  ASSERT_TRUE(loaded.plan.has_value()) << loaded.problems.front().message;
+  EXPECT_EQ(loaded.plan->model.model_type, "olmoe");
+  EXPECT_EQ(loaded.model_directory, directory);
+  EXPECT_EQ(loaded.model_file, directory + "/config.json");
+}
+
+TEST(LoadPlan, RefusesADirectoryThatIsNoCheckpoint) {
+  const std::filesystem::path golden = SHARDPROOF_SOURCE_DIR "/tests/golden/families/olmoe";
+  const std::filesystem::path folder = std::filesystem::path(::testing::TempDir()) / "shardproof_no_checkpoint";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  const std::string text = R"({"model": ")" + folder.string() + R"(", "parallel": {"tp": 2}})";
+
+  expect_refused(text, "model", "no config.json");
+  std::filesystem::copy(golden / "config.json", folder / "config.json");
+  expect_refused(text, "model", "no .safetensors");
+
+  std::filesystem::remove_all(folder);
+}
+
 }  // namespace
 }  // namespace shardproof

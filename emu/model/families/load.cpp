@@ -150,7 +150,11 @@ void read_latent(ObjectReader& reader, AttentionSpec& attention) {
   attention.v_head_dim = size("v_head_dim", 128);
   if (attention.v_head_dim == attention.head_dim) attention.v_head_dim = 0;
   attention.rope.interleaved = reader.boolean({"rope_interleave"}).value_or(attention.rope.interleaved);
-  reader.ignore({"head_dim"});
+  // The family's class gives it this value, and turns so many elements of a head.
+  if (const auto head_dim = reader.integer({"head_dim"}, 1, kMaxWidth); head_dim && *head_dim != attention.rope.dim) {
+    reader.problem(reader.field("head_dim"),
+                   fmt::format("{}; with latent attention it is qk_rope_head_dim, {}", *head_dim, attention.rope.dim));
+  }
   reader.ignore({"qk_head_dim"});
   if (attention.kv_heads != attention.heads) {
     reader.problem(reader.field("num_key_value_heads"),
