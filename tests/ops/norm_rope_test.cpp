@@ -91,8 +91,11 @@ TEST(LayerNorm, TakesTheMeanOffAndAddsTheBias) {
 
 TEST(LayerNorm, StoresItsMeanInExact) {
   Matrix<double> x(1, 3), weight(1, 3), bias(1, 3), y(1, 3);
-  x(0, 0) = 1;
-  for (Index i = 0; i < 3; ++i) weight(0, i) = 1;
+  for (Index i = 0; i < 3; ++i) {
+    x(0, i) = i == 0 ? 1 : 0;
+    weight(0, i) = 1;
+    bias(0, i) = 0;
+  }
 
   layer_norm<double>(x, weight.span(), bias.span(), 0, Format::exact, y);
 

@@ -589,5 +589,15 @@ TEST(LoadPlan, RefusesADirectoryThatIsNoCheckpoint) {
   std::filesystem::remove_all(folder);
 }
 
+TEST(LoadPlan, RefusesAHeadDimThatLatentAttentionDoesNotHave) {
+  const std::string latent =
+      R"("model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "q_lora_rank": 16, "kv_lora_rank": 12,
+         "qk_nope_head_dim": 6, "qk_rope_head_dim": 8, "v_head_dim": 10, "moe_intermediate_size": 16, "n_group": 1,
+         "topk_group": 1, "first_k_dense_replace": 1, "head_dim": )";
+
+  EXPECT_TRUE(parse(plan_text(latent + "8")).problems.empty());
+  expect_refused(plan_text(latent + "9"), "model.head_dim", "qk_rope_head_dim, 8");
+}
+
 }  // namespace
 }  // namespace shardproof

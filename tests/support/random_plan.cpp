@@ -235,10 +235,11 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
           attention.rope.pair_factors.push_back(draw.between(8, 32) * 0.125);
         }
       }
-      experts.num_experts += experts.num_experts == 1 ? 1 : 0;
+      // Of two the second is chosen alone, and weighs 1.
+      experts.num_experts += 3;
       experts.top_k = 2;
       experts.scoring = Scoring::sparsemixer;
-      experts.router_jitter = draw.one_of({1, 2, 4}) * 0.125;
+      experts.router_jitter = draw.one_of({3, 4, 6}) * 0.125;
       if (draw.chance(30)) attention.sliding_window = draw.between(1, 6);
       return;
   }
