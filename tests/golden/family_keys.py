@@ -126,8 +126,9 @@ def walk(name, case, ours, torch, transformers):
         else:
             other = theirs.logits(changed)
             same = other is not None and torch.equal(other, logits)
+            value = changed[key.split(".")[0]]
             outcome = ("irrelevant", "") if same else (
-                "error", f"dropped: Transformers' logits change with {json.dumps(changed.get(key, changed.get(key.split('.')[0])))}")
+                "error", f"dropped: Transformers' logits change with {json.dumps(value)}")
         order = ("irrelevant", "refused", "computed", "error")
         found[key] = max(found.get(key, outcome), outcome, key=lambda said: order.index(said[0]))
     return found

@@ -345,6 +345,13 @@ TEST(Validate, RefusesASliceThatCutsABlockOfQuantisedWeights) {
   EXPECT_TRUE(validate(plan).empty());
 }
 
+TEST(Validate, RefusesToChooseMoreGroupsThanThereAre) {
+  Plan plan = small_plan();
+  plan.model.layers.kind(0).feed_forward.top_groups = 2;
+
+  EXPECT_THAT(all_text(validate(plan)), HasSubstr("model.topk_group: 2 of 1 groups; 1 to 1 is needed"));
+}
+
 TEST(Validate, HoldsTokenIdsToTheVocabularyAndTheLengths) {
   Plan plan = small_plan();
   for (const std::int64_t length : plan.workload.lengths) {
