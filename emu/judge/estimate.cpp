@@ -29,7 +29,7 @@ double ring_elements(const RankTrace& trace) {
   return most;
 }
 
-/// What all ranks hold at once at the most: ranks of all stages work at the same time, each on a microbatch of its own.
+/// What all ranks hold at once at the most: as many stages work at the same time as there are microbatches for them.
 double alive_elements(const Plan& plan, ops::Format format) {
   const Mesh mesh(plan.parallel);
   std::vector<double> alive;
@@ -38,9 +38,13 @@ double alive_elements(const Plan& plan, ops::Format format) {
         alive.push_back(activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank)).alive +
                         ring_elements(*trace));
       });
-  double sum = 0;
-  for (const int list : list_of_rank) sum += alive[static_cast<std::size_t>(list)];
-  return sum;
+  double sum = 0, most = 0;
+  for (const int list : list_of_rank) {
+    sum += alive[static_cast<std::size_t>(list)];
+    most = std::max(most, alive[static_cast<std::size_t>(list)]);
+  }
+  const double busy_stages = static_cast<double>(std::min<std::int64_t>(plan.workload.microbatches, plan.parallel.pp));
+  return plan.workload.serving ? sum : std::min(sum, most * busy_stages * mesh.world() / plan.parallel.pp);
 }
 
 /// The reference is a world of one that takes the batch at once; it is gone when the ranks run.
@@ -89,24 +93,46 @@ double tap_elements(const Plan& plan, const TapId& tap) {
          static_cast<double>(tap_width(plan.model, tap));
 }
 
-/// Of the algebra: expected taps in float64, and a byte an element for the parts that have arrived.
+/// Of the algebra: expected taps in float64, and a byte an element for the parts that have arrived; of sums over ranks
+/// of tp and etp, which are added when the run is over, every rank's part.
 double expected_bytes(const Plan& plan) {
   double elements = 0;
   for (const TapId& tap : all_taps(plan.model)) elements += tap_elements(plan, tap);
-  return elements * (8 + 1);
+  double parts = 0;
+  for (const int ranks : {plan.parallel.tp, plan.parallel.etp}) parts += ranks > 1 ? ranks : 0;
+  const double stream = static_cast<double>(plan.workload.tokens()) * static_cast<double>(plan.model.hidden_size);
+  return elements * (8 + 1) + parts * stream * static_cast<double>(plan.model.layers.size()) * 8;
 }
 
-/// Of the rounding: the run's own taps in its scalar, at most all of them, a byte an element for what has arrived, and
-/// what two rules compute at once, in float64: their inputs and a result.
+/// Blocks that the ranks of all stages hand in, each a tap's of its own layer, at every step and microbatch.
+double block_count(const Plan& plan) {
+  const Parallel& p = plan.parallel;
+  double steps = 0;  // of all replicas
+  for (const ReplicaSchedule& replica : make_schedule(p, plan.workload)) steps += static_cast<double>(replica.size());
+  const double taps = static_cast<double>(all_taps(plan.model).size()) / p.pp;
+  return taps * steps * static_cast<double>(plan.workload.microbatches) * Mesh(p).world() / p.dp;
+}
+
+/// The scores of one head in the reference.
+double score_bytes(const Plan& plan) {
+  const auto longest = static_cast<double>(std::ranges::max(plan.workload.lengths));
+  return longest * longest * 8;
+}
+
+/// Of the rounding: the run's own taps in its scalar, a byte an element for what has arrived, and what a rule computes
+/// at once, in float64. A tap is dropped when all that is computed from it was judged: one rank goes through the layers
+/// by itself, and half of all taps is never there at once; many ranks go through them together.
 double kept_bytes(const Plan& plan, ops::Format format) {
   double elements = 0, largest = 0;
   for (const TapId& tap : all_taps(plan.model, tap_parts(plan))) {
     elements += tap_elements(plan, tap);
     largest = std::max(largest, tap_elements(plan, tap));
   }
-  // What a ring's steps gave is merged from two tensors for each.
-  const int tensors = std::max(3, 2 * tap_parts(plan).keys + 1);
-  return elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + 2.0 * tensors * 8 * largest;
+  const int world = Mesh(plan.parallel).world();
+  const double share = world <= 2 ? 0.5 : world <= 16 ? 0.6 : 1;
+  // What a ring's steps gave is merged at once.
+  const double tensors = std::max(1, tap_parts(plan).keys);
+  return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;
 }
 
 }  // namespace
@@ -122,14 +148,24 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     largest_weight = std::max(largest_weight, static_cast<double>(count.rows) * static_cast<double>(count.cols));
   }
 
-  const double verdicts = format == ops::Format::exact ? 1 : 2;
-  const double taps = expected_bytes(plan) + (format == ops::Format::exact ? 0 : kept_bytes(plan, format));
-  // The ranks' weights come and go, but for what is kept and what is in use; each reference holds a whole tensor.
-  const double held =
-      std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) + largest_weight * 8 * 3 * verdicts;
-  // Every rank has some bookkeeping.
-  const double bookkeeping = 64e6 + 200e3 * plan.world();
-  return held + taps + (working_elements(plan, format) + cache_elements(plan)) * kScalar + bookkeeping;
+  // The constants are those under which tests/tools/estimate_nightly.cpp holds.
+  constexpr double kProcess = 24e6, kOfTap = 8e3, kOfRank = 6e3, kOfBlock = 450;
+  constexpr double kFragments = 1.12;        // of the heap, where large blocks come and go
+  constexpr double kWeightFragments = 1.25;  // more of it, where weights of all sizes are dropped and made again
+  const bool both = format != ops::Format::exact;
+  const double tap_count = static_cast<double>(all_taps(model).size());
+  const double alive = (working_elements(plan, format) + cache_elements(plan)) * kScalar;
+  const double bookkeeping = kOfTap * tap_count + kOfRank * plan.world() + kOfBlock * block_count(plan);
+  double heap = expected_bytes(plan) + score_bytes(plan) + alive + bookkeeping;
+  double kept_weights = std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) * kWeightFragments;
+  if (both) {
+    // Its run goes on while the reference of the algebra is made.
+    const double scalar = ops::computes_in_double(format) ? 8 : 4;
+    heap += kept_bytes(plan, format) + alive / kScalar * scalar + bookkeeping;
+    kept_weights += std::min(weights * scalar, static_cast<double>(kWeightBytesKept));
+  }
+  // The reference holds a whole weight.
+  return kProcess + kFragments * (heap + kept_weights) + largest_weight * 8;
 }
 
 }  // namespace shardproof

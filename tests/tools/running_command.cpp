@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -63,7 +64,9 @@ void RunningCommand::signal(int number) const {
 
 int RunningCommand::wait() {
   int status = 0;
-  waitpid(id_, &status, 0);
+  struct rusage usage {};
+  wait4(id_, &status, 0, &usage);
+  most_bytes_ = static_cast<double>(usage.ru_maxrss) * 1024;
   id_ = -1;
   return status;
 }

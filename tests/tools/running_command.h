@@ -23,9 +23,12 @@ class RunningCommand {
   int wait();
   /// The same without waiting; false while it runs.
   bool ended(int& status);
+  /// After wait(): the most bytes that it had in memory at once; no less than this process had when it was started.
+  double most_bytes() const { return most_bytes_; }
 
  private:
   pid_t id_ = -1;
+  double most_bytes_ = 0;
 };
 
 /// Waits until `holds`, ten seconds at the most; whether it came to hold.
