@@ -322,11 +322,12 @@ Tensor experts_of(const Model& model, const FeedForwardSpec& spec, const Tensor&
 
   // by_slot.row(t * top_k + slot) is what the expert that token t chose in that slot makes of it.
   Tensor by_slot(n.rows * spec.top_k, n.cols);
+  std::vector<std::vector<std::int64_t>> slots_of(static_cast<std::size_t>(spec.num_experts));
+  for (std::int64_t s = 0; s < by_slot.rows; ++s) {
+    slots_of[static_cast<std::size_t>(routing.choice.values[static_cast<std::size_t>(s)])].push_back(s);
+  }
   for (std::int64_t e = 0; e < spec.num_experts; ++e) {
-    std::vector<std::int64_t> slots;
-    for (std::int64_t s = 0; s < by_slot.rows; ++s) {
-      if (routing.choice.values[static_cast<std::size_t>(s)] == static_cast<double>(e)) slots.push_back(s);
-    }
+    const std::vector<std::int64_t>& slots = slots_of[static_cast<std::size_t>(e)];
     if (slots.empty()) continue;
     Tensor inputs(static_cast<std::int64_t>(slots.size()), n.cols);
     for (std::int64_t r = 0; r < inputs.rows; ++r) {
