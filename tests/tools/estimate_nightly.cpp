@@ -145,7 +145,7 @@ TEST_P(EstimatedBytes, AreThePeakOfARunAndAtMostHalfAsMuchAgain) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, EstimatedBytes,
                          ::testing::Values(ops::Format::exact, ops::Format::bf16, ops::Format::fp64),
-                         [](const auto& info) { return std::string(ops::to_string(info.param)); });
+                         [](const auto& format) { return std::string(ops::to_string(format.param)); });
 
 }  // namespace
 }  // namespace shardproof
