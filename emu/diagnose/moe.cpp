@@ -206,7 +206,9 @@ std::optional<Cause> early_read_cause(const WrongTap& wrong) {
 std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
   const Plan& plan = wrong.model.plan();
   if (!plan.parallel.sums_over_ep()) return std::nullopt;
-  const MoeSlots moe(wrong, wrong.witnesses);
+  // Each rank's sum goes to the rows that it routes; where all route alike, to all.
+  const std::vector<WrongRow> rows = plan.parallel.routes_alike() ? wrong.witnesses : routed_beside(wrong);
+  const MoeSlots moe(wrong, rows);
   const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
   const auto partial = [&](std::size_t i, int member) {
     const Slots& slots = moe.slots(i);
@@ -217,12 +219,12 @@ std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
     }
     return sum;
   };
-  const auto place = [&](const WrongRow& row) { return static_cast<std::size_t>(&row - wrong.witnesses.data()); };
+  const auto place = [&](const WrongRow& row) { return static_cast<std::size_t>(&row - rows.data()); };
   const PartialSums sum{.members = plan.parallel.ep,
                         .partial = [&](const WrongRow& row, int member) { return partial(place(row), member); },
                         .own = [&](const WrongRow& row) { return summed_at(wrong, row).ep; },
                         .finish = [&](Row& values) { wrong.model.finish(values); }};
-  const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance);
+  const auto fault = partial_sum_fault(rows, sum, wrong.tolerance);
   if (!fault) return std::nullopt;
   return cause_of(*fault, "ep", plan.parallel.ep);
 }

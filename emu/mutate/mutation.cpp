@@ -65,6 +65,14 @@ MutationResult judge(Mutation mutation, const VerifyReport& report) {
     result.outcome = MutationResult::Outcome::detected;
     result.tap_right = mutation.tap.empty() || mutation.may_clash;
     if (report.stall) result.cause = report.stall->cause;
+    // Where every rank of tp routes all tokens, ranks that have come to differ choose other experts, and the counts of
+    // their sums over etp do not fit: after the tap that is wrong.
+    const Parallel& p = report.plan.parallel;
+    if (p.routes_alike() && p.etp > 1 && report.first_divergence) {
+      result.tap = report.first_divergence->tap;
+      result.tap_right = result.tap_right || result.tap == mutation.tap;
+      if (result.tap_right && result.cause.name == "call_arguments") mutation.causes.push_back(result.cause.name);
+    }
   } else if (report.verdict == Verdict::mismatch && report.first_divergence) {
     const Divergence& divergence = *report.first_divergence;
     result.outcome = MutationResult::Outcome::detected;

@@ -69,17 +69,13 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2}));
   plans.back().model.layers.kind(0).feed_forward.shared_intermediate_size = 8;
 
-<<<<<<< HEAD
   plans.push_back(small_plan({.tp = 4, .ep = 2, .etp = 2, .overlap = Overlap::two_batch}));
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4, .dispatch = DispatchComm::all_gather}));
   plans.push_back(small_plan({.tp = 4, .ep = 4, .dispatch = DispatchComm::all_reduce}));
-  plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
-=======
+  plans.back().parallel.experts = {.redundant = 4};
   plans.push_back(small_plan({.tp = 2, .edp = 2}));
   plans.back().model.layers.kind(0).attention.query_key_norm = QueryKeyNorm::full;
   plans.back().model.layers.kind(0).attention.sinks = true;
-
->>>>>>> 9fc2e8e (Walk every key of every family beside Transformers; name norms and sinks of other heads)
   plans.push_back(serving_plan());
   plans.push_back(dcp_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
