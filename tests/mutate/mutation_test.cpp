@@ -151,8 +151,8 @@ TEST(Mutations, OfWhatFamiliesHaveBesideAreDetectedAndNamed) {
     MutationCounts total;
     std::string report;
     for (const Plan& plan : plans_over_tp(drawn, 6)) {
-      const MutationScore score =
-          run_mutations(runnable(plan), {.wanted = [&](std::string_view kind) { return kinds.contains(kind); }});
+      const MutationScore score = run_mutations(
+          runnable(plan), {.wanted = [&named = kinds](std::string_view kind) { return named.contains(kind); }});
       total.add(score.counts(MutationClass::sharding));
       report += report_of(score);
     }
