@@ -1,12 +1,13 @@
 #include "emu/paper/figures.h"
 
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <utility>
 
 #include "collectives/traffic.h"
 #include "emu/plan/layout.h"
-#include "emu/plan/token_map.h"
+#include "emu/plan/schedule.h"
 #include "emu/run/activations.h"
 #include "emu/run/dry_run.h"
 
@@ -52,21 +53,47 @@ struct ListFigures {
   double buffer_bytes = 0;  ///< of the largest call, in and out
 };
 
-std::pair<std::vector<ListFigures>, std::vector<int>> list_figures(const Plan& plan, DryPass pass) {
-  const Mesh mesh(plan.parallel);
+ListFigures list_figures(const Plan& plan, const Mesh& mesh, int rank, const RankTrace& trace) {
+  ListFigures figures;
+  figures.pass = pass_figures(trace);
+  figures.activations = activations_of(trace, plan.model, make_layout(plan.model, mesh, rank));
+  for (const OpRecord& record : trace.ops) {
+    if (!record.call) continue;
+    figures.buffer_bytes =
+        std::max(figures.buffer_bytes, static_cast<double>((record.elements + record.received) * record.width));
+  }
+  return figures;
+}
+
+/// By list, and which of them is a rank's.
+struct AllLists {
   std::vector<ListFigures> lists;
+  std::vector<int> of_rank;
+
+  const ListFigures& of(std::size_t rank) const { return lists[static_cast<std::size_t>(of_rank[rank])]; }
+};
+
+AllLists all_lists(const Plan& plan, DryPass pass) {
+  const Mesh mesh(plan.parallel);
+  AllLists all;
   const auto fold = [&](int rank, const std::shared_ptr<const RankTrace>& trace) {
-    ListFigures& figures = lists.emplace_back();
-    figures.pass = pass_figures(*trace);
-    figures.activations = activations_of(*trace, plan.model, make_layout(plan.model, mesh, rank));
-    for (const OpRecord& record : trace->ops) {
-      if (!record.call) continue;
-      figures.buffer_bytes =
-          std::max(figures.buffer_bytes, static_cast<double>((record.elements + record.received) * record.width));
-    }
+    all.lists.push_back(list_figures(plan, mesh, rank, *trace));
   };
-  std::vector<int> list_of_rank = fold_dry_run(plan, format_of(plan.model), pass, StatedRouting::of(plan), fold);
-  return {std::move(lists), std::move(list_of_rank)};
+  all.of_rank = fold_dry_run(plan, format_of(plan.model), pass, StatedRouting::of(plan), fold);
+  return all;
+}
+
+AllLists all_lists(const Plan& plan, const DryTraces& traces) {
+  const Mesh mesh(plan.parallel);
+  AllLists all;
+  std::map<const RankTrace*, int> known;
+  for (int rank = 0; rank < mesh.world(); ++rank) {
+    const RankTrace& trace = traces.of(rank);
+    const auto [at, is_new] = known.try_emplace(&trace, static_cast<int>(std::ssize(known)));
+    if (is_new) all.lists.push_back(list_figures(plan, mesh, rank, trace));
+    all.of_rank.push_back(at->second);
+  }
+  return all;
 }
 
 void add_memory(const Plan& plan, const ListFigures& folded, RankFigures& figures) {
@@ -150,11 +177,10 @@ PassFigures pass_figures(const RankTrace& trace) {
   return pass;
 }
 
-std::vector<RankFigures> rank_figures(const Plan& plan) {
-  const auto [prefill, prefill_list] = list_figures(plan, DryPass::prefill);
-  const auto [decode, decode_list] = list_figures(plan, DryPass::decode);
+namespace {
+
+std::vector<RankFigures> with_prefill(const Plan& plan, const AllLists& prefill) {
   const Mesh mesh(plan.parallel);
-  const TokenMap tokens(plan.parallel, plan.workload);
   const std::int64_t longest = *std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
   std::vector<std::int64_t> served_tokens;  // by replica
   if (const std::optional<Serving>& serving = plan.workload.serving) {
@@ -170,7 +196,7 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
     const Layout layout = make_layout(plan.model, mesh, rank);
     fill_layout(plan, layout, figures);
     figures.parameters = held_parameters(layout, plan.model);
-    const Range sequences = tokens.sequences(figures.at.dp);
+    const Range sequences = sequences_of_replica(plan.parallel, plan.workload.batch(), figures.at.dp);
     figures.sequences = sequences.count;
     for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) {
       figures.tokens += plan.workload.lengths[static_cast<std::size_t>(s)];
@@ -178,13 +204,24 @@ std::vector<RankFigures> rank_figures(const Plan& plan) {
     figures.kv_cache_reserved_tokens =
         plan.workload.serving ? served_tokens[static_cast<std::size_t>(figures.at.dp)] : figures.sequences * longest;
     add_cache(plan, layout, figures);
-    const auto id = static_cast<std::size_t>(rank);
-    const ListFigures& folded = prefill[static_cast<std::size_t>(prefill_list[id])];
+    const ListFigures& folded = prefill.of(static_cast<std::size_t>(rank));
     add_memory(plan, folded, figures);
     figures.prefill = folded.pass;
-    figures.decode = decode[static_cast<std::size_t>(decode_list[id])].pass;
   }
   return all;
+}
+
+}  // namespace
+
+std::vector<RankFigures> rank_figures(const Plan& plan) {
+  std::vector<RankFigures> all = with_prefill(plan, all_lists(plan, DryPass::prefill));
+  const AllLists decode = all_lists(plan, DryPass::decode);
+  for (std::size_t rank = 0; rank < all.size(); ++rank) all[rank].decode = decode.of(rank).pass;
+  return all;
+}
+
+std::vector<RankFigures> prefill_figures(const Plan& plan, const DryTraces& prefill) {
+  return with_prefill(plan, all_lists(plan, prefill));
 }
 
 }  // namespace shardproof

@@ -12,6 +12,7 @@
 #include "emu/plan/mesh.h"
 #include "emu/plan/partition.h"
 #include "emu/plan/plan.h"
+#include "emu/run/dry_run.h"
 #include "emu/run/trace.h"
 #include "ops/format.h"
 
@@ -71,5 +72,7 @@ PassFigures pass_figures(const RankTrace& trace);
 
 /// One for each rank. The plan must be valid.
 std::vector<RankFigures> rank_figures(const Plan& plan);
+/// The same without `decode`, from the traces of a prefill that was run dry: for who asks what a rank holds.
+std::vector<RankFigures> prefill_figures(const Plan& plan, const DryTraces& prefill);
 
 }  // namespace shardproof

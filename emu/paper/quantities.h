@@ -85,4 +85,8 @@ class Quantities {
 /// "2.08 GB", "87.5 %", "1,024": a value as people read it.
 std::string readable(double value, Dimension dimension);
 
+/// What a rank holds to serve: inference_bytes_per_gpu, and its arithmetic.
+double inference_bytes(const Plan& plan, const RankFigures& r);
+std::string inference_text(const Plan& plan, const RankFigures& r);
+
 }  // namespace shardproof

@@ -19,6 +19,10 @@ double weights(const Plan& plan, const RankFigures& r) {
   return static_cast<double>(r.parameters.total()) * dtype_bytes(plan.model);
 }
 
+std::string bytes(double value) {
+  return readable(value, Dimension::bytes);
+}
+
 /// Parameters whose optimizer state a rank keeps under ZeRO-1: experts are shared out over their replicas (edp), the
 /// rest over the data-parallel ones (cp * dp).
 double zero1_parameters(const Plan& plan, const RankFigures& r) {
@@ -28,23 +32,9 @@ double zero1_parameters(const Plan& plan, const RankFigures& r) {
   return std::ceil(rest / (p.cp * p.dp)) + std::ceil(experts / p.edp);
 }
 
-double inference_bytes(const Plan& plan, const RankFigures& r) {
-  return weights(plan, r) + r.kv_cache_reserved_bytes + r.activation_bytes + r.communication_buffer_bytes;
-}
-
 double training_bytes(const Plan& plan, const RankFigures& r) {
   return 2 * weights(plan, r) + 12.0 * static_cast<double>(r.parameters.total()) + r.training_activation_bytes +
          r.communication_buffer_bytes;
-}
-
-std::string bytes(double value) {
-  return readable(value, Dimension::bytes);
-}
-
-std::string inference_text(const Plan& plan, const RankFigures& r) {
-  return fmt::format("weights {} + reserved key-value cache {} + activations {} + buffers {} = {}",
-                     bytes(weights(plan, r)), bytes(r.kv_cache_reserved_bytes), bytes(r.activation_bytes),
-                     bytes(r.communication_buffer_bytes), bytes(inference_bytes(plan, r)));
 }
 
 void per_rank(std::vector<QuantityDefinition>& table, const char* name, const char* unit, Dimension dimension,
@@ -288,3 +278,19 @@ void add_memory_quantities(std::vector<QuantityDefinition>& table) {
 }
 
 }  // namespace shardproof::quantity_table
+
+namespace shardproof {
+
+double inference_bytes(const Plan& plan, const RankFigures& r) {
+  return quantity_table::weights(plan, r) + r.kv_cache_reserved_bytes + r.activation_bytes +
+         r.communication_buffer_bytes;
+}
+
+std::string inference_text(const Plan& plan, const RankFigures& r) {
+  using quantity_table::bytes;
+  return fmt::format("weights {} + reserved key-value cache {} + activations {} + buffers {} = {}",
+                     bytes(quantity_table::weights(plan, r)), bytes(r.kv_cache_reserved_bytes),
+                     bytes(r.activation_bytes), bytes(r.communication_buffer_bytes), bytes(inference_bytes(plan, r)));
+}
+
+}  // namespace shardproof

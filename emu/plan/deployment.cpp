@@ -1,5 +1,7 @@
 #include "emu/plan/deployment.h"
 
+#include <utility>
+
 #include "emu/plan/mesh.h"
 
 namespace shardproof {
@@ -18,13 +20,17 @@ int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer
   return held.expert_owner[static_cast<std::size_t>(expert)];
 }
 
-Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload) {
+Deployment deploy(const ModelConfig& model, const Parallel& parallel, TokenMap tokens, const Workload& workload) {
   const Mesh mesh(parallel);
-  Deployment deployment{
-      .tokens = TokenMap(parallel, workload), .layouts = {}, .timetable = {}, .serving = {}, .kv_blocks = {}};
+  Deployment deployment{.tokens = std::move(tokens), .layouts = {}, .timetable = {}, .serving = {}, .kv_blocks = {}};
   const auto maps = expert_maps_of(model, parallel, workload.routing);
   for (int rank = 0; rank < mesh.world(); ++rank) deployment.layouts.push_back(make_layout(model, mesh, rank, maps));
   deployment.timetable = forward_timetable(deployment.layouts, deployment.tokens.microbatches(), workload.microbatches);
+  return deployment;
+}
+
+Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload) {
+  Deployment deployment = deploy(model, parallel, TokenMap(parallel, workload), workload);
   if (workload.serving) {
     deployment.serving = workload.serving;
     for (const ReplicaSchedule& replica : make_schedule(parallel, workload)) {

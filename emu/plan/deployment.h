@@ -25,5 +25,7 @@ int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer
 
 /// A forward over whole sequences, or the steps in which requests are served. The plan must be valid (validate.h).
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload);
+/// Of these tokens alone, without a cache: microbatches and routing are the workload's.
+Deployment deploy(const ModelConfig& model, const Parallel& parallel, TokenMap tokens, const Workload& workload);
 
 }  // namespace shardproof

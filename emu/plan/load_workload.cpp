@@ -18,6 +18,7 @@ using Problems = std::vector<Problem>;
 constexpr std::int64_t kMaxBatch = 1'000'000;
 constexpr std::int64_t kMaxSequence = 1 << 24;
 constexpr std::int64_t kMaxSteps = 1 << 24;
+constexpr double kMaxSeconds = 1e9;
 
 constexpr double kMaxZipf = 16;
 
@@ -143,9 +144,15 @@ std::vector<Request> read_requests(const ObjectReader::Found& found, Problems& p
     const auto prompt = reader.integer({"prompt"}, 1, kMaxSequence);
     if (!prompt && problems.size() == sound)
       reader.missing("prompt", "the tokens of the prompt, at least 1, are needed");
+    const auto arrival = reader.integer({"arrival"}, 0, kMaxSteps);
+    const auto arrival_s = reader.number({"arrival_s"}, 0, kMaxSeconds);
+    if (arrival && arrival_s) {
+      reader.problem(reader.field("arrival_s"), "given together with \"arrival\", which is in steps; keep one");
+    }
     requests.push_back({.prompt = prompt.value_or(1),
                         .output = reader.integer({"output"}, 0, kMaxSequence).value_or(0),
-                        .arrival = reader.integer({"arrival"}, 0, kMaxSteps).value_or(0)});
+                        .arrival = arrival.value_or(0),
+                        .arrival_s = arrival_s.value_or(0)});
     reader.finish();
   }
   return requests;

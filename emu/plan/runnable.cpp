@@ -23,18 +23,29 @@ RunnablePlan RunnablePlan::reseeded(std::uint64_t seed) const {
 }
 
 std::vector<Problem> not_executed(const Plan& plan) {
-  if (plan.parallel.dcp > 1 && !plan.workload.serving) {
+  if (!plan.workload.serving) {
+    if (plan.parallel.dcp == 1) return {};
     return {{"parallel.dcp",
              fmt::format("dcp = {} shares out the cache of requests, and a forward over whole sequences has none; "
                          "workload.requests (or batch, prompt and output), or dcp 1, is needed",
                          plan.parallel.dcp)}};
   }
-  if (plan.parallel.cp <= 1 || !plan.workload.serving) return {};
-  return {
-      {"parallel.cp",
-       fmt::format("cp = {}: requests are served with cp = 1 only; a forward over whole sequences (workload.lengths, "
-                   "or batch and sequence) runs with any cp",
-                   plan.parallel.cp)}};
+  std::vector<Problem> problems;
+  if (plan.parallel.cp > 1) {
+    problems.push_back(
+        {"parallel.cp",
+         fmt::format("cp = {}: requests are served with cp = 1 only; a forward over whole sequences (workload.lengths, "
+                     "or batch and sequence) runs with any cp",
+                     plan.parallel.cp)});
+  }
+  const std::vector<Request>& requests = plan.workload.serving->requests;
+  const auto timed = std::ranges::find_if(requests, [](const Request& request) { return request.arrival_s > 0; });
+  if (timed != requests.end()) {
+    problems.push_back({fmt::format("workload.requests[{}].arrival_s", timed - requests.begin()),
+                        fmt::format("{:g}: seconds pass in `time` only; arrival, in steps, is needed to run a plan",
+                                    timed->arrival_s)});
+  }
+  return problems;
 }
 
 std::vector<Problem> not_computed(const Plan& plan) {

@@ -204,7 +204,12 @@ Json expert_placement_json(const ExpertPlacement& placement) {
 void write_serving(const Serving& serving, Json& json) {
   json["requests"] = Json::array();
   for (const Request& request : serving.requests) {
-    json["requests"].push_back({{"prompt", request.prompt}, {"output", request.output}, {"arrival", request.arrival}});
+    Json& one = json["requests"].emplace_back(Json{{"prompt", request.prompt}, {"output", request.output}});
+    if (request.arrival_s > 0) {
+      one["arrival_s"] = request.arrival_s;
+    } else {
+      one["arrival"] = request.arrival;
+    }
   }
   const auto limit = [&](const char* key, std::int64_t value) {
     if (value > 0) json[key] = value;

@@ -1,85 +1,13 @@
 #include "emu/plan/schedule.h"
 
 #include <algorithm>
-#include <deque>
 #include <limits>
 #include <utility>
 
+#include "emu/plan/engine.h"
+
 namespace shardproof {
 namespace {
-
-constexpr std::int64_t kNoLimit = std::numeric_limits<std::int64_t>::max();
-
-std::int64_t limit_of(std::int64_t stated) {
-  return stated > 0 ? stated : kNoLimit;
-}
-
-/// One engine: the requests of a replica, step by step.
-class Engine {
- public:
-  Engine(const Serving& serving, int dcp, Range sequences)
-      : serving_(serving),
-        dcp_(dcp),
-        free_blocks_(limit_of(serving.kv_blocks)),
-        most_running_(limit_of(serving.max_sequences)) {
-    for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) waiting_.push_back(s);
-    // First come, first served.
-    std::ranges::stable_sort(waiting_, {}, [&](std::int64_t s) { return request(s).arrival; });
-  }
-
-  bool done() const { return waiting_.empty() && running_.empty(); }
-  /// The earliest step that has something to do.
-  std::int64_t next_work() const { return running_.empty() ? request(waiting_.front()).arrival : 0; }
-
-  std::vector<Chunk> step(std::int64_t now) {
-    std::int64_t room = limit_of(serving_.max_tokens_per_step);
-    std::vector<Chunk> chunks;
-    const auto run = [&](Running& running) {
-      const Request& of = request(running.sequence);
-      const std::int64_t next = running.done < of.prompt ? of.prompt - running.done : 1;
-      const std::int64_t count = std::min(next, room);
-      if (count == 0) return;
-      chunks.push_back({running.sequence, running.done, count});
-      running.done += count;
-      room -= count;
-    };
-    for (Running& running : running_) run(running);
-    while (room > 0 && !waiting_.empty() && std::ssize(running_) < most_running_) {
-      const std::int64_t next = waiting_.front();
-      const std::int64_t blocks = serving_.blocks_of(request(next).tokens(), dcp_);
-      if (request(next).arrival > now || blocks > free_blocks_) break;
-      if (free_blocks_ != kNoLimit) free_blocks_ -= blocks;
-      waiting_.pop_front();
-      run(running_.emplace_back(Running{next, 0}));
-    }
-    leave();
-    std::ranges::sort(chunks, {}, &Chunk::sequence);
-    return chunks;
-  }
-
- private:
-  struct Running {
-    std::int64_t sequence = 0;
-    std::int64_t done = 0;  ///< tokens
-  };
-
-  const Request& request(std::int64_t sequence) const { return serving_.requests[static_cast<std::size_t>(sequence)]; }
-
-  void leave() {
-    std::erase_if(running_, [&](const Running& running) {
-      if (running.done < request(running.sequence).tokens()) return false;
-      if (free_blocks_ != kNoLimit) free_blocks_ += serving_.blocks_of(request(running.sequence).tokens(), dcp_);
-      return true;
-    });
-  }
-
-  const Serving& serving_;
-  int dcp_;
-  std::int64_t free_blocks_;
-  std::int64_t most_running_;
-  std::deque<std::int64_t> waiting_;
-  std::vector<Running> running_;
-};
 
 /// A step and when it is taken.
 struct TimedStep {
@@ -116,8 +44,9 @@ std::vector<TimedStep> scheduled(const Serving& serving, int dcp, Range sequence
   Engine engine(serving, dcp, sequences);
   std::vector<TimedStep> steps;
   for (std::int64_t now = 0; !engine.done(); ++now) {
-    now = std::max(now, engine.next_work());
-    steps.push_back({now, engine.step(now)});
+    const Moment at{.step = now, .seconds = std::numeric_limits<double>::infinity()};
+    if (!engine.has_work(at)) now = engine.next_arrival(at).step;
+    steps.push_back({now, engine.step({.step = now, .seconds = at.seconds})});
   }
   return steps;
 }

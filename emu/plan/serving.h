@@ -13,6 +13,7 @@ struct Request {
   std::int64_t prompt = 0;   ///< tokens
   std::int64_t output = 0;   ///< tokens
   std::int64_t arrival = 0;  ///< step from which on it may be served
+  double arrival_s = 0;      ///< seconds from which on it may be served, by the virtual clock alone
 
   /// That are run through the model, and are in the cache at the end.
   std::int64_t tokens() const { return prompt + std::max<std::int64_t>(output - 1, 0); }

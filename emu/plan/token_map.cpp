@@ -21,12 +21,23 @@ double pairs_of(std::span<const Chunk> chunks, std::int64_t window) {
   return sum;
 }
 
+double past_of(std::span<const Chunk> chunks, std::int64_t window) {
+  double sum = 0;
+  for (const Chunk& chunk : chunks) {
+    sum += static_cast<double>(window > 0 ? std::min(chunk.begin, window) : chunk.begin);
+  }
+  return sum;
+}
+
 }  // namespace
 
 TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
+    : TokenMap(parallel, workload, make_schedule(parallel, workload)) {}
+
+TokenMap::TokenMap(const Parallel& parallel, const Workload& workload, std::span<const ReplicaSchedule> schedule)
     : parallel_(parallel), microbatches_of_step_(workload.microbatches), offsets_(workload.lengths.size() + 1, 0) {
   std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
-  for (const ReplicaSchedule& replica : make_schedule(parallel, workload)) {
+  for (const ReplicaSchedule& replica : schedule) {
     microbatches_ = std::ssize(replica) * microbatches_of_step_;
     for (const std::vector<Chunk>& step : replica) {
       for (std::int64_t m = 0; m < microbatches_of_step_; ++m) {
@@ -140,6 +151,14 @@ double TokenMap::pairs(const Coordinates& at, std::int64_t microbatch, std::int6
 
 double RankTokens::pairs_within(std::int64_t window) const {
   return pairs_of(pieces, window);
+}
+
+double RankTokens::past_within(std::int64_t window) const {
+  return past_of(chunks, window);
+}
+
+double TokenMap::past(const Coordinates& at, std::int64_t microbatch, std::int64_t window) const {
+  return past_of(chunks(at.dp, microbatch), window);
 }
 
 double RankTokens::pairs_of_part(int keys_of) const {

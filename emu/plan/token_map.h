@@ -45,7 +45,9 @@ struct RankTokens {
   /// Pairs of a query among its rows and a key that it sees: causal, past included, within a window of so many keys (0:
   /// all).
   double pairs_within(std::int64_t window) const;
-  /// The same of the queries of every rank of its cp group.
+  /// Tokens of its sequences that came before the step, within the window (0: all).
+  double past_within(std::int64_t window) const;
+  /// Pairs of the queries of every rank of its cp group.
   double pairs_over_cp(std::int64_t window) const;
   /// The same of the rank's queries and the keys of that rank of its cp group. What came before the step counts as the
   /// queries' own.
@@ -64,6 +66,8 @@ class TokenMap {
  public:
   /// The plan must be valid (validate.h).
   TokenMap(const Parallel& parallel, const Workload& workload);
+  /// Of these steps alone, by replica, in place of the workload's; its sequences are numbered as they are.
+  TokenMap(const Parallel& parallel, const Workload& workload, std::span<const ReplicaSchedule> schedule);
 
   std::int64_t tokens() const { return offsets_.back(); }
   std::int64_t microbatches() const { return microbatches_; }
@@ -87,6 +91,9 @@ class TokenMap {
   std::span<const Chunk> pieces(const Coordinates& at, std::int64_t microbatch) const;
   /// Pairs of a query among the rank's rows and a key that it sees: causal, past included.
   double pairs(const Coordinates& at, std::int64_t microbatch, std::int64_t window = 0) const;
+
+  /// Tokens of the microbatch's sequences that came before the step, within the window (0: all).
+  double past(const Coordinates& at, std::int64_t microbatch, std::int64_t window = 0) const;
 
   /// How many tokens of each sequence came before these rows, and are attended to; of a decode step, which is made as a
   /// forward over whole sequences of one token.

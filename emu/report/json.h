@@ -17,7 +17,9 @@ struct OrderReport;
 struct Plan;
 struct ProjectedAnchor;
 struct Projection;
+struct RequestTimes;
 struct Proof;
+struct SearchRun;
 struct VerifyReport;
 
 /// "shardproof.verify/2"
@@ -35,9 +37,11 @@ std::string to_json(std::span<const MutationScore> scores);
 /// "shardproof.graph/1"
 std::string to_json(const DeploymentGraph& graph);
 /// "shardproof.time/1"
-std::string to_json(const Projection& projection, const Plan& plan);
+std::string to_json(const Projection& projection, const Plan& plan, const RequestTimes* requests = nullptr);
 /// "shardproof.projected_anchors/1"
 std::string to_json(const std::vector<ProjectedAnchor>& anchors);
+/// "shardproof.search/1"
+std::string to_json(const SearchRun& run);
 /// "shardproof.audit/1"
 std::string to_json(const std::vector<Finding>& findings, const Plan& plan);
 

@@ -4,6 +4,7 @@
 #include "emu/report/json.h"
 #include "emu/timeline/anchors.h"
 #include "emu/timeline/projection.h"
+#include "emu/timeline/request_times.h"
 
 namespace shardproof {
 namespace {
@@ -47,6 +48,19 @@ Json pass_json(const PassTiming& pass) {
           {"critical_path", std::move(critical)}};
 }
 
+Json requests_json(const RequestTimes& times, bool prefill, bool decode) {
+  Json json = {{"requests", times.requests.size()}, {"steps", times.steps},
+               {"shapes_replayed", times.shapes},   {"seconds", times.seconds},
+               {"seconds_in_steps", times.busy},    {"output_tokens", times.output_tokens}};
+  const std::pair<const char*, double> shares[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}};
+  for (const auto& [name, share] : shares) {
+    json["seconds_to_first_token"][name] = interval_json(times.first_token(share), prefill);
+    json["seconds_per_output_token"][name] = interval_json(times.output_token(share), decode);
+  }
+  json["output_tokens_per_second"] = interval_json(times.tokens_per_second(), decode);
+  return json;
+}
+
 const char* to_string(WeightFormat format) {
   switch (format) {
     case WeightFormat::fp8:
@@ -61,7 +75,7 @@ const char* to_string(WeightFormat format) {
 
 }  // namespace
 
-std::string to_json(const Projection& p, const Plan& plan) {
+std::string to_json(const Projection& p, const Plan& plan, const RequestTimes* requests) {
   const bool prefill = p.hardware.calibrated_prefill, decode = p.hardware.calibrated_decode;
   Json json = {{"schema", "shardproof.time/1"}};
   json["plan"] = Json::parse(plan_json(plan, -1));
@@ -78,6 +92,7 @@ std::string to_json(const Projection& p, const Plan& plan) {
   json["output_tokens_per_second"] = interval_json(p.output_tokens_per_second(), decode);
   json["prefill"] = pass_json(p.prefill);
   json["decode"] = pass_json(p.decode);
+  if (requests != nullptr) json["requests"] = requests_json(*requests, prefill, decode);
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 

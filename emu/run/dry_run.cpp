@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <map>
 #include <utility>
 
@@ -26,10 +27,8 @@ void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int
   const std::vector<std::int64_t>& sent = run.sent(layer, microbatch, layout.at);
   const std::vector<std::int64_t> arriving = run.arriving(layer, microbatch, layout.at);
   for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), own_part(arriving)}) key.push_back(n);
-  const std::vector<std::int64_t> all = run.arriving_over_etp(layer, microbatch, layout.at);
-  std::vector<std::int64_t> rows_of(static_cast<std::size_t>(experts), 0);
-  for (std::size_t i = 0; i < all.size(); ++i) rows_of[i % rows_of.size()] += all[i];
-  key.insert(key.end(), rows_of.begin(), rows_of.end());
+  const std::vector<std::int64_t> rows = run.rows_of_experts(layer, microbatch, layout.at);
+  key.insert(key.end(), rows.begin(), rows.end());
 }
 
 /// With context parallelism: what the others of the group hold, and what the rank's queries see of it.
@@ -86,6 +85,7 @@ void add_microbatch(const ModelConfig& model, const Deployment& deployment, cons
   }
   for (const LayerSpec& kind : model.layers.kinds()) {
     const std::int64_t window = kind.attention.sliding_window;
+    key.push_back(std::bit_cast<std::int64_t>(tokens.past(layout.at, m, window)));
     if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
   }
   add_share_of_cp(model, layout, tokens, m, key);
@@ -173,32 +173,57 @@ std::shared_ptr<const RankTrace> trace_of(const ModelConfig& model, const Deploy
 DryRun::DryRun(const ModelConfig& model, const Mesh& mesh, const Deployment& deployment, const StatedRouting& routing)
     : model_(model), mesh_(mesh), deployment_(deployment), routing_(routing) {}
 
-const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch, const Coordinates& at) const {
-  const int kind = model_.layers.kind_of(layer);
-  const Key key{same_in_every_layer() ? kind : layer, microbatch, at.tp, at.cp, at.dp};
-  const auto known = sent_.find(key);
-  if (known != sent_.end()) return known->second;
-  std::vector<std::int64_t> slots =
-      routing_.slots(layer, deployment_.tokens.own(at, microbatch), model_.layers[layer].feed_forward.num_experts);
-  const int rank = mesh_.rank_at(at);
-  const LayerLayout& held = deployment_.layouts[static_cast<std::size_t>(rank)].layer(model_, layer);
-  if (const auto& maps = deployment_.layouts[static_cast<std::size_t>(rank)].expert_maps; maps != nullptr) {
+DryRun::Sent& DryRun::sent_by_ranks(int layer, std::int64_t microbatch) const {
+  Sent& known = sent_[{same_in_every_layer() ? model_.layers.kind_of(layer) : layer, microbatch}];
+  if (known.empty()) known.resize(static_cast<std::size_t>(mesh_.world() / mesh_.degree(Axis::pp)));
+  return known;
+}
+
+const std::vector<std::int64_t>& DryRun::sent_by(Sent& known, int layer, std::int64_t microbatch, int rank) const {
+  // Stages are the slowest axis, and have the same tokens.
+  std::vector<std::int64_t>& sent = known[static_cast<std::size_t>(rank) % known.size()];
+  if (!sent.empty()) return sent;
+  const Layout& layout = deployment_.layouts[static_cast<std::size_t>(rank)];
+  std::vector<std::int64_t> slots = routing_.slots(layer, deployment_.tokens.own(layout.at, microbatch),
+                                                   model_.layers[layer].feed_forward.num_experts);
+  if (const auto& maps = layout.expert_maps; maps != nullptr) {
     slots = (*maps)[static_cast<std::size_t>(layer)].spread(slots);
   }
-  return sent_.emplace(key, by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep))).first->second;
+  return sent = by_owner(slots, layout.layer(model_, layer).expert_owner, mesh_.degree(Axis::ep));
+}
+
+const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  return sent_by(sent_by_ranks(layer, microbatch), layer, microbatch, mesh_.rank_at(at));
+}
+
+std::vector<int> DryRun::senders_to(int rank) const {
+  return mesh_.parallel().routes_alike() ? std::vector{rank} : mesh_.group(Axis::ep, rank);
 }
 
 std::vector<std::int64_t> DryRun::arriving(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  Sent& known = sent_by_ranks(layer, microbatch);
   std::vector<std::int64_t> counts;
-  const int rank = mesh_.rank_at(at);
-  const std::vector<int> senders = mesh_.parallel().routes_alike() ? std::vector{rank} : mesh_.group(Axis::ep, rank);
-  for (const int sender : senders) {
-    const std::vector<std::int64_t>& sent_by = sent(layer, microbatch, mesh_.coordinates(sender));
-    const std::int64_t experts = std::ssize(sent_by) / mesh_.degree(Axis::ep);
-    const auto begin = sent_by.begin() + at.ep * experts;
+  for (const int sender : senders_to(mesh_.rank_at(at))) {
+    const std::vector<std::int64_t>& sent = sent_by(known, layer, microbatch, sender);
+    const std::int64_t experts = std::ssize(sent) / mesh_.degree(Axis::ep);
+    const auto begin = sent.begin() + at.ep * experts;
     counts.insert(counts.end(), begin, begin + experts);
   }
   return counts;
+}
+
+std::vector<std::int64_t> DryRun::rows_of_experts(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  Sent& known = sent_by_ranks(layer, microbatch);
+  const std::int64_t buckets = std::ssize(sent(layer, microbatch, at)), experts = buckets / mesh_.degree(Axis::ep);
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(experts), 0);
+  for (const int member : mesh_.group(Axis::etp, mesh_.rank_at(at))) {
+    for (const int sender : senders_to(member)) {
+      const std::vector<std::int64_t>& sent = sent_by(known, layer, microbatch, sender);
+      const auto begin = sent.begin() + at.ep * experts;
+      std::transform(rows.begin(), rows.end(), begin, rows.begin(), std::plus<>());
+    }
+  }
+  return rows;
 }
 
 std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const {
@@ -212,17 +237,23 @@ std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t micr
   return counts;
 }
 
-std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
-                              const std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>& use) {
-  require_few(plan, routing);
-  // A pass of a serving plan is one over its prompts, or one after all that is run of its requests.
+namespace {
+
+/// A pass of a serving plan is one over its prompts, or one after all that is run of its requests.
+Deployment deployment_of(const Plan& plan, DryPass pass) {
   Workload workload = plan.workload.prompts();
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
   Deployment deployment = deploy(plan.model, plan.parallel, workload);
   if (pass == DryPass::decode) deployment.tokens.set_past(plan.workload.lengths);
+  return deployment;
+}
+
+using UseTrace = std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>;
+
+std::vector<int> fold(const Plan& plan, const Deployment& deployment, ops::Format format, const StatedRouting& routing,
+                      const UseTrace& use) {
   const Mesh mesh(plan.parallel);
   const DryRun run(plan.model, mesh, deployment, routing);
-
   std::vector<int> list_of_rank;
   std::map<std::vector<std::int64_t>, int> known;
   for (int rank = 0; rank < mesh.world(); ++rank) {
@@ -233,7 +264,7 @@ std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass
   return list_of_rank;
 }
 
-DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+DryTraces kept(const Plan& plan, const Deployment& deployment, ops::Format format, const StatedRouting& routing) {
   std::vector<std::shared_ptr<const RankTrace>> lists;
   std::size_t records = 0;
   const auto keep = [&](int /*rank*/, std::shared_ptr<const RankTrace> trace) {
@@ -241,11 +272,43 @@ DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const Stat
     require_kept(records, plan.model, plan.workload.microbatches);
     lists.push_back(std::move(trace));
   };
-  const std::vector<int> list_of_rank = fold_dry_run(plan, format, pass, routing, keep);
+  const std::vector<int> list_of_rank = fold(plan, deployment, format, routing, keep);
   DryTraces traces;
   for (const int list : list_of_rank) traces.ranks.push_back(lists[static_cast<std::size_t>(list)]);
   traces.distinct = lists.size();
   return traces;
+}
+
+}  // namespace
+
+std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
+                              const UseTrace& use) {
+  require_few(plan, routing);
+  return fold(plan, deployment_of(plan, pass), format, routing, use);
+}
+
+DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing) {
+  require_few(plan, routing);
+  return kept(plan, deployment_of(plan, pass), format, routing);
+}
+
+DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<Chunk>>& step,
+                       const StatedRouting& routing) {
+  // Every chunk is of a sequence of its own, which ends with it.
+  Workload workload = plan.workload.whole();
+  workload.lengths.clear();
+  workload.token_ids.clear();
+  std::vector<ReplicaSchedule> schedule;
+  for (const std::vector<Chunk>& of_replica : step) {
+    std::vector<Chunk>& chunks = schedule.emplace_back().emplace_back();
+    for (const Chunk& chunk : of_replica) {
+      chunks.push_back({.sequence = std::ssize(workload.lengths), .begin = chunk.begin, .count = chunk.count});
+      workload.lengths.push_back(chunk.end());
+    }
+  }
+  const Deployment deployment =
+      deploy(plan.model, plan.parallel, TokenMap(plan.parallel, workload, schedule), plan.workload);
+  return kept(plan, deployment, format, routing);
 }
 
 }  // namespace shardproof

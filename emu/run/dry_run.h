@@ -61,15 +61,22 @@ class DryRun {
   std::vector<std::int64_t> arriving(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// The same of every rank of its etp group, one after another.
   std::vector<std::int64_t> arriving_over_etp(int layer, std::int64_t microbatch, const Coordinates& at) const;
+  /// Of these, how many each of the rank's experts has: [local experts].
+  std::vector<std::int64_t> rows_of_experts(int layer, std::int64_t microbatch, const Coordinates& at) const;
 
  private:
-  using Key = std::tuple<int, std::int64_t, int, int, int>;
+  /// By rank of a stage, what it sends; empty until it is asked for.
+  using Sent = std::vector<std::vector<std::int64_t>>;
+  /// Whose rows come to the rank.
+  std::vector<int> senders_to(int rank) const;
+  Sent& sent_by_ranks(int layer, std::int64_t microbatch) const;
+  const std::vector<std::int64_t>& sent_by(Sent& known, int layer, std::int64_t microbatch, int rank) const;
 
   const ModelConfig& model_;
   const Mesh& mesh_;
   const Deployment& deployment_;
   const StatedRouting& routing_;
-  mutable std::map<Key, std::vector<std::int64_t>> sent_;
+  mutable std::map<std::pair<int, std::int64_t>, Sent> sent_;  ///< by layer, or kind of layer, and microbatch
 };
 
 /// What a dry run takes at most: ops that are kept at once (2 GB), passes of ranks through their stages, and counts of
@@ -86,5 +93,9 @@ std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass
 /// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element). Throws
 /// TooManyRecords.
 DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing);
+
+/// The same of one step of an engine, of a plan that serves requests: by data-parallel replica, what it runs.
+DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<Chunk>>& step,
+                       const StatedRouting& routing);
 
 }  // namespace shardproof

@@ -35,6 +35,7 @@ struct OpRecord {
   // Of a computation.
   double flops = 0;
   double bytes = 0;  ///< read and written, in the run's format
+  double past = 0;   ///< of attention: tokens of its sequences that came before the rows, and are looked at
   // Of a call.
   CallPhase phase{};
   Axis axis{};

@@ -66,6 +66,14 @@ void quantise(const OpRecord& record, const WorkRules& rules, KernelWork& work) 
   if (rules.weights == WeightFormat::fp8) work.rate = Rate::fp8;
 }
 
+/// Elements that the rank has cached of a token, in the record's layer.
+double cached_of_token(const OpRecord& record, const ModelConfig& model) {
+  const AttentionSpec& spec = model.layers[record.layer].attention;
+  const double heads = static_cast<double>(record.cols) / static_cast<double>(spec.value_dim());
+  const double kv_heads = std::max(1.0, static_cast<double>(spec.kv_heads) * heads / static_cast<double>(spec.heads));
+  return static_cast<double>(cached_elements(spec, 1)) * (spec.latent() ? 1 : kv_heads);
+}
+
 /// One token of each sequence reads what its sequence has cached. Of the record, 2 (head_dim + value_dim) flops are a
 /// pair of a query and a key in a head.
 void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
@@ -73,8 +81,7 @@ void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work
   const double heads = static_cast<double>(record.cols) / static_cast<double>(spec.value_dim());
   if (heads <= 0) return;
   const double pairs = record.flops / (2 * heads * static_cast<double>(spec.head_dim + spec.value_dim()));
-  const double kv_heads = std::max(1.0, static_cast<double>(spec.kv_heads) * heads / static_cast<double>(spec.heads));
-  double cached = static_cast<double>(cached_elements(spec, 1)) * (spec.latent() ? 1 : kv_heads);
+  const double cached = cached_of_token(record, rules.model);
   const auto rows = static_cast<double>(record.rows);
   double touched = rows * heads * static_cast<double>(spec.head_dim + spec.value_dim());
   if (spec.latent()) {
@@ -113,7 +120,12 @@ KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
                   .launched = !fused(record.op),
                   .grouped = record.op == Op::moe_expert};
   quantise(record, rules, work);
-  if (record.op == Op::attention_context && rules.pass == DryPass::decode) read_cache(record, rules, work);
+  if (record.op != Op::attention_context) return work;
+  if (rules.pass == DryPass::decode) {
+    read_cache(record, rules, work);
+  } else if (record.past > 0) {
+    work.bytes += record.past * cached_of_token(record, rules.model) * ops::bytes_per_element(rules.format);
+  }
   return work;
 }
 

@@ -6,6 +6,8 @@
 //     alone; never the embedding, the router or the head.
 //   - a decode step reads the cached keys and values of every token that a sequence has seen, once; with latent
 //     attention it reads the latents, and works on them (kv_lora_rank + rope.dim for q.k, kv_lora_rank for p.v).
+//   - a prompt's chunk reads what is cached of its sequence once too (with latent attention it works on the latents'
+//     keys and values, as the program does; making them anew is not counted).
 //   - the experts of a rank are one grouped product: records of one layer's experts are one launch.
 //   - what engines fuse into the kernel before is not launched again: keys and values with queries, rotation of keys
 //     with that of queries, a norm with the residual before it, the router's choice with its logits.

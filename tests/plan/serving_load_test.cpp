@@ -77,6 +77,26 @@ TEST(ServingWorkload, IsWrittenAsItIsRead) {
   }
 }
 
+TEST(ServingWorkload, MayComeInSecondsWhichIsTimedAndNotRun) {
+  const Plan plan = parsed_workload(R"({"requests": [{"prompt": 3}, {"prompt": 3, "arrival_s": 0.25}]})");
+
+  EXPECT_EQ(plan.workload.serving->requests[1].arrival_s, 0.25);
+  EXPECT_EQ(parse_plan(plan_json(plan), "again.json", ".").plan->workload.serving, plan.workload.serving);
+  const Runnable runnable = make_runnable(plan);
+  ASSERT_EQ(runnable.problems.size(), 1U);
+  EXPECT_EQ(runnable.problems[0].field, "workload.requests[1].arrival_s");
+  EXPECT_THAT(runnable.problems[0].message, ::testing::HasSubstr("seconds pass in `time` only"));
+}
+
+TEST(ServingWorkload, ComesInStepsOrInSecondsAndNeverBefore) {
+  EXPECT_THAT(problems_of(R"({"requests": [{"prompt": 3, "arrival": 1, "arrival_s": 1}]})"),
+              ::testing::HasSubstr("workload.requests[0].arrival_s: given together with \"arrival\""));
+  EXPECT_THAT(problems_of(R"({"requests": [{"prompt": 3, "arrival_s": -1}]})"),
+              ::testing::HasSubstr("workload.requests[0].arrival_s"));
+  EXPECT_THAT(problems_of(R"({"requests": [{"prompt": 3, "arrival_s": "1s"}]})"),
+              ::testing::HasSubstr("workload.requests[0].arrival_s"));
+}
+
 TEST(ServingWorkload, IsRefusedWithItsArithmetic) {
   const auto expect = [](const char* workload, const char* words) {
     EXPECT_THAT(problems_of(workload), ::testing::HasSubstr(words)) << workload;

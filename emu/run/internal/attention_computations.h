@@ -124,6 +124,7 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
   const std::int64_t more = parallel().cp > 1 ? k.rows() - q.rows() : 0;
   cost.bytes += static_cast<double>(more * (k.cols() + v.cols())) * element_bytes();
   record(op, layer, q.rows(), context.cols(), cost);
+  if (trace_ != nullptr) trace_->ops.back().past = tokens_.past_within(spec.sliding_window);
   return context;
 }
 
