@@ -17,6 +17,7 @@
 #include "tools/ops_command.h"
 #include "tools/output_error.h"
 #include "tools/output_file.h"
+#include "tools/search_command.h"
 #include "tools/terminal.h"
 #include "tools/time_command.h"
 #include "tools/usage_error.h"
@@ -33,6 +34,7 @@ constexpr const char* kFooter = R"(Examples:
   shardproof verify PLAN --scale full --batch 4 --sequence 128
   shardproof check plans/ep4_tp2_pp2_sp.json       arithmetic, memory, balance and claims of a plan
   shardproof time PLAN --preset h100               how long its steps take, by a virtual clock
+  shardproof search MODEL --gpus 64 --preset h100  the best plans for so many GPUs
   shardproof judge DUMP PLAN --checkpoint DIR      tensors of somebody else's run, held to the reference
   shardproof ops PLAN --rank 3                     the ops of one rank at full scale, timed here
 
@@ -61,6 +63,7 @@ int run(int argc, const char* const* argv) {
   add_check_command(app, exit_code);
   add_graph_command(app, exit_code);
   add_time_command(app, exit_code);
+  add_search_command(app, exit_code);
   add_mutate_command(app, exit_code);
   add_judge_command(app, exit_code);
   add_ops_command(app, exit_code);

@@ -4,11 +4,11 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "emu/input/json_value.h"
-#include "emu/paper/figures.h"
 #include "emu/plan/validate.h"
 #include "emu/report/json.h"
 #include "emu/report/kineto_trace.h"
@@ -16,8 +16,10 @@
 #include "emu/timeline/anchors.h"
 #include "emu/timeline/hardware_model.h"
 #include "emu/timeline/projection.h"
+#include "emu/timeline/request_times.h"
 #include "tools/exit_code.h"
 #include "tools/file_uses.h"
+#include "tools/hardware_flags.h"
 #include "tools/output_file.h"
 #include "tools/plan_argument.h"
 #include "tools/terminal.h"
@@ -27,46 +29,17 @@
 namespace shardproof::tools {
 namespace {
 
-constexpr std::uintmax_t kMaxHardwareBytes = 1u << 20;
-
 struct TimeFlags {
   std::string plan;
   std::string json;
   std::string trace;
   std::string trace_dir;
   std::string style;
-  std::string preset;
-  std::string engine;
-  std::string calibrate;
-  std::string format;
+  HardwareFlags hardware;
   bool explain = false;
   bool list_presets = false;
   bool anchors = false;
 };
-
-HardwareBook hardware_book(const TimeFlags& flags, FileUses& files) {
-  if (flags.calibrate.empty()) return built_in_hardware();
-  files.reads("--calibrate", flags.calibrate);
-  const FileText file = read_file(flags.calibrate, kMaxHardwareBytes);
-  if (!file.text) throw UsageError(problems_text(flags.calibrate, file.problems));
-  LoadedHardware loaded = parse_hardware(*file.text, flags.calibrate, built_in_hardware());
-  if (!loaded.book) throw UsageError(problems_text(flags.calibrate, loaded.problems));
-  return std::move(*loaded.book);
-}
-
-/// The model's own format and weights, or those asked for.
-ProjectionOptions options_of(const Plan& plan, const std::string& format) {
-  ProjectionOptions options{.format = format_of(plan.model), .weights = weight_format_of(plan.model)};
-  if (format == "fp8") {
-    options.weights = WeightFormat::fp8;
-  } else if (format == "mxfp4") {
-    options.weights = WeightFormat::four_bit;
-  } else if (!format.empty()) {
-    options.format = *ops::parse_format(format);
-    options.weights = WeightFormat::as_run;
-  }
-  return options;
-}
 
 /// A file a rank, each whole or not at all. The folder is there, which was checked before anything was computed.
 void write_kineto(const TimeFlags& flags, const PassTiming& pass, const Plan& plan, FileUses& files) {
@@ -89,8 +62,8 @@ void require_trace_folder(const TimeFlags& flags) {
 }
 
 int run_anchors(const TimeFlags& flags, const HardwareBook& book, FileUses& files) {
-  if (!flags.plan.empty() || !flags.trace.empty() || !flags.trace_dir.empty() || !flags.preset.empty() ||
-      !flags.engine.empty() || !flags.format.empty() || flags.explain) {
+  if (!flags.plan.empty() || !flags.trace.empty() || !flags.trace_dir.empty() || !flags.hardware.preset.empty() ||
+      !flags.hardware.engine.empty() || !flags.hardware.format.empty() || flags.explain) {
     throw UsageError(
         "--anchors projects what was published; it takes no plan, and --preset, --engine, --format, --explain, --trace "
         "and --trace-dir do not go with it");
@@ -104,7 +77,7 @@ int run_anchors(const TimeFlags& flags, const HardwareBook& book, FileUses& file
 
 int run_time(const TimeFlags& flags) {
   FileUses files;
-  const HardwareBook book = hardware_book(flags, files);
+  const HardwareBook book = flags.hardware.book(files);
   if (flags.list_presets) {
     if (!flags.plan.empty() || !flags.json.empty() || !flags.trace.empty()) {
       throw UsageError("--list-presets needs no plan and writes no report; leave PLAN, --json and --trace out");
@@ -123,18 +96,19 @@ int run_time(const TimeFlags& flags) {
   }
   if (const auto problems = validate(plan); !problems.empty()) throw UsageError(problems_text(file, problems));
   say_what_is_left_out(plan);
-  const HardwareChoice hardware =
-      choose_hardware(book, plan.hardware, {.preset = flags.preset, .engine = flags.engine});
-  if (!hardware.problems.empty()) {
-    const Problem& problem = hardware.problems.front();
-    throw UsageError(fmt::format("{}: {}", problem.field, problem.message));
+  const HardwareChoice hardware = flags.hardware.choice(book, plan);
+  const Projection projection = dry_run_of(file, [&] { return project(plan, hardware, flags.hardware.options(plan)); });
+  std::optional<RequestTimes> requests;
+  if (plan.workload.serving) {
+    requests = dry_run_of(file, [&] { return time_requests(plan, hardware, projection.options); });
   }
-  const Projection projection =
-      dry_run_of(file, [&] { return project(plan, hardware, options_of(plan, flags.format)); });
-  if (json.wanted()) json.write(to_json(projection, plan));
+  if (json.wanted()) json.write(to_json(projection, plan, requests ? &*requests : nullptr));
   if (!flags.trace_dir.empty()) write_kineto(flags, projection.prefill, plan, files);
   if (trace.wanted()) trace.write(chrome_trace(projection, plan));
-  if (!json.is_stdout() && !trace.is_stdout()) say(time_text(plan, projection, {.explain = flags.explain}));
+  if (!json.is_stdout() && !trace.is_stdout()) {
+    say(time_text(plan, projection, {.explain = flags.explain}));
+    if (requests) say(requests_text(*requests, projection));
+  }
   return kPass;
 }
 
@@ -145,16 +119,7 @@ void add_time_command(CLI::App& app, int& exit_code) {
   CLI::App* command =
       app.add_subcommand("time", "How long a plan's steps take, by a virtual clock; runs no mathematics");
   command->add_option("PLAN", flags->plan, "Plan file; without one, the embedded tp4_ep4_pp4");
-  command->add_option("--preset", flags->preset, "Figures of this card, in place of the plan's (--list-presets)")
-      ->type_name("NAME");
-  command->add_option("--engine", flags->engine, "Serving engine, as calibrated on the card")->type_name("NAME");
-  command->add_option("--calibrate", flags->calibrate, "Presets of your own, as in emu/timeline/presets.json")
-      ->type_name("FILE");
-  command
-      ->add_option("--format", flags->format,
-                   "Of the run, or fp8 or mxfp4 for its weights; without it, what the model's config says")
-      ->check(CLI::IsMember({"fp64", "fp32", "bf16", "fp16", "fp8", "mxfp4"}))
-      ->type_name("FORMAT");
+  flags->hardware.add_to(*command);
   command->add_flag("--explain", flags->explain, "Show what every kernel and call of the last rank takes, and why");
   command->add_flag("--list-presets", flags->list_presets, "Print every card with its figures and sources, and exit");
   command->add_flag("--anchors", flags->anchors,

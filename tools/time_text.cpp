@@ -183,6 +183,30 @@ std::string time_text(const Plan& plan, const Projection& p, const TimeTextOptio
   return text + "\n" + figures(p) + pass_text(p, p.prefill, options) + pass_text(p, p.decode, options);
 }
 
+std::string requests_text(const RequestTimes& times, const Projection& p) {
+  const bool prefill = times.hardware.calibrated_prefill, decode = times.hardware.calibrated_decode;
+  Rows rows{{toned("requests over time", Tone::bold), "projected", "from", "to", ""}};
+  const std::pair<const char*, double> shares[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}};
+  for (const auto& [name, share] : shares) {
+    rows.push_back(interval_row(fmt::format("first token, {}", name), times.first_token(share), seconds_text, prefill));
+  }
+  for (const auto& [name, share] : shares) {
+    rows.push_back(
+        interval_row(fmt::format("time per output token, {}", name), times.output_token(share), seconds_text, decode));
+  }
+  const Interval rate = times.tokens_per_second();
+  rows.push_back(interval_row("output tokens/s", rate, count_text, decode));
+  rows.push_back(interval_row("  per GPU", divided(rate, p.world), count_text, decode));
+  rows.push_back(interval_row("  per node", divided(rate, p.nodes()), count_text, decode));
+  return "\n" + table(rows, 1) +
+         fmt::format("{} requests in {} steps, {}; {} shapes of steps were replayed\n",
+                     with_thousands(std::ssize(times.requests)), with_thousands(times.steps),
+                     times.busy < times.seconds ? fmt::format("{} and {} without a request", seconds_text(times.busy),
+                                                              seconds_text(times.seconds - times.busy))
+                                                : seconds_text(times.seconds),
+                     with_thousands(times.shapes));
+}
+
 std::string anchors_text(const std::vector<ProjectedAnchor>& rows) {
   std::vector<std::string> groups;
   for (const ProjectedAnchor& row : rows) {

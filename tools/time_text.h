@@ -8,12 +8,16 @@
 #include "emu/timeline/anchors.h"
 #include "emu/timeline/hardware_model.h"
 #include "emu/timeline/projection.h"
+#include "emu/timeline/request_times.h"
 
 namespace shardproof::tools {
 
 struct TimeTextOptions {
   bool explain = false;  ///< every kernel and call of the critical rank, with its arithmetic
 };
+
+/// Of a plan that serves requests, what each waits for.
+std::string requests_text(const RequestTimes& times, const Projection& projection);
 
 std::string time_text(const Plan& plan, const Projection& projection, const TimeTextOptions& options);
 

@@ -12,6 +12,7 @@
 #include "emu/mutate/mutation.h"
 #include "emu/paper/check.h"
 #include "emu/report/baseline.h"
+#include "emu/report/search_run.h"
 #include "emu/timeline/audit.h"
 #include "emu/timeline/graph.h"
 #include "emu/timeline/projection.h"
@@ -37,6 +38,7 @@ std::vector<std::pair<std::string, std::string>> documents() {
       {"shardproof.mutate/1", to_json(scores)},
       {"shardproof.graph/1", to_json(deployment_graph(plan))},
       {"shardproof.time/1", to_json(project(plan, choose_hardware(built_in_hardware(), plan.hardware, {}), {}), plan)},
+      {"shardproof.search/1", to_json(SearchRun{.space = {.base = plan}, .options = {}, .report = {}})},
       {"shardproof.audit/1", to_json(std::vector<Finding>{}, plan)},
       {"shardproof.baseline/1", to_json(Baseline{})}};
 }

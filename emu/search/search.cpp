@@ -1,0 +1,194 @@
+#include "emu/search/search.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <utility>
+
+#include "emu/plan/runnable.h"
+#include "emu/plan/validate.h"
+#include "emu/search/internal/evaluate.h"
+
+namespace shardproof {
+namespace {
+
+/// Layouts that differ in what saves memory only.
+struct Family {
+  std::vector<Choice> choices;
+};
+
+/// Walks the table of axes.
+class Lattice {
+ public:
+  Lattice(const SearchSpace& space, const SearchOptions& options, SearchReport& report)
+      : space_(space), options_(options), report_(report) {}
+
+  std::vector<Family> families() {
+    walk(space_.base);
+    return std::move(families_);
+  }
+
+ private:
+  void walk(const Plan& chosen) {
+    const std::span<const SearchAxis> axes = search_axes();
+    if (choice_.size() == axes.size()) {
+      families_.back().choices.push_back(choice_);
+      return;
+    }
+    const SearchAxis& axis = axes[choice_.size()];
+    if (axis.saves_memory) families_.emplace_back();
+    for (const std::int64_t value : axis.values(space_, chosen)) {
+      Plan plan = chosen;
+      axis.set(plan, value);
+      choice_.push_back(value);
+      if (!axis.decides_weights || weights_fit(plan)) walk(plan);
+      choice_.pop_back();
+    }
+  }
+
+  bool weights_fit(const Plan& plan) {
+    const double bytes = searching::weight_bytes(plan);
+    if (bytes <= options_.memory_bytes) return true;
+    ++report_.too_large;
+    return false;
+  }
+
+  const SearchSpace& space_;
+  const SearchOptions& options_;
+  SearchReport& report_;
+  Choice choice_;
+  std::vector<Family> families_;
+};
+
+/// What became of a family.
+struct Outcome {
+  std::vector<TimedLayout> timed;
+  std::vector<TooLarge> too_large;
+  std::vector<Problem> refused;  ///< the first problem of each
+};
+
+Outcome judge(const Family& family, const SearchSpace& space, const SearchOptions& options) {
+  Outcome outcome;
+  for (const Choice& choice : family.choices) {
+    const Plan plan = plan_of(space, choice);
+    std::vector<Problem> problems = validate(plan);
+    if (problems.empty()) problems = not_executed(plan);
+    if (!problems.empty()) {
+      outcome.refused.push_back(problems.front());
+      continue;
+    }
+    const searching::Evaluation evaluation(plan, options);
+    if (evaluation.memory_bytes() > options.memory_bytes) {
+      outcome.too_large.push_back({choice, evaluation.memory_bytes(), evaluation.memory_arithmetic()});
+      continue;
+    }
+    outcome.timed.push_back(evaluation.timed());
+    if (plan.parallel.pp == 1) break;
+  }
+  return outcome;
+}
+
+/// work(i) for each of so many, on several threads; what one of them throws is thrown here.
+void for_each_index(std::size_t count, int threads, const std::function<void(std::size_t)>& work) {
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex guard;
+  const auto run = [&] {
+    for (std::size_t i = next++; i < count; i = next++) {
+      try {
+        work(i);
+      } catch (...) {
+        const std::scoped_lock lock(guard);
+        if (!failure) failure = std::current_exception();
+        next = count;
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(run);
+    run();
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+bool before(const TimedLayout& a, const TimedLayout& b) {
+  return std::tuple(!a.meets_limits, a.cost, a.memory_bytes, std::cref(a.choice).get()) <
+         std::tuple(!b.meets_limits, b.cost, b.memory_bytes, std::cref(b.choice).get());
+}
+
+bool dominates(const TimedLayout& a, const TimedLayout& b) {
+  const auto figures = [](const TimedLayout& one) {
+    return std::array{-one.tokens_per_second.value, one.output_token.value, one.first_token.value};
+  };
+  const auto of_a = figures(a), of_b = figures(b);
+  bool better = false;
+  for (std::size_t i = 0; i < of_a.size(); ++i) {
+    if (of_a[i] > of_b[i]) return false;
+    better = better || of_a[i] < of_b[i];
+  }
+  return better;
+}
+
+void mark_pareto(std::vector<TimedLayout>& ranked, std::int64_t good) {
+  const auto end = ranked.begin() + good;
+  for (auto one = ranked.begin(); one != end; ++one) {
+    one->pareto = std::none_of(ranked.begin(), end, [&](const TimedLayout& other) { return dominates(other, *one); });
+  }
+}
+
+}  // namespace
+
+std::string_view to_string(Objective objective) {
+  constexpr std::string_view kNames[] = {"throughput", "tpot", "ttft"};
+  return kNames[static_cast<std::size_t>(objective)];
+}
+
+std::int64_t SearchReport::good() const {
+  return std::ranges::count_if(ranked, &TimedLayout::meets_limits);
+}
+
+SearchReport search(const SearchSpace& space, const SearchOptions& options) {
+  SearchReport report;
+  const std::vector<Family> families = Lattice(space, options, report).families();
+  std::vector<Outcome> outcomes(families.size());
+  for_each_index(families.size(), options.threads,
+                 [&](std::size_t i) { outcomes[i] = judge(families[i], space, options); });
+  for (Outcome& outcome : outcomes) {
+    std::ranges::move(outcome.timed, std::back_inserter(report.ranked));
+    for (TooLarge& large : outcome.too_large) {
+      ++report.too_large;
+      if (!report.least_too_large || large.memory_bytes < report.least_too_large->memory_bytes) {
+        report.least_too_large = std::move(large);
+      }
+    }
+    for (const Problem& problem : outcome.refused) {
+      if (report.refused++ == 0) report.refused_because = problem.field + ": " + problem.message;
+    }
+  }
+  std::ranges::sort(report.ranked, before);
+  mark_pareto(report.ranked, report.good());
+  for (std::size_t i = 1; i < report.ranked.size(); ++i) {
+    report.ranked[i].loses_by = searching::loses_by(report.ranked[i], report.ranked.front(), options);
+  }
+  return report;
+}
+
+Placed place(const Plan& plan, const SearchOptions& options, const SearchReport& report) {
+  Placed placed;
+  const searching::Evaluation evaluation(plan, options);
+  if (evaluation.memory_bytes() > options.memory_bytes) placed.too_large = evaluation.memory_arithmetic();
+  placed.layout = evaluation.timed();
+  placed.place =
+      static_cast<std::size_t>(std::ranges::lower_bound(report.ranked, placed.layout, before) - report.ranked.begin());
+  if (!report.ranked.empty() && before(report.ranked.front(), placed.layout)) {
+    placed.layout.loses_by = searching::loses_by(placed.layout, report.ranked.front(), options);
+  }
+  return placed;
+}
+
+}  // namespace shardproof
