@@ -78,7 +78,9 @@ TEST(SearchCommand, SaysTheSameOnAnyNumberOfThreads) {
 }
 
 TEST(SearchCommand, TakesACheckpointsFolder) {
-  const std::string folder = std::filesystem::path(small_config()).parent_path();
+  const std::string folder = new_folder("checkpoint");
+  std::filesystem::create_directories(folder);
+  std::ofstream(folder + "/config.json") << "{" << kModel << "}";
 
   EXPECT_EQ(shardproof("search " + folder + " --gpus 2 --preset a100 --batch 4 --output 0 --min ttft").exit_code, 0);
 }
@@ -104,7 +106,7 @@ TEST(SearchCommand, RefusesWhatItCannotTake) {
       {"search nowhere.json --gpus 2", "nowhere.json: no such file"},
       {config + " --preset h100", "--gpus: how many there are is needed"},
       {config + " --gpus 4", "--preset: "},
-      {config + " --gpus 4 --preset h1", "'h1'"},
+      {config + " --gpus 4 --preset h1", R"(--preset: "h1" is not known)"},
       {config + " --gpus 0 --preset h100", "--gpus: '0' is no whole number from 1 to 65536"},
       {plan + " --slo ttft=10", "--slo: ttft: '10' has no unit; s, ms or us is needed, as in ttft=50ms"},
       {plan + " --slo tpot=10h", "has the unit 'h'"},
