@@ -34,7 +34,7 @@ std::array<Slot, 16> listed_files;
 std::atomic<pid_t> listed_process = 0;
 std::atomic<bool> progress_shown = false;
 
-void say(std::string_view text) {
+void write_error(std::string_view text) {
   // Nothing can be done about a failure here.
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, text.data(), text.size());
 }
@@ -44,7 +44,7 @@ void clean_up() {
     if (slot.used) unlink(slot.path.data());
   }
   if (const pid_t process = listed_process; process > 0) kill(process, SIGTERM);
-  if (progress_shown) say("\r\x1b[K");
+  if (progress_shown) write_error("\r\x1b[K");
 }
 
 extern "C" void end_by_signal(int number) {
@@ -65,7 +65,7 @@ constexpr std::string_view kOutOfMemory =
 [[noreturn]] void out_of_memory() {
   only_once();
   clean_up();
-  say(kOutOfMemory);
+  write_error(kOutOfMemory);
   _exit(kInternal);
 }
 
@@ -75,15 +75,15 @@ constexpr std::string_view kOutOfMemory =
   clean_up();
   try {
     if (const std::exception_ptr thrown = std::current_exception()) std::rethrow_exception(thrown);
-    say("shardproof: internal error\n");
+    write_error("shardproof: internal error\n");
   } catch (const std::bad_alloc&) {
-    say(kOutOfMemory);
+    write_error(kOutOfMemory);
   } catch (const std::exception& error) {
-    say("shardproof: internal error, or a limit on memory or threads: ");
-    say(error.what());
-    say("\n");
+    write_error("shardproof: internal error, or a limit on memory or threads: ");
+    write_error(error.what());
+    write_error("\n");
   } catch (...) {
-    say("shardproof: internal error\n");
+    write_error("shardproof: internal error\n");
   }
   _exit(kInternal);
 }

@@ -171,6 +171,9 @@ std::string reason_against(const Plan& plan, DryPass pass, const OpRecord& recor
     if (pass == DryPass::decode) return "no kernel attends from new tokens to cached keys yet";
     if (plan.parallel.cp > 1) return "no kernel attends to the keys of other context-parallel ranks yet";
   }
+  if (*kernel == Kernel::combine && plan.parallel.sums_over_ep()) {
+    return "no kernel combines only what a rank's own experts make yet";
+  }
   if (*kernel == Kernel::rms_norm && plan.model.layer_norm) return kOtherMath;
   if (record.layer >= 0 && !is_plain(plan.model.layers[record.layer], *kernel)) return kOtherMath;
   return "";

@@ -119,7 +119,7 @@ void add_search_command(CLI::App& app, int& exit_code) {
   add_whole(*command, "--prompt", flags->prompt, {1, 1 << 24}, "Tokens in (default: the plan's, or 1024)");
   add_whole(*command, "--output", flags->output, {0, 1 << 24}, "Tokens out (default: the plan's, or 128)");
   command->add_option("--batch", flags->batch, "Requests at once, or several sizes (default: the plan's, or 8 a GPU)")
-      ->type_name("N[,N...]");
+      ->type_name("SIZES");
   command->add_option("--max", flags->most, "What is to be the most: throughput (the default)")
       ->check(CLI::IsMember({"throughput"}))
       ->type_name("WHAT");

@@ -198,13 +198,13 @@ Instances norm_over_slice(const MutablePlan& plan, std::size_t limit) {
   for (const Place& place : sites.places(limit)) {
     if (plan.model.layers[place.layer].attention.query_key_norm != QueryKeyNorm::full) continue;
     const std::vector<int> group = sites.group(Axis::tp, place.rank);
-    result.push_back({.layer = place.layer,
-                      .ranks = group,
-                      .group = "tp",
-                      .tap = tap_name(place.layer, TapKind::attention_q),
-                      .causes = {"norm_over_slice"},
-                      .make = faulty_reduction(plan, {Op::attention_squares_reduce, place.layer, group},
-                                               SumFault::dropped, 0)});
+    result.push_back(
+        {.layer = place.layer,
+         .ranks = group,
+         .group = "tp",
+         .tap = tap_name(place.layer, TapKind::attention_q),
+         .causes = {"norm_over_slice"},
+         .make = faulty_reduction(plan, {Op::attention_squares_reduce, place.layer, group}, SumFault::dropped, 0)});
   }
   return result;
 }

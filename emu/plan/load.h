@@ -1,10 +1,11 @@
 // Reads a plan file.
 //
-// The file is one JSON object: `model` (a Hugging Face config.json object, or a path relative to the plan file to one or
-// to the directory of a checkpoint, of which verify then takes the weights too), `hardware`, `parallel`, `workload`, `claims`, `notes`, `name`. Unknown and duplicate keys, wrong types, numbers out
-// of any sensible range, and a key given together with its alias are refused; every problem found is returned, each
-// with the dotted field, the value and what would be right. Input is never trusted: a file over kMaxPlanBytes is
-// refused before it is read, and nesting deeper than kMaxPlanDepth where it is met.
+// The file is one JSON object: `model` (a Hugging Face config.json object, or a path relative to the plan file to one
+// or to the directory of a checkpoint, of which verify then takes the weights too), `hardware`, `parallel`, `workload`,
+// `claims`, `notes`, `name`. Unknown and duplicate keys, wrong types, numbers out of any sensible range, and a key
+// given together with its alias are refused; every problem found is returned, each with the dotted field, the value and
+// what would be right. Input is never trusted: a file over kMaxPlanBytes is refused before it is read, and nesting
+// deeper than kMaxPlanDepth where it is met.
 //
 // Derived here, so that every later layer sees a complete plan:
 //   dp   when left out: hardware.gpus / (tp * cp * pp), rounded down; 1 without hardware

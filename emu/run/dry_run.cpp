@@ -184,12 +184,15 @@ const std::vector<std::int64_t>& DryRun::sent_by(Sent& known, int layer, std::in
   std::vector<std::int64_t>& sent = known[static_cast<std::size_t>(rank) % known.size()];
   if (!sent.empty()) return sent;
   const Layout& layout = deployment_.layouts[static_cast<std::size_t>(rank)];
-  std::vector<std::int64_t> slots = routing_.slots(layer, deployment_.tokens.own(layout.at, microbatch),
-                                                   model_.layers[layer].feed_forward.num_experts);
-  if (const auto& maps = layout.expert_maps; maps != nullptr) {
-    slots = (*maps)[static_cast<std::size_t>(layer)].spread(slots);
-  }
-  return sent = by_owner(slots, layout.layer(model_, layer).expert_owner, mesh_.degree(Axis::ep));
+  const LayerLayout& held = layout.layer(model_, layer);
+  const TokenRows rows = deployment_.tokens.own(layout.at, microbatch);
+  const std::int64_t experts = model_.layers[layer].feed_forward.num_experts;
+  const std::vector<std::int64_t> slots =
+      layout.expert_maps == nullptr
+          ? routing_.slots(layer, rows, experts)
+          : routing_.physical_slots(layer, rows, experts, (*layout.expert_maps)[static_cast<std::size_t>(layer)],
+                                    held.experts, mesh_.parallel().experts.replica);
+  return sent = by_owner(slots, held.expert_owner, mesh_.degree(Axis::ep));
 }
 
 const std::vector<std::int64_t>& DryRun::sent(int layer, std::int64_t microbatch, const Coordinates& at) const {

@@ -27,7 +27,7 @@ enum class Op : std::int16_t {
   attention_kv_latent,
   attention_kv_latent_norm,
   attention_kv,
-  attention_heads,  ///< each head's key and value from what latent attention makes
+  attention_heads,           ///< each head's key and value from what latent attention makes
   attention_squares,         ///< norms over all heads: of queries and of keys, a partial sum over tp
   attention_squares_reduce,  ///< over tp
   attention_q_norm,

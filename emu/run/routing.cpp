@@ -130,6 +130,21 @@ std::vector<std::int64_t> StatedRouting::slots(int layer, const TokenRows& rows,
   return slots;
 }
 
+std::vector<std::int64_t> StatedRouting::physical_slots(int layer, const TokenRows& rows, std::int64_t experts,
+                                                        const ExpertMap& map, Range own,
+                                                        ExpertPlacement::Replica rule) const {
+  if (replay_ == nullptr) return map.spread(slots(layer, rows, experts));
+  std::vector<std::int64_t> slots(static_cast<std::size_t>(std::ssize(map.logical())), 0);
+  for (const Range& run : rows.runs) {
+    for (std::int64_t row = run.begin; row < run.end(); ++row) {
+      for (const std::int32_t expert : (*replay_)[static_cast<std::size_t>(layer)].row(row)) {
+        ++slots.at(static_cast<std::size_t>(map.choose(expert, row, own, rule)));
+      }
+    }
+  }
+  return slots;
+}
+
 const SlotCycle& StatedRouting::cycle(int layer) const {
   return cycles_[static_cast<std::size_t>(cycle_of_layer_[static_cast<std::size_t>(layer)])];
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "emu/model/config.h"
+#include "emu/plan/expert_map.h"
 #include "emu/plan/plan.h"
 #include "emu/plan/token_rows.h"
 #include "ops/matrix.h"
@@ -48,6 +49,10 @@ class StatedRouting {
 
   /// Slots of these rows that each expert serves: [experts].
   std::vector<std::int64_t> slots(int layer, const TokenRows& rows, std::int64_t experts) const;
+  /// The same where experts have replicas, of which those in `own` are the router's: [physical experts]. The choices of
+  /// a run are chosen from as it does; of stated ones every replica serves as many, or nearly.
+  std::vector<std::int64_t> physical_slots(int layer, const TokenRows& rows, std::int64_t experts, const ExpertMap& map,
+                                           Range own, ExpertPlacement::Replica rule) const;
   /// Layers of one kind choose alike, so that what is counted for one holds for all.
   bool same_in_every_layer() const { return replay_ == nullptr && by_kind_; }
 

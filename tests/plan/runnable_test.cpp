@@ -61,8 +61,7 @@ TEST(RunnablePlan, LeavesNothingOfItsModelOut) {
 
   EXPECT_THAT(validate(plan), IsEmpty());
   EXPECT_THAT(not_executed(plan), IsEmpty());
-  EXPECT_THAT(make_runnable(plan).problems,
-              ElementsAre(Field(&Problem::message, HasSubstr("longrope"))));
+  EXPECT_THAT(make_runnable(plan).problems, ElementsAre(Field(&Problem::message, HasSubstr("longrope"))));
 }
 
 TEST(RunnablePlan, StaysRunnableAtAnotherSizeAndSeed) {

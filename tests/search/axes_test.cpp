@@ -29,7 +29,8 @@ TEST(SearchAxes, GiveBackTheChoiceThatAPlanWasMadeOf) {
     plan.parallel.layers_per_stage.clear();
     SearchSpace space{.base = plan, .gpus = plan.world()};
     const Choice choice = choice_of(plan);
-    space.base.parallel = {};
+    space.base.parallel = {.dispatch = plan.parallel.dispatch, .overlap = plan.parallel.overlap};  // not searched
+    space.base.parallel.experts = plan.parallel.experts;
     space.base.workload.microbatches = 1;
 
     const Plan again = plan_of(space, choice);

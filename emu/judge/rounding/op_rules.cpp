@@ -369,8 +369,11 @@ Judged apply(const Rule& rule) {
     case TapKind::expert_output:
       return judge_reduction(rule, TapKind::expert_partial, rules.plan.parallel.etp, rules.reduce_over_etp,
                              rules.path_over_etp);
-    case TapKind::moe_partial:
-      return judge_combination(rule);
+    case TapKind::moe_partial: {
+      Judged judged = judge_combination(rule);
+      judged.vacuous.clear();  // of tokens that no expert of the rank serves, zero
+      return judged;
+    }
     case TapKind::moe_output:
       if (!rule.expects({.layer = tap.layer, .kind = TapKind::moe_partial, .part = 0})) return judge_combination(rule);
       return judge_reduction(rule, TapKind::moe_partial, rules.plan.parallel.ep, rules.reduce_over_ep,
