@@ -18,7 +18,7 @@ using testing::temporary_file;
 constexpr const char* kLong = R"("model_type": "phimoe", "rope_scaling": {"type": "longrope", "short_factor": [1.0],
     "long_factor": [2.0], "short_mscale": 1.0, "long_mscale": 1.0, "original_max_position_embeddings": 4},
     "max_position_embeddings": 64)";
-constexpr const char* kFactors = "model.rope_scaling.long_factor: a sequence of 6 tokens exceeds";
+constexpr const char* kFactors = "a sequence of 6 tokens exceeds original_max_position_embeddings = 4";
 constexpr const char* kContext = "parallel.cp: cp = 2: requests are served with cp = 1 only";
 
 std::string plan_of(const std::string& model_keys, const std::string& parallel,
