@@ -60,7 +60,7 @@ std::string readable(double value, Dimension dimension) {
     case Dimension::share:
       return fmt::format("{:.4g} %", 100 * value);
     case Dimension::seconds:
-      return scaled_text(value, {{1, "s"}, {1e-3, "ms"}, {1e-6, "us"}}, "s");
+      return scaled_text(value, {{1, "s"}, {1e-3, "ms"}, {1e-6, "us"}, {1e-9, "ns"}}, "s");
     case Dimension::rate:
       return fmt::format("{:.4g} /s", value);
     case Dimension::count:

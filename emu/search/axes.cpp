@@ -60,11 +60,14 @@ Values stages(const SearchSpace& space, const Plan& chosen) {
   return that_fit(chosen.model, divisors(space.gpus / chosen.parallel.tp), &Parallel::pp);
 }
 
-/// Requests are served without it; each rank has two pieces of the longest sequence.
+/// Of a rank's two pieces of the longest sequence: shorter ones have their keys sooner by any other axis.
+constexpr std::int64_t kFewestTokensOfPiece = 512;
+
+/// Requests are served without it.
 Values context_parallel(const SearchSpace& space, const Plan& chosen) {
   if (chosen.workload.serving) return {1};
   Values values = divisors(space.gpus / (chosen.parallel.tp * chosen.parallel.pp));
-  std::erase_if(values, [&](std::int64_t cp) { return 2 * cp > longest(chosen); });
+  std::erase_if(values, [&](std::int64_t cp) { return cp > 1 && longest(chosen) / (2 * cp) < kFewestTokensOfPiece; });
   return values;
 }
 

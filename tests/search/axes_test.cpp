@@ -72,10 +72,13 @@ TEST(SearchAxes, TryCopiesOfExpertsWhereTheRoutingIsSkewed) {
   EXPECT_THAT(axis("redundant").values(space, chosen), ElementsAre(0, 64));
 }
 
-TEST(SearchAxes, ServeRequestsWithoutContextParallelism) {
+TEST(SearchAxes, CutSequencesThatAreLongEnoughAndNoRequests) {
   SearchSpace space{.base = testing::shipped_plan("tp4_ep4_pp4"), .gpus = 16};
   Plan& chosen = space.base;
   chosen.parallel = {};
+  chosen.workload.lengths = {4095};
+  EXPECT_THAT(axis("cp").values(space, chosen), ElementsAre(1, 2));
+  chosen.workload.lengths = {4096};
   EXPECT_THAT(axis("cp").values(space, chosen), Contains(4));
 
   chosen.workload.serving = Serving{.requests = {{.prompt = 64, .output = 4}}};
