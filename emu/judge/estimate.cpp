@@ -121,7 +121,8 @@ double score_bytes(const Plan& plan) {
 
 /// Of the rounding: the run's own taps in its scalar, a byte an element for what has arrived, and what a rule computes
 /// at once, in float64. A tap is dropped when all that is computed from it was judged: one rank goes through the layers
-/// by itself, and half of all taps is never there at once; many ranks go through them together.
+/// by itself, and half of all taps is never there at once, nor more than some hundred layers' (20 to 60 were, of 256
+/// and of 2,048); many ranks go through them together.
 double kept_bytes(const Plan& plan, ops::Format format) {
   double elements = 0, largest = 0;
   for (const TapId& tap : all_taps(plan.model, tap_parts(plan))) {
@@ -129,7 +130,9 @@ double kept_bytes(const Plan& plan, ops::Format format) {
     largest = std::max(largest, tap_elements(plan, tap));
   }
   const int world = Mesh(plan.parallel).world();
-  const double share = world <= 2 ? 0.5 : world <= 16 ? 0.6 : 1;
+  constexpr double kMostLayers = 512;
+  const double one_by_one = std::min(0.5, kMostLayers / static_cast<double>(plan.model.layers.size()));
+  const double share = world <= 2 ? one_by_one : world <= 16 ? 0.6 : 1;
   // What a ring's steps gave is merged at once.
   const double tensors = std::max(1, tap_parts(plan).keys);
   return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;

@@ -126,6 +126,8 @@ Instances stored_narrow(const MutablePlan& plan, std::size_t limit) {
 
 Instances rounded_between(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.experts().top_k < 2) return {};
+  // Whose partial sum is the first to have two addends is for the routing to say.
+  if (plan.parallel.sums_over_ep()) return {};
   return in_layers(plan, TapKind::moe_output, kStoredNarrow, limit, [](int layer, Format format) {
     return edited(
         Op::moe_combine, layer, {.layer = layer, .kind = TapKind::moe_output}, format,

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,8 @@ namespace {
 
 /// Beyond half as much again: a plan of a few ranks takes less than the process that runs it.
 constexpr double kFloor = 16e6;
+/// The largest peak of so many is held to the estimate.
+constexpr int kRuns = 3;
 
 struct Sizes {
   const char* name;
@@ -106,10 +109,13 @@ struct Measured {
 void measure(Measured& run) {
   std::vector<std::string> words{"verify", run.path, "--format", std::string(ops::to_string(run.format))};
   if (run.full) words.insert(words.end(), {"--scale", "full"});
-  testing::RunningCommand command(words, "", "");
-  const int status = command.wait();
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << run.name;
-  run.peak = command.most_bytes();
+  // How far the judge is behind the run is the scheduler's choice, and moves the peak by some percent.
+  for (int i = 0; i < kRuns; ++i) {
+    testing::RunningCommand command(words, "", "");
+    const int status = command.wait();
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << run.name;
+    run.peak = std::max(run.peak, static_cast<double>(command.most_bytes()));
+  }
 }
 
 double estimate(const Measured& run) {
