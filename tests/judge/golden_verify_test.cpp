@@ -8,6 +8,7 @@
 #include "emu/judge/verify.h"
 #include "emu/plan/validate.h"
 #include "emu/weights/checkpoint.h"
+#include "tests/support/golden_families.h"
 
 namespace shardproof {
 namespace {
@@ -38,26 +39,9 @@ const std::vector<Degrees> kDegrees = {
 
 const std::vector<std::string> kCases = {"grouped", "tied_top1", "sharded_one_kv_head", "bfloat16_all_experts",
                                          "float16_tied"};
-const std::vector<std::string> kFamilies = {"llama3_scaled",
-                                            "llama_linear_biased",
-                                            "mistral_window",
-                                            "qwen2_later_windows",
-                                            "qwen3",
-                                            "mixtral_window",
-                                            "qwen3_moe_mixed",
-                                            "qwen2_moe_shared",
-                                            "deepseek_v3",
-                                            "deepseek_v3_mscale",
-                                            "deepseek_v2_groups",
-                                            "glm4_moe",
-                                            "gpt_oss",
-                                            "olmoe",
-                                            "granitemoe",
-                                            "phimoe"};
-
 std::vector<std::string> all_cases() {
   std::vector<std::string> all = kCases;
-  for (const std::string& family : kFamilies) all.push_back("families/" + family);
+  for (const std::string& family : testing::kGoldenFamilies) all.push_back("families/" + family);
   return all;
 }
 

@@ -21,6 +21,7 @@
 #include "emu/reference/reference.h"
 #include "emu/weights/checkpoint.h"
 #include "emu/weights/safetensors.h"
+#include "tests/support/golden_families.h"
 
 namespace shardproof::reference {
 namespace {
@@ -123,24 +124,6 @@ TEST_P(GoldenOutputs, WouldShowASlightlyWrongModel) {
   EXPECT_GT(errors(golden, golden.checkpoint.model(), one_weight).at("logits"), 4 * kUnits);
 }
 
-/// A model of each family, as folders of tests/golden/families.
-const std::vector<std::string> kFamilies = {"llama3_scaled",
-                                            "llama_linear_biased",
-                                            "mistral_window",
-                                            "qwen2_later_windows",
-                                            "qwen3",
-                                            "mixtral_window",
-                                            "qwen3_moe_mixed",
-                                            "qwen2_moe_shared",
-                                            "deepseek_v3",
-                                            "deepseek_v3_mscale",
-                                            "deepseek_v2_groups",
-                                            "glm4_moe",
-                                            "gpt_oss",
-                                            "olmoe",
-                                            "granitemoe",
-                                            "phimoe"};
-
 class FamilyOutputs : public ::testing::TestWithParam<std::string> {};
 
 TEST_P(FamilyOutputs, AgreeWithTheReferenceToFloat32Rounding) {
@@ -231,7 +214,7 @@ TEST_P(FamilyOutputs, WouldShowAFeatureLeftOut) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Transformers, FamilyOutputs, ::testing::ValuesIn(kFamilies),
+INSTANTIATE_TEST_SUITE_P(Transformers, FamilyOutputs, ::testing::ValuesIn(testing::kGoldenFamilies),
                          [](const auto& parameter) { return parameter.param; });
 
 INSTANTIATE_TEST_SUITE_P(Transformers, GoldenOutputs,
