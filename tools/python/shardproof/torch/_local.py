@@ -1,5 +1,6 @@
 """Modules whose arithmetic is known, judged alone: what the ranks' parts add up to, against the unsharded module in
-float64 on the ranks' own inputs, within the forward error bound of its format. No sample statistics, no end-to-end error.
+float64 on the ranks' own inputs, within the forward error bound of its format. No sample statistics, no end-to-end
+error.
 
 Two rounding profiles. "fused": a module's result is stored once. "eager": every op in it stores its own, a linear's
 product before its bias and what a norm normalises before its weight. In both, sums are accumulated in float32 or
@@ -144,6 +145,16 @@ def known(module: nn.Module) -> bool:
     if getattr(module, "inplace", False):
         return False
     return getattr(module, "eps", 0.0) is not None
+
+
+def one_format(module: nn.Module, weights: Sequence[Piece], inputs: Sequence[Piece], outputs: Sequence[Piece]) -> bool:
+    """Whether what the ranks gave, hold and got of a call is of one format, which `module`, the unsharded one, can
+    hold. A program that converts on the way, as autocast does, computes in some other one."""
+    formats = {piece.value.dtype for piece in [*weights, *inputs, *outputs] if piece.value.is_floating_point()}
+    if len(formats) != 1:
+        return False
+    (format_of,) = formats
+    return all(torch.promote_types(p.dtype, format_of) == p.dtype for p in module.parameters())
 
 
 def local(module: nn.Module, inputs: Sequence[Piece], outputs: Sequence[Piece], whole_in: tuple[int, ...],

@@ -69,21 +69,24 @@ def held_to_reference(records: Sequence[_watch.Record], world_size: int, referen
     for record in records:
         for piece in record.inputs:
             inputs.setdefault((piece.name.removesuffix(_watch.INPUT), piece.step), []).append(piece)
-    judge_alone(module, expected, pieces, inputs, whole_inputs, profile)
+    judge_alone(module, expected, weights, pieces, inputs, whole_inputs, profile)
     return _judged(report, degrees, {key: (pieces[key], expected[key]) for key in pieces},
                    SUSPECT if max_amplification is None else max_amplification, max_amplification is not None)
 
 
-def judge_alone(module: nn.Module, expected: Mapping[Key, Expected], outputs: Mapping[Key, Sequence[Piece]],
-                inputs: Mapping[Key, Sequence[Piece]], whole_inputs: Mapping[Key, tuple[int, ...]],
-                profile: str) -> None:
+def judge_alone(module: nn.Module, expected: Mapping[Key, Expected], weights: Mapping[str, Sequence[Piece]],
+                outputs: Mapping[Key, Sequence[Piece]], inputs: Mapping[Key, Sequence[Piece]],
+                whole_inputs: Mapping[Key, tuple[int, ...]], profile: str) -> None:
     """Fills in `alone` where a module's arithmetic and what it got are known."""
-    exact = copy.deepcopy(module).to(torch.float64)
-    modules = {_watch.own_path(path) or _watch.MODEL: made for path, made in exact.named_modules()}
+    modules = {_watch.own_path(path) or _watch.MODEL: made for path, made in module.named_modules()}
     for key, held in expected.items():
         found = modules.get(key[0])
-        if found is not None and _local.known(found) and key in inputs and key in whole_inputs:
-            held.alone = _local.local(found, inputs[key], outputs[key], whole_inputs[key], profile)
+        if found is None or not _local.known(found) or key not in inputs or key not in whole_inputs:
+            continue
+        own = [piece for name, _ in found.named_parameters() for piece in weights.get(f"{key[0]}.{name}", [])]
+        if _local.one_format(found, own, inputs[key], outputs[key]):
+            exact = copy.deepcopy(found).to(torch.float64)
+            held.alone = _local.local(exact, inputs[key], outputs[key], whole_inputs[key], profile)
 
 
 def degrees_of(records: Sequence[_watch.Record], world_size: int) -> dict[str, int]:

@@ -90,6 +90,19 @@ def test_weights_that_change_on_the_way_are_not_held_to_what_they_were():
     assert [tap.name for tap in report.taps if "alone" in tap.other] == ["norm", "up", "down"]
 
 
+def test_what_converts_on_the_way_is_not_held_to_the_format_that_it_gives():
+    def main():
+        dist.init_process_group()
+        block = shardproof.torch.watch(slice_of(4), placements={"down": Partial()})
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            block(X)
+
+    report = judged(main, max_amplification=None, step=lambda block: block(X))
+
+    assert "up" in [tap.name for tap in report.taps]
+    assert [tap.name for tap in report.taps if "alone" in tap.other] == ["norm"]
+
+
 class EveryKnown(nn.Module):
     def __init__(self):
         super().__init__()
