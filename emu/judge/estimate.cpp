@@ -138,6 +138,15 @@ double kept_bytes(const Plan& plan, ops::Format format) {
   return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;
 }
 
+/// Weights of the widest expert or MLP: gate, up and down.
+double widest_mlp_elements(const ModelConfig& model) {
+  std::int64_t widest = 0;
+  for (const LayerSpec& layer : model.layers.kinds()) {
+    widest = std::max({widest, layer.feed_forward.intermediate_size, layer.feed_forward.mlp_size()});
+  }
+  return 3.0 * static_cast<double>(widest) * static_cast<double>(model.hidden_size);
+}
+
 }  // namespace
 
 double estimated_bytes(const Plan& plan, ops::Format format) {
@@ -167,8 +176,11 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     heap += kept_bytes(plan, format) + alive / kScalar * scalar + bookkeeping;
     kept_weights += std::min(weights * scalar, static_cast<double>(kWeightBytesKept));
   }
-  // The reference holds a whole weight.
-  return kProcess + kFragments * (heap + kept_weights) + largest_weight * 8;
+  // The reference holds a whole weight. An expert, or MLP, that is larger than what is kept is made again for each of
+  // its uses, by the reference and by the run, of which the rounding's is one more.
+  const double made_again =
+      std::max(0.0, widest_mlp_elements(model) * kScalar - static_cast<double>(kWeightBytesKept)) * (both ? 2.25 : 1.5);
+  return kProcess + kFragments * (heap + kept_weights) + largest_weight * 8 + made_again;
 }
 
 }  // namespace shardproof

@@ -371,7 +371,7 @@ Judged apply(const Rule& rule) {
                              rules.path_over_etp);
     case TapKind::moe_partial: {
       Judged judged = judge_combination(rule);
-      judged.vacuous.clear();  // of tokens that no expert of the rank serves, zero
+      if (judged.vacuous == "zero") judged.vacuous.clear();  // of tokens that no expert of the rank serves
       return judged;
     }
     case TapKind::moe_output:
