@@ -19,23 +19,37 @@ namespace {
 /// Keeps the sum of no scores from dividing.
 constexpr double kLeastScoreSum = 1e-20;
 
-/// The expert of the largest logit among those that come after `last` in the order of falling logit, ties to the lower
-/// index, NaN after everything else. last < 0: the first of all.
+/// Whether expert a is preferred to expert b: the larger logit, ties to the lower index, NaN after everything else.
 template <class T>
-Index next_expert(std::span<const T> logits, Index last) {
-  const auto before = [&](Index a, Index b) {
-    const T x = logits[static_cast<std::size_t>(a)], y = logits[static_cast<std::size_t>(b)];
+class Preferred {
+ public:
+  explicit Preferred(std::span<const T> logits) : logits_(logits) {}
+  bool operator()(std::int32_t a, std::int32_t b) const {
+    const T x = logits_[static_cast<std::size_t>(a)], y = logits_[static_cast<std::size_t>(b)];
     const bool x_is_nan = std::isnan(x), y_is_nan = std::isnan(y);
     if (x_is_nan != y_is_nan) return y_is_nan;
     if (x > y) return true;
     return !(x < y) && a < b;
-  };
-  Index best = -1;
-  for (Index e = 0; e < static_cast<Index>(logits.size()); ++e) {
-    if (last >= 0 && !before(last, e)) continue;
-    if (best < 0 || before(e, best)) best = e;
   }
-  return best;
+
+ private:
+  std::span<const T> logits_;
+};
+
+/// order becomes all experts, of which the first `count` are in the order in which they are preferred.
+template <class T>
+void sort_experts(std::span<const T> logits, std::size_t count, std::vector<std::int32_t>& order) {
+  order.resize(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(count), order.end(),
+                    Preferred<T>(logits));
+}
+
+/// A logit that no other is preferred to.
+template <class T>
+T most_preferred(std::span<const T> logits, std::vector<std::int32_t>& order) {
+  sort_experts(logits, 1, order);
+  return logits[static_cast<std::size_t>(order[0])];
 }
 
 template <class T>
@@ -54,9 +68,10 @@ bool all_above_minus_infinity(std::span<const T> logits) {
   return below == 0;
 }
 
-/// The order of next_expert where every logit is above minus infinity: the largest, first of equals, slot after slot.
+/// The same where every logit is above minus infinity and few are chosen: the largest, first of equals, slot after
+/// slot.
 template <class T>
-void choose(std::span<const T> logits, std::vector<T>& left, std::span<std::int32_t> ids) {
+void choose_few(std::span<const T> logits, std::vector<T>& left, std::span<std::int32_t> ids) {
   left.assign(logits.begin(), logits.end());
   for (std::int32_t& id : ids) {
     const T largest = simd::largest_of<T>(static_cast<Index>(left.size()), left.data());
@@ -111,12 +126,13 @@ void softmax_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> 
                      MatrixView<T> weights) {
   require_choice_shape("route_weights", logits, ids, weights);
   std::vector<T> all(static_cast<std::size_t>(normalise ? 0 : logits.cols));
+  std::vector<std::int32_t> order;
   for (Index t = 0; t < logits.rows; ++t) {
     const std::span<const T> row = logits.row(t);
     const std::span<T> weight = weights.row(t);
     for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = row[static_cast<std::size_t>(ids(t, slot))];
-    const T largest = all_above_minus_infinity(row) ? simd::largest_of<T>(logits.cols, row.data())
-                                                    : row[static_cast<std::size_t>(next_expert(row, -1))];
+    const T largest =
+        all_above_minus_infinity(row) ? simd::largest_of<T>(logits.cols, row.data()) : most_preferred(row, order);
     exponentials(weight.data(), ids.cols, largest, format, weight.data());
     T sum = 0;
     if (normalise) {
@@ -190,7 +206,10 @@ void choose_experts(MatrixView<const T> scores, const RouteOptions<T>& options, 
   if (ids.cols < 1 || ids.cols > scores.cols) {
     throw ShapeError("choose_experts", "top_k (at most the experts)", scores.cols, ids.cols);
   }
+  // Each slot of choose_few passes over all experts; sorting them takes as long as about so many passes.
+  constexpr Index kFew = 32;
   std::vector<T> left, open;
+  std::vector<std::int32_t> order;
   for (Index t = 0; t < scores.rows; ++t) {
     std::span<const T> row = scores.row(t);
     if (options.groups > 1) {
@@ -198,12 +217,12 @@ void choose_experts(MatrixView<const T> scores, const RouteOptions<T>& options, 
       close_groups<T>(options, open);
       row = open;
     }
-    if (all_above_minus_infinity(row)) {
-      choose(row, left, ids.row(t));
+    if (ids.cols <= kFew && all_above_minus_infinity(row)) {
+      choose_few(row, left, ids.row(t));
       continue;
     }
-    Index last = -1;
-    for (std::int32_t& id : ids.row(t)) id = static_cast<std::int32_t>(last = next_expert(row, last));
+    sort_experts(row, static_cast<std::size_t>(ids.cols), order);
+    std::copy_n(order.begin(), ids.cols, ids.row(t).begin());
   }
 }
 
@@ -249,15 +268,7 @@ void route(MatrixView<const T> logits, Index top_k, bool normalise, Format forma
   require_equal("route", "columns of the ids", top_k, ids.cols);
   if (logits.rows == 0) return;
   if (top_k < 1 || top_k > logits.cols) throw ShapeError("route", "top_k (at most the experts)", logits.cols, top_k);
-  std::vector<T> left;
-  for (Index t = 0; t < logits.rows; ++t) {
-    if (all_above_minus_infinity(logits.row(t))) {
-      choose(logits.row(t), left, ids.row(t));
-      continue;
-    }
-    Index last = -1;
-    for (std::int32_t& id : ids.row(t)) id = static_cast<std::int32_t>(last = next_expert(logits.row(t), last));
-  }
+  choose_experts<T>(logits, {}, ids);
   route_weights<T>(logits, ids, normalise, format, weights);
 }
 
