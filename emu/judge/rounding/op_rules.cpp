@@ -128,8 +128,9 @@ Judged judge_expert_product(const Rule& rule, const Input& x, bool by_token, Wei
                             bool stored) {
   const FeedForwardSpec& spec = rule.layer().feed_forward;
   Comparison comparison = rule.comparison();
+  std::vector<std::vector<std::int64_t>> slots_of = rule.slots_by_expert();
   for (int expert = 0; expert < spec.num_experts; ++expert) {
-    std::vector<std::int64_t> slots = rule.slots_of(expert);
+    std::vector<std::int64_t>& slots = slots_of[static_cast<std::size_t>(expert)];
     if (slots.empty()) continue;
     Input rows(std::ssize(slots), x.cols);
     if (x.derived()) rows.errors.resize(rows.values.size());
@@ -251,11 +252,11 @@ Range Rule::part_of_weight(Weight weight) const {
   return {0, spec.cols};
 }
 
-std::vector<std::int64_t> Rule::slots_of(int expert) const {
-  std::vector<std::int64_t> slots;
+std::vector<std::vector<std::int64_t>> Rule::slots_by_expert() const {
+  std::vector<std::vector<std::int64_t>> slots(static_cast<std::size_t>(layer().feed_forward.num_experts));
   const std::span<const std::int32_t> ids = choice().span();
   for (std::size_t slot = 0; slot < ids.size(); ++slot) {
-    if (ids[slot] == expert) slots.push_back(static_cast<std::int64_t>(slot));
+    slots[static_cast<std::size_t>(ids[slot])].push_back(static_cast<std::int64_t>(slot));
   }
   return slots;
 }

@@ -45,8 +45,8 @@ class Rule {
   Input stream() const;
   /// The columns of an input that one rank along the tap's axis multiplies with its part of a weight.
   Range part_of_weight(Weight weight) const;
-  /// What the chosen expert makes goes into these slots.
-  std::vector<std::int64_t> slots_of(int expert) const;
+  /// By expert, the slots of the choice that it was chosen for, in order.
+  std::vector<std::vector<std::int64_t>> slots_by_expert() const;
   /// A comparison of the tap.
   Comparison comparison() const;
 
