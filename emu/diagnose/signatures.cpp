@@ -97,9 +97,10 @@ std::optional<double> constant_ratio(std::span<const WrongRow> rows, std::span<c
 }
 
 std::optional<double> constant_offset(std::span<const WrongRow> rows, double tolerance) {
-  std::size_t elements = 0;
-  for (const WrongRow& row : rows) elements += row.got.size();
-  if (elements < 2) return std::nullopt;
+  const auto is_one_element = [&](const WrongRow& row) {
+    return row.got.size() < 2 && row.row == rows.front().row && row.col == rows.front().col;
+  };
+  if (std::ranges::all_of(rows, is_one_element)) return std::nullopt;
   const double offset = rows.front().got.front() - rows.front().want.front();
   const auto shifted = [&](const WrongRow& row) {
     std::vector<double> values = row.want;

@@ -41,7 +41,7 @@ bool close(std::span<const double> a, std::span<const double> b, double toleranc
 bool all_zero(std::span<const WrongRow> rows);
 /// The first of the candidates c with got = c * want. An element may be off by `step`, what a product rounds by.
 std::optional<double> constant_ratio(std::span<const WrongRow> rows, std::span<const double> candidates, double step);
-/// got - want, when it is the same for every element.
+/// got - want, when it is the same for every element, of which there are several: replicas of one prove nothing.
 std::optional<double> constant_offset(std::span<const WrongRow> rows, double tolerance);
 /// got - want, when it is the same in every row, of two at least.
 std::optional<std::vector<double>> constant_row(std::span<const WrongRow> rows, double tolerance);

@@ -77,6 +77,21 @@ TEST(Signatures, RecogniseAConstantOffset) {
   EXPECT_EQ(constant_ratio(wrong, std::vector<double>{2, 3}, 0), std::nullopt);
 }
 
+TEST(Signatures, ReplicasOfOneNumberHaveNoConstantOffset) {
+  const ExpectedTaps taps = tensor(1, 1);
+  const ExpectedTap& tap = taps.all().front();
+  std::vector<TapPart> parts;
+  for (const int rank : {0, 1, 2}) {
+    parts.push_back(
+        part_of(tap, rank, {0, 1}, [&](std::int64_t row, std::int64_t col) { return 4 * tap.at(row, col); }));
+  }
+  const std::vector<WrongRow> wrong = wrong_rows(tap, parts, 0);
+
+  ASSERT_EQ(wrong.size(), 3U);
+  EXPECT_EQ(constant_offset(wrong, 0), std::nullopt);
+  EXPECT_THAT(constant_ratio(wrong, std::vector<double>{2, 4}, 0), Optional(4.0));
+}
+
 TEST(Signatures, RecogniseZeros) {
   const ExpectedTaps taps = tensor(3, 5);
   const ExpectedTap& tap = taps.all().front();
