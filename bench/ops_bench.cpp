@@ -4,11 +4,12 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 #include <string>
 
+#include "bench/model_ops.h"
 #include "bench/ops_shapes.h"
+#include "bench/ops_timing.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
@@ -24,55 +25,16 @@
 namespace shardproof::bench {
 namespace {
 
-using ops::Beside;
 using ops::copy_bandwidth;
-using ops::Cost;
 using ops::Format;
 using ops::Index;
 using ops::Matrix;
-using ops::memory_copy_bandwidth;
-using ops::memory_read_bandwidth;
 using ops::peak_flops;
 using ops::read_bandwidth;
 
 // More than the last-level cache: elementwise ops are judged by memory.
 constexpr Index kManyTokens = 16384;
 constexpr Index kHidden = 1024;
-
-/// gate.py compares times only, in many short runs: there the machine's limits would take most of the time.
-bool wants_limits() {
-  const char* setting = std::getenv("SHARDPROOF_BENCH_LIMITS");
-  return setting == nullptr || std::string(setting) != "0";
-}
-
-template <class Op>
-void time_only(benchmark::State& state, Op op) {
-  op();
-  for (auto _ : state) op();
-}
-
-template <class T, class Op>
-void time_flops(benchmark::State& state, const Cost& cost, Op op) {
-  if (!wants_limits()) return time_only(state, op);
-  const Beside read(memory_read_bandwidth), peak(peak_flops<T>);
-  op();  // not timed: measuring the limits emptied the caches
-  for (auto _ : state) op();
-  const auto times = static_cast<double>(state.iterations());
-  state.counters["GFLOP/s"] = benchmark::Counter(1e-9 * cost.flops * times, benchmark::Counter::kIsRate);
-  state.counters["peak_share"] = benchmark::Counter(cost.flops * times / peak.rate(), benchmark::Counter::kIsRate);
-  state.counters["read_share"] = benchmark::Counter(cost.bytes * times / read.rate(), benchmark::Counter::kIsRate);
-}
-
-template <class Op>
-void time_bytes(benchmark::State& state, const Cost& cost, Op op) {
-  if (!wants_limits()) return time_only(state, op);
-  const Beside copy(memory_copy_bandwidth);
-  op();  // not timed: measuring the limits emptied the caches
-  for (auto _ : state) op();
-  const auto times = static_cast<double>(state.iterations());
-  state.counters["GB/s"] = benchmark::Counter(1e-9 * cost.bytes * times, benchmark::Counter::kIsRate);
-  state.counters["copy_share"] = benchmark::Counter(cost.bytes * times / copy.rate(), benchmark::Counter::kIsRate);
-}
 
 template <class T>
 void linear(benchmark::State& state, Index m, GemmShape shape) {
@@ -204,12 +166,6 @@ void machine(benchmark::State& state) {
   }
 }
 
-std::string label(const std::string& op, std::initializer_list<std::pair<const char*, Index>> parameters) {
-  std::string name = op;
-  for (const auto& [key, value] : parameters) name += std::string("/") + key + ":" + std::to_string(value);
-  return name;
-}
-
 void register_all() {
   benchmark::RegisterBenchmark("machine", machine)->Iterations(1)->Repetitions(1);
   for (const GemmShape& shape : kGemmShapes) {
@@ -258,6 +214,7 @@ void register_all() {
   benchmark::RegisterBenchmark("gather_rows", gather);
   benchmark::RegisterBenchmark("combine", combine);
   benchmark::RegisterBenchmark("embed", embed);
+  register_model_ops();
 }
 
 }  // namespace

@@ -16,9 +16,10 @@ from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(ROOT / "bench"))
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "bench/peers")]
 import compare  # noqa: E402
 import gate  # noqa: E402
+import ops_torch  # noqa: E402
 
 BUILD = os.environ.get("SHARDPROOF_BUILD")
 
@@ -119,6 +120,10 @@ class Command(Scratch):
         run = self.bench("ops", "--filter", "^route/experts:4/", "--against", BUILD)
         self.assertIn(run.returncode, (0, 4), run.stdout + run.stderr)
         self.assertIn("1 benchmarks", run.stdout)
+
+    def test_every_case_of_pytorch_is_a_benchmark(self):
+        names = gate.names_of(f"{BUILD}/bench/ops_bench", ".")
+        self.assertFalse(set(ops_torch.Cases(mock.MagicMock()).cases) - set(names))
 
     def test_what_it_does_not_understand_is_refused(self):
         for options, text in ((["speed"], "neither a suite"), (["ops", "peers"], "one suite"), (["--filter"], "needs a value"),
