@@ -1,11 +1,10 @@
 // Compiled with contraction on, as gemm.cpp is: `exact` takes the other road.
 #include <algorithm>
-#include <limits>
+#include <utility>
 #include <vector>
 
-#include "ops/attention.h"
 #include "ops/internal/attend.h"
-#include "ops/internal/math.h"
+#include "ops/internal/attention_tile.h"
 #include "ops/internal/panel.h"
 
 namespace shardproof::ops {
@@ -13,10 +12,10 @@ namespace shardproof::ops {
 namespace {
 
 using simd::Vec;
-
-constexpr Index kQueries = 48;
-constexpr Index kKeys = kAttentionTile;
-static_assert(kQueries % panel::kRows == 0 && kKeys % panel::kWidth<float> == 0 && kKeys % simd::kPartials<float> == 0);
+using tiles::first_tile;
+using tiles::kKeys;
+using tiles::kQueries;
+using tiles::Tile;
 
 /// Keys and values of some tokens of a sequence, in the order in which they are walked.
 template <class T>
@@ -29,10 +28,47 @@ struct Packed {
   Matrix<T> values;
 };
 
+/// Rows that are asked for ahead: of one head among several, they lie apart, and the processor's prefetcher stops at
+/// every page.
+constexpr Index kRowsAhead = 16;
+
+/// Asks the caches for a row that is packed later.
+template <class T>
+void ask_for(TokenRowsOf<T> rows, Index token) {
+  constexpr Index kPerLine = 64 / static_cast<Index>(sizeof(T));
+  const T* const row = rows.row(token);
+  for (Index d = 0; d < rows.cols(); d += kPerLine) __builtin_prefetch(row + d);
+}
+
+/// The keys of kLanes tokens to the columns from `to` on.
+template <class T>
+void pack_key_lanes(TokenRowsOf<T> k, Index first, T* to) {
+  constexpr Index kL = simd::kLanes<T>, kWidth = panel::kWidth<T>;
+  const T* from[static_cast<std::size_t>(kL)];
+  for (Index j = 0; j < kL; ++j) from[j] = k.row(first + j);
+  Index d = 0;
+  for (; d + kL <= k.cols(); d += kL) {
+    Vec<T> lanes[static_cast<std::size_t>(kL)];
+    SHARDPROOF_UNROLL
+    for (Index j = 0; j < kL; ++j) lanes[j] = simd::load<T>(from[j] + d);
+    tiles::transpose<T, 1>(lanes, std::make_integer_sequence<int, static_cast<int>(kL)>{});
+    SHARDPROOF_UNROLL
+    for (Index j = 0; j < kL; ++j) simd::store<T>(to + (d + j) * kWidth, lanes[j]);
+  }
+  for (; d < k.cols(); ++d) {
+    for (Index j = 0; j < kL; ++j) to[d * kWidth + j] = from[j][d];
+  }
+}
+
 template <class T>
 void pack_keys(TokenRowsOf<T> k, Index first, Index tokens, Matrix<T>& panels) {
-  constexpr Index kWidth = panel::kWidth<T>;
-  for (Index j = 0; j < panel::padded<T>(tokens); ++j) {
+  constexpr Index kL = simd::kLanes<T>, kWidth = panel::kWidth<T>;
+  const Index whole = tokens / kL * kL;
+  for (Index j = 0; j < whole; j += kL) {
+    for (Index i = j; i < j + kL; ++i) ask_for(k, first + std::min(i + kRowsAhead, tokens - 1));
+    pack_key_lanes(k, first + j, panels.row(j / kWidth).data() + j % kWidth);
+  }
+  for (Index j = whole; j < panel::padded<T>(tokens); ++j) {
     T* to = panels.row(j / kWidth).data() + j % kWidth;
     const T* const from = j < tokens ? k.row(first + j) : nullptr;
     for (Index d = 0; d < k.cols(); ++d) to[d * kWidth] = from != nullptr ? from[d] : T{0};
@@ -41,12 +77,17 @@ void pack_keys(TokenRowsOf<T> k, Index first, Index tokens, Matrix<T>& panels) {
 
 template <class T>
 void pack_values(TokenRowsOf<T> v, Index first, Index tokens, Matrix<T>& panels) {
-  constexpr Index kWidth = panel::kWidth<T>;
+  constexpr Index kL = simd::kLanes<T>, kWidth = panel::kWidth<T>;
+  const Index whole = v.cols() / kWidth * kWidth, rest = v.cols() - whole;
   for (Index t = 0; t < tokens; ++t) {
+    ask_for(v, first + std::min(t + kRowsAhead, tokens - 1));
     const T* const from = v.row(first + t);
-    for (Index d = 0; d < v.cols(); d += kWidth) {
-      std::copy_n(from + d, std::min(kWidth, v.cols() - d), panels.row(d / kWidth).data() + t * kWidth);
+    for (Index d = 0; d < whole; d += kWidth) {
+      T* const to = panels.row(d / kWidth).data() + t * kWidth;
+      simd::store<T>(to, simd::load<T>(from + d));
+      simd::store<T>(to + kL, simd::load<T>(from + d + kL));
     }
+    if (rest > 0) std::copy_n(from + whole, rest, panels.row(whole / kWidth).data() + t * kWidth);
   }
 }
 
@@ -66,145 +107,79 @@ void pack(TokenRowsOf<T> k, TokenRowsOf<T> v, Index first, Index tokens, Packed<
   pack_values(v, first, tokens, into.values);
 }
 
-template <class T>
-struct Tile {
-  /// For so many rows, kQueries at most.
-  Tile(Index width, Index value_width, Index rows)
-      : queries(whole(rows), width), scores(whole(rows), kKeys), context(whole(rows), panel::padded<T>(value_width)) {}
-  static Index whole(Index rows) { return (rows + panel::kRows - 1) / panel::kRows * panel::kRows; }
-  Matrix<T> queries;  // [rows, head_dim], times the scale
-  Matrix<T> scores;   // [rows, kKeys], then the exponentials
-  Matrix<T> context;  // [rows, padded value_dim]
-  T largest[kQueries];
-  T sum[kQueries];
+/// Which of the keys of a tile each of its rows sees.
+struct Sight {
+  Index first = 0;  ///< the token of the first row
+  Index window = 0;
+  Index begin = 0;  ///< the token of the first key
+
+  Index from(Index row) const { return std::clamp(first + row + 1 - window - begin, Index{0}, kKeys); }
+  Index end(Index row) const { return std::clamp(first + row + 1 - begin, Index{0}, kKeys); }
 };
 
-/// Turns the scores `from` to `keys` of a row into exponentials, those before into zeros, and rescales what the row
-/// has.
+/// Adds to `count` rows of the context what they make of the values that each sees, one panel of columns wide: of those
+/// that all see together, before and after that of each row alone, so that no row touches others' values. Each row goes
+/// through its keys in order.
 template <class T>
-void soften(Tile<T>& tile, Index row, Index from, Index keys) {
-  T* scores = tile.scores.row(row).data();
-  std::fill_n(scores, from, -std::numeric_limits<T>::infinity());
-  // Whole rounds of partial sums; the exponentials of what fills them up are zeros.
-  constexpr Index kRound = simd::kPartials<T>;
-  const Index padded = (keys + kRound - 1) / kRound * kRound;
-  std::fill(scores + keys, scores + padded, -std::numeric_limits<T>::infinity());
-  const T before = tile.largest[row];
-  const T largest = std::max(before, simd::largest_of<T>(padded, scores));
-  simd::Partials<T> partials(T{0});
-  for (Index j = 0; j < padded; j += kRound) {
-    for (Index v = 0; v < partials.vectors(); ++v) {
-      T* const at = scores + j + v * simd::kLanes<T>;
-      const Vec<T> p = simd::exponential<T>(simd::load<T>(at) - largest);
-      simd::store<T>(at, p);
-      partials[v] += p;
-    }
-  }
-  const T sum = partials.fold([](auto a, auto b) { return a + b; });
-  if (largest != before) {
-    const T rescale = simd::exponential<T>(simd::broadcast<T>(before - largest))[0];
-    tile.sum[row] *= rescale;
-    simd::transform<T>(
-        tile.context.cols(), tile.context.row(row).data(), [&](auto value) { return value * rescale; },
-        tile.context.row(row).data());
-    tile.largest[row] = largest;
-  }
-  tile.sum[row] += sum;
+void add_values(Tile<T>& tile, Index row, Index count, const Sight& sight, const T* values, T* context) {
+  constexpr Index kWidth = panel::kWidth<T>;
+  const auto add = [&](Index r, Index rows, Index from, Index end) {
+    if (from >= end) return;
+    panel::multiply<T>(tile.scores.row(row + r).data() + from, kKeys, rows, values + from * kWidth, kWidth, end - from,
+                       panel::Start::sum_so_far, context + r * tile.context.cols(), tile.context.cols());
+  };
+  const Index from = sight.from(row + count - 1), end = std::max(from, sight.end(row));
+  for (Index r = 0; r < count; ++r) add(r, 1, sight.from(row + r), std::min(from, sight.end(row + r)));
+  add(0, count, from, end);
+  for (Index r = 0; r < count; ++r) add(r, 1, std::max(end, sight.from(row + r)), sight.end(row + r));
 }
 
-/// Rows [0, rows) of the tile, the first of them token `first` of the sequence, against the keys from `begin` on, kKeys
-/// at most, that they may see.
+/// Rows [0, rows) of the tile against the keys from sight.begin on, kKeys at most, that they may see.
 template <class T>
-void attend_tile(Tile<T>& tile, Index first, Index rows, Index window, Index begin, const Packed<T>& packed) {
+void attend_tile(Tile<T>& tile, Index rows, const Sight& sight, const Packed<T>& packed) {
   constexpr Index kWidth = panel::kWidth<T>;
-  const Index depth = tile.queries.cols();
-  const Index seen = std::min(kKeys, first + rows - begin);
-  for (Index j = 0; j < seen; j += kWidth) {
-    const T* keys = packed.keys.row((begin - packed.first + j) / kWidth).data();
+  const Index depth = tile.queries.cols(), first_key = sight.begin - packed.first;
+  for (Index j = sight.from(0) / kWidth * kWidth; j < sight.end(rows - 1); j += kWidth) {
+    const T* keys = packed.keys.row((first_key + j) / kWidth).data();
     for (Index i = 0; i < rows; i += panel::kRows) {
       const Index count = std::min(panel::kRows, rows - i);
-      if (begin + j >= first + i + count) continue;  // keys that none of these rows may see
+      // Keys that none of these rows may see.
+      if (j >= sight.end(i + count - 1) || j + kWidth <= sight.from(i)) continue;
       panel::multiply<T>(tile.queries.row(i).data(), depth, count, keys, kWidth, depth, panel::Start::zero,
                          tile.scores.row(i).data() + j, kKeys);
     }
   }
-  const auto keys_of = [&](Index row) { return std::clamp(first + row + 1 - begin, Index{0}, kKeys); };
-  const auto from_of = [&](Index row) { return std::clamp(first + row + 1 - window - begin, Index{0}, kKeys); };
   for (Index i = 0; i < rows; ++i) {
-    if (keys_of(i) > from_of(i)) soften(tile, i, from_of(i), keys_of(i));
+    if (sight.end(i) > sight.from(i)) tiles::soften(tile, i, sight.from(i), sight.end(i));
   }
   for (Index d = 0; d < tile.context.cols(); d += kWidth) {
-    const T* b = packed.values.row(d / kWidth).data() + (begin - packed.first) * kWidth;
+    const T* values = packed.values.row(d / kWidth).data() + first_key * kWidth;
     for (Index i = 0; i < rows; i += panel::kRows) {
-      const Index count = std::min(panel::kRows, rows - i);
-      T* const context = tile.context.row(i).data() + d;
-      // Where a window begins inside the tile, each row alone: no row touches values that it does not see.
-      if (from_of(i + count - 1) > 0) {
-        for (Index r = 0; r < count; ++r) {
-          const Index from = from_of(i + r), seen_here = keys_of(i + r) - from;
-          if (seen_here <= 0) continue;
-          panel::multiply<T>(tile.scores.row(i + r).data() + from, kKeys, 1, b + from * kWidth, kWidth, seen_here,
-                             panel::Start::sum_so_far, context + r * tile.context.cols(), tile.context.cols());
-        }
-        continue;
-      }
-      // What all rows see, together; the rest of each row alone, so that no row touches a later token's values.
-      const Index common = keys_of(i);
-      panel::multiply<T>(tile.scores.row(i).data(), kKeys, count, b, kWidth, common, panel::Start::sum_so_far, context,
-                         tile.context.cols());
-      for (Index r = 1; r < count; ++r) {
-        if (keys_of(i + r) == common) continue;
-        panel::multiply<T>(tile.scores.row(i + r).data() + common, kKeys, 1, b + common * kWidth, kWidth,
-                           keys_of(i + r) - common, panel::Start::sum_so_far, context + r * tile.context.cols(),
-                           tile.context.cols());
-      }
+      add_values(tile, i, std::min(panel::kRows, rows - i), sight, values, tile.context.row(i).data() + d);
     }
   }
 }
 
-/// The first tile of keys that a token sees some of.
-Index first_tile(Index token, Index window) {
-  return std::max<Index>(0, token + 1 - window) / kKeys * kKeys;
-}
-
-template <class T>
-void begin_rows(Tile<T>& tile, MatrixView<const T> q, Index width, Index head, const HeadOptions<T>& options) {
-  for (Index i = 0; i < q.rows; ++i) {
-    simd::transform<T>(
-        width, tile.queries.row(i).data(), [&](auto value) { return value * options.scale; },
-        q.row(i).data() + head * width);
-    std::fill_n(tile.context.row(i).data(), tile.context.cols(), T{0});
-    tile.largest[i] = options.sinks == nullptr ? -std::numeric_limits<T>::infinity() : options.sinks[head];
-    tile.sum[i] = options.sinks == nullptr ? T{0} : T{1};
-  }
-}
-
-template <class T, class Rounding>
-void end_rows(const Tile<T>& tile, Index value_width, Index head, Rounding rounding, MatrixView<T> out) {
-  for (Index i = 0; i < out.rows; ++i) {
-    simd::transform<T>(
-        value_width, out.row(i).data() + head * value_width, [&](auto value) { return rounding(value / tile.sum[i]); },
-        tile.context.row(i).data());
-  }
-}
-
-/// Few queries, as in a decode step: keys are packed a tile at a time, which stays in cache, for all heads that share
-/// them.
+/// Few queries, as in a chunk: keys are packed a tile at a time, which stays in cache, for all heads that share them.
 template <class T, class Rounding>
 void attend_few(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, Index past, const HeadOptions<T>& options,
                 Rounding rounding, MatrixView<T> out) {
-  const Index tokens = past + q.rows, width = k.cols(), value_width = v.cols();
+  const Index tokens = past + q.rows, width = k.cols(), value_width = v.cols(), count = q.cols / width;
   std::vector<Tile<T>> heads;
-  for (Index head = 0; head < q.cols / width; ++head) {
-    begin_rows(heads.emplace_back(width, value_width, q.rows), q, width, head, options);
+  for (Index head = 0; head < count; ++head) {
+    Tile<T>& tile = heads.emplace_back(width, value_width, q.rows);
+    for (Index i = 0; i < q.rows; ++i) tiles::begin_row(tile, i, q.row(i).data() + head * width, head, options);
   }
   Packed<T> tile = packed(k, v, std::min(kKeys, tokens));
   for (Index begin = first_tile(past, options.window); begin < tokens; begin += kKeys) {
     pack(k, v, begin, std::min(kKeys, tokens - begin), tile);
-    for (Tile<T>& head : heads) attend_tile(head, past, q.rows, options.window, begin, tile);
+    for (Tile<T>& head : heads) attend_tile(head, q.rows, {past, options.window, begin}, tile);
   }
-  for (std::size_t head = 0; head < heads.size(); ++head) {
-    end_rows(heads[head], value_width, static_cast<Index>(head), rounding, out);
+  for (Index head = 0; head < count; ++head) {
+    for (Index i = 0; i < q.rows; ++i) {
+      tiles::end_row(heads[static_cast<std::size_t>(head)], i, value_width, rounding,
+                     out.row(i).data() + head * value_width);
+    }
   }
 }
 
@@ -222,11 +197,14 @@ void attend_in_tiles(MatrixView<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, 
     for (Index head = 0; head < q.cols / width; ++head) {
       for (Index first = 0; first < tokens; first += kQueries) {
         const Index rows = std::min(kQueries, tokens - first), at = past + first;
-        begin_rows(tile, q.row_range(first, rows), width, head, options);
+        for (Index i = 0; i < rows; ++i)
+          tiles::begin_row(tile, i, q.row(first + i).data() + head * width, head, options);
         for (Index begin = first_tile(at, options.window); begin < at + rows; begin += kKeys) {
-          attend_tile(tile, at, rows, options.window, begin, all);
+          attend_tile(tile, rows, {at, options.window, begin}, all);
         }
-        end_rows(tile, value_width, head, rounding, out.row_range(first, rows));
+        for (Index i = 0; i < rows; ++i) {
+          tiles::end_row(tile, i, value_width, rounding, out.row(first + i).data() + head * value_width);
+        }
       }
     }
   });

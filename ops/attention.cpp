@@ -1,5 +1,6 @@
 #include "ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -72,21 +73,28 @@ void attention(MatrixView<const T> q, MatrixView<const T> k, MatrixView<const T>
   const double scale = options.scale != 0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(head_dim));
   const auto attend = format == Format::exact ? &attend_in_two_passes<T> : &attend_in_tiles<T>;
   parallel_for(std::ssize(spans) * kv_heads, 1, [&](Index first, Index last) {
-    for (Index part = first; part < last; ++part) {
+    for (Index part = first, together = 1; part < last; part += together) {
       const AttentionSpan& span = spans[static_cast<std::size_t>(part / kv_heads)];
       const Index begin = begins[static_cast<std::size_t>(part / kv_heads)], kv_head = part % kv_heads;
+      const bool from_one = span.rows == 1 && format != Format::exact;
+      together = from_one ? std::min(kv_heads - kv_head, last - part) : 1;
       if (span.rows == 0) continue;
       const auto queries = [&](auto matrix, Index width) {
-        return matrix.row_range(begin, span.rows).col_range(kv_head * width, width);
+        return matrix.row_range(begin, span.rows).col_range(kv_head * width, width * together);
       };
       const auto keys = [&](MatrixView<const T> matrix, Index width) {
-        MatrixView<const T> columns = matrix.col_range(kv_head * width, width);
+        MatrixView<const T> columns = matrix.col_range(kv_head * width, width * together);
         if (block_size > 0) return TokenRowsOf<T>{columns, span.blocks.data(), block_size};
         return TokenRowsOf<T>{columns.row_range(span.first_key, span.past + span.rows)};
       };
       const HeadOptions<T> heads{.scale = static_cast<T>(scale),
                                  .window = options.window > 0 ? options.window : span.past + span.rows,
                                  .sinks = options.sinks.empty() ? nullptr : options.sinks.data() + kv_head * group};
+      if (from_one) {
+        attend_from_one<T>(queries(q, group * head_dim).row(0), keys(k, head_dim), keys(v, value_dim), together,
+                           span.past, heads, format, queries(out, group * value_dim).row(0));
+        continue;
+      }
       attend(queries(q, group * head_dim), keys(k, head_dim), keys(v, value_dim), span.past, heads, format,
              queries(out, group * value_dim));
     }

@@ -204,6 +204,32 @@ TEST(Attention, OfChunksOverBlocksIsThatOfWholeSequences) {
   }
 }
 
+// One token against all before it goes another way than a whole sequence: several heads of keys at once.
+TEST(Attention, OfOneTokenHasTheBitsOfItsRowInTheWholeSequence) {
+  struct Shape {
+    Index kv_heads, group, head_dim, value_dim, tokens, window;
+  };
+  for (const Shape& s : {Shape{2, 4, 16, 16, 700, 0}, Shape{3, 1, 12, 20, 300, 0}, Shape{1, 50, 24, 9, 261, 0},
+                         Shape{2, 7, 17, 33, 513, 300}, Shape{2, 3, 8, 8, 40, 5}, Shape{1, 2, 5, 3, 1, 0}}) {
+    const Index heads = s.kv_heads * s.group;
+    const auto q = random_matrix<float>(s.tokens, heads * s.head_dim, 2, 1),
+               k = random_matrix<float>(s.tokens, s.kv_heads * s.head_dim, 2, 2),
+               v = random_matrix<float>(s.tokens, s.kv_heads * s.value_dim, 2, 3),
+               sinks = random_matrix<float>(1, heads, 2, 4);
+    const AttentionOptions<float> options{
+        .head_dim = s.head_dim, .value_dim = s.value_dim, .window = s.window, .sinks = sinks.span()};
+    const std::vector<std::int64_t> offsets{0, s.tokens};
+    Matrix<float> whole(s.tokens, heads * s.value_dim), one(1, whole.cols());
+    attention<float>(q, k, v, offsets, options, Format::fp32, whole);
+    const std::vector<AttentionSpan> spans{{.rows = 1, .past = s.tokens - 1}};
+
+    attention<float>(q.view().row_range(s.tokens - 1, 1), k, v, spans, 0, options, Format::fp32, one);
+
+    EXPECT_TRUE(std::ranges::equal(std::as_const(one).row(0), std::as_const(whole).row(s.tokens - 1)))
+        << s.kv_heads << " x " << s.group << " heads of " << s.head_dim << " and " << s.value_dim;
+  }
+}
+
 TEST(Attention, RefusesSpansThatReachOutsideTheKeys) {
   const Case c{4, 1, 1, {0, 6}};
   Inputs<float> in(c);
