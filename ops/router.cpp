@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <numeric>
 #include <string_view>
@@ -18,6 +17,8 @@ namespace {
 
 /// Keeps the sum of no scores from dividing.
 constexpr double kLeastScoreSum = 1e-20;
+/// Of more experts the largest is looked for in blocks.
+constexpr std::size_t kMany = 64;
 
 /// Whether expert a is preferred to expert b: the larger logit, ties to the lower index, NaN after everything else.
 template <class T>
@@ -68,6 +69,17 @@ bool all_above_minus_infinity(std::span<const T> logits) {
   return below == 0;
 }
 
+/// No logit is NaN, and so many are above minus infinity: none other is chosen.
+template <class T>
+bool can_choose(std::span<const T> logits, std::size_t slots) {
+  std::size_t below = 0;
+  for (const T logit : logits) {
+    if (std::isnan(logit)) return false;
+    below += logit > -std::numeric_limits<T>::infinity() ? 0U : 1U;
+  }
+  return logits.size() - below >= slots;
+}
+
 /// The same where every logit is above minus infinity and few are chosen: the largest, first of equals, slot after
 /// slot.
 template <class T>
@@ -78,6 +90,27 @@ void choose_few(std::span<const T> logits, std::vector<T>& left, std::span<std::
     std::size_t place = 0;
     while (left[place] != largest) ++place;
     left[place] = -std::numeric_limits<T>::infinity();
+    id = static_cast<std::int32_t>(place);
+  }
+}
+
+/// The same among many, block by block: each is walked again only when its largest was taken.
+template <class T>
+void choose_among_many(std::span<const T> logits, std::vector<T>& left, std::span<std::int32_t> ids) {
+  constexpr std::size_t kBlock = simd::kPartials<T>;
+  left.assign(logits.begin(), logits.end());
+  left.resize((logits.size() + kBlock - 1) / kBlock * kBlock, -std::numeric_limits<T>::infinity());
+  std::vector<T> largest;
+  for (std::size_t b = 0; b < left.size(); b += kBlock) {
+    largest.push_back(simd::largest_of<T>(simd::kPartials<T>, left.data() + b));
+  }
+  for (std::int32_t& id : ids) {
+    const auto block = std::ranges::max_element(largest);
+    std::size_t place = static_cast<std::size_t>(block - largest.begin()) * kBlock;
+    const T* const begin = left.data() + place;
+    while (left[place] != *block) ++place;
+    left[place] = -std::numeric_limits<T>::infinity();
+    *block = simd::largest_of<T>(simd::kPartials<T>, begin);
     id = static_cast<std::int32_t>(place);
   }
 }
@@ -147,7 +180,48 @@ void softmax_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> 
 
 template <class T>
 void sigmoid(std::span<T> values, Format format) {
-  for (T& value : values) value = simd::sigmoid<T>(value, format);
+  if (format == Format::exact) {
+    for (T& value : values) value = simd::sigmoid<T>(value, format);
+    return;
+  }
+  simd::transform<T>(
+      static_cast<Index>(values.size()), values.data(), [](auto value) { return simd::logistic<T>(value); },
+      values.data());
+}
+
+/// The largest score and the next, NaN as minus infinity.
+template <class T>
+struct BestTwo {
+  T first = -std::numeric_limits<T>::infinity(), second = -std::numeric_limits<T>::infinity();
+
+  void add(T score) {
+    second = std::max(second, std::min(first, score));
+    first = std::max(first, score);
+  }
+};
+
+template <class T>
+BestTwo<T> best_two(std::span<const T> scores) {
+  using simd::Vec;
+  constexpr Index kL = simd::kLanes<T>;
+  const Vec<T> least = simd::broadcast<T>(-std::numeric_limits<T>::infinity());
+  Vec<T> first = least, second = least;
+  const auto count = static_cast<Index>(scores.size());
+  Index i = 0;
+  for (; i + kL <= count; i += kL) {
+    const Vec<T> loaded = simd::load<T>(scores.data() + i), score = loaded == loaded ? loaded : least;
+    const Vec<T> smaller = score < first ? score : first;
+    second = smaller > second ? smaller : second;
+    first = score > first ? score : first;
+  }
+  BestTwo<T> best;
+  for (Index lane = 0; lane < kL; ++lane) {
+    best.add(first[lane]);
+    best.add(second[lane]);
+  }
+  for (; i < count; ++i)
+    best.add(std::isnan(scores[static_cast<std::size_t>(i)]) ? least[0] : scores[static_cast<std::size_t>(i)]);
+  return best;
 }
 
 /// Sets the scores of the groups that are not chosen from to minus infinity.
@@ -161,13 +235,8 @@ void close_groups(const RouteOptions<T>& options, std::span<T> scores) {
   const std::size_t size = scores.size() / groups;
   std::vector<T> best(groups);
   for (std::size_t g = 0; g < groups; ++g) {
-    std::vector<T> of_group(scores.begin() + static_cast<std::ptrdiff_t>(g * size),
-                            scores.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
-    std::ranges::replace_if(
-        of_group, [](T score) { return std::isnan(score); }, -std::numeric_limits<T>::infinity());
-    std::ranges::partial_sort(of_group, of_group.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(2, size)),
-                              std::greater<>());
-    best[g] = options.sigmoid && size > 1 ? of_group[0] + of_group[1] : of_group[0];
+    const BestTwo<T> of_group = best_two<T>(scores.subspan(g * size, size));
+    best[g] = options.sigmoid && size > 1 ? of_group.first + of_group.second : of_group.first;
   }
   std::vector<std::size_t> order(groups);
   std::iota(order.begin(), order.end(), std::size_t{0});
@@ -217,7 +286,12 @@ void choose_experts(MatrixView<const T> scores, const RouteOptions<T>& options, 
       close_groups<T>(options, open);
       row = open;
     }
-    if (ids.cols <= kFew && all_above_minus_infinity(row)) {
+    const bool many = row.size() > kMany;
+    if (ids.cols <= kFew && many && can_choose(row, static_cast<std::size_t>(ids.cols))) {
+      choose_among_many(row, left, ids.row(t));
+      continue;
+    }
+    if (ids.cols <= kFew && !many && all_above_minus_infinity(row)) {
       choose_few(row, left, ids.row(t));
       continue;
     }

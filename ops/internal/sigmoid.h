@@ -1,4 +1,4 @@
-// The logistic function of single values.
+// The logistic function.
 #pragma once
 
 #include "ops/format.h"
@@ -7,7 +7,13 @@
 
 namespace shardproof::ops::simd {
 
-/// 1 / (1 + exp(-x)), one operation of T a step; in `exact`, with its exponential, rounded to a multiple of kExpStep.
+/// 1 / (1 + exp(-x)), one operation of T a step.
+template <class T>
+inline Vec<T> logistic(Vec<T> x) {
+  return T{1} / (exponential<T>(-x) + T{1});
+}
+
+/// The same of a single value; in `exact`, with its exponential, rounded to a multiple of kExpStep.
 template <class T>
 T sigmoid(T x, Format format) {
   if (format == Format::exact) {
@@ -15,7 +21,7 @@ T sigmoid(T x, Format format) {
     const double score = 1.0 / (1.0 + kExponential(-static_cast<double>(x)));
     return static_cast<T>(round_to_multiple<double>(broadcast(score), kExpStep)[0]);
   }
-  return (T{1} / (exponential<T>(broadcast<T>(-x)) + T{1}))[0];
+  return logistic<T>(broadcast<T>(x))[0];
 }
 
 }  // namespace shardproof::ops::simd

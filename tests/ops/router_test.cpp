@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "ops/shape.h"
@@ -105,6 +106,48 @@ TEST(Route, ChoosesDistinctExpertsEvenAmongNanAndInfinities) {
   const std::int32_t expected[2][6] = {{4, 5, 1, 2, 0, 3}, {0, 1, 2, 3, 4, 5}};
   for (Index t = 0; t < 2; ++t) {
     for (Index slot = 0; slot < 6; ++slot) EXPECT_EQ(ids(t, slot), expected[t][slot]);
+  }
+}
+
+/// By the definition: the groups with the best sums of two, and in these the best scores, ties to the lower place.
+std::vector<std::int32_t> best_in_best_groups(std::span<const float> scores, Index groups, Index top_groups,
+                                              Index top_k) {
+  const std::size_t size = scores.size() / static_cast<std::size_t>(groups);
+  std::vector<std::pair<float, std::size_t>> by_group;
+  for (std::size_t g = 0; g < static_cast<std::size_t>(groups); ++g) {
+    std::vector<float> of_group(scores.begin() + static_cast<std::ptrdiff_t>(g * size),
+                                scores.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
+    std::ranges::sort(of_group, std::greater<>());
+    by_group.emplace_back(-(of_group[0] + of_group[1]), g);
+  }
+  std::ranges::sort(by_group);
+  std::vector<std::pair<float, std::int32_t>> open;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(top_groups); ++i) {
+    for (std::size_t e = by_group[i].second * size; e < (by_group[i].second + 1) * size; ++e) {
+      open.emplace_back(-scores[e], static_cast<std::int32_t>(e));
+    }
+  }
+  std::ranges::sort(open);
+  std::vector<std::int32_t> ids;
+  for (std::size_t i = 0; i < static_cast<std::size_t>(top_k); ++i) ids.push_back(open[i].second);
+  return ids;
+}
+
+TEST(Route, InGroupsChoosesTheBestOfTheBestGroups) {
+  for (const Index size : {2, 5, 8, 13, 32}) {
+    const Index groups = 8, top_groups = 3, top_k = 6, tokens = 20;
+    const RouteOptions<float> options{.top_k = top_k, .sigmoid = true, .groups = groups, .top_groups = top_groups};
+    Matrix<float> scores = oracle::random_matrix<float>(tokens, groups * size, 4, 7);
+    // Few values, so that there are ties.
+    for (float& score : scores.span()) score = std::round(score);
+    Matrix<std::int32_t> ids(tokens, top_k);
+
+    choose_experts<float>(scores, options, ids);
+
+    for (Index t = 0; t < tokens; ++t) {
+      const auto expected = best_in_best_groups(std::as_const(scores).row(t), groups, top_groups, top_k);
+      EXPECT_TRUE(std::ranges::equal(std::as_const(ids).row(t), expected)) << "groups of " << size << ", token " << t;
+    }
   }
 }
 
