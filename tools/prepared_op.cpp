@@ -58,7 +58,7 @@ std::vector<Index> sample(Index size, Index count) {
   std::vector<Index> places{0, size - 1};
   for (Index i = 1; i <= count; ++i) places.push_back(i * 7919 % size);
   std::ranges::sort(places);
-  places.erase(std::ranges::unique(places).begin(), places.end());
+  places.erase(std::unique(places.begin(), places.end()), places.end());
   return places;
 }
 
