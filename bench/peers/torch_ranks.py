@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """One tensor-parallel MoE transformer in PyTorch on 16 virtual ranks of one machine, from the start to a verdict, by four
-ways of running it. Prints medians after the import, and each peer's time as a multiple of isolation="thread".
+ways of running it, and by none. Prints medians after the import, and each peer's time as a multiple of isolation="thread".
 
   torch_ranks.py [--ranks 16] [--repetitions 5]
 
 - shardproof.torch.run with isolation="thread" and "process": every module of known arithmetic within its op's bound
 - torch's threaded process group, whose outputs allclose holds to the unsharded model
 - torch's LocalTensor, one process that plays all ranks, held the same way
+- the floor: the ranks' modules made and run one after another, without a call between them and without a verdict
 
 The model is the embedded plan's at --scale auto: 8 layers, hidden 48, 64 heads of 4, 4 experts of width 16, top 2, 128 tokens.
 Needs torch 2.9 or newer (LocalTensor) and the package: `pip install torch ./tools/python`.
@@ -156,6 +157,16 @@ def local_tensor(ranks):
         dist.destroy_process_group()
 
 
+def floor(ranks):
+    summed, Layer.summed = Layer.summed, lambda self, y: y
+    try:
+        with torch.no_grad():
+            for rank in range(ranks):
+                sliced(ranks, rank)(IDS)
+    finally:
+        Layer.summed = summed
+
+
 def seconds(function, repetitions):
     samples = []
     for _ in range(repetitions + 1):
@@ -174,7 +185,8 @@ def main():
     ways = {'isolation="process"': lambda: ours(options.ranks, "process"),
             'isolation="thread"': lambda: ours(options.ranks, "thread"),
             "threaded group and allclose": lambda: threaded(options.ranks),
-            "LocalTensor and allclose": lambda: local_tensor(options.ranks)}
+            "LocalTensor and allclose": lambda: local_tensor(options.ranks),
+            "the modules alone": lambda: floor(options.ranks)}
     times = {name: seconds(way, options.repetitions) for name, way in ways.items()}
     for name, time_of in times.items():
         print(f"{name:28} {time_of:8.3f} s  {time_of / times['isolation=' + chr(34) + 'thread' + chr(34)]:6.2f}")

@@ -92,11 +92,18 @@ VLLM = [
     Hook("logits_processor", "output", "logits"),
 ]
 
-#: SGLang, whose models follow vLLM's names; attention is `RadixAttention`.
-SGLANG = [hook for hook in VLLM if hook.module != "logits_processor"]
+#: SGLang, whose models follow vLLM's names; attention is `RadixAttention`, and `TopK` a module of its own.
+SGLANG = [
+    *(hook for hook in VLLM if hook.module != "logits_processor"),
+    *_layers("model.layers.{layer}", [
+        ("mlp.topk", "output[0]", "moe.router_weights"),
+        ("mlp.topk", "output[1]", "moe.router_choice"),
+    ]),
+]
 
 #: Megatron-LM (megatron.core). Activations are [sequence, batch, hidden]: give `NAME.rows`, or one sequence at a time.
-#: With Transformer Engine the norms before `linear_qkv` and `linear_fc1` are inside these, and no module's output.
+#: With Transformer Engine the norms before `linear_qkv` and `linear_fc1` are inside these, and no module's output. Its
+#: router gives maps over all experts, which are no taps.
 MEGATRON = [
     Hook("embedding", "output", "embedding"),
     *_layers("decoder.layers.{layer}", [

@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -73,16 +74,42 @@ class Rank:
         self._scheme.tap(self.id, name, number, made.whole, made.rows, made.cols, made.row_list, made.partial,
                          made.partial_ranks, list(replicas), _arrays.CODES[array.dtype.name], array)
 
-    def tap_block(self, name: str, value: Any, whole: Sequence[int], offsets: Sequence[int],
-                  partial_ranks: Sequence[int] = ()) -> None:
-        """As tap: value [...] lies at the offsets in a tensor of shape `whole`; with partial_ranks it is a partial sum,
-        which those ranks' add up to."""
-        array = _arrays.values(value)
-        if not whole:  # a single number
-            whole, offsets = (1,), (0,)
-        made = placing.block_at(array.shape, tuple(whole), tuple(offsets))
-        self._scheme.tap(self.id, name, -1, made.whole, made.rows, made.cols, made.row_list, [],
-                         list(partial_ranks), [], _arrays.CODES[array.dtype.name], array)
+
+@dataclass(frozen=True)
+class Block:
+    """What a rank held of a tensor of shape `whole`: value [...] at the offsets; with partial_ranks a partial sum, which
+    those ranks' add up to."""
+
+    rank: int
+    name: str
+    value: Any
+    whole: Sequence[int]
+    offsets: Sequence[int]
+    partial_ranks: Sequence[int] = ()
+
+
+def judge_blocks(blocks: Sequence[Block], expected: Mapping[str, Any], degrees: Mapping[str, int],
+                 bound: float) -> VerifyReport:
+    """As run() with ranks that tap their blocks, in order, and do nothing else."""
+    held = []
+    for block in blocks:
+        array = _arrays.values(block.value)
+        # A single number is a tensor of one element.
+        whole, offsets = (tuple(block.whole), tuple(block.offsets)) if block.whole else ((1,), (0,))
+        made = placing.block_at(array.shape, whole, offsets)
+        held.append((block.rank, block.name, made.whole, made.rows, made.cols, made.row_list,
+                     list(block.partial_ranks), _arrays.CODES[array.dtype.name], array))
+    return parse(VerifyReport, _core.judge_blocks(dict(degrees), held, _tensors(expected), bound))
+
+
+def _tensors(expected: Mapping[Any, Any]) -> list[tuple[str, int, list[int], np.ndarray]]:
+    """name, step, shape of at least two dims, values."""
+    tensors = []
+    for key, value in expected.items():
+        name, step = key if isinstance(key, tuple) else (key, -1)
+        array = np.ascontiguousarray(_arrays.values(value), np.float64)
+        tensors.append((str(name), int(step), list((1,) * (2 - array.ndim) + array.shape), array))
+    return tensors
 
 
 def run(
@@ -113,13 +140,8 @@ def run(
     """
     if getattr(_here, "rank", None) is not None:
         raise RuntimeError("run() was called by a rank of another run: call it outside, or use rank.group([...])")
-    tensors, shapes = [], {}
-    for key, value in (expected or {}).items():
-        name, step = key if isinstance(key, tuple) else (key, -1)
-        array = np.ascontiguousarray(_arrays.values(value), np.float64)
-        dims = (1,) * (2 - array.ndim) + array.shape
-        tensors.append((str(name), int(step), list(dims), array))
-        shapes[str(name), int(step)] = array.shape
+    tensors = _tensors(expected or {})
+    shapes = {(name, step): array.shape for name, step, _, array in tensors}
     degrees = {"tp": tp, "cp": cp, "dp": dp, "pp": pp, "ep": ep, "etp": etp}
     return _Run(_core.Scheme(degrees, patience), fn, tp * cp * dp * pp, shapes).verdict(
         tensors, bound, threads, schedule, schedules)

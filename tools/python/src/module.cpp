@@ -9,7 +9,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <limits>
+#include <map>
 #include <memory>
+#include <variant>
 
 #include "emu/report/json.h"
 #include "emu/run/reduction.h"
@@ -216,25 +218,69 @@ TapValues tap_values(ElementType type, const Buffer& buffer, std::int64_t rows, 
 
 using Extent = std::pair<std::int64_t, std::int64_t>;
 
-void tap(PythonScheme& scheme, int rank, const std::string& name, int step, Extent whole, Extent rows, Extent cols,
-         const std::vector<std::int64_t>& row_list, const std::vector<std::string>& partial,
-         const std::vector<int>& partial_ranks, const std::vector<std::string>& replicas, int type, nb::handle array) {
-  const Buffer buffer(array, false);
+Placement placement_of(Extent whole, Extent rows, Extent cols, const std::vector<std::int64_t>& row_list) {
   Placement placement{.rows = whole.first,
                       .cols = whole.second,
                       .row_part = {rows.first, rows.second},
                       .col_part = {cols.first, cols.second}};
+  placement.row_list = row_list;
+  return placement;
+}
+
+TapValues placed_values(int type, const Buffer& buffer, const Placement& placement) {
+  const auto element = static_cast<ElementType>(type);
+  const std::int64_t rows = placement.row_part.count, cols = placement.col_part.count;
+  if (buffer.bytes() != static_cast<std::size_t>(rows * cols) * size_of(element)) {
+    throw nb::value_error("the tensor's size is not that of its placement");
+  }
+  return tap_values(element, buffer, rows, cols);
+}
+
+void tap(PythonScheme& scheme, int rank, const std::string& name, int step, Extent whole, Extent rows, Extent cols,
+         const std::vector<std::int64_t>& row_list, const std::vector<std::string>& partial,
+         const std::vector<int>& partial_ranks, const std::vector<std::string>& replicas, int type, nb::handle array) {
+  const Buffer buffer(array, false);
+  Placement placement = placement_of(whole, rows, cols, row_list);
   placement.partial = axes_named(partial);
   placement.partial_ranks = partial_ranks;
   placement.replicas = axes_named(replicas);
-  placement.row_list = row_list;
-  const auto element = static_cast<ElementType>(type);
-  if (buffer.bytes() != static_cast<std::size_t>(rows.second * cols.second) * size_of(element)) {
-    throw nb::value_error("the tensor's size is not that of its placement");
-  }
-  const TapValues values = tap_values(element, buffer, rows.second, cols.second);
+  const TapValues values = placed_values(type, buffer, placement);
   const nb::gil_scoped_release others_run;
   scheme.tap(rank, name, step, placement, values);
+}
+
+/// A rank, a tap's name, its placement, the ranks that its partial sums are of, its element type and its array.
+using HeldBlock =
+    std::tuple<int, std::string, Extent, Extent, Extent, std::vector<std::int64_t>, std::vector<int>, int, nb::object>;
+
+/// As a scheme whose ranks tap these blocks, each its own in order, and do nothing else; without a thread for each.
+std::string judge_blocks(const std::map<std::string, int>& degrees, const std::vector<HeldBlock>& blocks,
+                         const std::vector<Expected>& tensors, double bound) {
+  struct Held {
+    std::string name;
+    Placement placement;
+    TapValues values;
+  };
+  std::vector<std::unique_ptr<Buffer>> buffers;
+  std::map<int, std::vector<Held>> of_rank;
+  for (const auto& [rank, name, whole, rows, cols, row_list, partial_ranks, type, array] : blocks) {
+    Placement placement = placement_of(whole, rows, cols, row_list);
+    placement.partial_ranks = partial_ranks;
+    const Buffer& buffer = *buffers.emplace_back(std::make_unique<Buffer>(array, false));
+    const TapValues values = placed_values(type, buffer, placement);
+    of_rank[rank].push_back({name, std::move(placement), values});
+  }
+  const ExpectedTaps expected = expected_of(tensors);
+  const auto program = [&](Rank& rank) -> Task<> {
+    const auto found = of_rank.find(to_int(rank.id()));
+    if (found == of_rank.end()) co_return;
+    for (const Held& held : found->second) {
+      std::visit([&]<class T>(ops::MatrixView<const T> part) { rank.tap<T>(held.name, part, held.placement, -1); },
+                 held.values);
+    }
+  };
+  const nb::gil_scoped_release others_run;
+  return to_json(verify_scheme(parallel_of(degrees), program, expected, {.bound = bound}));
 }
 
 }  // namespace
@@ -256,6 +302,8 @@ NB_MODULE(_core, m) {
       });
 
   nb::class_<IssuedCall>(m, "IssuedCall");
+
+  m.def("judge_blocks", &judge_blocks);
 
   nb::class_<PythonScheme>(m, "Scheme")
       .def("__init__", [](PythonScheme* self, const std::map<std::string, int>& degrees,

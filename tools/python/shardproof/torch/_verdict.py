@@ -169,7 +169,7 @@ def _run(module: nn.Module, dtype: torch.dtype,
          step: Callable[[nn.Module], Any]) -> tuple[dict[Key, np.ndarray], dict[Key, tuple[int, ...]]]:
     made = copy.deepcopy(module).to(dtype)
     record = _watch.Record(rank=-1)
-    watched = _watch.Watched(made, (), {})
+    watched = _watch.Watched(made, (), {}, {weight: weight._version for weight in made.parameters()})
     record.watched.append(watched)
 
     def cast(_: nn.Module, arguments: Any, named: Any) -> Any:
@@ -286,7 +286,7 @@ def _held_to_estimates(degrees: Mapping[str, int], tensors: Tensors,
     wide: list[str] = []
     first: Optional[Divergence] = None
     for bound, keys in bounds.items():
-        found = _replayed(degrees, {key: tensors[key] for key in keys}, bound)
+        found = _held(degrees, {key: tensors[key] for key in keys}, bound)
         for tap in found.taps:
             estimate = next(tensors[key][1].estimate for key in keys if _shown(key) == tap.name)
             # An error counts in bounds of its own row: in estimates, it is so many times.
@@ -323,10 +323,10 @@ def _where(degrees: Mapping[str, int], key: Key, pieces: Sequence[Piece], alone:
     """What is wrong with a tensor that is beyond its elements' bounds, in a bound that its rows are beyond too."""
     tensors = {key: (pieces, Expected(alone.values, 0.0))}
     bound = _relative(alone.values + alone.bound, alone.values)
-    found = _replayed(degrees, tensors, min(bound, _WIDEST)).first_divergence
+    found = _held(degrees, tensors, min(bound, _WIDEST)).first_divergence
     while found is None:
         bound /= 2
-        found = _replayed(degrees, tensors, bound if bound > 2.0 ** -60 else 0.0).first_divergence
+        found = _held(degrees, tensors, bound if bound > 2.0 ** -60 else 0.0).first_divergence
     found.message += ", of the module alone: what it gives for what the ranks gave it"
     return found
 
@@ -336,19 +336,12 @@ def _shown(key: Key) -> str:
     return name if step < 1 else f"{name}#{step}"
 
 
-def _replayed(degrees: Mapping[str, int], tensors: Tensors, bound: float) -> VerifyReport:
-    """What the ranks held is tapped again, by ranks that do nothing else."""
-    of_rank: dict[int, list[tuple[str, Piece, tuple[int, ...]]]] = {}
+def _held(degrees: Mapping[str, int], tensors: Tensors, bound: float) -> VerifyReport:
+    blocks = []
     for key, (pieces, expected) in tensors.items():
         for piece in pieces:
-            of_rank.setdefault(piece.rank, []).append((_shown(key), piece, expected.values.shape))
-    for parts in of_rank.values():
-        for _, piece, shape in parts:
-            piece.place(shape)
-
-    def replay(rank: _scheme.Rank) -> None:
-        for name, piece, shape in of_rank.get(rank.id, []):
-            rank.tap_block(name, piece.value, shape, piece.block.offsets, piece.block.partial)
-
-    return _scheme.run(replay, **degrees, bound=bound,
-                       expected={_shown(key): expected.values for key, (_, expected) in tensors.items()})
+            piece.place(expected.values.shape)
+            blocks.append(_scheme.Block(piece.rank, _shown(key), piece.value, expected.values.shape,
+                                        piece.block.offsets, piece.block.partial))
+    return _scheme.judge_blocks(blocks, {_shown(key): expected.values for key, (_, expected) in tensors.items()},
+                                degrees, bound)

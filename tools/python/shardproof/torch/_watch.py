@@ -29,11 +29,13 @@ class Watched:
     model: nn.Module
     axes: Sequence[Axis]
     placements: Mapping[str, Placements]
-    weights: list[tuple[nn.Parameter, int]] = field(default_factory=list)  # with the versions that were recorded
+    versions: dict[nn.Parameter, int] = field(default_factory=dict)  # of the weights, as they were recorded
     optimizer: Optional[torch.optim.Optimizer] = None
 
-    def unchanged(self) -> bool:
-        return all(parameter._version == version for parameter, version in self.weights)
+    def unchanged(self, module: nn.Module) -> bool:
+        """Whether a module without modules in it has the weights that were recorded."""
+        return all(self.versions.get(weight) == weight._version for weight in module._parameters.values()
+                   if weight is not None)
 
     def placements_of(self, name: str) -> Optional[Placements]:
         for pattern, placements in self.placements.items():
@@ -71,7 +73,7 @@ class Record:
     def finished(self) -> Record:
         """Without the modules: what may go to another process."""
         for watched in self.watched:
-            watched.model, watched.weights, watched.optimizer = nn.Identity(), [], None
+            watched.model, watched.versions, watched.optimizer = nn.Identity(), {}, None
         return self
 
     def gradients(self) -> None:
@@ -125,7 +127,7 @@ def watch(
     record.watched.append(watched)
     for path, parameter in model.named_parameters():
         record.add(record.weights, parameter, own_path(path), -1, watched)
-        watched.weights.append((parameter, parameter._version))
+        watched.versions[parameter] = parameter._version
     hook(model, [names] if isinstance(names, str) else list(names), record, watched)
     return model
 
@@ -191,7 +193,7 @@ def _hook(name: str, record: Record, watched: Watched) -> Any:
     def after(module: nn.Module, arguments: Any, output: Any) -> None:
         step = record.next_step(name)
         leaf = next(module.children(), None) is None
-        if leaf and len(arguments) == 1 and isinstance(arguments[0], torch.Tensor) and watched.unchanged():
+        if leaf and len(arguments) == 1 and isinstance(arguments[0], torch.Tensor) and watched.unchanged(module):
             record.add(record.inputs, arguments[0], name + INPUT, step, watched)
         for suffix, tensor in _tensors(output):
             record.add(record.taps, tensor, name + suffix, step, watched)

@@ -87,7 +87,7 @@ def test_weights_that_change_on_the_way_are_not_held_to_what_they_were():
     report = judged(main, max_amplification=None, step=step)
 
     assert report.verdict == "pass", str(report)
-    assert [tap.name for tap in report.taps if "alone" in tap.other] == ["norm", "up", "down"]
+    assert [tap.name for tap in report.taps if "alone" in tap.other] == ["norm", "up", "down", "norm#1", "down#1"]
 
 
 def test_what_converts_on_the_way_is_not_held_to_the_format_that_it_gives():
