@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/tbb_executor.h"
+#include "emu/plan/scale.h"
 #include "emu/run/cluster.h"
 #include "emu/run/transformer.h"
 
@@ -104,6 +105,40 @@ void ranks_1024(benchmark::State& state) {
   state.counters["ranks"] = parallel.world();
 }
 
+/// A step of decode on 128 ranks, a token a replica, at the size that is verified (--scale auto): what 32 steps more
+/// take, by 32.
+void decode_step_128(benchmark::State& state) {
+  const LayerSpec layer{.attention = {.heads = 16, .kv_heads = 16, .head_dim = 64},
+                        .feed_forward = {.intermediate_size = 4096, .num_experts = 64, .top_k = 2}};
+  Plan plan{.name = "ep64_tp2",
+            .model = {.hidden_size = 1024, .layers = {16, layer}, .vocab_size = 32000},
+            .parallel = {.tp = 2, .dp = 64, .ep = 64, .etp = 2},
+            .workload = {.lengths = std::vector<std::int64_t>(64, 8)}};
+  plan = scaled(plan, {});
+  const auto served = [&](std::int64_t output) {
+    Workload workload = plan.workload;
+    workload.serving = Serving{.requests = std::vector(64, Request{.prompt = 8, .output = output}), .steps = {}};
+    set_lengths(workload);
+    return workload;
+  };
+  constexpr std::int64_t kSteps = 32;
+  const Workload short_workload = served(4), long_workload = served(4 + kSteps);
+  const GeneratedWeights source(1);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const Batch short_batch(short_workload, plan.model.vocab_size), long_batch(long_workload, plan.model.vocab_size);
+  TbbExecutor executor;
+  Prepared few(plan.model, plan.parallel, short_workload, short_batch, store);
+  Prepared many(plan.model, plan.parallel, long_workload, long_batch, store);
+  few.seconds(executor);
+  many.seconds(executor);
+  for (auto _ : state) {
+    const double seconds = many.seconds(executor) - few.seconds(executor);
+    state.SetIterationTime(std::max(seconds, 0.0) / static_cast<double>(kSteps));
+  }
+  state.counters["ranks"] = plan.world();
+}
+
+BENCHMARK(decode_step_128)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(5);
 BENCHMARK(ranks_16)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);
 BENCHMARK(ranks_128)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);
 BENCHMARK(ranks_1024)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(3);

@@ -226,16 +226,23 @@ std::string tables_text(const VerifyReport& report, TapLines lines) {
 
 std::string serving_text(const Plan& plan) {
   const Serving& serving = *plan.workload.serving;
-  std::int64_t blocks = 0;
+  std::int64_t blocks = 0, mapped = 0;
   for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
     blocks = std::max(blocks, kv_blocks_of(serving, replica, plan.parallel.dcp));
+    for (const std::vector<Chunk>& step : replica) {
+      for (const Chunk& chunk : step) mapped += chunk.prefix_of < 0 ? 0 : chunk.begin;
+    }
   }
   const Parallel& p = plan.parallel;
   const std::string shared = p.dcp > 1 ? fmt::format(", shared out over dcp{}, {} token{} in a row", p.dcp,
                                                      p.dcp_interleave, p.dcp_interleave == 1 ? "" : "s")
                                        : "";
-  return fmt::format("  serving: {} steps, a cache of {} blocks of {} tokens on each rank{}\n",
-                     count_steps(p, plan.workload), blocks, serving.kv_block_size, shared);
+  const std::string prefixes = serving.prefix_sharing
+                                   ? fmt::format("; {} of {} tokens are not run, but in blocks that requests share",
+                                                 with_thousands(mapped), with_thousands(plan.workload.tokens()))
+                                   : "";
+  return fmt::format("  serving: {} steps, a cache of {} blocks of {} tokens on each rank{}{}\n",
+                     count_steps(p, plan.workload), blocks, serving.kv_block_size, shared, prefixes);
 }
 
 }  // namespace

@@ -85,7 +85,30 @@ bool has_nan(const WrongRow& row) {
 Chunk chunk_of(const TokenMap& tokens, std::int64_t row) {
   const RowHome home = tokens.home(row);
   const std::span<const Chunk> chunks = tokens.chunks(home.at.dp, home.microbatch);
-  return *std::ranges::find(chunks, tokens.sequence_of(row), &Chunk::sequence);
+  return *std::ranges::find(chunks, tokens.sequence_of(tokens.run_as(row)), &Chunk::sequence);
+}
+
+/// The first tokens that a request runs of a prompt whose beginning it shares attend as if more of it were cached.
+std::optional<Cause> prefix_cause(const WrongTap& wrong) {
+  const auto explained = [&](const WrongRow& row, std::int64_t more) {
+    const std::int64_t position = wrong.model.tokens().position(row.row), keys = position + 1 + more;
+    const Chunk chunk = chunk_of(wrong.model.tokens(), row.row);
+    if (chunk.prefix_of < 0) return false;
+    if (keys > chunk.end()) return has_nan(row);  // nobody has written those
+    return close(over_keys(wrong, row, Range{row.row - position, keys}), row.got, wrong.tolerance);
+  };
+  if (std::ranges::all_of(wrong.rows, has_nan)) return std::nullopt;
+  for (std::int64_t more = 1; more < wrong.model.plan().workload.serving->kv_block_size; ++more) {
+    if (!std::ranges::all_of(wrong.rows, [&](const WrongRow& row) { return explained(row, more); })) continue;
+    const WrongRow& first = wrong.rows.front();
+    const Chunk chunk = chunk_of(wrong.model.tokens(), first.row);
+    return Cause{
+        "prefix_length",
+        fmt::format("{} attend as if {} tokens of request {}'s prompt were in the cache before it runs: {} are, "
+                    "in full blocks that it shares with request {}",
+                    ranks_of(wrong.rows), chunk.begin + more, chunk.sequence, chunk.begin, chunk.prefix_of)};
+  }
+  return std::nullopt;
 }
 
 /// The row's chunk was written so many blocks beside its own: what its keys then are, or none where one is not written.
@@ -164,6 +187,7 @@ std::optional<Cause> cache_cause(const WrongTap& wrong) {
                              wrong.rows.size(), ranks_of(wrong.rows), first.row,
                              wrong.model.tokens().position(first.row), wrong.model.tokens().sequence_of(first.row))};
   }
+  if (auto cause = prefix_cause(wrong)) return cause;
   if (auto cause = length_cause(wrong)) return cause;
   if (auto cause = slots_cause(wrong)) return cause;
   if (auto cause = table_cause(wrong)) return cause;

@@ -22,13 +22,21 @@ class Hypotheses {
     const CacheShare share = cache_share(parallel(), {});
     const TokenMap& tokens = wrong.model.tokens();
     for (std::int64_t row = 0; row < tokens.tokens(); ++row) {
-      part_of_.push_back(parallel().dcp > 1 ? share.owner_of(tokens.position(row)) : tokens.home(row).at.cp);
+      const int cp = tokens.home(row).at.cp;
+      cp_of_.push_back(cp);
+      part_of_.push_back(parallel().dcp > 1     ? share.owner_of(tokens.position(row))
+                         : parallel().in_ring() ? cp / parallel().heads_dealt()
+                                                : cp);
     }
   }
 
   const Parallel& parallel() const { return wrong_.model.plan().parallel; }
-  int ranks() const { return parallel().dcp > 1 ? parallel().dcp : parallel().cp; }
-  std::string_view axis() const { return parallel().dcp > 1 ? "dcp" : "cp"; }
+  int ranks() const {
+    return parallel().dcp > 1 ? parallel().dcp : parallel().in_ring() ? parallel().ring() : parallel().cp;
+  }
+  std::string_view axis() const {
+    return parallel().dcp > 1 ? "dcp" : parallel().cp_comm == CpComm::a2a_p2p ? "cp_p2p" : "cp";
+  }
   std::int64_t begin_of(std::int64_t row) const { return row - wrong_.model.tokens().position(row); }
   std::int64_t end_of(std::int64_t row) const {
     const std::int64_t begin = begin_of(row), tokens = wrong_.model.tokens().tokens();
@@ -55,6 +63,11 @@ class Hypotheses {
       const std::vector<std::int64_t> beside = without ? seen(row)[*without] : std::vector<std::int64_t>();
       std::vector<double> values;
       for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+        if (is_right(row, head * dim - row.col, dim)) {
+          values.insert(values.end(), row.got.begin() + head * dim - row.col,
+                        row.got.begin() + (head + 1) * dim - row.col);
+          continue;
+        }
         const std::vector<double> one =
             wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed, beside);
         values.insert(values.end(), one.begin(), one.end());
@@ -79,9 +92,9 @@ class Hypotheses {
   Parts seen_in_contiguous_shares(const WrongRow& row) const {
     const std::int64_t begin = begin_of(row.row), end = end_of(row.row);
     std::vector<std::int64_t> order;  // by believed position
-    for (int cp = 0; cp < ranks(); ++cp) {
+    for (int cp = 0; cp < parallel().cp; ++cp) {
       for (std::int64_t key = begin; key < end; ++key) {
-        if (part_of(key) == cp) order.push_back(key);
+        if (cp_of_[static_cast<std::size_t>(key)] == cp) order.push_back(key);
       }
     }
     const auto last = std::ranges::find(order, row.row) - order.begin();
@@ -91,9 +104,16 @@ class Hypotheses {
   }
 
  private:
+  /// Heads that are dealt out are computed by several ranks, of which one may be wrong.
+  bool is_right(const WrongRow& row, std::int64_t begin, std::int64_t count) const {
+    if (parallel().cp_comm != CpComm::a2a_p2p) return false;
+    return std::equal(row.got.begin() + begin, row.got.begin() + begin + count, row.want.begin() + begin);
+  }
+
   const WrongTap& wrong_;
   const AttentionSpec& spec_;
   std::vector<int> part_of_;
+  std::vector<int> cp_of_;
 };
 
 std::optional<Cause> ring_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
@@ -142,7 +162,9 @@ std::optional<Cause> ring_cause(const WrongTap& wrong, const Hypotheses& hypothe
 bool is_nan_of_no_key(const WrongTap& wrong, const Hypotheses& hypotheses) {
   return std::ranges::all_of(wrong.rows, [&](const WrongRow& row) {
     const Parts parts = hypotheses.seen(row);
-    return std::ranges::all_of(row.got, [](double value) { return std::isnan(value); }) &&
+    const bool dealt = wrong.model.plan().parallel.cp_comm == CpComm::a2a_p2p;
+    const auto is_nan = [](double value) { return std::isnan(value); };
+    return (dealt ? std::ranges::any_of(row.got, is_nan) : std::ranges::all_of(row.got, is_nan)) &&
            std::ranges::any_of(parts, [](const auto& keys) { return keys.empty(); });
   });
 }

@@ -320,9 +320,30 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   return std::nullopt;
 }
 
+/// No numbers, in microbatches in which a replica of the row's experts runs padding.
+std::optional<Cause> padding_cause(const WrongTap& wrong) {
+  if (wrong.model.plan().workload.idle != Idle::pad) return std::nullopt;
+  const TokenMap& tokens = wrong.model.tokens();
+  const auto padded_beside = [&](const WrongRow& row) {
+    const std::int64_t microbatch = tokens.home(row.row).microbatch;
+    return std::ranges::any_of(wrong.model.mesh().group(Axis::ep, row.rank), [&](int member) {
+      return tokens.chunks(wrong.model.mesh().coordinates(member).dp, microbatch).empty();
+    });
+  };
+  for (const WrongRow& row : wrong.rows) {
+    const bool none = std::ranges::all_of(row.got, [](double value) { return std::isnan(value); });
+    if (!none || !padded_beside(row)) return std::nullopt;
+  }
+  return Cause{"padding_leaks",
+               fmt::format("{} hold no numbers for {} tokens, whose experts also serve the padded rows "
+                           "of a replica without work: token {}, the first of them",
+                           ranks_of(wrong.rows), wrong.rows.size(), wrong.rows.front().row)};
+}
+
 }  // namespace
 
 std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
+  if (auto cause = padding_cause(wrong)) return cause;
   if (auto cause = early_read_cause(wrong)) return cause;
   if (auto cause = gather_cause(wrong)) return cause;
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {

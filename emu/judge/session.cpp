@@ -16,6 +16,7 @@
 #include "collectives/make_executor.h"
 #include "emu/judge/rounding/op_rules.h"
 #include "emu/judge/rounding/rounding_judge.h"
+#include "emu/judge/shared_rows.h"
 #include "emu/run/cluster.h"
 #include "emu/run/fault.h"
 #include "emu/run/reduction.h"
@@ -161,11 +162,15 @@ RunResult Session::run_collected(const ProgramRun& run, const CollectorOptions& 
   TapCollector collector(reference_->expected, cluster.mesh(), options);
   std::optional<BothSinks> both;
   if (options_.taps != nullptr && run.name == std::string_view("sharded")) both.emplace(collector, *options_.taps);
-  TapSink& sink = both ? static_cast<TapSink&>(*both) : collector;
+  TapSink* sink = both ? static_cast<TapSink*>(&*both) : &collector;
+  std::optional<SharedRowsSink> with_shared;
+  if (run.workload.serving && run.workload.serving->prefix_sharing) {
+    sink = &with_shared.emplace(TokenMap(run.parallel, run.workload), *sink);
+  }
   std::string error;
   std::optional<Stall> stall;
   try {
-    run_ranks(run, {.taps = &sink, .fault = run.fault, .keep_calls = true}, cluster);
+    run_ranks(run, {.taps = sink, .fault = run.fault, .keep_calls = true}, cluster);
   } catch (const RankError& thrown) {
     rethrow_what_is_not_the_plans(thrown);
     error = thrown.what();

@@ -1,10 +1,14 @@
 // Kinds in serving: slots, block tables, lengths and order of a rank's cache, and steps of a replica without work.
 #include <algorithm>
+#include <cmath>
+#include <limits>
+#include <map>
 #include <utility>
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
 #include "emu/plan/deployment.h"
+#include "emu/plan/prefix.h"
 #include "emu/run/slot_history.h"
 
 namespace shardproof::mutations {
@@ -224,6 +228,109 @@ Instances positions_after_chunk(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// By how much the prefix that a request shares is longer than the full blocks that it maps, as far as its table goes.
+std::int64_t beyond_full_blocks(const Workload& workload, const Chunk& chunk) {
+  if (chunk.prefix_of < 0) return 0;
+  const Serving& serving = *workload.serving;
+  const std::int64_t prompt = serving.requests[static_cast<std::size_t>(chunk.sequence)].prompt;
+  const std::int64_t prefix = std::min(common_prefix(workload, chunk.sequence, chunk.prefix_of), prompt - 1);
+  const std::int64_t room = serving.blocks_of(chunk.end(), 1) * serving.kv_block_size - chunk.end();
+  return std::min(prefix - chunk.begin, room);
+}
+
+/// A request takes all the tokens that it has in common with another for cached, where it maps the full blocks of them.
+Instances prefix_unpadded(const MutablePlan& plan, std::size_t limit) {
+  if (plan.parallel.dcp > 1) return {};
+  const auto wanted = [&](std::span<const Chunk> chunks, std::size_t index) {
+    return beyond_full_blocks(plan.workload, chunks[index]) > 0;
+  };
+  return wrong_passes(plan, limit, wanted, {"prefix_length", "cache_unwritten"},
+                      [workload = plan.workload](CachedPass& pass, std::size_t index) {
+                        Chunk& chunk = pass.sequences[index].chunk;
+                        chunk.begin += beyond_full_blocks(workload, chunk);
+                      });
+}
+
+/// A request that is done frees and poisons blocks that another one still maps.
+Instances freed_in_use(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving) return {};
+  const Sites sites(plan);
+  const auto last_step_of = [&](int dp, std::int64_t sequence) {
+    std::int64_t last = -1;
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      const auto chunks = sites.tokens.chunks(dp, m);
+      if (std::ranges::find(chunks, sequence, &Chunk::sequence) != chunks.end()) last = sites.tokens.step_of(m);
+    }
+    return last;
+  };
+  Instances result;
+  for (int dp = 0; dp < plan.parallel.dp; ++dp) {
+    std::map<std::int64_t, std::int64_t> needed;  // by request, the last step in which its blocks are read
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      for (const Chunk& chunk : sites.tokens.chunks(dp, m)) {
+        if (chunk.prefix_of >= 0)
+          needed[chunk.prefix_of] = std::max(needed[chunk.prefix_of], last_step_of(dp, chunk.sequence));
+      }
+    }
+    for (std::int64_t m = 0; m < sites.tokens.microbatches() && result.size() < limit; ++m) {
+      const std::span<const Chunk> chunks = sites.tokens.chunks(dp, m);
+      const auto leaves = std::ranges::find_if(chunks, [&](const Chunk& chunk) {
+        const bool last = chunk.end() == plan.workload.lengths[static_cast<std::size_t>(chunk.sequence)];
+        return last && needed.contains(chunk.sequence) && needed.at(chunk.sequence) > sites.tokens.step_of(m);
+      });
+      if (leaves == chunks.end()) continue;
+      const PassPlace place{dp, m, static_cast<std::size_t>(leaves - chunks.begin())};
+      result.push_back(wrong_pass(sites, place, !result.empty(), {"cache_unwritten"},
+                                  [](CachedPass& pass, std::size_t) { pass.frees_shared = true; }));
+      break;
+    }
+  }
+  return result;
+}
+
+/// Where padding is among the rows of an expert, it spoils the others': a scale that is taken over all of them, say.
+Instances padding_leaks(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  Instances result;
+  if (plan.workload.idle != Idle::pad || sites.expert_maps != nullptr || plan.parallel.routes_alike()) return result;
+  for (const Place& place : sites.moe_places(limit)) {
+    const FeedForwardSpec& spec = plan.model.layers[place.layer].feed_forward;
+    const Coordinates at = sites.mesh.coordinates(place.rank);
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      bool padded = false, met = false;
+      for (const int member : sites.group(Axis::ep, place.rank)) {
+        const Coordinates& of = sites.mesh.coordinates(member);
+        padded = padded || (sites.tokens.chunks(of.dp, m).empty() && sites.tokens.run_own(of, m).count() > 0);
+        const TokenRows own = sites.tokens.own(of, m);
+        for (std::int64_t i = 0; i < own.count(); ++i) {
+          for (const std::int32_t expert : plan.choices[static_cast<std::size_t>(place.layer)].row(own[i])) {
+            met = met || (expert < spec.top_k && shard_of(spec.num_experts, plan.parallel.ep, expert) == at.ep);
+          }
+        }
+      }
+      if (!padded || !met) continue;
+      result.push_back(
+          {.layer = place.layer,
+           .ranks = {place.rank},
+           .group = "ep",
+           .microbatch = static_cast<int>(m),
+           .tap = moe_output_tap(place.layer),
+           .causes = {"padding_leaks"},
+           .make = script([rank = place.rank, layer = place.layer, m](Script& made) {
+             made.double_result = [=](const Rank& on, Op op, const FaultSite& site, ops::MatrixView<double> y) {
+               if (to_int(on.id()) != rank || op != Op::moe_expert || site.layer != layer || site.microbatch != m)
+                 return;
+               const auto is_nan = [](double value) { return std::isnan(value); };
+               if (std::ranges::none_of(y.span(), is_nan)) return;
+               std::ranges::fill(y.span(), std::numeric_limits<double>::quiet_NaN());
+             };
+           })});
+      break;
+    }
+  }
+  return result;
+}
+
 /// A rank whose replica has no work in a step does not take it, though its experts are waited for.
 Instances idle_replica_skips_step(const MutablePlan& plan, std::size_t limit) {
   if (!plan.workload.serving || plan.parallel.ep < 2 || plan.model.dense()) return {};
@@ -262,6 +369,10 @@ constexpr MutationKind kCacheKinds[] = {
     {"cache_stale", "a chunk's keys are not written: the slots hold what was there", stale_block},
     {"cache_of_finished_request", "a chunk's keys are not written where a request that is done left its own",
      left_by_finished},
+    {"prefix_unpadded", "the tokens that prompts have in common count as cached, not the full blocks of them",
+     prefix_unpadded},
+    {"shared_block_freed_in_use", "a request that is done frees blocks that another one maps", freed_in_use},
+    {"padding_leaks", "an expert's padded rows spoil those of tokens", padding_leaks},
     {"positions_after_chunk_offset", "positions of a later chunk are one too high", positions_after_chunk},
     {"idle_replica_skips_step", "a rank of a replica without work does not join the experts' collectives",
      idle_replica_skips_step},

@@ -13,7 +13,7 @@ namespace {
 
 using Instances = std::vector<Mutation>;
 
-/// A rank of cp, and another (or the same) whose keys it attends to.
+/// A rank of cp, and another member of its ring (or the same) whose keys it attends to.
 struct Step {
   int rank = 0;
   int keys_of = 0;
@@ -26,13 +26,20 @@ struct Pairs {
   double all = 0;
 };
 
-Pairs pairs_of(const Sites& sites, Coordinates at, int keys_of) {
+/// What the rank has queries of, and what of the same chunks a member of its ring has keys of.
+struct Sides {
+  std::vector<Chunk> queries, keys;
+};
+Sides sides_of(const Sites& sites, const Coordinates& at, std::int64_t microbatch, int keys_of) {
+  const RankTokens tokens = sites.tokens.rank_shapes(at, microbatch);
+  const int dealt = sites.plan.parallel.heads_dealt();
+  return {tokens.of_member(at.cp / dealt, dealt), tokens.of_member(keys_of, dealt)};
+}
+
+Pairs pairs_of(const Sites& sites, const Coordinates& at, int keys_of) {
   Pairs pairs;
   for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-    const std::span<const Chunk> queries = sites.tokens.pieces(at, m);
-    Coordinates other = at;
-    other.cp = keys_of;
-    const std::span<const Chunk> keys = sites.tokens.pieces(other, m);
+    const auto [queries, keys] = sides_of(sites, at, m, keys_of);
     pairs.seen += pairs_between(queries, keys);
     for (const Chunk& query : queries) {
       for (const Chunk& key : keys) {
@@ -68,15 +75,15 @@ std::vector<std::pair<int, Step>> dcp_steps(const Sites& sites, std::size_t limi
 template <class Wanted>
 std::vector<std::pair<int, Step>> steps(const Sites& sites, std::size_t limit, const Wanted& wanted, int of_dcp) {
   std::vector<std::pair<int, Step>> result;
-  const int ranks = sites.plan.parallel.cp;
+  const int ranks = sites.plan.parallel.ring(), dealt = sites.plan.parallel.heads_dealt();
   if (!sites.plan.parallel.in_ring()) return dcp_steps(sites, limit, of_dcp);
   for (const Place& place : sites.places(5)) {
     const auto first = static_cast<int>(result.size());
     bool found = false;
     for (int i = 0; i < ranks * ranks && !found && result.size() < limit; ++i) {
       Coordinates at = sites.mesh.coordinates(place.rank);
-      at.cp = (i / ranks + first) % ranks;
-      const int keys_of = (at.cp + 1 + i) % ranks;
+      const int member = (i / ranks + first) % ranks, keys_of = (member + 1 + i) % ranks;
+      at.cp = member * dealt;
       found = wanted(at, keys_of, pairs_of(sites, at, keys_of));
       if (found) result.emplace_back(place.layer, Step{sites.mesh.rank_at(at), keys_of});
     }
@@ -99,17 +106,19 @@ Instances ring_mask_off(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   if (!plan.parallel.in_ring()) return result;
+  const int dealt = plan.parallel.heads_dealt();
   const auto hides = [](const Coordinates&, int, const Pairs& pairs) { return pairs.seen < pairs.all; };
   for (const auto& [at_layer, step] : steps(sites, limit, hides, 0)) {
     const int layer = static_cast<int>(sites.layers_of(sites.stage_of(at_layer)).begin);
     if (std::ranges::any_of(result, [rank = step.rank](const Mutation& m) { return m.ranks.front() == rank; }))
       continue;
-    result.push_back(in_context(layer, {step.rank}, "ring_mask", script([step = step](Script& made) {
+    result.push_back(in_context(layer, {step.rank}, "ring_mask", script([step = step, dealt](Script& made) {
                                   made.microbatch = [=](const Rank& at, std::int64_t, RankTokens& given) {
                                     if (to_int(at.id()) != step.rank) return;
                                     // As if they lay before every query.
-                                    for (Chunk& piece : given.shares[static_cast<std::size_t>(step.keys_of)]) {
-                                      piece.begin = -piece.count;
+                                    for (int held = 0; held < dealt; ++held) {
+                                      const auto cp = static_cast<std::size_t>(step.keys_of * dealt + held);
+                                      for (Chunk& piece : given.shares[cp]) piece.begin = -piece.count;
                                     }
                                   };
                                 })));
@@ -153,10 +162,8 @@ Instances part_missing(const MutablePlan& plan, std::size_t limit) {
 bool mixes(const Sites& sites, const Coordinates& at, int keys_of, const Pairs& pairs) {
   if (pairs.seen == 0) return false;
   for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-    Coordinates other = at;
-    other.cp = keys_of;
-    const std::span<const Chunk> keys = sites.tokens.pieces(other, m);
-    for (const Chunk& piece : sites.tokens.pieces(at, m)) {
+    const auto [queries, keys] = sides_of(sites, at, m, keys_of);
+    for (const Chunk& piece : queries) {
       const Chunk last{piece.sequence, piece.end() - 1, 1};
       const double seen = pairs_between(std::span(&last, 1), keys);
       if (seen > 0 && seen < static_cast<double>(piece.end())) return true;
@@ -204,9 +211,8 @@ Instances no_key_is_nan(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   const auto hides = [&](const Coordinates& at, int keys_of, const Pairs&) {
     for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-      Coordinates other = at;
-      other.cp = keys_of;
-      for (const KeySpan& span : key_spans(sites.tokens.pieces(at, m), sites.tokens.pieces(other, m))) {
+      const auto [queries, keys] = sides_of(sites, at, m, keys_of);
+      for (const KeySpan& span : key_spans(queries, keys)) {
         if (span.queries > 0 && span.keys == 0) return true;
       }
     }

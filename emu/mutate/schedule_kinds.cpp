@@ -17,6 +17,9 @@ Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   const Parallel p = plan.parallel;
   if (p.pp < 2 || plan.workload.microbatches < 2) return {};
+  // What maps blocks of a microbatch that has not been run is no order but an error of its rank.
+  if (std::ranges::any_of(sites.tokens.chunks(0, 1), [](const Chunk& chunk) { return chunk.prefix_of >= 0; }))
+    return {};
   Instances result;
   for (const int stage : {1, p.pp - 1}) {
     if (result.size() == limit || (stage == 1 && !result.empty())) continue;

@@ -155,12 +155,12 @@ void add_traffic(std::vector<QuantityDefinition>& table) {
     Operation operation;
   };
   static constexpr Flow kFlows[] = {
-      {Axis::tp, Operation::all_reduce},  {Axis::tp, Operation::all_gather},  {Axis::tp, Operation::reduce_scatter},
-      {Axis::cp, Operation::all_gather},  {Axis::cp, Operation::send},        {Axis::cp, Operation::all_to_all},
-      {Axis::ep, Operation::all_to_all},  {Axis::ep, Operation::all_gather},  {Axis::ep, Operation::reduce_scatter},
-      {Axis::ep, Operation::all_reduce},  {Axis::etp, Operation::all_gather}, {Axis::etp, Operation::reduce_scatter},
-      {Axis::etp, Operation::all_reduce}, {Axis::pp, Operation::send},        {Axis::dcp, Operation::all_gather},
-      {Axis::dcp, Operation::all_to_all}};
+      {Axis::tp, Operation::all_reduce},  {Axis::tp, Operation::all_gather},     {Axis::tp, Operation::reduce_scatter},
+      {Axis::cp, Operation::all_gather},  {Axis::cp, Operation::send},           {Axis::cp, Operation::all_to_all},
+      {Axis::ep, Operation::all_to_all},  {Axis::ep, Operation::all_gather},     {Axis::ep, Operation::reduce_scatter},
+      {Axis::ep, Operation::all_reduce},  {Axis::etp, Operation::all_gather},    {Axis::etp, Operation::reduce_scatter},
+      {Axis::etp, Operation::all_reduce}, {Axis::pp, Operation::send},           {Axis::dcp, Operation::all_gather},
+      {Axis::dcp, Operation::all_to_all}, {Axis::cp_a2a, Operation::all_to_all}, {Axis::cp_p2p, Operation::send}};
   for (const bool prefill : {true, false}) {
     const std::string pass = prefill ? "prefill" : "decode";
     const auto figures = [prefill](const RankFigures& r) -> const PassFigures& {

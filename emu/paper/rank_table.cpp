@@ -47,6 +47,10 @@ std::string split_by(const Plan& plan, Axis axis) {
     case Axis::dcp:
       return fmt::format("what is cached of a sequence: {} token{} in turn", p.dcp_interleave,
                          p.dcp_interleave == 1 ? "" : "s");
+    case Axis::cp_a2a:
+      return fmt::format("a rank's heads, among {} that exchange rows", p.cp_a2a);
+    case Axis::cp_p2p:
+      return "keys and values, which go round a ring";
   }
   return "";
 }
@@ -110,7 +114,8 @@ std::string group_text(const std::vector<int>& group) {
 TextRows axis_rows(const Plan& plan) {
   const Mesh mesh(plan.parallel);
   TextRows rows{{"axis", "degree", "groups", "first group", "splits"}};
-  for (const Axis axis : {Axis::tp, Axis::dcp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp}) {
+  for (const Axis axis : {Axis::tp, Axis::dcp, Axis::cp, Axis::cp_a2a, Axis::cp_p2p, Axis::dp, Axis::pp, Axis::etp,
+                          Axis::ep, Axis::edp}) {
     const int degree = mesh.degree(axis);
     if (degree == 1) continue;
     rows.push_back({std::string(to_string(axis)), fmt::format("{}", degree), fmt::format("{}", mesh.world() / degree),

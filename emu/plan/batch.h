@@ -12,12 +12,13 @@ namespace shardproof {
 
 class Batch {
  public:
-  /// The workload's token ids; where it names none, uniform ones over the vocabulary, made from its seed.
+  /// The workload's token ids; where it names none, uniform ones over the vocabulary, made from its seed: those of
+  /// prefixes from their group's.
   Batch(const Workload& workload, std::int64_t vocab_size);
 
   std::span<const std::int32_t> tokens() const { return tokens_; }
   std::span<const std::int64_t> lengths() const { return lengths_; }
-  /// The ids of these rows.
+  /// The ids of these rows; 0 of padding behind them all.
   std::vector<std::int32_t> tokens(const TokenRows& rows) const;
 
  private:

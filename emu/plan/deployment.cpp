@@ -30,10 +30,11 @@ Deployment deploy(const ModelConfig& model, const Parallel& parallel, TokenMap t
 }
 
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, const Workload& workload) {
-  Deployment deployment = deploy(model, parallel, TokenMap(parallel, workload), workload);
+  const std::vector<ReplicaSchedule> schedule = make_schedule(parallel, workload);
+  Deployment deployment = deploy(model, parallel, TokenMap(parallel, workload, schedule), workload);
   if (workload.serving) {
     deployment.serving = workload.serving;
-    for (const ReplicaSchedule& replica : make_schedule(parallel, workload)) {
+    for (const ReplicaSchedule& replica : schedule) {
       deployment.kv_blocks.push_back(kv_blocks_of(*workload.serving, replica, parallel.dcp));
     }
   }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "emu/input/object_reader.h"
+#include "emu/plan/internal/load_context_parallel.h"
 #include "emu/plan/internal/load_model.h"
 #include "emu/plan/internal/load_workload.h"
 #include "emu/plan/validate.h"
@@ -189,18 +190,6 @@ ExpertPlacement read_expert_placement(const ObjectReader::Found& found, Problems
   return placement;
 }
 
-CpComm read_cp_comm(ObjectReader& reader, Problems& problems) {
-  const std::optional<std::string> name = reader.string({"cp_comm", "cp_comm_type"});
-  if (!name) return CpComm::p2p;
-  for (const CpComm comm : {CpComm::p2p, CpComm::all_gather, CpComm::a2a}) {
-    if (*name == to_string(comm)) return comm;
-  }
-  const bool known = *name == "a2a+p2p";
-  problems.push_back({"parallel.cp_comm", fmt::format("\"{}\"{}; \"p2p\", \"all_gather\" or \"a2a\" is needed", *name,
-                                                      known ? " is not executed yet" : "")});
-  return CpComm::p2p;
-}
-
 DispatchComm read_dispatch(ObjectReader& reader) {
   const std::optional<std::string> name = reader.string({"dispatch"});
   if (!name) return DispatchComm::all_to_all;
@@ -267,7 +256,7 @@ Parallel read_parallel(const JsonValue& value, const std::optional<Hardware>& ha
   const std::int64_t replicas = attention / (std::int64_t{parallel.etp} * parallel.ep);
   parallel.edp = static_cast<int>(std::clamp<std::int64_t>(replicas, 1, INT32_MAX));
   if (const auto edp = degree({"edp", "expert_data_parallel_size"})) parallel.edp = *edp;
-  parallel.cp_comm = read_cp_comm(reader, problems);
+  read_cp_comm(reader, parallel, problems);
   parallel.dispatch = read_dispatch(reader);
   parallel.overlap = read_overlap(reader);
   parallel.dcp = degree({"dcp", "decode_context_parallel_size", "dcp_size"}).value_or(1);

@@ -152,7 +152,9 @@ std::vector<Request> read_requests(const ObjectReader::Found& found, Problems& p
     requests.push_back({.prompt = prompt.value_or(1),
                         .output = reader.integer({"output"}, 0, kMaxSequence).value_or(0),
                         .arrival = arrival.value_or(0),
-                        .arrival_s = arrival_s.value_or(0)});
+                        .arrival_s = arrival_s.value_or(0),
+                        .prefix = reader.integer({"prefix"}, 0, kMaxSequence).value_or(0),
+                        .prefix_group = reader.integer({"prefix_group"}, 0, kMaxBatch).value_or(0)});
     reader.finish();
   }
   return requests;
@@ -189,14 +191,10 @@ std::optional<Serving> read_serving(ObjectReader& reader, int dp, Workload& work
   const auto block_size = reader.integer({"kv_block_size", "block_size"}, 1, kMaxSequence);
   const auto blocks = reader.integer({"kv_blocks", "num_gpu_blocks_override"}, 1, INT32_MAX);
   const auto steps = reader.find({"steps"});
-  const auto idle = reader.string({"idle"});
-  if (idle && *idle != "zero") {
-    reader.problem(reader.field("idle"), fmt::format("{}; \"zero\", where a replica without work joins the experts' "
-                                                     "collectives with no token, is needed",
-                                                     in_quotes(*idle)));
-  }
+  const auto prefix = reader.integer({"prefix"}, 0, kMaxSequence);
+  const auto sharing = reader.boolean({"prefix_sharing", "enable_prefix_caching"});
   if (requests) {
-    for (const std::string_view beside : {"batch", "sequence", "prompt", "lengths", "output"}) {
+    for (const std::string_view beside : {"batch", "sequence", "prompt", "lengths", "output", "prefix"}) {
       if (const auto given = reader.find({beside})) {
         reader.problem(given->field, "given together with \"requests\", each of which has its own; keep one");
       }
@@ -209,7 +207,9 @@ std::optional<Serving> read_serving(ObjectReader& reader, int dp, Workload& work
                      "ends; \"requests\" do");
     }
   }
-  if (!requests && !output && !tokens && !sequences && !block_size && !blocks && !steps) return std::nullopt;
+  if (!requests && !output && !tokens && !sequences && !block_size && !blocks && !steps && !prefix && !sharing) {
+    return std::nullopt;
+  }
   Serving serving{.requests = {},
                   .max_tokens_per_step = tokens.value_or(0),
                   .max_sequences = sequences.value_or(0),
@@ -220,8 +220,15 @@ std::optional<Serving> read_serving(ObjectReader& reader, int dp, Workload& work
     serving.requests = read_requests(*requests, problems);
   } else {
     for (const std::int64_t length : workload.lengths) {
-      serving.requests.push_back({.prompt = length, .output = output.value_or(0)});
+      serving.requests.push_back({.prompt = length, .output = output.value_or(0), .prefix = prefix.value_or(0)});
     }
+  }
+  const bool alike = std::ranges::any_of(serving.requests, [](const Request& request) { return request.prefix > 0; });
+  serving.prefix_sharing = sharing.value_or(alike);
+  if (alike && !workload.token_ids.empty()) {
+    reader.problem(reader.field("tokens"),
+                   "given together with a prefix of requests, which is made from the seed; "
+                   "\"prefix_sharing\" shares what the given tokens have in common");
   }
   if (steps) serving.steps = read_steps(*steps, problems);
   return serving;
@@ -241,6 +248,13 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
   }
   workload.serving = read_serving(reader, dp, workload, problems);
   if (workload.serving) set_lengths(workload);
+  const std::string idle = reader.string({"idle"}).value_or("zero");
+  if (idle == to_string(Idle::pad)) workload.idle = Idle::pad;
+  if (idle != to_string(workload.idle)) {
+    reader.problem(reader.field("idle"), fmt::format("{}; \"zero\" or \"pad\", where a replica without work joins the "
+                                                     "experts' collectives with no token or a padded one, is needed",
+                                                     in_quotes(idle)));
+  }
   workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
   workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
   if (const auto routing = reader.find({"routing"})) {

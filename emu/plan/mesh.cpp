@@ -27,6 +27,10 @@ std::string_view to_string(Axis axis) {
       return "edp";
     case Axis::dcp:
       return "dcp";
+    case Axis::cp_a2a:
+      return "cp_a2a";
+    case Axis::cp_p2p:
+      return "cp_p2p";
   }
   return "?";
 }
@@ -49,12 +53,18 @@ int Coordinates::operator[](Axis axis) const {
       return edp;
     case Axis::dcp:
       return dcp;
+    case Axis::cp_a2a:
+      return cp_a2a;
+    case Axis::cp_p2p:
+      return cp_p2p;
   }
   return 0;
 }
 
 Mesh::Mesh(const Parallel& parallel) : parallel_(parallel) {
   std::int64_t world = 1;
+  if (parallel.cp_a2a < 1)
+    throw std::invalid_argument(fmt::format("cp_a2a is {}; at least 1 is needed", parallel.cp_a2a));
   for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp}) {
     const int own = degree(axis);
     if (own < 1) throw std::invalid_argument(fmt::format("{} is {}; at least 1 is needed", to_string(axis), own));
@@ -84,6 +94,10 @@ int Mesh::degree(Axis axis) const {
       return parallel_.edp;
     case Axis::dcp:
       return parallel_.dcp;
+    case Axis::cp_a2a:
+      return parallel_.cp_a2a;
+    case Axis::cp_p2p:
+      return parallel_.cp_a2a > 1 ? parallel_.cp / parallel_.cp_a2a : 1;
   }
   return 1;
 }
@@ -95,6 +109,8 @@ Coordinates Mesh::coordinates(int rank) const {
   at.dcp = at.tp % parallel_.dcp;
   rest /= parallel_.tp;
   at.cp = rest % parallel_.cp;
+  at.cp_a2a = at.cp % degree(Axis::cp_a2a);
+  at.cp_p2p = at.cp / degree(Axis::cp_a2a) % degree(Axis::cp_p2p);
   rest /= parallel_.cp;
   at.dp = rest % parallel_.dp;
   at.pp = rest / parallel_.dp;
@@ -122,7 +138,10 @@ int stride_of(const Parallel& p, Axis axis) {
     case Axis::dcp:
       return 1;
     case Axis::cp:
+    case Axis::cp_a2a:
       return p.tp;
+    case Axis::cp_p2p:
+      return p.tp * p.cp_a2a;
     case Axis::dp:
       return p.tp * p.cp;
     case Axis::pp:

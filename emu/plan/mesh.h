@@ -8,7 +8,8 @@
 // Example, tp2 dp2 pp2 with ep4 (8 ranks): rank 5 is attention (tp 1, dp 0, pp 1) and experts (ep 1, pp 1); its tp
 // group is {4, 5}, its ep group {4, 5, 6, 7}, its pp group {1, 5}.
 //
-// Inside a tp group, decode context parallelism has groups of its own: dcp ranks in a row, rank % dcp each.
+// Inside a tp group, decode context parallelism has groups of its own: dcp ranks in a row, rank % dcp each. Inside a cp
+// group, so has a2a+p2p: cp_a2a neighbours, and across these the members of a ring, cp = cp_a2a index + size * cp_p2p.
 #pragma once
 
 #include <initializer_list>
@@ -19,11 +20,11 @@
 
 namespace shardproof {
 
-enum class Axis { tp, cp, dp, pp, etp, ep, edp, dcp };
+enum class Axis { tp, cp, dp, pp, etp, ep, edp, dcp, cp_a2a, cp_p2p };
 
-inline constexpr int kAxisCount = static_cast<int>(Axis::dcp) + 1;
+inline constexpr int kAxisCount = static_cast<int>(Axis::cp_p2p) + 1;
 
-/// "tp", "cp", "dp", "pp", "etp", "ep", "edp", "dcp".
+/// "tp", "cp", "dp", "pp", "etp", "ep", "edp", "dcp", "cp_a2a", "cp_p2p".
 std::string_view to_string(Axis axis);
 
 /// A set of axes.
@@ -51,7 +52,7 @@ class Axes {
 
 /// A rank's index along every axis.
 struct Coordinates {
-  int tp = 0, cp = 0, dp = 0, pp = 0, etp = 0, ep = 0, edp = 0, dcp = 0;
+  int tp = 0, cp = 0, dp = 0, pp = 0, etp = 0, ep = 0, edp = 0, dcp = 0, cp_a2a = 0, cp_p2p = 0;
   int operator[](Axis axis) const;
   bool operator==(const Coordinates&) const = default;
 };

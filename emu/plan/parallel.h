@@ -13,10 +13,12 @@ enum class CpComm {
   p2p,         ///< a ring: keys and values travel, what each rank's give is merged by log-sum-exp
   all_gather,  ///< of keys and values
   a2a,         ///< all rows of some of the heads (Ulysses, Jacobs et al. 2023, arXiv 2309.14509)
+  a2a_p2p,     ///< both: heads are dealt out inside groups of neighbours, keys and values go round a ring of these
 };
-/// "p2p", "all_gather", "a2a".
+/// "p2p", "all_gather", "a2a", "a2a+p2p".
 constexpr const char* to_string(CpComm comm) {
-  return comm == CpComm::p2p ? "p2p" : comm == CpComm::all_gather ? "all_gather" : "a2a";
+  constexpr const char* kNames[] = {"p2p", "all_gather", "a2a", "a2a+p2p"};
+  return kNames[static_cast<int>(comm)];
 }
 
 /// How tokens come to the experts that they choose, and what these make of them back (vLLM's all2all_backend, SGLang's
@@ -66,6 +68,7 @@ struct Parallel {
   int dcp = 1;
   std::int64_t dcp_interleave = 1;  ///< tokens in a row that a rank of dcp keeps
   CpComm cp_comm = CpComm::p2p;
+  int cp_a2a = 1;  ///< of a2a+p2p: neighbours along cp that deal out heads; the ring has cp / cp_a2a members
   DispatchComm dispatch = DispatchComm::all_to_all;
   Overlap overlap = Overlap::none;
   /// How many layers each stage runs; empty: as even as they divide, the first stages one more.
@@ -77,14 +80,17 @@ struct Parallel {
 
   int world() const { return tp * cp * dp * pp; }
   /// Attention is made of parts, one for the keys of each rank of cp.
-  bool in_ring() const { return cp > 1 && cp_comm == CpComm::p2p; }
+  bool in_ring() const { return cp > 1 && (cp_comm == CpComm::p2p || cp_comm == CpComm::a2a_p2p); }
+  /// Ranks of cp among which heads are dealt out, and members of the ring, each of which is as many ranks.
+  int heads_dealt() const { return cp_comm == CpComm::a2a ? cp : cp_comm == CpComm::a2a_p2p ? cp_a2a : 1; }
+  int ring() const { return in_ring() ? cp / heads_dealt() : 1; }
   /// Every rank of tp routes all tokens of its replica.
   bool routes_alike() const { return dispatch == DispatchComm::all_reduce; }
   /// Of what experts make of a token, every rank of ep has a partial sum.
   bool sums_over_ep() const { return ep > 1 && dispatch != DispatchComm::all_to_all; }
-  /// Parts that attention is made of and that are merged: one for the keys of each rank of a ring over cp, or of dcp,
+  /// Parts that attention is made of and that are merged: one for the keys of each member of a ring over cp, or of dcp,
   /// over which latents are gathered instead; 0: it is whole.
-  int key_parts(bool latent) const { return in_ring() ? cp : dcp > 1 && !latent ? dcp : 0; }
+  int key_parts(bool latent) const { return in_ring() ? ring() : dcp > 1 && !latent ? dcp : 0; }
   bool operator==(const Parallel&) const = default;
 };
 

@@ -48,11 +48,23 @@ struct Routing {
 /// Of Routing::counts, the most tokens that a row may speak of.
 constexpr std::int64_t kMaxRoutedTokens = std::int64_t{1} << 31;
 
+/// How a data-parallel replica without work, whose experts serve the others', takes part in a pass.
+enum class Idle {
+  zero,  ///< with no token
+  pad,   ///< with one padded token, which is no number from the embedding on and whose results nobody reads (vLLM's
+         ///< dummy run)
+};
+/// "zero", "pad".
+constexpr const char* to_string(Idle idle) {
+  return idle == Idle::zero ? "zero" : "pad";
+}
+
 struct Workload {
   /// Tokens of each sequence of the (global) batch that are run through the model; of requests, Request::tokens().
   std::vector<std::int64_t> lengths = {};
   std::int64_t microbatches = 1;  ///< per data-parallel replica, and step
   std::uint64_t seed = 1;
+  Idle idle = Idle::zero;
   Routing routing = {};
   /// Set where the sequences are requests, served step by step; else they are run whole, at once.
   std::optional<Serving> serving = {};

@@ -210,6 +210,8 @@ void write_serving(const Serving& serving, Json& json) {
     } else {
       one["arrival"] = request.arrival;
     }
+    if (request.prefix > 0) one["prefix"] = request.prefix;
+    if (request.prefix_group > 0) one["prefix_group"] = request.prefix_group;
   }
   const auto limit = [&](const char* key, std::int64_t value) {
     if (value > 0) json[key] = value;
@@ -218,6 +220,8 @@ void write_serving(const Serving& serving, Json& json) {
   limit("max_sequences", serving.max_sequences);
   limit("kv_block_size", serving.kv_block_size);
   limit("kv_blocks", serving.kv_blocks);
+  const bool alike = std::ranges::any_of(serving.requests, [](const Request& request) { return request.prefix > 0; });
+  if (serving.prefix_sharing != alike) json["prefix_sharing"] = serving.prefix_sharing;
   for (const std::vector<StatedChunk>& step : serving.steps) {
     Json chunks = Json::array();
     for (const StatedChunk& chunk : step) chunks.push_back({{"request", chunk.request}, {"tokens", chunk.tokens}});
@@ -229,6 +233,7 @@ Json workload_json(const Workload& workload) {
   Json json = Json::object();
   const std::vector<std::int64_t>& lengths = workload.lengths;
   if (!workload.token_ids.empty()) json["tokens"] = workload.token_ids;
+  if (workload.idle != Idle::zero) json["idle"] = to_string(workload.idle);
   if (workload.serving) {
     write_serving(*workload.serving, json);
   } else if (!workload.token_ids.empty()) {
@@ -259,6 +264,7 @@ std::string plan_json(const Plan& plan, int indent) {
   json["parallel"] = {{"tp", p.tp}, {"cp", p.cp},   {"dp", p.dp},   {"pp", p.pp},
                       {"ep", p.ep}, {"etp", p.etp}, {"edp", p.edp}, {"sp", p.sp}};
   if (p.cp > 1 || p.cp_comm != CpComm::p2p) json["parallel"]["cp_comm"] = to_string(p.cp_comm);
+  if (p.cp_comm == CpComm::a2a_p2p) json["parallel"]["cp_sizes"] = {p.cp_a2a, p.cp / p.cp_a2a};
   if (p.dispatch != DispatchComm::all_to_all) json["parallel"]["dispatch"] = to_string(p.dispatch);
   if (p.overlap != Overlap::none) json["parallel"]["overlap"] = to_string(p.overlap);
   if (p.dcp > 1 || p.dcp_interleave > 1) {

@@ -155,14 +155,17 @@ std::int64_t times(std::int64_t count, double factor, std::int64_t least) {
 /// Requests shrink with all that meters them: a prompt that took three steps and two blocks still takes about as many.
 void shrink_requests(Workload& workload, Parallel& parallel, double factor) {
   Serving& serving = *workload.serving;
+  const std::int64_t block_size = serving.kv_block_size;
+  serving.kv_block_size = times(block_size, factor, 2);
   for (Request& request : serving.requests) {
-    request.prompt = times(request.prompt, factor, 1);
+    const std::int64_t own = request.prompt - request.prefix;
+    const bool fills_block = request.prefix >= block_size * parallel.dcp;
+    request.prefix = times(request.prefix, factor, fills_block ? serving.tokens_of_block(parallel.dcp) : 1);
+    request.prompt = std::max(times(request.prompt, factor, 1), request.prefix + std::min<std::int64_t>(own, 1));
     request.output = times(request.output, factor, 2);
     request.arrival = times(request.arrival, factor, 1);
   }
   serving.max_tokens_per_step = times(serving.max_tokens_per_step, factor, 2);
-  const std::int64_t block_size = serving.kv_block_size;
-  serving.kv_block_size = times(block_size, factor, 2);
   std::int64_t& interleave = parallel.dcp_interleave;
   interleave = std::max<std::int64_t>(1, std::min(interleave, interleave * serving.kv_block_size / block_size));
   while (serving.kv_block_size % interleave != 0) --interleave;
@@ -255,7 +258,10 @@ Plan scaled(const Plan& plan, const ScaleOptions& options) {
     const std::int64_t length = std::max<std::int64_t>(*options.sequence, 1);
     std::ranges::fill(workload.lengths, length);
     if (workload.serving) {
-      for (Request& request : workload.serving->requests) request.prompt = length;
+      for (Request& request : workload.serving->requests) {
+        request.prompt = length;
+        request.prefix = std::min(request.prefix, length);
+      }
       set_lengths(workload);
     }
   } else if (options.mode == Mode::automatic && !fixed) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "emu/plan/block_tables.h"
 #include "emu/plan/engine.h"
 
 namespace shardproof {
@@ -40,8 +41,8 @@ std::vector<TimedStep> stated(const Serving& serving, Range sequences) {
   return steps;
 }
 
-std::vector<TimedStep> scheduled(const Serving& serving, int dcp, Range sequences) {
-  Engine engine(serving, dcp, sequences);
+std::vector<TimedStep> scheduled(const Workload& workload, int dcp, Range sequences) {
+  Engine engine(workload, dcp, sequences);
   std::vector<TimedStep> steps;
   for (std::int64_t now = 0; !engine.done(); ++now) {
     const Moment at{.step = now, .seconds = std::numeric_limits<double>::infinity()};
@@ -53,8 +54,7 @@ std::vector<TimedStep> scheduled(const Serving& serving, int dcp, Range sequence
 
 std::vector<TimedStep> steps_of(const Workload& workload, int dcp, Range sequences) {
   if (!workload.serving) return whole_sequences(workload, sequences);
-  return workload.serving->steps.empty() ? scheduled(*workload.serving, dcp, sequences)
-                                         : stated(*workload.serving, sequences);
+  return workload.serving->steps.empty() ? scheduled(workload, dcp, sequences) : stated(*workload.serving, sequences);
 }
 
 /// What the replicas do, and when at least one of them does something.
@@ -99,15 +99,17 @@ std::vector<ReplicaSchedule> make_schedule(const Parallel& parallel, const Workl
 
 std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule, int dcp) {
   if (serving.kv_blocks > 0) return serving.kv_blocks;
-  std::int64_t used = 0, most = 0;
+  BlockTables blocks(serving.tokens_of_block(dcp));
+  std::int64_t most = 0;
   for (const std::vector<Chunk>& step : schedule) {
     for (const Chunk& chunk : step) {
-      used += serving.blocks_of(chunk.end(), dcp) - serving.blocks_of(chunk.begin, dcp);
+      if (chunk.prefix_of >= 0) blocks.share(chunk.sequence, chunk.prefix_of, chunk.begin);
+      blocks.extend(chunk.sequence, chunk.end());
     }
-    most = std::max(most, used);
+    most = std::max(most, blocks.used_blocks());
     for (const Chunk& chunk : step) {
       const std::int64_t tokens = serving.requests[static_cast<std::size_t>(chunk.sequence)].tokens();
-      if (chunk.end() == tokens) used -= serving.blocks_of(tokens, dcp);
+      if (chunk.end() == tokens) blocks.release(chunk.sequence);
     }
   }
   return most;

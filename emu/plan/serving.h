@@ -14,6 +14,8 @@ struct Request {
   std::int64_t output = 0;   ///< tokens
   std::int64_t arrival = 0;  ///< step from which on it may be served
   double arrival_s = 0;      ///< seconds from which on it may be served, by the virtual clock alone
+  std::int64_t prefix = 0;   ///< tokens that its prompt begins with, the same as those of others of its prefix_group
+  std::int64_t prefix_group = 0;
 
   /// That are run through the model, and are in the cache at the end.
   std::int64_t tokens() const { return prompt + std::max<std::int64_t>(output - 1, 0); }
@@ -25,6 +27,9 @@ struct Chunk {
   std::int64_t sequence = 0;
   std::int64_t begin = 0;
   std::int64_t count = 0;
+  /// Of the first chunk of a request that does not run all its tokens: the sequence whose blocks of the cache hold
+  /// those before `begin`; else -1.
+  std::int64_t prefix_of = -1;
   std::int64_t end() const { return begin + count; }
   bool operator==(const Chunk&) const = default;
 };
@@ -42,6 +47,7 @@ struct Serving {
   std::int64_t max_sequences = 0;               ///< of a replica at once; 0: any number
   std::int64_t kv_block_size = 16;              ///< tokens
   std::int64_t kv_blocks = 0;                   ///< that a rank's cache has; 0: as many as are needed
+  bool prefix_sharing = false;                  ///< full blocks of prompts that begin alike are in the cache once
   std::vector<std::vector<StatedChunk>> steps;  ///< in place of the scheduler's, unless empty
   bool operator==(const Serving&) const = default;
 

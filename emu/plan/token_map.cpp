@@ -35,7 +35,10 @@ TokenMap::TokenMap(const Parallel& parallel, const Workload& workload)
     : TokenMap(parallel, workload, make_schedule(parallel, workload)) {}
 
 TokenMap::TokenMap(const Parallel& parallel, const Workload& workload, std::span<const ReplicaSchedule> schedule)
-    : parallel_(parallel), microbatches_of_step_(workload.microbatches), offsets_(workload.lengths.size() + 1, 0) {
+    : parallel_(parallel),
+      microbatches_of_step_(workload.microbatches),
+      padding_(workload.idle == Idle::pad ? 1 : 0),
+      offsets_(workload.lengths.size() + 1, 0) {
   std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
   for (const ReplicaSchedule& replica : schedule) {
     microbatches_ = std::ssize(replica) * microbatches_of_step_;
@@ -69,6 +72,11 @@ void TokenMap::add_part(std::span<const Chunk> chunks) {
   parts_.push_back({.chunks = {std::ssize(chunks_), std::ssize(chunks)},
                     .rows = rows_of(chunks, parts_.empty() ? nullptr : &parts_.back().rows)});
   chunks_.insert(chunks_.end(), chunks.begin(), chunks.end());
+  for (const Chunk& chunk : chunks) {
+    if (chunk.prefix_of < 0) continue;
+    const std::int64_t first = offsets_[static_cast<std::size_t>(chunk.sequence)];
+    prefixes_[first] = {{first, chunk.begin}, offsets_[static_cast<std::size_t>(chunk.prefix_of)]};
+  }
 }
 
 std::vector<Chunk> TokenMap::pieces_of(std::span<const Chunk> chunks, Sharing sharing, int cp) const {
@@ -161,15 +169,29 @@ double TokenMap::past(const Coordinates& at, std::int64_t microbatch, std::int64
   return past_of(chunks(at.dp, microbatch), window);
 }
 
-double RankTokens::pairs_of_part(int keys_of) const {
-  double pairs = pairs_between(pieces, shares[static_cast<std::size_t>(keys_of)]);
-  if (keys_of != cp) return pairs;
+double RankTokens::pairs_of_part(int keys_of, int ranks_of_member) const {
+  const int mine = cp / ranks_of_member;
+  const std::vector<Chunk> queries = of_member(mine, ranks_of_member);
+  double pairs = pairs_between(queries, of_member(keys_of, ranks_of_member));
+  if (keys_of != mine) return pairs;
   auto chunk = chunks.begin();
-  for (const Chunk& piece : pieces) {
+  for (const Chunk& piece : queries) {
     while (chunk->sequence != piece.sequence) ++chunk;
     pairs += static_cast<double>(piece.count * chunk->begin);
   }
   return pairs;
+}
+
+std::vector<Chunk> RankTokens::of_member(int member, int ranks_of_member) const {
+  std::vector<Chunk> held;
+  for (int rank = member * ranks_of_member; rank < (member + 1) * ranks_of_member; ++rank) {
+    const std::vector<Chunk>& share = shares[static_cast<std::size_t>(rank)];
+    held.insert(held.end(), share.begin(), share.end());
+  }
+  if (ranks_of_member > 1) {
+    std::ranges::stable_sort(held, {}, [](const Chunk& piece) { return std::pair(piece.sequence, piece.begin); });
+  }
+  return held;
 }
 
 double RankTokens::pairs_over_cp(std::int64_t window) const {
@@ -184,6 +206,16 @@ TokenRows TokenMap::rows(const Coordinates& at, std::int64_t microbatch) const {
   return share(at, microbatch).rows;
 }
 
+TokenRows TokenMap::run_rows(const Coordinates& at, std::int64_t microbatch) const {
+  if (padding_ == 0 || part(at.dp, microbatch).chunks.count > 0) return rows(at, microbatch);
+  return {.runs = {{tokens(), padding_}}};
+}
+
+TokenRows TokenMap::run_own(const Coordinates& at, std::int64_t microbatch) const {
+  const TokenRows all = run_rows(at, microbatch);
+  return all.part(own_places(all.count(), at.tp));
+}
+
 TokenRows TokenMap::own(const Coordinates& at, std::int64_t microbatch) const {
   const TokenRows all = rows(at, microbatch);
   return all.part(own_places(all.count(), at.tp));
@@ -195,7 +227,7 @@ TokenRows TokenMap::stream(const Coordinates& at, std::int64_t microbatch) const
 
 RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch) const {
   RankTokens result{
-      .rows = rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
+      .rows = run_rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
   const std::span<const Chunk> all = chunks(at.dp, microbatch), held = pieces(at, microbatch);
   result.chunks.assign(all.begin(), all.end());
   result.pieces.assign(held.begin(), held.end());
@@ -206,6 +238,7 @@ RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch)
     result.shares.emplace_back(of_member.begin(), of_member.end());
   }
   const std::int64_t count = result.rows.count();
+  result.padded = count > 0 && result.rows.runs.front().begin >= tokens();
   result.own = own_places(count, at.tp);
   result.stream = parallel_.sp ? result.own : Range{0, count};
   for (int tp = 0; tp < parallel_.tp; ++tp) result.own_counts.push_back(own_places(count, tp).count);
@@ -215,12 +248,17 @@ RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch)
     result.offsets.push_back(before);
     for (; piece != held.end() && piece->sequence == chunk.sequence; ++piece) before += piece->count;
   }
+  if (result.padded) result.offsets.push_back(0);
   result.offsets.push_back(count);
   return result;
 }
 
 RankTokens TokenMap::rank_tokens(const Coordinates& at, std::int64_t microbatch) const {
   RankTokens result = rank_shapes(at, microbatch);
+  if (result.padded) {
+    result.positions.assign(static_cast<std::size_t>(result.rows.count()), 0);
+    return result;
+  }
   result.positions.reserve(static_cast<std::size_t>(result.rows.count()));
   for (const Range& run : result.rows.runs) {
     std::int64_t sequence = sequence_of(run.begin);
@@ -240,7 +278,34 @@ std::int64_t TokenMap::position(std::int64_t row) const {
   return row - offsets_[static_cast<std::size_t>(sequence_of(row))];
 }
 
+std::int64_t TokenMap::run_as(std::int64_t row) const {
+  for (auto after = prefixes_.upper_bound(row); after != prefixes_.begin(); after = prefixes_.upper_bound(row)) {
+    const SharedRows& prefix = std::prev(after)->second;
+    if (row >= prefix.rows.end()) break;
+    row += prefix.run_as - prefix.rows.begin;
+  }
+  return row;
+}
+
+std::vector<TokenMap::SharedRows> TokenMap::shared_rows() const {
+  std::vector<SharedRows> shared;
+  for (const auto& [first, prefix] : prefixes_) {
+    for (std::int64_t row = first; row < prefix.rows.end(); ++row) {
+      const std::int64_t from = run_as(row);
+      const bool next =
+          !shared.empty() && shared.back().rows.end() == row && shared.back().run_as + shared.back().rows.count == from;
+      if (next) {
+        ++shared.back().rows.count;
+      } else {
+        shared.push_back({{row, 1}, from});
+      }
+    }
+  }
+  return shared;
+}
+
 RowHome TokenMap::home(std::int64_t row) const {
+  row = run_as(row);
   const auto after = std::ranges::upper_bound(homes_, row, {}, &std::pair<std::int64_t, std::int64_t>::first);
   const std::int64_t index = std::prev(after)->second, part = index / parallel_.cp;
   RowHome result;

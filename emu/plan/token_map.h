@@ -10,12 +10,16 @@
 // same rows; each row is `own` to one rank of the group, which routes it, and holds it alone under sequence
 // parallelism. Where every rank of the group routes alike (DispatchComm::all_reduce), all rows are own to each.
 //
+// A replica that runs nothing of a microbatch may run a padded row in its place (Idle::pad), which lies behind all
+// tokens and of which only what a run computes knows.
+//
 // Example, lengths {3, 1, 2}, dp 2, tp 2, sp, one microbatch: attention at dp 0 sees rows 0..3; own to tp 0 are 0 and
 // 1, and these are its part of the residual stream. Example, length 9, cp 2: pieces of 3, 2, 2, 2 tokens; cp 0 has rows
 // 0..2 and 7..8, cp 1 has 3..6.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <utility>
 #include <vector>
@@ -40,7 +44,8 @@ struct RankTokens {
   std::vector<Chunk> pieces;             ///< of these, what the rank's rows are, in their order
   /// With context parallelism: the pieces of every rank of its cp group, by its place in it.
   std::vector<std::vector<Chunk>> shares;
-  int cp = 0;  ///< its place there
+  int cp = 0;           ///< its place there
+  bool padded = false;  ///< the rows are no tokens
 
   /// Pairs of a query among its rows and a key that it sees: causal, past included, within a window of so many keys (0:
   /// all).
@@ -49,9 +54,11 @@ struct RankTokens {
   double past_within(std::int64_t window) const;
   /// Pairs of the queries of every rank of its cp group.
   double pairs_over_cp(std::int64_t window) const;
-  /// The same of the rank's queries and the keys of that rank of its cp group. What came before the step counts as the
-  /// queries' own.
-  double pairs_of_part(int keys_of) const;
+  /// The same of the queries of the rank's member of a ring over cp, each of so many ranks, and the keys of another.
+  /// What came before the step counts as the queries' own.
+  double pairs_of_part(int keys_of, int ranks_of_member) const;
+  /// What the member's ranks have, in order of the sequences and their tokens.
+  std::vector<Chunk> of_member(int member, int ranks_of_member) const;
 };
 
 /// Where a row is routed: the rank that it is own to, the first of those that route alike, in every stage (pp and the
@@ -84,6 +91,9 @@ class TokenMap {
   TokenRows own(const Coordinates& at, std::int64_t microbatch) const;
   /// Of these, the rows of the residual stream that the rank holds: its own with sp, else all.
   TokenRows stream(const Coordinates& at, std::int64_t microbatch) const;
+  /// What of rows() and own() is computed, padding included.
+  TokenRows run_rows(const Coordinates& at, std::int64_t microbatch) const;
+  TokenRows run_own(const Coordinates& at, std::int64_t microbatch) const;
   RankTokens rank_tokens(const Coordinates& at, std::int64_t microbatch) const;
   /// The same without `positions`, in no more time than there are sequences.
   RankTokens rank_shapes(const Coordinates& at, std::int64_t microbatch) const;
@@ -99,9 +109,19 @@ class TokenMap {
   /// forward over whole sequences of one token.
   void set_past(std::span<const std::int64_t> tokens);
 
-  /// The inverse of own().
+  /// The inverse of own(). Of a row that no rank runs, where the one is routed that it shares its cache with.
   RowHome home(std::int64_t row) const;
+  /// The row that is run in its place: itself, unless a request maps what another one has in the cache.
+  std::int64_t run_as(std::int64_t row) const;
+  /// Rows that are not run, and the first of those that are run in place of as many.
+  struct SharedRows {
+    Range rows;
+    std::int64_t run_as = 0;
+  };
+  /// In order of the rows; empty unless requests share prefixes.
+  std::vector<SharedRows> shared_rows() const;
   std::int64_t sequence_of(std::int64_t row) const;
+  std::int64_t first_row_of(std::int64_t sequence) const { return offsets_[static_cast<std::size_t>(sequence)]; }
   /// Of the row within its sequence.
   std::int64_t position(std::int64_t row) const;
 
@@ -128,12 +148,15 @@ class TokenMap {
 
   Parallel parallel_;
   std::int64_t microbatches_of_step_;
+  std::int64_t padding_ = 0;  ///< rows of a replica that runs nothing
   std::int64_t microbatches_ = 0;
   std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
   std::vector<Chunk> chunks_;          ///< of each part in turn
   std::vector<Part> parts_;            ///< [dp, microbatch]
   std::vector<Chunk> pieces_;          ///< of each share in turn
   std::vector<Share> shares_;          ///< [dp, microbatch, cp]
+  /// Of prefixes that requests share, by first row: those of another request, which may be shared themselves.
+  std::map<std::int64_t, SharedRows> prefixes_;
   /// Of each piece in order of its first row: that row, and the share that it is in.
   std::vector<std::pair<std::int64_t, std::int64_t>> homes_;
 };

@@ -27,28 +27,38 @@ namespace {
 void validate_prompts(const Plan& plan, const ReportProblem& problem) {
   const Parallel& p = plan.parallel;
   const auto refuse = [&](const std::string& why) { problem("parallel.cp_comm", why); };
+  const std::string name = to_string(p.cp_comm);
+  if (p.cp_comm == CpComm::a2a_p2p && (p.cp_a2a < 2 || p.cp % p.cp_a2a != 0 || p.cp == p.cp_a2a)) {
+    refuse(
+        fmt::format("{}: all-to-alls among {} of cp {} ranks; of at least 2, whose number divides cp and is less, are "
+                    "needed",
+                    name, p.cp_a2a, p.cp));
+  }
   for (const LayerSpec& layer : plan.model.layers.kinds()) {
     const AttentionSpec& attention = layer.attention;
-    if (p.cp_comm == CpComm::p2p && attention.sliding_window > 0) {
+    if (p.in_ring() && attention.sliding_window > 0) {
       refuse(
-          fmt::format("p2p: the parts of a ring are not cut to a window, and layers have one of {} tokens; "
+          fmt::format("{}: the parts of a ring are not cut to a window, and layers have one of {} tokens; "
                       "\"all_gather\" or \"a2a\" is needed",
-                      attention.sliding_window));
+                      name, attention.sliding_window));
     }
-    if (p.cp_comm == CpComm::p2p && attention.sinks) {
+    if (p.in_ring() && attention.sinks) {
       refuse(
-          "p2p: the parts of a ring are merged without sinks, and layers have them; \"all_gather\" or \"a2a\" is "
-          "needed");
+          fmt::format("{}: the parts of a ring are merged without sinks, and layers have them; \"all_gather\" or "
+                      "\"a2a\" is needed",
+                      name));
     }
-    if (p.cp_comm != CpComm::a2a || attention.heads % p.tp != 0) continue;
+    const int dealt = p.heads_dealt();
+    if (dealt < 2 || attention.heads % p.tp != 0) continue;
+    const std::string among = p.cp_comm == CpComm::a2a ? "cp" : "cp_sizes[0]";
     const std::int64_t heads = attention.heads / p.tp;
     const std::int64_t kv_heads = std::max<std::int64_t>(1, attention.kv_heads / p.tp);
     for (const auto& [count, what] : {std::pair{heads, "query"}, std::pair{kv_heads, "key-value"}}) {
-      if (count % p.cp == 0) continue;
-      refuse(
-          fmt::format("a2a: {} {} head{} a rank of tp {} / cp {} = {} remainder {}; \"p2p\" or \"all_gather\", or a "
-                      "cp that divides them, is needed",
-                      count, what, count == 1 ? "" : "s", p.tp, p.cp, count / p.cp, count % p.cp));
+      if (count % dealt == 0) continue;
+      refuse(fmt::format(
+          "{}: {} {} head{} a rank of tp {} / {} {} = {} remainder {}; \"p2p\" or \"all_gather\", or a "
+          "{} that divides them, is needed",
+          name, count, what, count == 1 ? "" : "s", p.tp, among, dealt, count / dealt, count % dealt, among));
     }
   }
 }

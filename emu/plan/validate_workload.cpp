@@ -88,6 +88,11 @@ class WorkloadRules {
     for (std::size_t i = 0; i < serving.requests.size(); ++i) {
       const Request& request = serving.requests[i];
       tokens += request.tokens();
+      if (request.prefix > request.prompt) {
+        return problem(
+            fmt::format("workload.requests[{}].prefix", i),
+            fmt::format("{} tokens of a prompt of {}; at most that many are needed", request.prefix, request.prompt));
+      }
       const std::int64_t most = plan_.model.max_position_embeddings, all = request.prompt + request.output;
       if (most > 0 && all > most) {
         return problem(
@@ -139,6 +144,10 @@ class WorkloadRules {
       problem("workload.steps",
               "given together with the scheduler's limits max_tokens_per_step or max_sequences; "
               "keep one");
+      return false;
+    }
+    if (serving.prefix_sharing) {
+      problem("workload.steps", "given together with prefix_sharing, which has requests run fewer tokens; keep one");
       return false;
     }
     std::vector<std::int64_t> run(serving.requests.size(), 0);

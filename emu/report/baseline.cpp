@@ -42,11 +42,14 @@ void add_serving(const Serving& serving, Hasher& hasher) {
   hasher.add(random_key(1, "serving"));
   for (const Request& request : serving.requests) {
     for (const std::int64_t value : {request.prompt, request.output, request.arrival}) hasher.add(value);
+    if (request.prefix == 0) continue;  // a key added later, so that recorded baselines hold
+    for (const std::int64_t value : {request.prefix, request.prefix_group}) hasher.add(value);
   }
   for (const std::int64_t value :
        {serving.max_tokens_per_step, serving.max_sequences, serving.kv_block_size, serving.kv_blocks}) {
     hasher.add(value);
   }
+  if (serving.prefix_sharing) hasher.add(random_key(1, "prefix_sharing"));
   for (const std::vector<StatedChunk>& step : serving.steps) {
     hasher.add(static_cast<std::int64_t>(step.size()));
     for (const StatedChunk& chunk : step) {
@@ -110,11 +113,13 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
     for (const int degree : {p.tp, p.cp, p.dp, p.pp, p.ep, p.etp, p.edp}) hasher.add(degree);
     hasher.add(p.sp);
     if (p.cp > 1) hasher.add(static_cast<std::int64_t>(p.cp_comm));
+    if (p.cp_a2a > 1) hasher.add(static_cast<std::int64_t>(p.cp_a2a));
     if (p.dispatch != DispatchComm::all_to_all) hasher.add(random_key(5, to_string(p.dispatch)));
     for (const std::int64_t share : {std::int64_t{p.dcp}, p.dcp_interleave}) {
       if (p.dcp > 1) hasher.add(share);
     }
     hasher.add(plan.workload.microbatches);
+    if (plan.workload.idle != Idle::zero) hasher.add(static_cast<std::int64_t>(plan.workload.idle));
     if (plan.workload.serving) add_serving(*plan.workload.serving, hasher);
   }
   return hasher.result();

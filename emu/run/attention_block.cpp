@@ -146,7 +146,9 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   ctx.tap(TapKind::attention_k, layer, heads.k);
   ctx.tap(TapKind::attention_v, layer, heads.v);
   Tensor context;
-  if (ctx.parallel().cp > 1) {
+  if (ctx.padded()) {
+    context = ctx.context_of_padding(layer);
+  } else if (ctx.parallel().cp > 1) {
     context = co_await attend_over_cp(ctx, layer, std::move(heads.q), std::move(heads.k), std::move(heads.v));
   } else if (ctx.cached() || ctx.parallel().dcp > 1) {
     context = co_await attend_over_cache(ctx, layer, heads);

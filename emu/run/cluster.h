@@ -33,7 +33,8 @@ namespace shardproof {
 class Cluster;
 class FaultInjector;
 
-inline constexpr std::array kAxes{Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp};
+inline constexpr std::array kAxes{Axis::tp, Axis::cp,  Axis::dp,  Axis::pp,     Axis::etp,
+                                  Axis::ep, Axis::edp, Axis::dcp, Axis::cp_a2a, Axis::cp_p2p};
 static_assert(kAxes.size() == kAxisCount);
 
 /// One virtual GPU, as its program sees it.

@@ -61,6 +61,7 @@ typename Computations<T>::Tensor Computations<T>::embed(Op op) {
   if constexpr (!kDry) {
     const std::vector<std::int32_t> ids = ground_.program.batch.tokens(tokens_.rows);
     ops::embed<T>(ids, slice(Weight::embedding, -1).load(), layout_.vocabulary.begin, partial);
+    poison_padding(partial);
     inject_result_fault(op, -1, partial.view());
   }
   record(op, -1, rows(), hidden, ops::embed_cost(rows(), hidden, element_bytes()));
@@ -161,10 +162,10 @@ ops::RouteOptions<typename Computations<T>::Scalar> Computations<T>::route_optio
 }
 
 template <class T>
-typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const Tensor& logits) {
-  const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
-  Routing routing{{logits.rows(), spec.top_k}, {logits.rows(), spec.top_k}};
+void Computations<T>::choose_and_weigh([[maybe_unused]] int layer, [[maybe_unused]] const Tensor& logits,
+                                       [[maybe_unused]] Routing& routing) {
   if constexpr (!kDry) {
+    const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
     ops::RouteOptions<T> options = route_options(layer);
     std::optional<LoadedWeight<T>> bias;
     if (spec.selection_bias) {
@@ -186,6 +187,17 @@ typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const
     }
     tap(TapKind::router_weights, layer, routing.weights);
     if (ground_.program.fault != nullptr) inject_routing_fault(layer, logits, routing);
+  }
+}
+
+template <class T>
+typename Computations<T>::Routing Computations<T>::route(Op op, int layer, const Tensor& logits) {
+  const FeedForwardSpec& spec = model_.layers[layer].feed_forward;
+  Routing routing{{logits.rows(), spec.top_k}, {logits.rows(), spec.top_k}};
+  if (tokens_.padded) {
+    route_padding(routing);
+  } else {
+    choose_and_weigh(layer, logits, routing);
   }
   record(op, layer, logits.rows(), spec.top_k,
          ops::route_cost(logits.rows(), logits.cols(), spec.top_k, element_bytes()));
@@ -317,6 +329,7 @@ void Computations<T>::tap_part([[maybe_unused]] TapKind kind, [[maybe_unused]] i
                                                     : stream_rows();
     const TokenMap& all = ground_.program.deployment.tokens;
     std::int64_t first = 0;
+    if (tokens_.padded) return;
     for (const Range& run : tokens_.rows.part(places).runs) {
       ground_.rank.tap(id, tensor.view().row_range(first, run.count), Placement{all.tokens(), width, run, cols, {}});
       first += run.count;
@@ -348,8 +361,13 @@ void Computations<T>::tap_slots([[maybe_unused]] TapKind kind, [[maybe_unused]] 
     const TapId id{.layer = layer, .kind = kind, .part = row.parts == TapParts::over_etp ? layout_.at.etp : -1};
     const std::int64_t width = tap_width(model_, id);
     const std::int64_t rows = tap_rows(model_, id, ground_.program.deployment.tokens.tokens());
-    ground_.rank.template tap<T>(
-        id, tensor, Placement::listed(rows, width, slots, part_of(layout_, model_, row.cols, layer, width)));
+    const Range cols = part_of(layout_, model_, row.cols, layer, width);
+    if (std::ranges::none_of(slots, [&](std::int64_t slot) { return slot >= rows; })) {
+      return ground_.rank.template tap<T>(id, tensor, Placement::listed(rows, width, slots, cols));
+    }
+    const auto [of_tokens, held] = without_padding(tensor, slots, rows);
+    if (held.empty()) return;
+    ground_.rank.template tap<T>(id, of_tokens, Placement::listed(rows, width, held, cols));
   }
 }
 
@@ -364,6 +382,10 @@ void Computations<T>::tap_over_ep([[maybe_unused]] TapKind kind, [[maybe_unused]
     std::int64_t first = 0;
     for (const TokenRows& rows : rows_of) {
       for (const Range& run : rows.runs) {
+        if (run.begin >= ground_.program.deployment.tokens.tokens()) {
+          first += run.count;
+          continue;
+        }
         ground_.rank.tap(id, tensor.view().row_range(first, run.count),
                          Placement{ground_.program.deployment.tokens.tokens(), cols.count, run, cols, {}});
         first += run.count;
@@ -414,6 +436,7 @@ const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[ma
 #include "emu/run/internal/cp_computations.h"
 #include "emu/run/internal/dcp_computations.h"
 #include "emu/run/internal/dispatch_computations.h"
+#include "emu/run/internal/padding_computations.h"
 #include "emu/run/internal/stream_computations.h"
 
 namespace shardproof {

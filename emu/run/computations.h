@@ -108,26 +108,31 @@ class Computations {
   /// parallelism k and v are those of all tokens, in order of the sequences; so is q in an all-to-all, of `heads` of
   /// the rank's.
   Tensor attention(Op op, int layer, const Tensor& q, const Tensor& k, const Tensor& v);
-  /// Of context parallelism: rows of every rank of cp, one rank after another, to the order of the sequences.
-  RowOrder order_over_cp() const;
+  /// Of context parallelism: rows of every rank of cp, or of those among which heads are dealt out, one rank after
+  /// another, to the order of the sequences.
+  RowOrder order_over_cp() const { return order_over({0, parallel().cp}); }
+  RowOrder order_over_dealt() const {
+    const std::int64_t ranks = parallel().heads_dealt();
+    return order_over({layout_.at.cp / ranks * ranks, ranks});
+  }
   /// Columns cut into `parts`, those of one after those of the other: [parts * rows, columns / parts]; and back.
   Tensor split_columns(Op op, int layer, const Tensor& x, int parts);
   Tensor join_columns(Op op, int layer, const Tensor& x, int parts);
   /// What travels round a ring: [rows, columns of k and of v].
   Tensor beside(const Tensor& k, const Tensor& v) const;
-  /// What the keys of the ranks of cp make of the rank's queries, one rank after another.
+  /// What the keys of the members of a ring make of the queries of the rank's own, one member after another.
   struct RingParts {
-    std::vector<int> keys_of;          ///< the rank of cp that holds them, in the order in which they came
+    std::vector<int> keys_of;          ///< the member that holds them, in the order in which they came
     std::vector<Tensor> held;          ///< in `exact`: keys beside values, until the largest score of all is known
     Tensor maximum;                    ///< in `exact`: of the scores
     std::vector<Tensor> context, lse;  ///< in the float formats
   };
-  /// Of keys beside values that a rank of cp holds.
+  /// Of keys beside values that a member holds.
   void attend_to_part(Op op, int layer, const Tensor& q, const Tensor& held, int keys_of, RingParts& parts);
   /// What it was called with may be needed once more, in `exact`.
   void keep_part(Tensor held, RingParts& parts) const;
-  /// Rows that a rank of the cp group has.
-  std::int64_t rows_of_cp_rank(int cp) const;
+  /// Rows that a member of the ring has.
+  std::int64_t rows_of_member(int member) const;
   Tensor merge_parts(Op op, int layer, const Tensor& q, const RingParts& parts);
   /// Of decode context parallelism: keys beside values that the rank keeps of the step's sequences, one after another,
   /// and what queries of all ranks of dcp, one rank after another, give with them (ops/attention_parts.h).
@@ -188,6 +193,11 @@ class Computations {
   /// x times the sigmoid of its row's logit.
   Tensor gated(Op op, int layer, const Tensor& x, const Tensor& logits);
   void round(Tensor& x) const;
+  /// The rows are padding. What it holds is no number, so that whoever reads it is found out.
+  bool padded() const { return tokens_.padded; }
+  void poison_padding(Tensor& x) const;
+  /// What comes of its attention, which has no keys.
+  Tensor context_of_padding(int layer) const;
   /// As a kernel stores a partial sum that is to be reduced over so many ranks; of one nothing is sent.
   void round_partial(Tensor& x, int ranks) const;
 
@@ -245,11 +255,24 @@ class Computations {
   /// Adds the layer's bias, if it has one, to an unrounded result.
   void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
   ops::RouteOptions<Scalar> route_options(int layer) const;
+  void choose_and_weigh(int layer, const Tensor& logits, Routing& routing);
+  void route_padding(Routing& routing) const;
+  /// The rows of slots below `count`, and these slots.
+  std::pair<Tensor, std::vector<std::int64_t>> without_padding(const Tensor& tensor,
+                                                               const std::vector<std::int64_t>& slots,
+                                                               std::int64_t count) const;
   void choose_replicas(int layer, const Ids& ids, Ids& physical) const;
   ops::AttentionOptions<Scalar> attention_options(int layer) const;
   /// The tokens that the rank keeps, and those that it is to attend to, as it believes.
   CacheShare believed_share() const;
   std::vector<Chunk> cached_chunks() const;
+  /// Of the rows of these ranks of cp.
+  RowOrder order_over(Range ranks) const;
+  std::vector<Chunk> own_member() const {
+    return tokens_.of_member(layout_.at.cp / parallel().heads_dealt(), parallel().heads_dealt());
+  }
+  /// Hands out what a member of the ring computed, of the rank's part of its heads.
+  void tap_of_member(TapKind kind, int layer, int part, const Tensor& tensor) const;
   /// Of the queries in the microbatch's rows, and in all keys in order of the sequences.
   std::vector<ops::AttentionSpan> spans_over_cp() const;
   void inject_part_fault(int layer, int keys_of, Tensor& context, Tensor& lse) const;

@@ -27,19 +27,6 @@ std::int64_t rows_in(const std::vector<Chunk>& pieces) {
   return rows;
 }
 
-std::int64_t rows_over_cp(const RankTokens& tokens) {
-  return rows_in(tokens.chunks);
-}
-
-/// Elements of every cp rank's rows.
-std::vector<std::size_t> cp_elements(const RankTokens& tokens, std::int64_t width) {
-  std::vector<std::size_t> counts;
-  for (const std::vector<Chunk>& share : tokens.shares) {
-    counts.push_back(static_cast<std::size_t>(rows_in(share) * width));
-  }
-  return counts;
-}
-
 }  // namespace
 
 template <class T>
@@ -153,9 +140,11 @@ Task<typename Context<T>::Tensor> Context<T>::gather_rows_over_tp(Op op, int lay
 template <class T>
 Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, const Tensor& own,
                                                              [[maybe_unused]] SourceLocation where) {
-  Tensor full(rows_over_cp(tokens_), own.cols());
+  Tensor full(rows_in(tokens_.chunks), own.cols());
   if constexpr (!kDry) {
-    const std::vector<std::size_t> counts = cp_elements(tokens_, own.cols());
+    Counts rows_of;
+    for (const std::vector<Chunk>& share : tokens_.shares) rows_of.push_back(rows_in(share));
+    const std::vector<std::size_t> counts = elements_of(rows_of, own.cols());
     co_await communicator(Axis::cp, op, layer)
         .all_gather_v(own.span(), full.span(), std::span<const std::size_t>(counts), kMoveDirectly, where);
   }
@@ -164,35 +153,46 @@ Task<typename Context<T>::Tensor> Context<T>::gather_over_cp(Op op, int layer, c
 }
 
 template <class T>
+typename Context<T>::Counts Context<T>::rows_of_dealt() const {
+  const int ranks = layout_.parallel.heads_dealt(), first = layout_.at.cp / ranks * ranks;
+  Counts rows;
+  for (int rank = first; rank < first + ranks; ++rank) {
+    rows.push_back(rows_in(tokens_.shares[static_cast<std::size_t>(rank)]));
+  }
+  return rows;
+}
+
+template <class T>
 Task<typename Context<T>::Tensor> Context<T>::to_heads_over_cp(Op op, int layer, const Tensor& split,
                                                                [[maybe_unused]] SourceLocation where) {
-  Tensor all(rows_over_cp(tokens_), split.cols());
-  const std::int64_t own = split.size() / layout_.parallel.cp;
+  const Counts rows_of = rows_of_dealt();
+  Tensor all(sum_of(rows_of), split.cols());
+  const std::int64_t own = split.size() / std::ssize(rows_of);
   if constexpr (!kDry) {
-    const std::vector<std::size_t> sent(static_cast<std::size_t>(layout_.parallel.cp), static_cast<std::size_t>(own));
-    const std::vector<std::size_t> received = cp_elements(tokens_, split.cols());
-    co_await communicator(Axis::cp, op, layer)
+    const std::vector<std::size_t> sent(rows_of.size(), static_cast<std::size_t>(own));
+    const std::vector<std::size_t> received = elements_of(rows_of, split.cols());
+    co_await communicator(dealt_axis(), op, layer)
         .all_to_all_v(split.span(), std::span<const std::size_t>(sent), all.span(),
                       std::span<const std::size_t>(received), kMoveDirectly, where);
   }
-  record_call(op, layer, moved(Axis::cp, Operation::all_to_all, split, all, own));
+  record_call(op, layer, moved(dealt_axis(), Operation::all_to_all, split, all, own));
   co_return all;
 }
 
 template <class T>
 Task<typename Context<T>::Tensor> Context<T>::to_rows_over_cp(Op op, int layer, const Tensor& all,
                                                               [[maybe_unused]] SourceLocation where) {
-  Tensor split(this->rows() * layout_.parallel.cp, all.cols());
-  const std::int64_t own = split.size() / layout_.parallel.cp;
+  const Counts rows_of = rows_of_dealt();
+  Tensor split(this->rows() * std::ssize(rows_of), all.cols());
+  const std::int64_t own = split.size() / std::ssize(rows_of);
   if constexpr (!kDry) {
-    const std::vector<std::size_t> sent = cp_elements(tokens_, all.cols());
-    const std::vector<std::size_t> received(static_cast<std::size_t>(layout_.parallel.cp),
-                                            static_cast<std::size_t>(own));
-    co_await communicator(Axis::cp, op, layer)
+    const std::vector<std::size_t> sent = elements_of(rows_of, all.cols());
+    const std::vector<std::size_t> received(rows_of.size(), static_cast<std::size_t>(own));
+    co_await communicator(dealt_axis(), op, layer)
         .all_to_all_v(all.span(), std::span<const std::size_t>(sent), split.span(),
                       std::span<const std::size_t>(received), kMoveDirectly, where);
   }
-  record_call(op, layer, moved(Axis::cp, Operation::all_to_all, all, split, own));
+  record_call(op, layer, moved(dealt_axis(), Operation::all_to_all, all, split, own));
   co_return split;
 }
 
@@ -247,16 +247,16 @@ template <class T>
 typename Context<T>::RingStep Context<T>::begin_ring_step(int layer, [[maybe_unused]] const Tensor& held,
                                                           [[maybe_unused]] Tensor& next,
                                                           [[maybe_unused]] SourceLocation where) {
-  const int ranks = layout_.parallel.cp;
-  const int behind = (layout_.at.cp + 1) % ranks, before = (layout_.at.cp + ranks - 1) % ranks;
+  const int ranks = layout_.parallel.ring(), me = layout_.at.cp / layout_.parallel.heads_dealt();
+  const int behind = (me + 1) % ranks, before = (me + ranks - 1) % ranks;
   RingStep step;
   if constexpr (!kDry) {
-    step.send = communicator(Axis::cp, Op::attention_ring_send, layer).isend(held.span(), GroupRank{behind}, where);
+    step.send = communicator(ring_axis(), Op::attention_ring_send, layer).isend(held.span(), GroupRank{behind}, where);
     step.receive =
-        communicator(Axis::cp, Op::attention_ring_receive, layer).irecv(next.span(), GroupRank{before}, where);
+        communicator(ring_axis(), Op::attention_ring_receive, layer).irecv(next.span(), GroupRank{before}, where);
   }
-  record_call(Op::attention_ring_send, layer, moved(Axis::cp, Operation::send, held, held, 0, behind));
-  record_call(Op::attention_ring_receive, layer, moved(Axis::cp, Operation::recv, next, next, 0, before));
+  record_call(Op::attention_ring_send, layer, moved(ring_axis(), Operation::send, held, held, 0, behind));
+  record_call(Op::attention_ring_receive, layer, moved(ring_axis(), Operation::recv, next, next, 0, before));
   return step;
 }
 

@@ -36,8 +36,8 @@ class Context : public Computations<T> {
   Task<Tensor> gather_rows_over_tp(Op op, int layer, Tensor own, SourceLocation where = SourceLocation::current());
   /// Under context parallelism: keys or values of every cp rank, one rank after another.
   Task<Tensor> gather_over_cp(Op op, int layer, const Tensor& own, SourceLocation where = SourceLocation::current());
-  /// Every cp rank's rows of the rank's part of the columns, one rank after another, from the rank's rows of the parts
-  /// one after another (split_columns()); and back.
+  /// Of every rank of cp among which heads are dealt out: its rows of the rank's part of the columns, one rank after
+  /// another, from the rank's rows of the parts one after another (split_columns()); and back.
   Task<Tensor> to_heads_over_cp(Op op, int layer, const Tensor& split,
                                 SourceLocation where = SourceLocation::current());
   Task<Tensor> to_rows_over_cp(Op op, int layer, const Tensor& all, SourceLocation where = SourceLocation::current());
@@ -111,6 +111,10 @@ class Context : public Computations<T> {
                          int peer = -1);
   void record_call(Op op, int layer, const CallShape& shape) const;
   std::vector<std::size_t> own_elements(std::int64_t width) const;
+  /// The rows that each rank has among which heads are dealt out, and the axis that these lie on.
+  Counts rows_of_dealt() const;
+  Axis dealt_axis() const { return layout_.parallel.cp_comm == CpComm::a2a ? Axis::cp : Axis::cp_a2a; }
+  Axis ring_axis() const { return layout_.parallel.cp_comm == CpComm::p2p ? Axis::cp : Axis::cp_p2p; }
   Communicator communicator(Axis axis, Op op, int layer) const;
 
   using Base::element_bytes;

@@ -17,40 +17,17 @@ Task<TensorOf<T>> attend_to_gathered(Context<T>& ctx, int layer, const TensorOf<
   co_return ctx.attention(Op::attention_context, layer, q, all_k, all_v);
 }
 
-/// The rank's rows of all its heads to all rows of its part of them.
-template <class T>
-Task<TensorOf<T>> to_heads(Context<T>& ctx, int layer, const TensorOf<T>& x, const RowOrder& order) {
-  using Tensor = TensorOf<T>;
-  const Tensor split = ctx.split_columns(Op::attention_split_heads, layer, x, ctx.parallel().cp);
-  const Tensor all = co_await ctx.to_heads_over_cp(Op::attention_heads_in, layer, split);
-  co_return ctx.gather_rows(Op::attention_in_order, layer, all, order);
-}
-
-template <class T>
-Task<TensorOf<T>> attend_by_heads(Context<T>& ctx, int layer, const TensorOf<T>& q, const TensorOf<T>& k,
-                                  const TensorOf<T>& v) {
-  using Tensor = TensorOf<T>;
-  const RowOrder order = ctx.order_over_cp();
-  const Tensor all_q = co_await to_heads(ctx, layer, q, order);
-  const Tensor all_k = co_await to_heads(ctx, layer, k, order);
-  const Tensor all_v = co_await to_heads(ctx, layer, v, order);
-  const Tensor context = ctx.attention(Op::attention_context, layer, all_q, all_k, all_v);
-  const Tensor held = ctx.gather_rows(Op::attention_out_of_order, layer, context, ctx.inverse_of(order));
-  const Tensor split = co_await ctx.to_rows_over_cp(Op::attention_heads_out, layer, held);
-  co_return ctx.join_columns(Op::attention_join_heads, layer, split, ctx.parallel().cp);
-}
-
 template <class T>
 Task<TensorOf<T>> attend_in_ring(Context<T>& ctx, int layer, const TensorOf<T>& q, const TensorOf<T>& k,
                                  const TensorOf<T>& v) {
   using Tensor = TensorOf<T>;
-  const int ranks = ctx.parallel().cp, me = ctx.layout().at.cp;
+  const int members = ctx.parallel().ring(), me = ctx.layout().at.cp / ctx.parallel().heads_dealt();
   typename Context<T>::RingParts parts;
   Tensor held = ctx.beside(k, v);
-  for (int step = 0; step < ranks; ++step) {
-    const int keys_of = (me + ranks - step) % ranks;
-    const bool last = step + 1 == ranks;
-    Tensor next(last ? 0 : ctx.rows_of_cp_rank((keys_of + ranks - 1) % ranks), held.cols());
+  for (int step = 0; step < members; ++step) {
+    const int keys_of = (me + members - step) % members;
+    const bool last = step + 1 == members;
+    Tensor next(last ? 0 : ctx.rows_of_member((keys_of + members - 1) % members), held.cols());
     typename Context<T>::RingStep under_way;
     if (!last) under_way = ctx.begin_ring_step(layer, held, next);
     ctx.attend_to_part(Op::attention_ring_part, layer, q, held, keys_of, parts);
@@ -59,6 +36,35 @@ Task<TensorOf<T>> attend_in_ring(Context<T>& ctx, int layer, const TensorOf<T>& 
     held = std::move(next);
   }
   co_return ctx.merge_parts(Op::attention_ring_merge, layer, q, parts);
+}
+
+/// The rank's rows of all its heads to its part of the heads, of the rows of all that heads are dealt out among.
+template <class T>
+Task<TensorOf<T>> to_heads(Context<T>& ctx, int layer, const TensorOf<T>& x, const RowOrder& order) {
+  using Tensor = TensorOf<T>;
+  const Tensor split = ctx.split_columns(Op::attention_split_heads, layer, x, ctx.parallel().heads_dealt());
+  const Tensor all = co_await ctx.to_heads_over_cp(Op::attention_heads_in, layer, split);
+  co_return ctx.gather_rows(Op::attention_in_order, layer, all, order);
+}
+
+/// Of all rows, or of a member of the ring.
+template <class T>
+Task<TensorOf<T>> attend_by_heads(Context<T>& ctx, int layer, const TensorOf<T>& q, const TensorOf<T>& k,
+                                  const TensorOf<T>& v) {
+  using Tensor = TensorOf<T>;
+  const RowOrder order = ctx.order_over_dealt();
+  const Tensor all_q = co_await to_heads(ctx, layer, q, order);
+  const Tensor all_k = co_await to_heads(ctx, layer, k, order);
+  const Tensor all_v = co_await to_heads(ctx, layer, v, order);
+  Tensor context;
+  if (ctx.parallel().in_ring()) {
+    context = co_await attend_in_ring(ctx, layer, all_q, all_k, all_v);
+  } else {
+    context = ctx.attention(Op::attention_context, layer, all_q, all_k, all_v);
+  }
+  const Tensor held = ctx.gather_rows(Op::attention_out_of_order, layer, context, ctx.inverse_of(order));
+  const Tensor split = co_await ctx.to_rows_over_cp(Op::attention_heads_out, layer, held);
+  co_return ctx.join_columns(Op::attention_join_heads, layer, split, ctx.parallel().heads_dealt());
 }
 
 }  // namespace
@@ -71,6 +77,7 @@ Task<TensorOf<T>> attend_over_cp(Context<T>& ctx, int layer, TensorOf<T> q, Tens
     case CpComm::all_gather:
       co_return co_await attend_to_gathered(ctx, layer, q, k, v);
     case CpComm::a2a:
+    case CpComm::a2a_p2p:
       co_return co_await attend_by_heads(ctx, layer, q, k, v);
   }
   co_return co_await attend_in_ring(ctx, layer, q, k, v);

@@ -37,6 +37,12 @@ void add_share_of_cp(const ModelConfig& model, const Layout& layout, const Token
   if (layout.parallel.cp == 1) return;
   key.push_back(layout.at.cp);
   Coordinates other = layout.at;
+  if (const int dealt = layout.parallel.heads_dealt(); layout.parallel.in_ring() && dealt > 1) {
+    const RankTokens held = tokens.rank_shapes(layout.at, microbatch);
+    for (int member = 0; member < layout.parallel.ring(); ++member) {
+      key.push_back(std::bit_cast<std::int64_t>(held.pairs_of_part(member, dealt)));
+    }
+  }
   for (other.cp = 0; other.cp < layout.parallel.cp; ++other.cp) {
     key.push_back(tokens.rows(other, microbatch).count());
     const double seen = pairs_between(tokens.pieces(layout.at, microbatch), tokens.pieces(other, microbatch));
@@ -69,7 +75,7 @@ void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbat
   if (layout.parallel.dispatch != DispatchComm::all_gather) return;
   std::int64_t rows = 0;
   for (const int member : run.mesh().group(Axis::ep, run.mesh().rank_at(layout.at))) {
-    rows += run.tokens().own(run.mesh().coordinates(member), microbatch).count();
+    rows += run.tokens().run_own(run.mesh().coordinates(member), microbatch).count();
   }
   key.push_back(rows);
 }
@@ -78,9 +84,9 @@ void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbat
 void add_microbatch(const ModelConfig& model, const Deployment& deployment, const DryRun& run, const Layout& layout,
                     const WorkItem& item, std::int64_t m, std::vector<std::int64_t>& key) {
   const TokenMap& tokens = deployment.tokens;
-  for (const std::int64_t n :
-       {item.layers.begin, item.layers.count, tokens.rows(layout.at, m).count(), tokens.own(layout.at, m).count(),
-        tokens.stream(layout.at, m).count(), std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m))}) {
+  for (const std::int64_t n : {item.layers.begin, item.layers.count, tokens.run_rows(layout.at, m).count(),
+                               tokens.run_own(layout.at, m).count(), tokens.stream(layout.at, m).count(),
+                               std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m))}) {
     key.push_back(n);
   }
   for (const LayerSpec& kind : model.layers.kinds()) {
@@ -185,7 +191,7 @@ const std::vector<std::int64_t>& DryRun::sent_by(Sent& known, int layer, std::in
   if (!sent.empty()) return sent;
   const Layout& layout = deployment_.layouts[static_cast<std::size_t>(rank)];
   const LayerLayout& held = layout.layer(model_, layer);
-  const TokenRows rows = deployment_.tokens.own(layout.at, microbatch);
+  const TokenRows rows = deployment_.tokens.run_own(layout.at, microbatch);
   const std::int64_t experts = model_.layers[layer].feed_forward.num_experts;
   const std::vector<std::int64_t> slots =
       layout.expert_maps == nullptr

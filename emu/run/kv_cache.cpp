@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace shardproof {
 namespace {
@@ -45,9 +46,33 @@ KvCache<T>::KvCache(const ModelConfig& model, const Layout& layout, const Servin
 }
 
 template <class T>
-CachedPass KvCache<T>::begin(std::span<const Chunk> chunks) {
+void KvCache<T>::poison(std::int32_t block) {
+  const std::int64_t first = block * block_size();
+  for (LayerCache& layer : layers_) {
+    for (ops::Matrix<T>* rows : {&layer.keys, &layer.values}) {
+      std::ranges::fill(rows->span().subspan(static_cast<std::size_t>(first * rows->cols()),
+                                             static_cast<std::size_t>(block_size() * rows->cols())),
+                        std::numeric_limits<T>::quiet_NaN());
+    }
+  }
+}
+
+template <class T>
+void KvCache<T>::free_left() {
+  for (const Leaving& left : std::exchange(leaving_, {})) {
+    const std::span<const std::int32_t> table = tables_.table(left.sequence);
+    const std::vector<std::int32_t> held(table.begin(), table.end()), freed = tables_.release(left.sequence);
+    if (!left.poison) continue;
+    for (const std::int32_t block : left.frees_shared ? held : freed) poison(block);
+  }
+}
+
+template <class T>
+CachedPass KvCache<T>::begin(std::span<const Chunk> chunks, std::int64_t step) {
+  if (std::exchange(step_, step) != step) free_left();
   CachedPass pass{.sequences = {}, .block_size = block_size(), .share = cache_share(layout_.parallel, layout_.at)};
   for (const Chunk& chunk : chunks) {
+    if (chunk.prefix_of >= 0) tables_.share(chunk.sequence, chunk.prefix_of, chunk.begin);
     tables_.extend(chunk.sequence, chunk.end());
     const std::span<const std::int32_t> table = tables_.table(chunk.sequence);
     pass.sequences.push_back(
@@ -57,21 +82,10 @@ CachedPass KvCache<T>::begin(std::span<const Chunk> chunks) {
 }
 
 template <class T>
-void KvCache<T>::end(std::span<const Chunk> chunks, bool poison) {
+void KvCache<T>::end(std::span<const Chunk> chunks, const CachedPass& pass) {
   for (const Chunk& chunk : chunks) {
     if (chunk.end() < serving_.requests[static_cast<std::size_t>(chunk.sequence)].tokens()) continue;
-    const std::vector<std::int32_t> freed = tables_.release(chunk.sequence);
-    if (!poison) continue;
-    for (const std::int32_t block : freed) {
-      const std::int64_t first = block * block_size();
-      for (LayerCache& layer : layers_) {
-        for (ops::Matrix<T>* rows : {&layer.keys, &layer.values}) {
-          std::ranges::fill(rows->span().subspan(static_cast<std::size_t>(first * rows->cols()),
-                                                 static_cast<std::size_t>(block_size() * rows->cols())),
-                            std::numeric_limits<T>::quiet_NaN());
-        }
-      }
-    }
+    leaving_.push_back({chunk.sequence, pass.poison_freed, pass.frees_shared});
   }
 }
 

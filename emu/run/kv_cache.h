@@ -11,10 +11,10 @@
 #include <vector>
 
 #include "emu/model/config.h"
+#include "emu/plan/block_tables.h"
 #include "emu/plan/cache_share.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/serving.h"
-#include "emu/run/block_tables.h"
 #include "ops/matrix.h"
 
 namespace shardproof {
@@ -33,8 +33,10 @@ struct CachedPass {
   CacheShare share = {};
   /// Keys of this pass are written before they are read.
   bool write_first = true;
-  /// What is freed after the pass is poisoned. False only where a fault has it so.
+  /// What the requests of the pass leave is poisoned once it is free: false only where a fault has it so; nor is it
+  /// freed before.
   bool poison_freed = true;
+  bool frees_shared = false;
 };
 
 /// The rows of the cache that the rank keeps the chunk's tokens in, -1 for those that it does not keep.
@@ -55,10 +57,11 @@ class KvCache {
   /// `model`, `layout` and `serving` outlive this.
   KvCache(const ModelConfig& model, const Layout& layout, const Serving& serving, std::int64_t blocks);
 
-  /// Makes room for the chunks, and says where.
-  CachedPass begin(std::span<const Chunk> chunks);
-  /// Frees what requests that are complete with these chunks held, and poisons it.
-  void end(std::span<const Chunk> chunks, bool poison = true);
+  /// Makes room for the chunks of a step, and says where. What requests that were complete before the step held is
+  /// freed and poisoned first.
+  CachedPass begin(std::span<const Chunk> chunks, std::int64_t step);
+  /// After the pass: which requests are complete with these chunks.
+  void end(std::span<const Chunk> chunks, const CachedPass& pass);
 
   std::int64_t block_size() const { return serving_.kv_block_size; }
   /// [slots, width], of a layer that the rank holds.
@@ -69,11 +72,20 @@ class KvCache {
   struct LayerCache {
     ops::Matrix<T> keys, values;
   };
+  struct Leaving {
+    std::int64_t sequence = 0;
+    bool poison = true;
+    bool frees_shared = false;
+  };
   std::size_t place(int layer) const { return static_cast<std::size_t>(layer - layout_.layers.begin); }
+  void free_left();
+  void poison(std::int32_t block);
 
   const Layout& layout_;
   const Serving& serving_;
   BlockTables tables_;
+  std::int64_t step_ = 0;
+  std::vector<Leaving> leaving_;  ///< with the end of the step
   std::vector<LayerCache> layers_;
 };
 

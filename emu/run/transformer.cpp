@@ -68,7 +68,7 @@ class OpenMicrobatch {
 
   Context<T>& context() { return context_; }
   void close() {
-    if (cache_ != nullptr) cache_->end(tokens_.chunks, pass_->poison_freed);
+    if (cache_ != nullptr) cache_->end(tokens_.chunks, *pass_);
   }
 
  private:
@@ -79,7 +79,7 @@ class OpenMicrobatch {
   }
   static std::optional<CachedPass> pass_of(const Held& held, std::int64_t microbatch, const RankTokens& tokens) {
     if (held.cache == nullptr) return std::nullopt;
-    CachedPass pass = held.cache->begin(tokens.chunks);
+    CachedPass pass = held.cache->begin(tokens.chunks, held.program.deployment.tokens.step_of(microbatch));
     if (held.program.fault != nullptr) held.program.fault->edit_cache(held.rank, microbatch, pass);
     return pass;
   }

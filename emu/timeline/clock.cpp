@@ -34,7 +34,7 @@ double wire_bytes(const OpRecord& call) {
 
 /// A message of a ring over cp is under way while its ranks compute: sent and gone on, awaited after.
 bool under_way(const ClockStep& call) {
-  return call.axis == Axis::cp && is_point_to_point(call.operation);
+  return (call.axis == Axis::cp || call.axis == Axis::cp_p2p) && is_point_to_point(call.operation);
 }
 
 /// The kernels and calls of a list of records. Between passes in a row, a token goes from the last stage to the first.

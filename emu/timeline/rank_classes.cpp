@@ -6,12 +6,12 @@
 #include <tuple>
 #include <utility>
 
+#include "emu/run/cluster.h"
 #include "emu/timeline/clock.h"
 
 namespace shardproof::timeline {
 namespace {
 
-constexpr std::array kAxes{Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp};
 /// What a group looks like: its axis, its shape, and its members' classes.
 using Look = std::tuple<int, int, int, int, std::vector<int>>;
 

@@ -99,10 +99,10 @@ class Clockwork {
     }
   }
 
-  RequestTimes of_engines(const Parallel& parallel, std::int64_t batch) {
+  RequestTimes of_engines(const Parallel& parallel, const Workload& workload) {
     std::vector<Engine> engines;
     for (int dp = 0; dp < parallel.dp; ++dp)
-      engines.emplace_back(serving_, parallel.dcp, sequences_of_replica(parallel, batch, dp));
+      engines.emplace_back(workload, parallel.dcp, sequences_of_replica(parallel, workload.batch(), dp));
     while (!std::ranges::all_of(engines, &Engine::done)) {
       if (!std::ranges::any_of(engines, [&](const Engine& engine) { return engine.has_work(now_); })) wait(engines);
       arrive();
@@ -202,7 +202,7 @@ Interval RequestTimes::tokens_per_second() const {
 RequestTimes time_requests(const Plan& plan, const HardwareChoice& hardware, const ProjectionOptions& options) {
   StepTimer timer(plan, hardware.model, options);
   Clockwork clockwork(plan, timer);
-  RequestTimes times = plan.workload.serving->steps.empty() ? clockwork.of_engines(plan.parallel, plan.workload.batch())
+  RequestTimes times = plan.workload.serving->steps.empty() ? clockwork.of_engines(plan.parallel, plan.workload)
                                                             : clockwork.of_stated(plan.parallel, plan.workload);
   times.shapes = timer.shapes();
   times.hardware = hardware;

@@ -82,6 +82,36 @@ TEST(ContextParallel, PassesInEveryFormatHoweverKeysCome) {
   }
 }
 
+/// Rings of two members, each of two ranks that deal out their heads.
+Plan hierarchical_plan() {
+  Plan plan = cp_plan(CpComm::a2a_p2p);
+  plan.parallel = {.tp = 2, .cp = 4, .pp = 2, .ep = 4, .etp = 2, .sp = true, .cp_comm = CpComm::a2a_p2p, .cp_a2a = 2};
+  return plan;
+}
+
+TEST(ContextParallel, PassesInARingOfRanksThatDealOutTheirHeads) {
+  for (const ops::Format format :
+       {ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::bf16, ops::Format::fp16}) {
+    const VerifyReport report = verify(hierarchical_plan(), {.format = format});
+
+    EXPECT_EQ(report.verdict, Verdict::pass) << ops::to_string(format);
+  }
+}
+
+TEST(ContextParallel, OfRanksThatDealOutTheirHeadsSendsBothWays) {
+  const VerifyReport report = verify(hierarchical_plan(), {.format = ops::Format::exact});
+  const auto calls = [&](const std::string& group, const std::string& operation) {
+    for (const CollectiveReport& line : report.collectives) {
+      if (line.group == group && line.operation == operation) return line.calls;
+    }
+    return std::int64_t{0};
+  };
+
+  // 4 layers, 2 microbatches: q, k, v and back in four pairs of neighbours; a message from each of eight ranks.
+  EXPECT_EQ(calls("cp_a2a", "all_to_all"), 4 * 2 * 4 * 4);
+  EXPECT_EQ(calls("cp_p2p", "send"), 4 * 2 * 8);
+}
+
 TEST(ContextParallel, SendsInEveryWayWhatItSaysItSends) {
   const auto calls = [](CpComm comm, const std::string& operation) {
     const VerifyReport report = verify(cp_plan(comm), {.format = ops::Format::exact});

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "emu/plan/load.h"
@@ -39,8 +40,13 @@ TEST_P(ShippedPlans, MutationsAreDetectedAndNamed) {
 
 INSTANTIATE_TEST_SUITE_P(Plans, ShippedPlans,
                          ::testing::Values("tp4_ep4_pp4", "tp2_ep4_pp2_dp2", "ep64_tp2", "ep4_tp2_pp2_sp",
-                                           "ep16_tp2_pp4", "cp4_tp2_ep4", "tp8_ep8_all_reduce"),
-                         [](const auto& tested) { return tested.param; });
+                                           "ep16_tp2_pp4", "cp4_tp2_ep4", "tp8_ep8_all_reduce",
+                                           "serving/ep4_tp2_prefix", "serving/ep4_tp2_pp2_sp"),
+                         [](const auto& tested) {
+                           std::string name = tested.param;
+                           std::ranges::replace(name, '/', '_');
+                           return name;
+                         });
 
 TEST(GeneratedPlans, MutationsAreDetectedAndNamed) {
   MutationCounts total;

@@ -54,6 +54,19 @@ Plan dcp_plan() {
   return plan;
 }
 
+/// Prompts that begin alike, of which one is done while another still reads its blocks; a replica that runs padding.
+Plan prefix_plan() {
+  Plan plan = serving_plan();
+  plan.workload.serving = Serving{
+      .requests = {{.prompt = 7, .output = 2, .prefix = 7}, {.prompt = 9, .output = 5, .prefix = 7}, {.prompt = 4}},
+      .kv_block_size = 4,
+      .prefix_sharing = true,
+      .steps = {}};
+  plan.workload.idle = Idle::pad;
+  set_lengths(plan.workload);
+  return plan;
+}
+
 TEST(Mutations, EachAppliesToSomePlan) {
   std::set<std::string_view> unused;
   for (const MutationKind& kind : mutation_kinds()) unused.insert(kind.name);
@@ -78,6 +91,7 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.back().model.layers.kind(0).attention.sinks = true;
   plans.push_back(serving_plan());
   plans.push_back(dcp_plan());
+  plans.push_back(prefix_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
   plans.push_back(small_plan({.tp = 2, .cp = 2, .ep = 4}));

@@ -39,5 +39,21 @@ TEST(Batch, GivesTheTokensOfSeveralRunsInTheirOrder) {
   EXPECT_THAT(ids, ElementsAre(all[5], all[6], all[0]));
 }
 
+TEST(Batch, BeginsPromptsOfAGroupAlikeAsFarAsTheirPrefixesGo) {
+  Workload workload{.lengths = {}, .seed = 4};
+  workload.serving = Serving{.requests = {{.prompt = 6, .prefix = 5},
+                                          {.prompt = 5, .output = 3, .prefix = 4},
+                                          {.prompt = 6, .prefix = 5, .prefix_group = 1}},
+                             .steps = {}};
+  set_lengths(workload);
+  const Batch batch(workload, 1'000'000);
+  const std::span<const std::int32_t> first = batch.tokens().first(6), second = batch.tokens().subspan(6, 7),
+                                      other = batch.tokens().subspan(13);
+
+  EXPECT_TRUE(std::ranges::equal(first.first(4), second.first(4)));
+  EXPECT_NE(first[4], second[4]);
+  EXPECT_NE(first[0], other[0]);
+}
+
 }  // namespace
 }  // namespace shardproof

@@ -98,10 +98,26 @@ TEST(LoadPlan, ReadsHowKeysAndValuesComeOverCp) {
   EXPECT_EQ(comm(R"(, "cp_comm": "p2p")"), CpComm::p2p);
   EXPECT_EQ(comm(R"(, "cp_comm": "all_gather")"), CpComm::all_gather);
   EXPECT_EQ(comm(R"(, "cp_comm_type": "a2a")"), CpComm::a2a);
-  expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": "a2a+p2p"})"), "parallel.cp_comm",
-                 "\"a2a+p2p\" is not executed yet; \"p2p\", \"all_gather\" or \"a2a\" is needed");
   expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": "ring"})"), "parallel.cp_comm", "\"ring\"; \"p2p\"");
   expect_refused(plan_text("", R"("parallel": {"cp": 2, "cp_comm": ["p2p", "a2a"]})"), "parallel.cp_comm", "string");
+}
+
+TEST(LoadPlan, ReadsHowRanksOfCpAreGroupedInARing) {
+  const auto refused = [](const std::string& keys, const std::string& message) {
+    expect_refused(plan_text("", R"("parallel": {"cp": 4)" + keys + "}"), "parallel.cp_sizes", message);
+  };
+  const Plan plan = parsed(
+      plan_text("", R"("parallel": {"cp": 4, "cp_comm": "a2a+p2p", "hierarchical_context_parallel_sizes": [2, 2]})"));
+
+  EXPECT_EQ(plan.parallel.cp_comm, CpComm::a2a_p2p);
+  EXPECT_EQ(plan.parallel.cp_a2a, 2);
+  EXPECT_EQ(parsed(plan_json(plan)).parallel, plan.parallel);
+  refused(R"(, "cp_comm": "a2a+p2p")", "[ranks of an all-to-all, members of the ring] are needed");
+  refused(R"(, "cp_comm": "a2a+p2p", "cp_sizes": [2, 3])", "2 * 3 = 6 ranks, but cp is 4");
+  refused(R"(, "cp_comm": "a2a+p2p", "cp_sizes": 2)", "[ranks of an all-to-all, members of the ring] is needed");
+  refused(R"(, "cp_sizes": [2, 2])", "is of \"a2a+p2p\", and cp_comm is \"p2p\"; leave it out");
+  expect_refused(plan_text("", R"("parallel": {"cp": 4, "cp_comm": "a2a+p2p", "cp_sizes": [4, 1]})"),
+                 "parallel.cp_sizes[1]", "1");
 }
 
 TEST(LoadPlan, TakesHowTokensComeToTheirExperts) {

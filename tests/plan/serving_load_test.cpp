@@ -66,6 +66,9 @@ TEST(ServingWorkload, IsWrittenAsItIsRead) {
   for (const char* workload :
        {R"({"requests": [{"prompt": 9, "output": 4, "arrival": 2}, {"prompt": 3}], "max_tokens_per_step": 5})",
         R"({"requests": [{"prompt": 3}], "kv_block_size": 4, "kv_blocks": 7, "max_sequences": 1})",
+        R"({"requests": [{"prompt": 3, "prefix": 2, "prefix_group": 1}, {"prompt": 3}]})",
+        R"({"requests": [{"prompt": 3, "prefix": 2}], "prefix_sharing": false})",
+        R"({"requests": [{"prompt": 3}], "enable_prefix_caching": true})",
         R"({"requests": [{"prompt": 3}, {"prompt": 2}],
             "steps": [[{"request": 0, "tokens": 2}, {"request": 1, "tokens": 2}], [{"request": 0, "tokens": 1}]]})"}) {
     const Plan plan = parsed_workload(workload);
@@ -75,6 +78,31 @@ TEST(ServingWorkload, IsWrittenAsItIsRead) {
     EXPECT_EQ(again.plan->workload.lengths, plan.workload.lengths);
     EXPECT_EQ(again.plan->model.max_position_embeddings, 50);
   }
+}
+
+TEST(ServingWorkload, SharesPrefixesWhereSomeAreStated) {
+  const auto sharing = [](const std::string& workload) {
+    return parsed_workload(workload).workload.serving->prefix_sharing;
+  };
+
+  EXPECT_TRUE(sharing(R"({"requests": [{"prompt": 3, "prefix": 2}]})"));
+  EXPECT_TRUE(sharing(R"({"batch": 2, "prompt": 3, "prefix": 2})"));
+  EXPECT_FALSE(sharing(R"({"requests": [{"prompt": 3}]})"));
+  EXPECT_FALSE(sharing(R"({"requests": [{"prompt": 3, "prefix": 2}], "prefix_sharing": false})"));
+  EXPECT_THAT(problems_of(R"({"requests": [{"prompt": 3, "prefix": 4}]})"),
+              ::testing::HasSubstr("workload.requests[0].prefix: 4 tokens of a prompt of 3; at most that many"));
+  EXPECT_THAT(problems_of(R"({"tokens": [[1, 2, 3]], "requests": [{"prompt": 3, "prefix": 2}]})"),
+              ::testing::HasSubstr("workload.tokens: given together with a prefix of requests"));
+  EXPECT_THAT(problems_of(R"({"requests": [{"prompt": 3, "prefix": 2}], "steps": [[{"request": 0, "tokens": 3}]]})"),
+              ::testing::HasSubstr("workload.steps: given together with prefix_sharing"));
+}
+
+TEST(ServingWorkload, MayHaveReplicasWithoutWorkRunPadding) {
+  const Plan plan = parsed_workload(R"({"batch": 3, "prompt": 8, "output": 5, "idle": "pad"})");
+
+  EXPECT_EQ(plan.workload.idle, Idle::pad);
+  EXPECT_EQ(parse_plan(plan_json(plan), "again.json", ".").plan->workload.idle, Idle::pad);
+  EXPECT_EQ(parsed_workload(R"({"batch": 3, "prompt": 8})").workload.idle, Idle::zero);
 }
 
 TEST(ServingWorkload, MayComeInSecondsWhichIsTimedAndNotRun) {

@@ -226,5 +226,46 @@ TEST_P(TokenMapOfRandomPlans, CountsPositionsFromTheBeginningOfEachSequence) {
 
 INSTANTIATE_TEST_SUITE_P(Cp, TokenMapOfRandomPlans, ::testing::Values(1, 2, 5));
 
+TEST(TokenMap, TellsWhichRowsAreRunInPlaceOfOthers) {
+  Workload workload;
+  workload.serving = Serving{.requests = {{.prompt = 7, .output = 3, .prefix = 6},
+                                          {.prompt = 9, .output = 1, .arrival = 1, .prefix = 8},
+                                          {.prompt = 9, .output = 1, .arrival = 1, .prefix = 8}},
+                             .kv_block_size = 4,
+                             .prefix_sharing = true,
+                             .steps = {}};
+  set_lengths(workload);
+  const TokenMap tokens({}, workload);  // of 9, 9 and 9 tokens; the last shares a block of each of the others
+
+  EXPECT_EQ(tokens.run_as(8), 8);
+  EXPECT_EQ(tokens.run_as(9), 0);
+  EXPECT_EQ(tokens.run_as(13), 13);
+  EXPECT_EQ(tokens.run_as(18), 0);
+  EXPECT_EQ(tokens.run_as(22), 13);
+  EXPECT_EQ(tokens.run_as(26), 26);
+  EXPECT_EQ(tokens.home(9).microbatch, 0);
+  EXPECT_EQ(tokens.home(13).microbatch, 1);
+  std::int64_t shared = 0;
+  for (const TokenMap::SharedRows& rows : tokens.shared_rows()) shared += rows.rows.count;
+  EXPECT_EQ(shared, 4 + 8);
+}
+
+TEST(TokenMap, PadsWhereAReplicaHasNoWork) {
+  Workload workload{.lengths = {3}, .idle = Idle::pad};
+  const TokenMap padded({.tp = 2, .dp = 2}, workload);
+  workload.idle = Idle::zero;
+  const TokenMap empty({.tp = 2, .dp = 2}, workload);
+
+  const RankTokens work = padded.rank_tokens({.dp = 0}, 0), none = padded.rank_tokens({.dp = 1}, 0);
+  EXPECT_FALSE(work.padded);
+  EXPECT_TRUE(none.padded);
+  EXPECT_EQ(none.rows.count(), 1);
+  EXPECT_EQ(none.positions, std::vector<std::int64_t>{0});
+  EXPECT_EQ(none.rows.runs.front().begin, padded.tokens());
+  EXPECT_EQ(padded.rows({.dp = 1}, 0).count(), 0);
+  EXPECT_FALSE(empty.rank_tokens({.dp = 1}, 0).padded);
+  EXPECT_EQ(empty.rank_tokens({.dp = 1}, 0).rows.count(), 0);
+}
+
 }  // namespace
 }  // namespace shardproof

@@ -135,6 +135,9 @@ TEST(Validate, NeedsAWayOverCpThatTheAttentionAllows) {
   expect_problem(sinks, "parallel.cp_comm", "p2p: the parts of a ring are merged without sinks");
   expect_problem(dealt, "parallel.cp_comm", "a2a: 4 query heads a rank of tp 2 / cp 3 = 1 remainder 1");
   expect_problem(replicated, "parallel.cp_comm", "a2a: 1 key-value head a rank of tp 4 / cp 2 = 0 remainder 1");
+  replicated.parallel = {.tp = 4, .cp = 4, .ep = 4, .etp = 4, .edp = 1, .cp_comm = CpComm::a2a_p2p, .cp_a2a = 2};
+  expect_problem(replicated, "parallel.cp_comm",
+                 "a2a+p2p: 1 key-value head a rank of tp 4 / cp_sizes[0] 2 = 0 remainder 1");
   for (Plan* plan : {&windows, &sinks}) {
     EXPECT_EQ(validate(*plan).size(), 1U) << all_text(validate(*plan));
     plan->parallel.cp_comm = CpComm::all_gather;

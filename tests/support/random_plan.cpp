@@ -47,7 +47,8 @@ Parallel draw_parallel(Draw& draw, int max_world) {
     p.dp = draw.one_of({1, 1, 2, 2, 3, 4, 5, 8});
     p.pp = draw.one_of({1, 1, 2, 2, 3, 4});
   } while (p.world() > max_world);
-  p.cp_comm = static_cast<CpComm>(draw.between(0, 2));
+  p.cp_comm = static_cast<CpComm>(std::min(3, draw.between(0, p.cp == 4 ? 5 : 2)));
+  if (p.cp_comm == CpComm::a2a_p2p) p.cp_a2a = 2;
   const int stage = p.tp * p.cp * p.dp;
   p.etp = draw.one_of(divisors(stage));
   p.ep = draw.one_of(divisors(stage / p.etp));
@@ -79,7 +80,7 @@ ModelConfig draw_model(Draw& draw, const Parallel& p) {
   ModelConfig m;
   m.layers.resize(p.pp + draw.between(0, 2));
   // An all-to-all over cp deals the heads of a rank out once more.
-  const int dealt = p.cp_comm == CpComm::a2a ? p.tp * p.cp : p.tp;
+  const int dealt = p.tp * p.heads_dealt();
   m.layers.kind(0).attention.heads = dealt * draw.between(1, dealt > 8 ? 2 : 3);
   // Key/value heads divide the query heads, and tp and they divide one another.
   std::vector<int> kv;
@@ -267,7 +268,8 @@ Plan random_family_plan(std::uint64_t seed, Drawn drawn, int max_world) {
   const bool in_ring = std::ranges::none_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
     return layer.attention.sliding_window > 0 || layer.attention.sinks;
   });
-  if (p.cp_comm == CpComm::p2p && !in_ring) p.cp_comm = CpComm::all_gather;
+  if (p.in_ring() && !in_ring) p.cp_comm = CpComm::all_gather;
+  if (p.cp_comm != CpComm::a2a_p2p) p.cp_a2a = 1;
   draw_overlap(draw, plan);
   return plan;
 }
@@ -357,6 +359,7 @@ Plan serving(Plan plan, std::uint64_t seed) {
   Parallel& p = plan.parallel;
   p.dp *= std::exchange(p.cp, 1);
   p.cp_comm = Parallel{}.cp_comm;
+  p.cp_a2a = 1;
   const std::int64_t sequences = (plan.workload.batch() + p.dp - 1) / p.dp;
   plan.workload.microbatches = std::min(plan.workload.microbatches, sequences);
   if (p.overlap == Overlap::two_batch && plan.workload.microbatches % 2 != 0) p.overlap = Overlap::none;
@@ -375,6 +378,15 @@ Plan serving(Plan plan, std::uint64_t seed) {
     for (const Request& request : serving.requests) most = std::max(most, serving.blocks_of(request.tokens(), 1));
     if (draw.chance(40)) serving.kv_blocks = most + draw.between(0, 3);
   }
+  // Prompts of a group begin alike, as far as the shorter one's prefix goes.
+  if (serving.steps.empty() && draw.chance(50)) {
+    serving.prefix_sharing = draw.chance(90);
+    for (Request& request : serving.requests) {
+      request.prefix = draw.between(0, static_cast<int>(request.prompt));
+      request.prefix_group = draw.chance(70) ? 0 : 1;
+    }
+  }
+  if (draw.chance(30)) plan.workload.idle = Idle::pad;
   plan.name += " served";
   draw_shares(draw, plan, serving);
   if (!plan.model.dense() && draw.chance(50)) plan.parallel.experts = draw_placement(draw, plan);

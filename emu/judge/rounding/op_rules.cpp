@@ -219,7 +219,7 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   }
   const CacheShare share = cache_share(plan.parallel, {});
   for (std::int64_t row = 0; row < std::ssize(positions); ++row) {
-    part_of.push_back(plan.parallel.in_ring() ? deployment.tokens.home(row).at.cp
+    part_of.push_back(plan.parallel.in_ring() ? deployment.tokens.home(row).at.cp / plan.parallel.heads_dealt()
                                               : share.owner_of(positions[static_cast<std::size_t>(row)]));
   }
 }

@@ -28,6 +28,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const std::int32_t>, ops::MatrixView<std::int32_t>)>
       replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
+  std::function<void(const Rank&, Op, const FaultSite&, ops::MatrixView<double>)> double_result;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
   std::function<bool(const Rank&, Op, const FaultSite&)> in_time;
   std::function<bool(const Rank&, internal::Call&)> before;
@@ -62,6 +63,9 @@ class Script final : public FaultInjector {
   void edit_result(const Rank& rank, Op op, const FaultSite& site, const Operands& operands,
                    ops::MatrixView<float> given) override {
     if (result) result(rank, op, site, operands, given);
+  }
+  void edit_double_result(const Rank& rank, Op op, const FaultSite& site, ops::MatrixView<double> given) override {
+    if (double_result) double_result(rank, op, site, given);
   }
   void edit_double_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<double> context,
                         ops::MatrixView<double> lse) override {

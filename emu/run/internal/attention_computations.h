@@ -100,7 +100,7 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
                                                             const Tensor& v) {
   const AttentionSpec& spec = model_.layers[layer].attention;
   // In an all-to-all over cp the rank has all rows of some of its heads, of which cp ranks have as many.
-  const bool by_heads = parallel().cp > 1 && parallel().cp_comm == CpComm::a2a;
+  const bool by_heads = parallel().cp > 1 && parallel().cp_comm == CpComm::a2a;  // with a ring, see cp_computations.h
   const std::int64_t heads = q.cols() / spec.head_dim, part = by_heads ? layout_.at.cp : 0;
   Tensor context(q.rows(), heads * spec.value_dim());
   if constexpr (!kDry) {

@@ -77,7 +77,7 @@ std::vector<TokenRows> Computations<T>::own_over_ep() const {
   const auto rows_of = [&](const Mesh& mesh, const TokenMap& tokens) {
     std::vector<TokenRows> rows;
     for (const int member : mesh.group(Axis::ep, mesh.rank_at(layout_.at))) {
-      rows.push_back(tokens.own(mesh.coordinates(member), microbatch_));
+      rows.push_back(tokens.run_own(mesh.coordinates(member), microbatch_));
     }
     return rows;
   };

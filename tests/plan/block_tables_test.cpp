@@ -1,10 +1,11 @@
-#include "emu/run/block_tables.h"
+#include "emu/plan/block_tables.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <set>
 #include <stdexcept>
+#include <vector>
 
 namespace shardproof {
 namespace {
@@ -51,6 +52,35 @@ TEST(BlockTables, SayWhoFindsNone) {
   tables.extend(0, 4);
 
   EXPECT_THROW(tables.extend(1, 1), std::logic_error);
+}
+
+TEST(BlockTables, FreeASharedBlockWithItsLastUser) {
+  BlockTables tables(8, 4);
+  tables.extend(0, 10);
+  tables.share(1, 0, 8);
+  tables.extend(1, 9);
+  const std::vector<std::int32_t> first(tables.table(0).begin(), tables.table(0).end());
+  const std::vector<std::int32_t> second(tables.table(1).begin(), tables.table(1).end());
+
+  EXPECT_EQ(first[0], second[0]);
+  EXPECT_EQ(first[1], second[1]);
+  EXPECT_NE(first[2], second[2]);
+  EXPECT_EQ(tables.users(first[0]), 2);
+  EXPECT_EQ(tables.used_blocks(), 4);
+  EXPECT_THAT(tables.release(0), ::testing::ElementsAre(first[2]));
+  EXPECT_EQ(tables.users(first[0]), 1);
+  EXPECT_THAT(tables.release(1), ::testing::ElementsAreArray(second));
+  EXPECT_EQ(tables.free_blocks(), 8);
+}
+
+TEST(BlockTables, ShareFullBlocksOnly) {
+  BlockTables tables(8, 4);
+  tables.extend(0, 10);
+
+  EXPECT_THROW(tables.share(1, 0, 9), std::logic_error);
+  EXPECT_THROW(tables.share(1, 0, 16), std::logic_error);
+  EXPECT_THROW(tables.share(1, 5, 4), std::logic_error);
+  EXPECT_THROW(tables.share(0, 0, 4), std::logic_error);
 }
 
 }  // namespace
