@@ -66,30 +66,6 @@ double OpsReport::step_flops() const {
   return sum;
 }
 
-std::string benchmark_name(const OpShape& s) {
-  switch (s.kernel) {
-    case Kernel::linear:
-      return fmt::format("linear/m:{}/n:{}/k:{}", s.rows, s.cols, s.inner);
-    case Kernel::expert:
-      return fmt::format("expert/tokens:{}/hidden:{}/width:{}", s.rows, s.cols, s.inner);
-    case Kernel::attention: {
-      std::string name = fmt::format("attention/heads:{}/kv_heads:{}/head_dim:{}/sequences:", s.cols / s.head_dim,
-                                     s.kv_heads, s.head_dim);
-      const bool alike = std::ranges::count(s.sequences, s.sequences.front()) == std::ssize(s.sequences);
-      if (alike) return name + fmt::format("{}x{}", s.sequences.size(), s.sequences.front());
-      return name + fmt::format("{}", fmt::join(s.sequences, "+"));
-    }
-    case Kernel::route:
-      return fmt::format("route/tokens:{}/experts:{}/top_k:{}", s.rows, s.inner, s.cols);
-    case Kernel::combine:
-      return fmt::format("combine/tokens:{}/hidden:{}/slots:{}", s.rows, s.cols, s.inner);
-    case Kernel::rope:
-      return fmt::format("rope/rows:{}/cols:{}/head_dim:{}", s.rows, s.cols, s.head_dim);
-    default:
-      return fmt::format("{}/rows:{}/cols:{}", to_string(s.kernel), s.rows, s.cols);
-  }
-}
-
 std::string to_json(const OpsReport& report) {
   Json document{{"schema", "shardproof.ops/1"},
                 {"context",

@@ -23,9 +23,6 @@ struct OpsReport {
   double step_flops() const;
 };
 
-/// "expert/tokens:128/hidden:8192/width:18432": as bench/ops_bench names its own.
-std::string benchmark_name(const OpShape& shape);
-
 /// shardproof.ops/1. A repetition is an entry of `benchmarks`, with cpu_time in ns, so that bench/compare.py and others
 /// who read Google Benchmark's files read it.
 std::string to_json(const OpsReport& report);

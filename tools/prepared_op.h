@@ -7,7 +7,7 @@
 #include <string>
 
 #include "ops/format.h"
-#include "tools/rank_ops.h"
+#include "tools/op_shape.h"
 
 namespace shardproof::tools {
 
@@ -23,6 +23,6 @@ struct PreparedOp {
 double memory_of(const OpShape& shape, ops::Format format);
 
 /// Operands in [-1, 1), stored in the format, the same at each call.
-PreparedOp prepare(const OpShape& shape, ops::Format format);
+PreparedOp prepare_op(const OpShape& shape, ops::Format format);
 
 }  // namespace shardproof::tools

@@ -1,22 +1,15 @@
 #include "tools/rank_ops.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "emu/model/tensors.h"
+#include "emu/plan/cache_share.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/token_map.h"
-#include "ops/attention.h"
-#include "ops/elementwise.h"
-#include "ops/embedding.h"
-#include "ops/expert.h"
-#include "ops/linear.h"
-#include "ops/norm.h"
-#include "ops/permute.h"
-#include "ops/rope.h"
-#include "ops/router.h"
+#include "emu/run/dry_deployment.h"
 
 namespace shardproof::tools {
 namespace {
@@ -49,28 +42,72 @@ std::optional<Weight> weight_of(Op op) {
   }
 }
 
+/// Its bias, where the model has one.
+std::optional<Weight> bias_of(Op op) {
+  switch (op) {
+    case Op::attention_q:
+      return Weight::attention_q_bias;
+    case Op::attention_k:
+      return Weight::attention_k_bias;
+    case Op::attention_v:
+      return Weight::attention_v_bias;
+    case Op::attention_output:
+      return Weight::attention_output_bias;
+    case Op::router_logits:
+      return Weight::router_bias;
+    case Op::logits:
+      return Weight::head_bias;
+    default:
+      return std::nullopt;
+  }
+}
+
+/// The kernel of what is the same in every model.
 std::optional<Kernel> kernel_of(Op op) {
   if (weight_of(op)) return Kernel::linear;
   switch (op) {
     case Op::embedding:
       return Kernel::embed;
+    case Op::embedding_scale:
+      return Kernel::scale;
     case Op::attention_norm:
     case Op::attention_q_latent_norm:
     case Op::attention_kv_latent_norm:
     case Op::moe_norm:
     case Op::final_norm:
+    case Op::attention_q_norm:
+    case Op::attention_k_norm:
       return Kernel::rms_norm;
+    case Op::attention_squares:
+      return Kernel::sum_squares;
+    case Op::attention_heads:
+    case Op::attention_cached_heads:
+      return Kernel::split_heads;
     case Op::attention_rope_q:
     case Op::attention_rope_k:
       return Kernel::rope;
     case Op::attention_context:
       return Kernel::attention;
+    case Op::attention_ring_part:
+    case Op::attention_dcp_part:
+      return Kernel::attention_part;
+    case Op::attention_ring_merge:
+    case Op::attention_dcp_merge:
+      return Kernel::merge_parts;
     case Op::attention_residual:
     case Op::moe_residual:
     case Op::moe_sum:
       return Kernel::add;
+    case Op::shared_output:
+      return Kernel::gate_rows;
     case Op::router_choice:
       return Kernel::route;
+    case Op::attention_cache_write:
+    case Op::attention_cache_read:
+    case Op::attention_split_heads:
+    case Op::attention_in_order:
+    case Op::attention_out_of_order:
+    case Op::attention_join_heads:
     case Op::moe_permute:
     case Op::moe_sort:
     case Op::moe_unsort:
@@ -88,96 +125,188 @@ std::optional<Kernel> kernel_of(Op op) {
 /// Reads shapes out of the records of one rank.
 class Reader {
  public:
-  Reader(const Plan& plan, int rank)
+  Reader(const Plan& plan, int rank, DryPass pass)
       : plan_(plan),
         layout_(make_layout(plan.model, Mesh(plan.parallel), rank)),
-        tokens_(plan.parallel, plan.workload) {}
+        tokens_(deployment_of(plan, pass).tokens) {}
 
-  OpShape shape_of(const OpRecord& record, Kernel kernel) const {
+  OpShape shape_of(const OpRecord& record, Kernel kernel) {
     OpShape shape{.kernel = kernel, .rows = record.rows, .cols = record.cols};
-    if (kernel == Kernel::embed) shape.inner = layout_.vocabulary.count;
-    if (kernel == Kernel::linear) {
-      const WeightSpec spec = weight_spec(plan_.model, *weight_of(record.op), record.layer);
-      shape.inner = part_of(layout_, plan_.model, spec.col_split, record.layer, spec.cols).count;
+    const ModelConfig& model = plan_.model;
+    switch (kernel) {
+      case Kernel::embed:
+        shape.inner = layout_.vocabulary.count;
+        break;
+      case Kernel::scale:
+        shape.factor = model.embedding_multiplier;
+        break;
+      case Kernel::linear: {
+        const WeightSpec spec = weight_spec(model, *weight_of(record.op), record.layer);
+        shape.inner = part_of(layout_, model, spec.col_split, record.layer, spec.cols).count;
+        const std::optional<Weight> bias = bias_of(record.op);
+        // Of a product that is summed over tp, one rank adds it.
+        const bool adds = record.op != Op::attention_output || layout_.at.tp == 0;
+        shape.bias = bias && adds && has_weight(model, *bias, record.layer);
+        break;
+      }
+      case Kernel::rms_norm:
+        set_norm(record, shape);
+        break;
+      case Kernel::sum_squares:
+        shape.cols = static_cast<std::int64_t>(record.flops) / (2 * record.rows);
+        break;
+      case Kernel::add:
+        // The sum with the shared expert is plain in every model.
+        if (record.op != Op::moe_sum && model.residual_multiplier != 1) {
+          shape.kernel = Kernel::add_scaled;
+          shape.factor = model.residual_multiplier;
+        }
+        break;
+      default:
+        break;
     }
     if (record.layer >= 0) add_layer(record, shape);
     return shape;
   }
 
  private:
-  void add_layer(const OpRecord& record, OpShape& shape) const {
+  void set_norm(const OpRecord& record, OpShape& shape) const {
+    const bool of_heads = record.op == Op::attention_q_norm || record.op == Op::attention_k_norm;
+    const bool of_stream = record.op == Op::attention_norm || record.op == Op::moe_norm || record.op == Op::final_norm;
+    if (of_stream && plan_.model.layer_norm) shape.kernel = Kernel::layer_norm;
+    if (!of_heads) return;
+    const AttentionSpec& spec = plan_.model.layers[record.layer].attention;
+    if (spec.query_key_norm == QueryKeyNorm::full) {
+      const Weight weight = record.op == Op::attention_q_norm ? Weight::attention_q_norm : Weight::attention_k_norm;
+      shape.kernel = Kernel::rms_norm_part;
+      shape.inner = weight_spec(plan_.model, weight, record.layer).cols;
+    } else {
+      shape.rows = record.rows * record.cols / spec.head_dim;
+      shape.cols = spec.head_dim;
+    }
+  }
+
+  void add_layer(const OpRecord& record, OpShape& shape) {
     const LayerSpec& spec = plan_.model.layers[record.layer];
     const LayerLayout& held = layout_.layer(plan_.model, record.layer);
     switch (shape.kernel) {
       case Kernel::rope:
         shape.head_dim = spec.attention.head_dim;
+        shape.rope_dim = spec.attention.rope_dim();
+        shape.interleaved = spec.attention.rope.interleaved;
+        return;
+      case Kernel::split_heads:
+        shape.head_dim = spec.attention.head_dim;
+        shape.value_dim = spec.attention.value_dim();
+        shape.kv_heads = held.heads.count;
+        shape.inner = spec.attention.rope.dim;
         return;
       case Kernel::attention:
-        shape.head_dim = spec.attention.head_dim;
-        shape.kv_heads = held.kv_heads.count;
-        shape.sequences = lengths(record.microbatch);
-        return;
+      case Kernel::attention_part:
+      case Kernel::merge_parts:
+        return add_attention(record, spec.attention, held, shape);
       case Kernel::route:
-        shape.inner = spec.feed_forward.num_experts;
-        shape.normalise = spec.feed_forward.norm_topk_prob;
-        return;
+        return add_route(spec.feed_forward, shape);
       case Kernel::combine:
         shape.inner = spec.feed_forward.top_k;
+        shape.present = static_cast<std::int64_t>(record.flops) / (2 * record.cols);
         return;
       case Kernel::expert:
         shape.inner = record.op == Op::mlp ? held.mlp_size.count : held.intermediate_size.count;
+        if (record.op == Op::mlp) return;
+        shape.bias = spec.feed_forward.expert_bias;
+        shape.limit = spec.feed_forward.swiglu_limit;
         return;
       default:
         return;
     }
   }
 
-  std::vector<std::int64_t> lengths(std::int64_t microbatch) const {
-    const std::vector<std::int64_t> offsets = tokens_.rank_shapes(layout_.at, microbatch).offsets;
-    std::vector<std::int64_t> result;
-    for (std::size_t i = 1; i < offsets.size(); ++i) result.push_back(offsets[i] - offsets[i - 1]);
-    return result;
+  static void add_route(const FeedForwardSpec& spec, OpShape& shape) {
+    shape.inner = spec.num_experts;
+    shape.normalise = spec.norm_topk_prob;
+    shape.sigmoid = spec.scoring == Scoring::sigmoid;
+    shape.sparsemixer = spec.scoring == Scoring::sparsemixer;
+    shape.jitter = spec.router_jitter;
+    shape.bias = spec.selection_bias;
+    shape.groups = spec.groups;
+    shape.top_groups = spec.top_groups;
+    shape.factor = spec.routed_scaling_factor;
+  }
+
+  void add_attention(const OpRecord& record, const AttentionSpec& spec, const LayerLayout& held, OpShape& shape) {
+    const Parallel& parallel = plan_.parallel;
+    const bool by_heads = parallel.cp > 1 && parallel.cp_comm == CpComm::a2a;
+    shape.head_dim = spec.head_dim;
+    shape.value_dim = spec.value_dim();
+    shape.kv_heads = held.kv_heads.count / (by_heads ? parallel.cp : 1);
+    const RankTokens tokens = tokens_.rank_shapes(layout_.at, record.microbatch);
+    switch (record.op) {
+      case Op::attention_context:
+        shape.window = spec.sliding_window;
+        shape.sinks = spec.sinks;
+        return see_all(tokens, by_heads ? tokens.chunks : tokens.pieces, shape);
+      case Op::attention_ring_part:
+        return see_part(tokens, record, shape);
+      case Op::attention_dcp_part:
+        return see_kept(tokens, shape);
+      default:
+        shape.kv_heads = 0;
+        shape.inner = record.op == Op::attention_ring_merge ? parallel.cp : parallel.dcp;
+    }
+  }
+
+  /// The queries of some pieces among the keys of all tokens of their sequences.
+  static void see_all(const RankTokens& tokens, const std::vector<Chunk>& pieces, OpShape& shape) {
+    auto piece = pieces.begin();
+    for (const Chunk& chunk : tokens.chunks) {
+      for (; piece != pieces.end() && piece->sequence == chunk.sequence; ++piece) {
+        shape.spans.push_back(
+            {.queries = piece->count, .first_key = shape.keys, .keys = piece->begin + 1, .causal = true});
+      }
+      shape.keys += chunk.end();
+    }
+  }
+
+  /// Those of the rank among the keys that came in that step of the ring. What came before the step is the queries'
+  /// own.
+  void see_part(const RankTokens& tokens, const OpRecord& record, OpShape& shape) {
+    const int ranks = plan_.parallel.cp;
+    const int step = steps_[{record.layer, record.microbatch}]++ % ranks;
+    const int keys_of = (tokens.cp + ranks - step) % ranks;
+    const bool decodes = std::ranges::any_of(tokens.chunks, [](const Chunk& chunk) { return chunk.begin > 0; });
+    if (decodes && keys_of == tokens.cp) return see_all({.chunks = tokens.pieces}, tokens.pieces, shape);
+    const std::vector<Chunk>& held = tokens.shares[static_cast<std::size_t>(keys_of)];
+    shape.spans = key_spans(tokens.pieces, held);
+    for (const Chunk& chunk : held) shape.keys += chunk.count;
+  }
+
+  /// Those of every rank of dcp among the keys that the rank keeps.
+  void see_kept(const RankTokens& tokens, OpShape& shape) const {
+    const CacheShare share = cache_share(plan_.parallel, layout_.at);
+    for (const Chunk& chunk : tokens.chunks) {
+      for (std::int64_t token = chunk.begin; token < chunk.end(); ++token) {
+        const std::int64_t seen = share.count_of(token + 1);
+        const bool alike = token > chunk.begin && shape.spans.back().keys == seen;
+        if (alike) {
+          ++shape.spans.back().queries;
+        } else {
+          shape.spans.push_back({.queries = 1, .first_key = shape.keys, .keys = seen});
+        }
+      }
+      shape.keys += share.count_of(chunk.end());
+    }
+    const std::vector<KeySpan> of_rank = shape.spans;
+    for (int rank = 1; rank < share.ranks; ++rank) {
+      shape.spans.insert(shape.spans.end(), of_rank.begin(), of_rank.end());
+    }
   }
 
   const Plan& plan_;
   Layout layout_;
   TokenMap tokens_;
+  std::map<std::pair<std::int32_t, std::int32_t>, int> steps_;  ///< of the ring, by layer and microbatch
 };
-
-constexpr const char* kOtherMath = "what this model does there is not timed yet";
-
-/// Of what depends on the layer: the plain kernel is timed, not another one in its name.
-bool is_plain(const LayerSpec& spec, Kernel kernel) {
-  const AttentionSpec& attention = spec.attention;
-  const FeedForwardSpec& feed_forward = spec.feed_forward;
-  switch (kernel) {
-    case Kernel::rope:
-      return attention.rope_dim() == attention.head_dim && !attention.rope.interleaved;
-    case Kernel::attention:
-      return attention.value_dim() == attention.head_dim && attention.sliding_window == 0 && !attention.sinks;
-    case Kernel::route:
-      return feed_forward.scoring == Scoring::softmax && feed_forward.groups == 1 && !feed_forward.selection_bias;
-    case Kernel::expert:
-      return feed_forward.swiglu_limit == 0 && !feed_forward.expert_bias;
-    default:
-      return true;
-  }
-}
-
-/// Why a record is not timed, if so.
-std::string reason_against(const Plan& plan, DryPass pass, const OpRecord& record, std::optional<Kernel> kernel) {
-  if (!kernel) return "not among the ops that are timed yet";
-  if (*kernel == Kernel::attention) {
-    if (pass == DryPass::decode) return "no kernel attends from new tokens to cached keys yet";
-    if (plan.parallel.cp > 1) return "no kernel attends to the keys of other context-parallel ranks yet";
-  }
-  if (*kernel == Kernel::combine && plan.parallel.sums_over_ep()) {
-    return "no kernel combines only what a rank's own experts make yet";
-  }
-  if (*kernel == Kernel::rms_norm && plan.model.layer_norm) return kOtherMath;
-  if (record.layer >= 0 && !is_plain(plan.model.layers[record.layer], *kernel)) return kOtherMath;
-  return "";
-}
 
 void count(const OpShape& shape, Op op, RankOps& result) {
   auto known = std::ranges::find_if(result.ops, [&](const CountedOp& other) { return other.shape == shape; });
@@ -199,7 +328,7 @@ void leave_out(Op op, const std::string& why, RankOps& result) {
 }
 
 RankOps counted(const Plan& plan, int rank, DryPass pass, const RankTrace& trace) {
-  const Reader reader(plan, rank);
+  Reader reader(plan, rank, pass);
   RankOps result;
   for (const OpRecord& record : trace.ops) {
     if (record.call) {
@@ -207,9 +336,8 @@ RankOps counted(const Plan& plan, int rank, DryPass pass, const RankTrace& trace
       continue;
     }
     const std::optional<Kernel> kernel = kernel_of(record.op);
-    const std::string why = reason_against(plan, pass, record, kernel);
-    if (!why.empty()) {
-      leave_out(record.op, why, result);
+    if (!kernel) {
+      leave_out(record.op, "not among the ops that are timed yet", result);
     } else if (record.rows > 0 && record.cols > 0) {
       count(reader.shape_of(record, *kernel), record.op, result);
     }
@@ -218,66 +346,6 @@ RankOps counted(const Plan& plan, int rank, DryPass pass, const RankTrace& trace
 }
 
 }  // namespace
-
-const char* to_string(Kernel kernel) {
-  constexpr const char* kNames[] = {"embed", "rms_norm", "linear",      "rope",   "attention",
-                                    "add",   "route",    "gather_rows", "expert", "combine"};
-  return kNames[static_cast<std::size_t>(kernel)];
-}
-
-std::string describe(const OpShape& shape) {
-  switch (shape.kernel) {
-    case Kernel::linear:
-      return fmt::format("m {}, n {}, k {}", shape.rows, shape.cols, shape.inner);
-    case Kernel::expert:
-      return fmt::format("tokens {}, hidden {}, width {}", shape.rows, shape.cols, shape.inner);
-    case Kernel::attention: {
-      const auto [least, most] = std::ranges::minmax(shape.sequences);
-      const std::string lengths = least == most ? fmt::format("{}", most) : fmt::format("{}-{}", least, most);
-      return fmt::format("{} x {} tokens, heads {}/{} x {}", shape.sequences.size(), lengths,
-                         shape.cols / shape.head_dim, shape.kv_heads, shape.head_dim);
-    }
-    case Kernel::route:
-      return fmt::format("tokens {}, experts {}, top {}", shape.rows, shape.inner, shape.cols);
-    case Kernel::combine:
-      return fmt::format("{} x {}, slots {}", shape.rows, shape.cols, shape.inner);
-    default:
-      return fmt::format("{} x {}", shape.rows, shape.cols);
-  }
-}
-
-ops::Cost cost_of(const OpShape& shape, int bytes) {
-  const std::int64_t rows = shape.rows, cols = shape.cols;
-  switch (shape.kernel) {
-    case Kernel::embed:
-      return ops::embed_cost(rows, cols, bytes);
-    case Kernel::rms_norm:
-      return ops::rms_norm_cost(rows, cols, bytes);
-    case Kernel::linear:
-      return ops::linear_cost(rows, cols, shape.inner, bytes);
-    case Kernel::rope:
-      return ops::rope_cost(rows, cols, bytes);
-    case Kernel::attention: {
-      double pairs = 0;
-      for (const std::int64_t length : shape.sequences) {
-        const auto n = static_cast<double>(length);
-        pairs += n * (n + 1) / 2;
-      }
-      return ops::attention_cost(pairs, rows, cols / shape.head_dim, shape.kv_heads, shape.head_dim, bytes);
-    }
-    case Kernel::add:
-      return ops::add_cost(rows, cols, bytes);
-    case Kernel::route:
-      return ops::route_cost(rows, shape.inner, cols, bytes);
-    case Kernel::gather_rows:
-      return ops::gather_rows_cost(rows, cols, bytes);
-    case Kernel::expert:
-      return ops::expert_cost(rows, cols, shape.inner, bytes);
-    case Kernel::combine:
-      return ops::combine_cost(rows, shape.inner, cols, bytes);
-  }
-  return {};
-}
 
 RankOps rank_ops(const Plan& plan, int rank, ops::Format format, DryPass pass) {
   const StatedRouting routing = StatedRouting::of(plan);

@@ -25,8 +25,12 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
+bool is_attention(Kernel kernel) {
+  return kernel == Kernel::attention || kernel == Kernel::attention_part;
+}
+
 bool reads_mostly(Kernel kernel) {
-  return kernel == Kernel::linear || kernel == Kernel::expert || kernel == Kernel::attention;
+  return kernel == Kernel::linear || kernel == Kernel::expert || is_attention(kernel);
 }
 
 /// What the machine can do beside an op of this cost.
@@ -82,7 +86,7 @@ OpShape part_within(const OpShape& shape, ops::Format format, double most_second
   share = 1;
   if (wanted >= 1) return shape;
   OpShape part = shape;
-  if (shape.kernel == Kernel::attention) {
+  if (is_attention(shape.kernel)) {
     const std::int64_t group = shape.cols / shape.kv_heads;
     part.kv_heads = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(shape.kv_heads) * wanted));
     part.cols = part.kv_heads * group;
@@ -91,6 +95,7 @@ OpShape part_within(const OpShape& shape, ops::Format format, double most_second
     const auto rows = static_cast<std::int64_t>(static_cast<double>(shape.rows) * wanted);
     part.rows = std::min(shape.rows, std::max(kLeastRows, rows));
     share = static_cast<double>(part.rows) / static_cast<double>(shape.rows);
+    part.present = static_cast<std::int64_t>(static_cast<double>(shape.present) * share);
   }
   return part;
 }
@@ -103,7 +108,7 @@ TimedOp time_op(const CountedOp& op, ops::Format format, const TimingOptions& op
         fmt::format("its operands take {}, of {} that may be used", human_bytes(needed), human_bytes(options.memory));
     return result;
   }
-  const PreparedOp prepared = prepare(part, format);
+  const PreparedOp prepared = prepare_op(part, format);
   prepared.run();
   result.wrong = prepared.wrong();
   if (result.wrong.empty()) {

@@ -11,6 +11,7 @@
 #include "emu/plan/cache_share.h"
 #include "emu/plan/key_spans.h"
 #include "emu/run/context.h"
+#include "emu/run/dry_deployment.h"
 #include "emu/run/program.h"
 
 namespace shardproof {
@@ -246,9 +247,6 @@ std::vector<std::int64_t> DryRun::arriving_over_etp(int layer, std::int64_t micr
   return counts;
 }
 
-namespace {
-
-/// A pass of a serving plan is one over its prompts, or one after all that is run of its requests.
 Deployment deployment_of(const Plan& plan, DryPass pass) {
   Workload workload = plan.workload.prompts();
   if (pass == DryPass::decode) std::ranges::fill(workload.lengths, 1);
@@ -256,6 +254,8 @@ Deployment deployment_of(const Plan& plan, DryPass pass) {
   if (pass == DryPass::decode) deployment.tokens.set_past(plan.workload.lengths);
   return deployment;
 }
+
+namespace {
 
 using UseTrace = std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>;
 
