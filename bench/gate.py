@@ -115,26 +115,34 @@ def gate(args):
 
 
 def trials(args):
-    """What the gate makes of a build against itself, and of one whose first benchmark is slower."""
+    """What the gate makes of a build against itself, and of one in which a benchmark is slower: as it decides, with what it
+    measures further."""
     program, names = args.programs[0], common_names([args.programs[0]] * 2, args.filter)
     order, rounds = random.Random(args.seed), rounds_for(len(names), args.alpha)
-    count = {"false alarm": 0, "cannot tell": 0, "found": 0, "missed": 0, "cannot tell of the slower": 0}
+    count = dict.fromkeys(("false alarm", "cannot tell", "found", "unsure", "missed", "further"), 0)
     for trial in range(args.trials):
-        samples = ({}, {})
-        run_rounds([program] * 2, names, rounds, args, samples, ([], []), order)
-        verdicts = {change.verdict for change in judged(samples, args).values()}
+        samples, slow, open_names = ({}, {}), names[trial % len(names)], names
+        for stage in range(STAGES):
+            run_rounds([program] * 2, open_names, rounds, args, samples, ([], []), order)
+            same = judged(samples, args)
+            slowed = judged((samples[0], {**samples[1], slow: [v * (1 + args.slowdown) for v in samples[1][slow]]}), args)
+            open_names = [name for name in names
+                          if "cannot tell" in (same[name].verdict, slowed[slow].verdict if name == slow else "")]
+            if not open_names:
+                break
+            count["further"] += stage == 0
+        verdicts = {change.verdict for change in same.values()}
         count["false alarm"] += "slower" in verdicts
         count["cannot tell"] += "slower" not in verdicts and "cannot tell" in verdicts
-        slow = names[trial % len(names)]
-        samples[1][slow] = [value * (1 + args.slowdown) for value in samples[1][slow]]
-        verdict = judged(samples, args)[slow].verdict
+        verdict = slowed[slow].verdict
         count["found"] += verdict == "slower"
-        count["cannot tell of the slower"] += verdict == "cannot tell"
+        count["unsure"] += verdict == "cannot tell"
         count["missed"] += verdict not in ("slower", "cannot tell")
-    print(f"{args.trials} comparisons of {rounds} rounds of {len(names)} benchmarks, before anything is measured further:"
+        print(f"{trial + 1}: {', '.join(f'{number} {what}' for what, number in count.items())}", file=sys.stderr)
+    print(f"{args.trials} comparisons of {rounds} rounds of {len(names)} benchmarks, {count['further']} measured further:"
           f" {count['false alarm']} false alarms, {count['cannot tell']} cannot tell")
     print(f"one benchmark slower by {100 * args.slowdown:.0f} %: {count['found']} found,"
-          f" {count['cannot tell of the slower']} cannot tell, {count['missed']} missed")
+          f" {count['unsure']} cannot tell, {count['missed']} missed")
     return 0
 
 

@@ -84,7 +84,7 @@ class Gate(unittest.TestCase):
     def test_its_own_trials_count_what_it_makes_of_a_build_and_itself(self):
         code, out, _ = self.gate("--trials", "5", "base")
         self.assertEqual(code, 0)
-        self.assertIn("0 false alarms, 0 cannot tell", out)
+        self.assertIn("0 measured further: 0 false alarms, 0 cannot tell", out)
         self.assertIn("one benchmark slower by 10 %: 5 found, 0 cannot tell, 0 missed", out)
 
     def test_it_has_rounds_enough_to_be_sure_of_one_among_many(self):
