@@ -77,8 +77,9 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
       return moe_output_cause(wrong);
     case TapKind::embedding_scaled:
     case TapKind::attention_q_latent:
-    case TapKind::attention_q_latent_norm:
     case TapKind::attention_kv_latent:
+      return gather_cause(wrong);
+    case TapKind::attention_q_latent_norm:
     case TapKind::attention_kv_latent_norm:
     case TapKind::router_scores:
     case TapKind::router_choice:

@@ -127,8 +127,8 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
     std::vector<Row> result;
     for (int t = 0; t < etp; ++t) {
       const ExpertFrom from{wrong.layer, moe.slots(i).experts[s]};
-      const auto partial =
-          model.expert_partial_sum(wrong.layer, wrong.rows[i].row, from, {.gate_up = t, .down = (t + shift) % etp});
+      const auto partial = model.expert_partial_sum(wrong.layer, wrong.rows[i].row, from,
+                                                    {.gate_up = t, .down = (t + shift) % etp, .on = t});
       result.emplace_back(partial.begin(), partial.end());
     }
     return result;
@@ -141,15 +141,30 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
     };
     if (moe.explained_by_outputs(output)) return cause_of(fault, "etp", etp);
   }
-  // One slice's partial sums everywhere, or down projections of another slice.
-  for (int member = 0; member < etp && etp > 1; ++member) {
-    const auto output = [&](std::size_t i, std::size_t s) {
-      Row sum = scaled(partials(i, s, 0)[static_cast<std::size_t>(member)], etp);
+  const auto of_slices = [&](const auto& slice_on) {
+    return [&, slice_on](std::size_t i, std::size_t s) {
+      Row sum(wrong.rows[i].got.size(), 0.0);
+      for (int t = 0; t < etp; ++t) {
+        const int slice = slice_on(t);
+        const auto part =
+            model.expert_partial_sum(wrong.layer, wrong.rows[i].row, {wrong.layer, moe.slots(i).experts[s]},
+                                     {.gate_up = slice, .down = slice, .on = t});
+        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
+      }
       model.finish(sum);
       return sum;
     };
-    if (moe.explained_by_outputs(output)) {
+  };
+  // One slice's partial sums everywhere, or on one rank, or down projections of another slice.
+  for (int member = 0; member < etp && etp > 1; ++member) {
+    if (moe.explained_by_outputs(of_slices([&](int) { return member; }))) {
       return Cause{"wrong_slice", fmt::format("every etp rank computes slice {} of {} of the experts", member, etp)};
+    }
+    for (int other = 0; other < etp; ++other) {
+      if (other == member || !moe.explained_by_outputs(of_slices([&](int t) { return t == member ? other : t; }))) {
+        continue;
+      }
+      return Cause{"wrong_slice", fmt::format("etp {} computes slice {} of {} of the experts", member, other, etp)};
     }
   }
   for (int shift = 1; shift < etp; ++shift) {
@@ -202,6 +217,41 @@ std::optional<Cause> early_read_cause(const WrongTap& wrong) {
   return std::nullopt;
 }
 
+/// Of a sum over ep: one rank takes the experts of another rank for its own, the k-th for its k-th, and serves their
+/// tokens in place of its own experts'.
+std::optional<Cause> believed_owner_cause(const WrongTap& wrong, const MoeSlots& moe, const Deployment& deployment) {
+  const Plan& plan = wrong.model.plan();
+  const int ep = plan.parallel.ep;
+  const std::int64_t experts = plan.model.layers[wrong.layer].feed_forward.num_experts;
+  if (plan.parallel.experts.redundant > 0 || experts % ep != 0) return std::nullopt;
+  const auto predicted = [&](std::size_t i, int member, int shift) {
+    const Slots& slots = moe.slots(i);
+    Row sum(moe.row(i).got.size(), 0.0);
+    for (std::size_t s = 0; s < slots.experts.size(); ++s) {
+      const int owner = serving_ep(plan.model, deployment, wrong.layer, moe.row(i).row, slots.experts[s]);
+      const auto add = [&](const Row& output) {
+        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += slots.weights[s] * output[c];
+      };
+      if (owner != member) add(slots.outputs[s]);
+      if ((owner + shift) % ep != member) continue;
+      add(wrong.model.expert_output(wrong.layer, moe.row(i).row,
+                                    {wrong.layer, (slots.experts[s] + shift * (experts / ep)) % experts}));
+    }
+    wrong.model.finish(sum);
+    return sum;
+  };
+  for (int member = 0; member < ep; ++member) {
+    for (int shift = 1; shift < ep; ++shift) {
+      std::size_t i = 0;
+      while (i < moe.size() && close(predicted(i, member, shift), moe.row(i).got, wrong.tolerance)) ++i;
+      if (i < moe.size()) continue;
+      return Cause{"expert_map", fmt::format("ep {} serves the tokens of the experts of ep {} with its own, on {}",
+                                             member, (member + ep - shift) % ep, ranks_of(wrong.rows))};
+    }
+  }
+  return std::nullopt;
+}
+
 /// The sum over ep, of what the experts of each rank make of a token.
 std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
   const Plan& plan = wrong.model.plan();
@@ -224,9 +274,8 @@ std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
                         .partial = [&](const WrongRow& row, int member) { return partial(place(row), member); },
                         .own = [&](const WrongRow& row) { return summed_at(wrong, row).ep; },
                         .finish = [&](Row& values) { wrong.model.finish(values); }};
-  const auto fault = partial_sum_fault(rows, sum, wrong.tolerance);
-  if (!fault) return std::nullopt;
-  return cause_of(*fault, "ep", plan.parallel.ep);
+  if (const auto fault = partial_sum_fault(rows, sum, wrong.tolerance)) return cause_of(*fault, "ep", plan.parallel.ep);
+  return believed_owner_cause(wrong, moe, deployment);
 }
 
 /// Every rank that holds a replica of a chosen expert adds its output.
@@ -296,7 +345,7 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
     }
   }
   for (int layer = 0; layer < config.layers.size(); ++layer) {
-    if (layer == wrong.layer) continue;
+    if (!is_like(wrong, layer)) continue;
     const auto output = [&](std::size_t i, std::size_t s) {
       return model.expert_output(wrong.layer, wrong.rows[i].row, {layer, moe.slots(i).experts[s]});
     };

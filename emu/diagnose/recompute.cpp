@@ -5,30 +5,14 @@
 #include <limits>
 #include <numeric>
 
-#include "emu/run/rope_pairs.h"
+#include "emu/diagnose/internal/one_row.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
-#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
-#include "ops/rope.h"
 
 namespace shardproof {
-namespace {
-
-using ConstView = ops::MatrixView<const double>;
-using View = ops::MatrixView<double>;
-
-ConstView one_row(std::span<const double> x) {
-  return {x.data(), 1, std::ssize(x)};
-}
-View one_row(std::vector<double>& x) {
-  return {x.data(), 1, std::ssize(x)};
-}
-
-}  // namespace
-
 Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
     : plan_(plan),
       mesh_(plan.parallel),
@@ -57,6 +41,10 @@ const ExpectedTap& Recompute::tap(int layer, TapKind kind) const {
 }
 
 std::span<const double> Recompute::row(const ExpectedTap& tap, std::int64_t row) const {
+  if (row < 0) {
+    zeros_.resize(std::max(zeros_.size(), static_cast<std::size_t>(tap.cols)));
+    return std::span(zeros_).first(static_cast<std::size_t>(tap.cols));
+  }
   return std::span(tap.values).subspan(static_cast<std::size_t>(row * tap.cols), static_cast<std::size_t>(tap.cols));
 }
 
@@ -149,77 +137,6 @@ Recompute::Row Recompute::vector(const WeightSpec& spec, Range cols) {
   const LoadedWeight<double> loaded = slice(spec, {0, 1}, cols);
   const std::span<const double> values = loaded.view().row(0);
   return {values.begin(), values.end()};
-}
-
-Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Range cols) {
-  const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  if (spec.latent()) return latent_heads(kind, layer, from, cols);
-  const Weight weight = kind == TapKind::attention_q   ? Weight::attention_q
-                        : kind == TapKind::attention_k ? Weight::attention_k
-                                                       : Weight::attention_v;
-  Row y = project(row(tap(layer, TapKind::attention_norm), from.row), weight_spec(plan_.model, weight, from.layer),
-                  cols, from.vectors);
-  if (kind == TapKind::attention_v) return y;
-  if (spec.query_key_norm == QueryKeyNorm::full) {
-    norm_over_heads(y, kind, layer, from, cols);
-  } else if (spec.query_key_norm == QueryKeyNorm::head) {
-    const Weight norm_weight = kind == TapKind::attention_q ? Weight::attention_q_norm : Weight::attention_k_norm;
-    const LoadedWeight<double> scale =
-        whole(weight_spec(plan_.model, norm_weight, from.vectors >= 0 ? from.vectors : from.layer));
-    const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
-    ops::rms_norm<double>(by_head, scale.view().row(0), plan_.model.rms_norm_eps, format(), by_head);
-  }
-  rotate(y, layer, from.position);
-  return y;
-}
-
-void Recompute::norm_over_heads(Row& y, TapKind kind, int layer, const Origin& from, Range cols) {
-  using Squares = Origin::Squares;
-  const bool queries = kind == TapKind::attention_q;
-  const WeightSpec norm = weight_spec(plan_.model, queries ? Weight::attention_q_norm : Weight::attention_k_norm,
-                                      from.vectors >= 0 ? from.vectors : from.layer);
-  const Row all =
-      from.squares == Squares::of_all
-          ? project(row(tap(layer, TapKind::attention_norm), from.row),
-                    weight_spec(plan_.model, queries ? Weight::attention_q : Weight::attention_k, from.layer),
-                    {0, norm.cols}, from.vectors)
-          : y;
-  ops::Matrix<double> squares(1, 1);
-  ops::sum_squares<double>(one_row(std::span<const double>(all)), squares, 0);
-  ops::rms_norm_part<double>(one_row(y), squares, 0, from.squares == Squares::of_slice ? cols.count : norm.cols,
-                             vector(norm, {(cols.begin + from.norm_shift) % norm.cols, cols.count}),
-                             plan_.model.rms_norm_eps, format(), one_row(y));
-}
-
-Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& from, Range cols) {
-  const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  if (kind == TapKind::attention_q) {
-    const TapKind source = spec.q_lora_rank > 0 ? TapKind::attention_q_latent_norm : TapKind::attention_norm;
-    Row y = project(row(tap(layer, source), from.row), weight_spec(plan_.model, Weight::attention_q, from.layer), cols);
-    rotate(y, layer, from.position);
-    return y;
-  }
-  const std::int64_t turned = spec.rope.dim, width = kind == TapKind::attention_k ? spec.head_dim : spec.value_dim();
-  const std::int64_t both = spec.head_dim - turned + spec.value_dim();
-  const Range wanted{cols.begin / width, cols.count / width};
-  const Row product =
-      project(row(tap(layer, TapKind::attention_kv_latent_norm), from.row),
-              weight_spec(plan_.model, Weight::attention_kv, from.layer), {wanted.begin * both, wanted.count * both});
-  const std::span<const double> shared =
-      row(tap(layer, TapKind::attention_kv_latent), from.row).subspan(static_cast<std::size_t>(spec.kv_lora_rank));
-  ops::Matrix<double> k(1, wanted.count * spec.head_dim), v(1, wanted.count * spec.value_dim());
-  ops::split_latent_heads<double>(one_row(product), one_row(shared), spec.value_dim(), k, v);
-  const std::span<const double> values =
-      kind == TapKind::attention_k ? std::as_const(k).row(0) : std::as_const(v).row(0);
-  Row y(values.begin(), values.end());
-  if (kind == TapKind::attention_k) rotate(y, layer, from.position);
-  return y;
-}
-
-void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
-  const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  const ops::RopeTable<double> table(position + 1, rope_pairs(spec), format());
-  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), table);
 }
 
 Recompute::Row Recompute::attend(int layer, std::int64_t query, Range keys, const HeadPair& heads) {
@@ -353,7 +270,8 @@ Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) 
 
 std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t row_index, const ExpertFrom& from,
                                                       const EtpSlices& slices) {
-  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down}];
+  const int on = slices.on >= 0 ? slices.on : slices.down;
+  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down, on}];
   if (y.rows() == 0) {
     const ModelConfig& model = plan_.model;
     const std::int64_t intermediate_size = model.layers[layer].feed_forward.intermediate_size;
@@ -369,7 +287,7 @@ std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t ro
     if (model.layers[layer].feed_forward.expert_bias) {
       options.gate_bias = gate_bias = vector(spec(Weight::expert_gate_bias), part);
       options.up_bias = up_bias = vector(spec(Weight::expert_up_bias), part);
-      if (slices.down == 0) {
+      if (on == 0) {
         options.down_bias = down_bias = vector(spec(Weight::expert_down_bias), {0, model.hidden_size});
       }
     }

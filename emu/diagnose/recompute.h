@@ -32,6 +32,7 @@ struct ExpertFrom {
 struct EtpSlices {
   int gate_up = 0;
   int down = 0;
+  int on = -1;  ///< the rank that computes: the first adds the down projection's bias; -1: that whose slice `down` is
 };
 
 /// A query head and the key/value head that it attends with.
@@ -48,6 +49,8 @@ class Recompute {
   Recompute(const Plan& plan, const PreparedReference& reference);
 
   const Plan& plan() const { return plan_; }
+  /// Of the first stage's rank at that place along tp, which every stage has alike.
+  const Layout& layout(int tp) const { return layouts_by_tp_[static_cast<std::size_t>(tp)]; }
   const Mesh& mesh() const { return mesh_; }
   const Batch& batch() const { return reference_.batch; }
   ops::Format format() const { return reference_.format; }
@@ -59,6 +62,7 @@ class Recompute {
 
   /// The layer's tap of that name; without a layer (-1) the name alone. It must exist.
   const ExpectedTap& tap(int layer, TapKind kind) const;
+  /// -1: a row of zeros.
   std::span<const double> row(const ExpectedTap& tap, std::int64_t row) const;
   /// The stream that the norm of a block reads: "attention.norm", "moe.norm" or "final_norm".
   const ExpectedTap& norm_input(int layer, TapKind norm) const;
@@ -82,6 +86,16 @@ class Recompute {
     /// whole width.
     enum class Squares : std::int8_t { of_all, of_slice, of_slice_over_all } squares = Squares::of_all;
     std::int64_t norm_shift = 0;  ///< the norm's weight begins so many columns further, round its end
+    /// Queries or keys of these columns are projected with other rows of the weight, or another layer's; a norm over
+    /// all heads is off everywhere.
+    struct Elsewhere {
+      Range cols;
+      int layer = 0;
+      std::int64_t begin = 0;
+      std::int64_t row = -1;  ///< of what it is projected from; -1: the same
+      bool in_row = true;     ///< what is asked for is of the rank that is wrong
+      bool in_squares = true;
+    } elsewhere = {};
   };
   /// Columns, whole heads, of attention.q, k or v of the layer.
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);
@@ -112,6 +126,8 @@ class Recompute {
 
  private:
   Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);
+  /// The product with the weight of queries, keys or values, before norm and rotation.
+  Row product(TapKind kind, int layer, const Origin& from, Range cols, bool elsewhere);
   /// Columns of queries or keys, normed over all heads.
   void norm_over_heads(Row& y, TapKind kind, int layer, const Origin& from, Range cols);
   Row vector(const WeightSpec& spec, Range cols);
@@ -120,9 +136,10 @@ class Recompute {
   Mesh mesh_;
   Stages stages_;
   const PreparedReference& reference_;
+  mutable Row zeros_;
   std::vector<Layout> layouts_by_tp_;
   TokenMap tokens_;
-  std::map<std::tuple<int, int, std::int64_t, int, int>, ops::Matrix<double>> experts_;
+  std::map<std::tuple<int, int, std::int64_t, int, int, int>, ops::Matrix<double>> experts_;
 };
 
 }  // namespace shardproof

@@ -10,6 +10,11 @@
 
 namespace shardproof::diagnosis {
 
+bool is_like(const WrongTap& wrong, int layer) {
+  const LayerList& layers = wrong.model.plan().model.layers;
+  return layer != wrong.layer && layers.kind_of(layer) == layers.kind_of(wrong.layer);
+}
+
 std::string ranks_of(const std::vector<WrongRow>& wrong) {
   std::set<int> ranks;
   for (const WrongRow& row : wrong) ranks.insert(row.rank);

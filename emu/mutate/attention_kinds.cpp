@@ -80,12 +80,18 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Two microbatches may be under way at once.
+std::size_t stream_of(const Rank& rank, const internal::Call& call) {
+  return static_cast<std::size_t>(2 * to_int(rank.id()) + call.tag.microbatch % 2);
+}
+
 /// Adds to every rank's partial sum of the attention's output.
 template <class Add>
 Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, std::string cause) {
   const std::vector<int> group = sites.group(Axis::tp, place.rank);
   const Site site{.op = Op::attention_reduce, .layer = place.layer, .ranks = group};
   const int world = sites.plan.world();
+  const double multiplier = sites.plan.model.embedding_multiplier;
   return {.layer = place.layer,
           .ranks = group,
           .group = "tp",
@@ -96,7 +102,7 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
             const Buffers streams = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
               if (site.matches(rank, call)) {
-                add(own_input(rank, call, buffers), (*streams)[static_cast<std::size_t>(to_int(rank.id()))]);
+                add(own_input(rank, call, buffers), (*streams)[stream_of(rank, call)]);
               }
               return true;
             };
@@ -104,8 +110,11 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
             made.after = [=](const Rank& rank, internal::Call& call) {
               if (!is_call_of(call.tag, Op::embedding_reduce) && !is_call_of(call.tag, Op::stage_receive)) return;
               const std::span<double> out = output(call);
-              std::vector<double>& stream = (*streams)[static_cast<std::size_t>(to_int(rank.id()))];
+              std::vector<double>& stream = (*streams)[stream_of(rank, call)];
               stream.assign(out.begin(), out.end());
+              ops::round_to<double>(stream, ops::Format::exact);
+              if (!is_call_of(call.tag, Op::embedding_reduce) || multiplier == 1) return;
+              for (double& value : stream) value *= multiplier;
               ops::round_to<double>(stream, ops::Format::exact);
             };
           })};
@@ -155,10 +164,13 @@ Instances gather(const MutablePlan& plan, std::size_t limit) {
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
     const Site site{.op = op, .layer = layer, .ranks = fault == GatherFault::dropped ? group : std::vector{rank}};
+    const bool latent_queries = !kHead && plan.model.layers[layer].attention.q_lora_rank > 0;
     result.push_back({.layer = layer,
                       .ranks = site.ranks,
                       .group = "tp",
-                      .tap = tap_name(layer, kHead ? TapKind::logits : TapKind::attention_q),
+                      .tap = tap_name(layer, kHead            ? TapKind::logits
+                                             : latent_queries ? TapKind::attention_q_latent
+                                                              : TapKind::attention_q),
                       .causes = causes_of(fault),
                       .make = faulty_gather(site, fault)});
     if (kHead) break;
@@ -223,6 +235,8 @@ Instances microbatch_edit(const MutablePlan& plan, std::size_t limit) {
     const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.pp = stage}));
     const int rank = result.empty() ? group.front() : group.back();
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
+    // What is merged may lie beyond a window.
+    if (edit == Edit::merge && plan.model.layers[layer].attention.sliding_window > 0) continue;
     result.push_back({.layer = layer,
                       .ranks = {rank},
                       .tap = tap_name(layer, edit == Edit::merge ? TapKind::attention_context : TapKind::attention_q),

@@ -289,6 +289,8 @@ Instances contiguous_shares(const MutablePlan& plan, std::size_t limit) {
       if (sites.mesh.coordinates(rank).dp == at.dp) ranks.push_back(rank);
     }
     const int layer = static_cast<int>(sites.layers_of(at.pp).begin);
+    // Where the shares differ may lie beyond a window.
+    if (belief == Belief::chunks && plan.model.layers[layer].attention.sliding_window > 0) continue;
     Mutation mutation =
         in_context(layer, ranks, belief == Belief::positions ? "positions" : "cp_order", script([=](Script& made) {
                      made.microbatch = [=](const Rank& rank, std::int64_t, RankTokens& given) {

@@ -130,10 +130,11 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         made.slice = [=](const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) {
                           if (spec.expert < 0 || spec.layer != layer || !among(ranks, rank)) return;
-                          const bool down = spec.col_split == Split::intermediate_size;
-                          if (fault == SliceFault::down && !down) return;
-                          Range& part = down ? cols : rows;
-                          const std::int64_t extent = down ? spec.cols : spec.rows;
+                          if (fault == SliceFault::down && spec.weight != Weight::expert_down) return;
+                          // The biases of gate and up lie along their columns; that of down is whole.
+                          const bool along_cols = spec.col_split == Split::intermediate_size;
+                          Range& part = along_cols ? cols : rows;
+                          const std::int64_t extent = along_cols ? spec.cols : spec.rows;
                           part.begin = fault == SliceFault::first ? 0 : (part.begin + part.count) % extent;
                         };
                       })});
@@ -143,12 +144,12 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
 
 Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
-  if (plan.model.layers.size() < 2) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::etp, place.rank);
     const int layer = place.layer;
-    const int other = layer == 0 ? 1 : layer - 1;
+    const int other = layer_like(plan.model.layers, layer);
+    if (other < 0) continue;
     const ModelConfig model = plan.model;
     result.push_back({.layer = layer,
                       .ranks = group,

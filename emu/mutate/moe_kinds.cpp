@@ -1,5 +1,6 @@
 // Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
+#include <set>
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
@@ -82,6 +83,14 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Some layer's router weights are one, whatever its logits.
+bool weighs_by_one(const Plan& plan) {
+  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    const FeedForwardSpec& spec = layer.feed_forward;
+    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
+  });
+}
+
 Instances return_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (!goes_all_to_all(plan)) return {};
@@ -92,6 +101,8 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
     };
     result.push_back(
         edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.out = reverse}));
+    // A token's one output, as it is: another token's is that one's row.
+    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }
@@ -240,11 +251,36 @@ Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
   });
 }
 
+/// The last choices of all tokens that its ranks route are for the experts of one rank, whose part is then what is
+/// lost.
+bool last_choices_have_one_owner(const Sites& sites, const Mutation& mutation) {
+  const auto& choices = sites.plan.choices[static_cast<std::size_t>(mutation.layer)];
+  const Deployment deployment = deploy(sites.plan.model, sites.plan.parallel, sites.plan.workload);
+  std::set<int> owners;
+  for (const int rank : mutation.ranks) {
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      const TokenRows rows = sites.tokens.own(sites.mesh.coordinates(rank), m);
+      for (std::int64_t i = 0; i < rows.count(); ++i) {
+        const std::int32_t last = choices(rows[i], choices.cols() - 1);
+        owners.insert(serving_ep(sites.plan.model, deployment, mutation.layer, rows[i], last));
+      }
+    }
+  }
+  return owners.size() == 1;
+}
+
 Instances last_choice_dropped(const MutablePlan& plan, std::size_t limit) {
   if (plan.model.experts().top_k < 2) return {};
-  return routing(plan, limit, "slot_dropped", [](const FaultSite&, Scores, Ids, Weights weights) {
+  Instances result = routing(plan, limit, "slot_dropped", [](const FaultSite&, Scores, Ids, Weights weights) {
     for (std::int64_t t = 0; t < weights.rows; ++t) weights(t, weights.cols - 1) = 0;
   });
+  const Sites sites(plan);
+  for (Mutation& mutation : result) {
+    if (plan.parallel.sums_over_ep() && last_choices_have_one_owner(sites, mutation)) {
+      mutation.causes.emplace_back("partial_sum_missing");
+    }
+  }
+  return result;
 }
 
 Instances weights_twice(const MutablePlan& plan, std::size_t limit) {
@@ -307,14 +343,6 @@ Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
 bool chooses_every_expert(const Plan& plan) {
   return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
     return layer.feed_forward.top_k == layer.feed_forward.num_experts;
-  });
-}
-
-/// Some layer's router weights are one, whatever its logits.
-bool weighs_by_one(const Plan& plan) {
-  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
-    const FeedForwardSpec& spec = layer.feed_forward;
-    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
   });
 }
 

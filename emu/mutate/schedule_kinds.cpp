@@ -33,7 +33,7 @@ Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
                       .group = "pp",
                       .tap = norm_tap(layer),
                       .may_clash = true,
-                      .causes = {"microbatch_order", "call_arguments"},
+                      .causes = {"microbatch_order", "call_sequence", "call_arguments"},
                       .make = script([=](Script& made) {
                         made.timetable = [=](Timetable& timetable) {
                           for (const int rank : later) {

@@ -153,4 +153,13 @@ std::vector<Place> Sites::sending_places(std::size_t limit) const {
   });
 }
 
+int layer_like(const LayerList& layers, int layer) {
+  for (int distance = 1; distance < layers.size(); ++distance) {
+    for (const int other : {layer - distance, layer + distance}) {
+      if (other >= 0 && other < layers.size() && layers.kind_of(other) == layers.kind_of(layer)) return other;
+    }
+  }
+  return -1;
+}
+
 }  // namespace shardproof::mutations

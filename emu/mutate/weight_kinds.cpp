@@ -111,16 +111,6 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// The nearest other layer of the same kind, the one before first; -1: there is none.
-int layer_like(const LayerList& layers, int layer) {
-  for (int distance = 1; distance < layers.size(); ++distance) {
-    for (const int other : {layer - distance, layer + distance}) {
-      if (other >= 0 && other < layers.size() && layers.kind_of(other) == layers.kind_of(layer)) return other;
-    }
-  }
-  return -1;
-}
-
 template <Weight weight>
 Instances stale(const MutablePlan& plan, std::size_t limit, TapKind tap) {
   const Sites sites(plan);

@@ -37,6 +37,7 @@ class MoeSlots {
 
   const Slots& slots(std::size_t i) const { return slots_[i]; }
   const WrongRow& row(std::size_t i) const { return rows_[i]; }
+  std::size_t size() const { return slots_.size(); }
 
   /// All rows with other weights: `weights(i)` for the i-th wrong row.
   template <class Weights>

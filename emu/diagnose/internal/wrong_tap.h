@@ -29,6 +29,8 @@ struct WrongTap {
   Coordinates at(const WrongRow& row) const { return model.mesh().coordinates(row.rank); }
 };
 
+/// Another layer of the same kind has the same weights to take for one's own.
+bool is_like(const WrongTap& wrong, int layer);
 /// "rank 3", "ranks 0, 1, 4".
 std::string ranks_of(const std::vector<WrongRow>& wrong);
 /// Every degree of the plan above 1, by name.

@@ -62,4 +62,7 @@ class Sites {
   std::vector<std::int64_t> receives(int layer, std::int64_t microbatch, int rank) const;
 };
 
+/// The nearest other layer of the same kind, the one before first; -1: there is none.
+int layer_like(const LayerList& layers, int layer);
+
 }  // namespace shardproof::mutations

@@ -1,0 +1,293 @@
+// Causes at projections.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "emu/diagnose/internal/wrong_tap.h"
+
+namespace shardproof::diagnosis {
+namespace {
+
+/// A projection of a norm: what a tap of it is made of.
+struct Projection {
+  const ExpectedTap* input = nullptr;
+  bool rotated = false;
+  std::int64_t block = 0;  ///< width of a head, where it has heads
+};
+
+Projection projection_of(const WrongTap& wrong) {
+  const ModelConfig& config = wrong.model.plan().model;
+  if (wrong.kind == TapKind::logits) return {.input = &wrong.model.tap(-1, TapKind::final_norm)};
+  if (wrong.kind == TapKind::router_logits) return {.input = &wrong.model.tap(wrong.layer, TapKind::moe_norm)};
+  return {.input = &wrong.model.tap(wrong.layer, TapKind::attention_norm),
+          .rotated = wrong.kind != TapKind::attention_v,
+          .block = wrong.kind == TapKind::attention_v ? config.layers[wrong.layer].attention.value_dim()
+                                                      : config.layers[wrong.layer].attention.head_dim};
+}
+
+WeightSpec weight_of(const ModelConfig& model, TapKind kind, int layer) {
+  return kind == TapKind::logits ? weight_spec(model, Weight::head) : weight_spec(model, Weight::router, layer);
+}
+
+using Origin = Recompute::Origin;
+
+/// The columns of a wrong row, projected from there.
+std::vector<double> projected(const WrongTap& wrong, const Projection& projection, const WrongRow& row,
+                              const Origin& from) {
+  Recompute& model = wrong.model;
+  const Range cols{row.col, std::ssize(row.got)};
+  if (projection.block > 0) return model.heads(wrong.kind, wrong.layer, from, cols);
+  return model.project(model.row(*projection.input, from.row), weight_of(model.plan().model, wrong.kind, from.layer),
+                       cols, from.vectors);
+}
+
+std::optional<Cause> position_cause(const WrongTap& wrong, const Projection& projection) {
+  Recompute& model = wrong.model;
+  const std::int64_t longest = *std::ranges::max_element(model.batch().lengths());
+  const std::int64_t last = 2 * longest + 8;
+  std::optional<std::int64_t> shown;
+  for (const WrongRow& row : wrong.rows) {
+    std::int64_t position = 0;
+    while (position <= last &&
+           !close(projected(wrong, projection, row, {row.row, wrong.layer, position}), row.got, wrong.tolerance)) {
+      ++position;
+    }
+    if (position > last) return std::nullopt;
+    if (!shown) shown = position;
+  }
+  const WrongRow& first = wrong.rows.front();
+  return Cause{
+      "positions",
+      fmt::format("{} rows on {} are rotated for other positions: token {} for position {}, not {}", wrong.rows.size(),
+                  ranks_of(wrong.rows), first.row, *shown, model.tokens().position(first.row))};
+}
+
+/// Rows made of other rows' norms.
+std::optional<Cause> input_row_cause(const WrongTap& wrong, const Projection& projection) {
+  Recompute& model = wrong.model;
+  std::vector<std::int64_t> sources;
+  for (const WrongRow& row : wrong.rows) {
+    const std::int64_t position = model.tokens().position(row.row);
+    const TokenRows near = model.rows_beside(row.row);
+    const std::int64_t count = near.count();
+    std::int64_t place = 0;
+    while (place < count &&
+           !close(projected(wrong, projection, row, {near[place], wrong.layer, position}), row.got, wrong.tolerance)) {
+      ++place;
+    }
+    if (place == count) return std::nullopt;
+    sources.push_back(near[place]);
+  }
+  return row_order_cause(wrong, sources);
+}
+
+/// Norms over all heads, of the squares that one rank has.
+std::optional<Cause> norm_slice_cause(const WrongTap& wrong, const Projection& projection) {
+  using Squares = Origin::Squares;
+  const ModelConfig& config = wrong.model.plan().model;
+  if (!projection.rotated || config.layers[wrong.layer].attention.query_key_norm != QueryKeyNorm::full) {
+    return std::nullopt;
+  }
+  for (const Squares squares : {Squares::of_slice, Squares::of_slice_over_all}) {
+    const auto over_slice = [&](const WrongRow& row) {
+      return projected(wrong, projection, row,
+                       {row.row, wrong.layer, wrong.model.tokens().position(row.row), -1, squares});
+    };
+    if (!explains(wrong.rows, over_slice, wrong.tolerance)) continue;
+    return Cause{"norm_over_slice",
+                 fmt::format("{} norm over the {} columns that they hold{}, not over all {}: the sum of the squares "
+                             "over tp is missing",
+                             ranks_of(wrong.rows), wrong.rows.front().got.size(),
+                             squares == Squares::of_slice ? "" : ", divided by the whole width", wrong.expected.cols)};
+  }
+  return std::nullopt;
+}
+
+/// Of norms over all heads, the part of the weight that another rank holds.
+std::optional<Cause> norm_weight_cause(const WrongTap& wrong, const Projection& projection) {
+  const AttentionSpec* const spec =
+      wrong.layer >= 0 ? &wrong.model.plan().model.layers[wrong.layer].attention : nullptr;
+  if (!projection.rotated || spec == nullptr || spec->query_key_norm != QueryKeyNorm::full) return std::nullopt;
+  const std::int64_t held = std::ssize(wrong.rows.front().got);
+  for (std::int64_t shift = spec->head_dim; shift + held <= wrong.expected.cols; shift += spec->head_dim) {
+    const auto with_other = [&](const WrongRow& row) {
+      const std::int64_t begin = (row.col + shift) % wrong.expected.cols;
+      if (begin + std::ssize(row.got) > wrong.expected.cols) return std::vector<double>();
+      return projected(
+          wrong, projection, row,
+          {row.row, wrong.layer, wrong.model.tokens().position(row.row), -1, Origin::Squares::of_all, shift});
+    };
+    if (!explains(wrong.rows, with_other, wrong.tolerance)) continue;
+    const WrongRow& first = wrong.rows.front();
+    return Cause{"norm_of_another_head",
+                 fmt::format("head {} on {} is normed with the weight of head {}", first.col / spec->head_dim,
+                             ranks_of(wrong.rows), (first.col + shift) % wrong.expected.cols / spec->head_dim)};
+  }
+  return std::nullopt;
+}
+
+/// Of norms over all heads: what one rank of tp makes of its product, which is in every rank's sum of the squares.
+class NormedProducts {
+ public:
+  NormedProducts(const WrongTap& wrong, const Projection& projection) : wrong_(wrong), projection_(projection) {}
+
+  bool apply() const {
+    if (!projection_.rotated || wrong_.layer < 0) return false;
+    return spec().query_key_norm == QueryKeyNorm::full;
+  }
+  Range cols_of(int member) const {
+    const LayerLayout& held = held_by(member);
+    const Range heads = queries() ? held.heads : held.kv_heads;
+    return {heads.begin * spec().head_dim, heads.count * spec().head_dim};
+  }
+  /// Of key-value heads that several ranks hold, the squares of the first are taken.
+  std::vector<double> predicted(const WrongRow& row, int member, Origin::Elsewhere elsewhere) const {
+    elsewhere.cols = cols_of(member);
+    elsewhere.in_row = wrong_.at(row).tp == member;
+    elsewhere.in_squares = queries() || held_by(member).first_kv_heads.count > 0;
+    Origin from{row.row, wrong_.layer, wrong_.model.tokens().position(row.row)};
+    from.elsewhere = elsewhere;
+    return projected(wrong_, projection_, row, from);
+  }
+  bool fits(int member, const Origin::Elsewhere& elsewhere) const {
+    return explains(
+        wrong_.rows, [&](const WrongRow& row) { return predicted(row, member, elsewhere); }, wrong_.tolerance);
+  }
+
+ private:
+  bool queries() const { return wrong_.kind == TapKind::attention_q; }
+  const AttentionSpec& spec() const { return wrong_.model.plan().model.layers[wrong_.layer].attention; }
+  const LayerLayout& held_by(int member) const {
+    return wrong_.model.layout(member).layer(wrong_.model.plan().model, wrong_.layer);
+  }
+
+  const WrongTap& wrong_;
+  const Projection& projection_;
+};
+
+/// One rank's product with another's rows of the weight, or with another layer's.
+std::optional<Cause> normed_slice_cause(const WrongTap& wrong, const NormedProducts& products) {
+  const int tp = wrong.model.plan().parallel.tp;
+  for (int member = 0; member < tp; ++member) {
+    const Range cols = products.cols_of(member);
+    for (int other = 0; other < tp; ++other) {
+      const Range from = products.cols_of(other);
+      if (from.begin == cols.begin || from.count != cols.count) continue;
+      if (!products.fits(member, {.layer = wrong.layer, .begin = from.begin})) continue;
+      return Cause{"heads_permuted", fmt::format("tp {} projects with the weights of the heads of tp {}: the norm over "
+                                                 "all heads is off on {}",
+                                                 member, other, ranks_of(wrong.rows))};
+    }
+    for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
+      if (!is_like(wrong, layer) || !products.fits(member, {.layer = layer, .begin = cols.begin})) continue;
+      return Cause{"weights_of_another_layer",
+                   fmt::format("tp {} projects with the weights of layer {}: the norm over all heads is off on {}",
+                               member, layer, ranks_of(wrong.rows))};
+    }
+  }
+  return std::nullopt;
+}
+
+/// One rank's product of other rows.
+std::optional<Cause> normed_row_cause(const WrongTap& wrong, const NormedProducts& products) {
+  const int tp = wrong.model.plan().parallel.tp;
+  for (int member = 0; member < tp; ++member) {
+    std::vector<std::int64_t> sources;
+    for (const WrongRow& row : wrong.rows) {
+      const TokenRows near = wrong.model.rows_beside(row.row);
+      std::int64_t place = 0;
+      const auto fits = [&] {
+        const Origin::Elsewhere from{.layer = wrong.layer, .begin = products.cols_of(member).begin, .row = near[place]};
+        return close(products.predicted(row, member, from), row.got, wrong.tolerance);
+      };
+      while (place < near.count() && !fits()) ++place;
+      if (place == near.count()) break;
+      sources.push_back(near[place]);
+    }
+    if (sources.size() == wrong.rows.size()) return row_order_cause(wrong, sources);
+  }
+  return std::nullopt;
+}
+
+/// A gather that did not take place, where zeros are projected to what a bias makes of them, or normed with the squares
+/// that a rank has of its own rows.
+std::optional<Cause> projected_gather_cause(const WrongTap& wrong, const Projection& projection) {
+  if (!wrong.model.plan().parallel.sp) return std::nullopt;
+  const auto predicted = [&](const WrongRow& row) {
+    const bool own = wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp;
+    Origin from{own ? row.row : -1, std::max(wrong.layer, 0), wrong.model.tokens().position(row.row)};
+    from.squares = Origin::Squares::of_slice_over_all;
+    return projected(wrong, projection, row, from);
+  };
+  const bool others = std::ranges::any_of(
+      wrong.rows, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp != wrong.at(row).tp; });
+  if (!others || !explains(wrong.rows, predicted, wrong.tolerance)) return std::nullopt;
+  return Cause{"gather_dropped", fmt::format("{} hold what zeros give in the rows of the other ranks of their tp group",
+                                             ranks_of(wrong.rows))};
+}
+
+std::optional<Cause> shifted_cause(const WrongTap& wrong) {
+  for (const std::int64_t shift : {1, -1}) {
+    const auto shifted = [&](const WrongRow& row) {
+      const std::span<const double> whole = wrong.model.row(wrong.expected, row.row);
+      std::vector<double> values;
+      for (std::int64_t i = 0; i < std::ssize(row.got); ++i) {
+        const std::int64_t col = row.col + i + shift;
+        if (col >= 0 && col < std::ssize(whole)) values.push_back(whole[static_cast<std::size_t>(col)]);
+      }
+      return values;
+    };
+    if (explains(wrong.rows, shifted, wrong.tolerance)) {
+      return Cause{"vocabulary_shifted", fmt::format("column c holds the value of column c {} 1 on {}",
+                                                     shift > 0 ? "+" : "-", ranks_of(wrong.rows))};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<Cause> projection_cause(const WrongTap& wrong) {
+  const Projection projection = projection_of(wrong);
+  if (auto cause = gather_cause(wrong)) return cause;
+  if (auto cause = projected_gather_cause(wrong, projection)) return cause;
+  if (projection.block > 0) {
+    if (const auto blocks = block_sources(wrong.rows, wrong.expected, projection.block, wrong.tolerance)) {
+      for (std::size_t head = 0; head < blocks->size(); ++head) {
+        if ((*blocks)[head] == static_cast<std::int64_t>(head)) continue;
+        return Cause{"heads_permuted", fmt::format("head {} holds the values of head {} on {}", head, (*blocks)[head],
+                                                   ranks_of(wrong.rows))};
+      }
+    }
+  }
+  if (wrong.kind == TapKind::logits || wrong.kind == TapKind::router_logits) {
+    if (auto cause = shifted_cause(wrong)) return cause;
+  }
+  if (wrong.layer >= 0) {
+    for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
+      // With its norms and biases, or with those of the right layer.
+      for (const int vectors : {layer, wrong.layer}) {
+        const auto with_weights = [&](const WrongRow& row) {
+          return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row), vectors});
+        };
+        if (is_like(wrong, layer) && explains(wrong.rows, with_weights, wrong.tolerance)) {
+          return Cause{"weights_of_another_layer",
+                       fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
+        }
+      }
+    }
+  }
+  if (auto cause = norm_slice_cause(wrong, projection)) return cause;
+  if (auto cause = norm_weight_cause(wrong, projection)) return cause;
+  if (const NormedProducts products(wrong, projection); products.apply()) {
+    if (auto cause = normed_slice_cause(wrong, products)) return cause;
+    if (auto cause = normed_row_cause(wrong, products)) return cause;
+  }
+  if (projection.rotated) {
+    if (auto cause = position_cause(wrong, projection)) return cause;
+    if (auto cause = input_row_cause(wrong, projection)) return cause;
+  }
+  return std::nullopt;
+}
+
+}  // namespace shardproof::diagnosis
