@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/call_hook.h"
+#include "collectives/exchange_handle.h"
 #include "tests/collectives/helpers.h"
 
 namespace shardproof {
@@ -509,6 +510,30 @@ TEST(Issued, MessagesMeetBlockingOnesInOrder) {
     co_await first;
     EXPECT_EQ(got_one, (std::vector<int>{to_int(peer)}));
     EXPECT_EQ(got_two, (std::vector<int>{10 + to_int(peer), 7}));
+  });
+}
+
+TEST(Issued, ExchangesMeetBlockingOnesAndMessagesInOrder) {
+  run_under_every_executor(3, [](Communicator comm) -> Task<> {
+    const int me = to_int(comm.rank());
+    const GroupRank ahead{(me + 1) % 3}, behind{(me + 2) % 3};
+    const std::vector<int> mine{me, 10 * me};
+    std::vector<int> first(2), second(2);
+    const Send sends[] = {{mine, ahead}};
+    ExchangeHandle hop;
+    {
+      const Recv recvs[] = {{first, behind}};
+      hop = iexchange(comm, {sends, recvs});
+    }
+    const Recv recvs[] = {{second, behind}};
+    if (me == 0) {
+      co_await comm.exchange({sends, recvs});
+    } else {
+      co_await iexchange(comm, {sends, recvs});
+    }
+    co_await hop;
+    EXPECT_EQ(first, (std::vector<int>{to_int(behind), 10 * to_int(behind)}));
+    EXPECT_EQ(second, first);
   });
 }
 

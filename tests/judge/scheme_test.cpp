@@ -251,6 +251,30 @@ TEST(VerifyScheme, KeepsAWrongTapThatCameBeforeAStallAndTellsTheKindsOfStallsApa
   EXPECT_FALSE(clash.first_divergence.has_value());
 }
 
+TEST(VerifyScheme, TakesAsManyRanksAsALargeClusterHas) {
+  constexpr int kRanks = 16384;
+  ExpectedTaps expected;
+  expected.add("y", 1, 2, {kRanks / 2, 1.5 * kRanks});
+  const auto program = [](bool skips) -> Cluster::Program {
+    return [skips](Rank& rank) -> Task<> {
+      std::vector<double> y{1, 3};
+      co_await rank.world().barrier();
+      if (skips && rank.at().dp == 77) co_return;
+      CallHandle sum = rank.dp().iall_reduce(y);
+      co_await rank.tp().barrier();
+      co_await sum;
+      if (rank.at().dp == 5) rank.tap<double>("y", {y.data(), 1, 2}, Placement::replicate(1, 2));
+    };
+  };
+
+  const VerifyReport right = verify_scheme({.tp = 2, .dp = kRanks / 2}, program(false), expected);
+  const VerifyReport stuck = verify_scheme({.tp = 2, .dp = kRanks / 2}, program(true), expected);
+
+  EXPECT_EQ(right.verdict, Verdict::pass);
+  EXPECT_EQ(stuck.verdict, Verdict::deadlock);
+  EXPECT_EQ(stuck.stall->cause.name, "call_sequence");
+}
+
 TEST(VerifyScheme, FindsTheFirstScheduleUnderWhichARunDiffers) {
   // Who comes first decides: a race.
   const auto arrivals = std::make_shared<std::atomic<int>>(0);

@@ -8,6 +8,7 @@
 #include <ostream>
 #include <vector>
 
+#include "collectives/exchange_handle.h"
 #include "emu/judge/scheme.h"
 
 namespace shardproof {
@@ -132,6 +133,38 @@ Cluster::Program ring(bool wrong) {
       const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
       const Recv recvs[] = {{next, GroupRank{(me + n - 1) % n}}};
       co_await rank.tp().exchange({sends, recvs});
+      std::swap(keys, next);
+    }
+    rank.tap<double>("context", view(sum, rows), Placement::shard(0, 8, 2, {me * rows, rows}));
+  };
+}
+
+// The same, the next block under way while the one that is here is used.
+Cluster::Program overlapped_ring(bool wrong) {
+  return [wrong](Rank& rank) -> Task<> {
+    const int n = rank.tp().size(), me = rank.at().tp;
+    const std::int64_t rows = 8 / n;
+    Values keys = filled(rows, 2, [&](std::int64_t i, std::int64_t j) { return value(me * rows + i, j); });
+    Values sum(static_cast<std::size_t>(rows * 2)), next(keys.size());
+    for (int hop = 0; hop < n; ++hop) {
+      ExchangeHandle coming;
+      if (hop + 1 < n) {
+        const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
+        const Recv recvs[] = {{next, GroupRank{(me + n - 1) % n}}};
+        coming = iexchange(rank.tp(), {sends, recvs});
+      }
+      const std::int64_t from = (me - hop + n) % n;
+      const Values& used = wrong && hop == 1 ? next : keys;  // the block that has not been waited for
+      for (std::int64_t i = 0; i < rows; ++i) {
+        for (std::int64_t t = 0; t < rows; ++t) {
+          for (std::int64_t j = 0; j < 2; ++j) {
+            sum[static_cast<std::size_t>(i * 2 + j)] +=
+                value(me * rows + i, from * rows + t) * used[static_cast<std::size_t>(t * 2 + j)];
+          }
+        }
+      }
+      if (hop + 1 == n) break;
+      co_await coming;
       std::swap(keys, next);
     }
     rank.tap<double>("context", view(sum, rows), Placement::shard(0, 8, 2, {me * rows, rows}));
@@ -328,6 +361,12 @@ const Scheme kSchemes[] = {
     {"Mlp", {.tp = 4}, mlp, [] { return one("y", 4, 3, mlp_at); }, "y", "reduction_dropped"},
     {"Ulysses", {.tp = 4}, ulysses, [] { return one("context", 8, 4, ulysses_at); }, "context", "rows_permuted"},
     {"RingAttention", {.tp = 4}, ring, [] { return one("context", 8, 2, ring_at); }, "context", "unknown"},
+    {"OverlappedRing",
+     {.tp = 4},
+     overlapped_ring,
+     [] { return one("context", 8, 2, ring_at); },
+     "context",
+     "not_finite"},
     {"Dispatch", {.dp = 4, .ep = 4}, dispatch, [] { return one("y", 12, 2, expert_at); }, "", "split_sizes"},
     {"Pipeline", {.pp = 3}, pipeline, [] { return one("y", 4, 3, pipeline_at); }, "", "message_lost"},
     {"ZeroOne", {.dp = 4}, zero1, zero1_expected, "gradient", "counted_n_times"},
