@@ -162,6 +162,7 @@ void TapCollector::tap(GlobalRank rank, const TapKey& key, const Placement& plac
 }
 
 std::vector<TapOutcome> TapCollector::finish() {
+  if (options_.judge != nullptr) options_.judge->run_ended();
   std::vector<TapOutcome> outcomes;
   for (std::size_t i = 0; i < ledgers_.size(); ++i) {
     TapLedger& ledger = *ledgers_[i];

@@ -96,6 +96,8 @@ class PartJudge {
   virtual void put(std::size_t tap, const Placement& placement, const TapValues& part) = 0;
   /// Every element of the tap was put.
   virtual void complete(std::size_t tap) = 0;
+  /// The run is over; taps that are not complete will not be.
+  virtual void run_ended() {}
   /// After the run: the worst of the wrong elements of a block; of a right one, no error.
   virtual WorstElement worst_in(std::size_t tap, const Placement& block) const = 0;
 };

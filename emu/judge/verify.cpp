@@ -129,19 +129,39 @@ Cause algebra_cause(Session& session, const Divergence& divergence) {
                    .norm_parts = sink.norm_parts()});
 }
 
-/// Of a mismatch.
-std::optional<Cause> cause_of(Session& session, const RunResult& run, const VerifyReport& report) {
-  if (!run.error.empty()) return Cause{"rank_error", run.error.substr(0, run.error.find('\n'))};
+/// Of a mismatch in a float format: the algebra of the same run is looked at, unless it is known to be right. What is
+/// wrong there too is no rounding.
+std::optional<Cause> float_cause(const RunnablePlan& plan, const VerifyOptions& options, const VerifyReport& report) {
   const Divergence& divergence = *report.first_divergence;
-  if (session.reference().held_to == HeldTo::own_inputs) {
-    if (!(divergence.error > divergence.bound)) return std::nullopt;
-    return Cause{"rounding",
-                 fmt::format("on the inputs that the run itself had this op is off by {:.3g} times what {} allows: it "
-                             "rounds more often, or to a narrower format, than it says, or computes something else",
-                             divergence.error / divergence.bound, ops::to_string(report.format))};
+  if (options.diagnose) {
+    VerifyOptions exact = options;
+    exact.format = ops::Format::exact;
+    exact.prepared = options.prepared_exact;
+    exact.taps = nullptr;
+    const VerifyReport algebra = verify(plan, exact);
+    if (algebra.first_divergence && algebra.first_divergence->cause) {
+      const Cause& cause = *algebra.first_divergence->cause;
+      return Cause{cause.name, fmt::format("in exact, at {}: {}", algebra.first_divergence->tap, cause.evidence)};
+    }
+    if (algebra.verdict != Verdict::pass) {
+      return Cause{"unknown", fmt::format("in exact the run is no mismatch, but {}", to_string(algebra.verdict))};
+    }
   }
+  if (!(divergence.error > divergence.bound)) return std::nullopt;
+  return Cause{"rounding",
+               fmt::format("on the inputs that the run itself had this op is off by {:.3g} times what {} allows: it "
+                           "rounds more often, or to a narrower format, than it says, or computes something else{}",
+                           divergence.error / divergence.bound, ops::to_string(report.format),
+                           options.diagnose ? "; in exact it is right" : "")};
+}
+
+/// Of a mismatch.
+std::optional<Cause> cause_of(const RunnablePlan& plan, Session& session, const RunResult& run,
+                              const VerifyReport& report) {
+  if (!run.error.empty()) return Cause{"rank_error", run.error.substr(0, run.error.find('\n'))};
+  if (session.reference().held_to == HeldTo::own_inputs) return float_cause(plan, session.options(), report);
   if (!session.options().diagnose) return std::nullopt;
-  return algebra_cause(session, divergence);
+  return algebra_cause(session, *report.first_divergence);
 }
 
 /// The report of a plan that is not run.
@@ -158,7 +178,7 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   report.reference_seconds = session.reference().seconds;
   RunResult run = session.run(session.sharded());
   judge_run(session, run, report);
-  if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(session, run, report);
+  if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(plan, session, run, report);
   if (run.stall) note_stall(std::move(*run.stall), report);
   return report;
 }
@@ -180,6 +200,8 @@ Proof prove(const RunnablePlan& plan, const VerifyOptions& options) {
     };
   }
   VerifyOptions exact_options = float_options;
+  // Where its verdict counts, the algebra is right.
+  float_options.diagnose = false;
   exact_options.format = ops::Format::exact;
   exact_options.taps = nullptr;
   // The rounding needs nothing of the algebra's verdict, and the algebra's reference keeps but one core busy for much

@@ -54,9 +54,11 @@ struct VerifyOptions {
   FaultInjector* fault = nullptr;  ///< injected into the sharded run only (mutation.h)
   /// The plan's reference in this format, made before (prepared.h); then `weights` is not used.
   const PreparedReference* prepared = nullptr;
-  bool amplification = false;                          ///< prove() also measures rounding from end to end
-  std::optional<double> max_amplification = {};        ///< and holds it to this limit
-  bool diagnose = true;                                ///< name the cause of a divergence, at the price of another run
+  /// The same of `exact`, for the cause of a divergence in a float format.
+  const PreparedReference* prepared_exact = nullptr;
+  bool amplification = false;                    ///< prove() also measures rounding from end to end
+  std::optional<double> max_amplification = {};  ///< and holds it to this limit
+  bool diagnose = true;  ///< name the cause of a divergence, at the price of another run, in a float format of two
   std::function<void(const Progress&)> progress = {};  ///< called from any thread, one call at a time
 };
 

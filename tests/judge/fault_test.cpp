@@ -59,6 +59,16 @@ class DroppedAndSkipped final : public FaultInjector {
   SkippedCollective skipped_;
 };
 
+/// In the first microbatch an all-reduce of layer 0 is dropped, and rank 1 skips what follows it.
+class WrongThenStuck final : public FaultInjector {
+ public:
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
+    if (call.tag.microbatch != 0 || call.tag.layer != 0) return true;
+    if (is_call_of(call.tag, Op::attention_reduce)) return false;
+    return !(to_int(rank.id()) == 1 && is_call_of(call.tag, Op::dispatch_counts));
+  }
+};
+
 VerifyReport verify_with(FaultInjector& fault, const Plan& plan, ops::Format format) {
   return verify(plan, {.format = format, .fault = &fault});
 }
@@ -89,9 +99,26 @@ TEST_P(Faults, StayInTheReportWhenTheRunStallsAfterThem) {
   ASSERT_EQ(report.verdict, Verdict::deadlock);
   ASSERT_TRUE(report.first_divergence.has_value());
   EXPECT_EQ(report.first_divergence->tap, "layer.0.attention.output");
-  // An op is judged once all of its inputs came; of the microbatches after the stall they never do.
-  EXPECT_EQ(report.first_divergence->cause.has_value(), GetParam().format == ops::Format::exact);
+  ASSERT_TRUE(report.first_divergence->cause.has_value());
+  EXPECT_EQ(report.first_divergence->cause->name, "reduction_dropped");
   EXPECT_THAT(report.notes, ElementsAre(HasSubstr("before the call that the run stalled in: it came first")));
+}
+
+// An op is judged on the tokens that came before the stall, though its tensor is never complete.
+TEST_P(Faults, StayInTheReportWhenTheRunStallsInTheSameMicrobatch) {
+  Plan plan = small_plan({.tp = 2, .pp = 2, .ep = 2});
+  plan.workload.lengths = {5, 4, 6, 3};
+  plan.workload.microbatches = 4;
+  WrongThenStuck fault;
+
+  const VerifyReport report = verify_with(fault, plan, GetParam().format);
+
+  ASSERT_EQ(report.verdict, Verdict::deadlock);
+  ASSERT_TRUE(report.first_divergence.has_value());
+  EXPECT_EQ(report.first_divergence->tap, "layer.0.attention.output");
+  EXPECT_THAT(report.first_divergence->ranks, ElementsAre(0, 1));
+  ASSERT_TRUE(report.first_divergence->cause.has_value());
+  EXPECT_EQ(report.first_divergence->cause->name, "reduction_dropped");
 }
 
 TEST_P(Faults, NameAWrongExpertMap) {

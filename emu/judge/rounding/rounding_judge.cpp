@@ -8,7 +8,11 @@
 namespace shardproof::rounding {
 
 RoundingJudge::RoundingJudge(const Rules& rules, const std::vector<bool>& present)
-    : rules_(rules), tensors_(rules.taps.all().size()), judged_(rules.taps.all().size()), nodes_(judged_.size()) {
+    : rules_(rules),
+      tensors_(rules.taps.all().size()),
+      judged_(rules.taps.all().size()),
+      columns_in_(judged_.size()),
+      nodes_(judged_.size()) {
   for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
     for (const TapId& input : inputs_of(rules.plan, *rules.taps.all()[tap].id)) {
       const auto from = static_cast<std::size_t>(rules.taps.find(input));
@@ -49,6 +53,60 @@ void RoundingJudge::look_for_derivable(const std::vector<bool>& present) {
 
 void RoundingJudge::put(std::size_t tap, const Placement& placement, const TapValues& part) {
   tensors_.put(tap, placement, part);
+  std::vector<std::int64_t>& columns = columns_in_[tap];
+  columns.resize(static_cast<std::size_t>(placement.rows));
+  for (std::int64_t i = 0; i < placement.row_part.count; ++i) {
+    columns[static_cast<std::size_t>(placement.row(i))] += placement.col_part.count;
+  }
+}
+
+std::vector<bool> RoundingJudge::tokens_in(std::size_t tap) const {
+  const std::vector<std::int64_t>& columns = columns_in_[tap];
+  const std::size_t tokens = rules_.positions.size(), rows = columns.size() / tokens;
+  std::vector<bool> in(tokens, !columns.empty());
+  for (std::size_t row = 0; row < columns.size(); ++row) {
+    if (columns[row] < rules_.taps.all()[tap].cols) in[row / rows] = false;
+  }
+  return in;
+}
+
+std::vector<bool> RoundingJudge::judgeable_tokens(std::size_t tap) const {
+  std::vector<bool> judgeable = tokens_in(tap);
+  const TapKind kind = rules_.taps.all()[tap].id->kind;
+  const bool attends = kind == TapKind::attention_context || kind == TapKind::attention_ring_context ||
+                       kind == TapKind::attention_ring_lse;
+  for (const std::size_t input : nodes_[tap].inputs) {
+    const std::vector<bool> in = tokens_in(input);
+    bool all_before = true;
+    for (std::size_t token = 0; token < in.size(); ++token) {
+      all_before = in[token] && (all_before || rules_.positions[token] == 0);
+      judgeable[token] = judgeable[token] && (attends ? all_before : in[token]);
+    }
+  }
+  return judgeable;
+}
+
+void RoundingJudge::run_ended() {
+  if (keep_) return;
+  for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
+    for (std::size_t row = 0; row < columns_in_[tap].size(); ++row) {
+      if (columns_in_[tap][row] < rules_.taps.all()[tap].cols) tensors_.clear_row(tap, static_cast<std::int64_t>(row));
+    }
+  }
+  for (std::size_t tap = 0; tap < nodes_.size(); ++tap) {
+    if (nodes_[tap].judged) continue;
+    const std::vector<bool> judgeable = judgeable_tokens(tap);
+    if (std::ranges::find(judgeable, true) == judgeable.end()) continue;
+    // What is missing are zeros, and what comes of them is left out.
+    Judged judged = judge_tap(rules_, tensors_, *rules_.taps.all()[tap].id);
+    const auto rows = static_cast<std::int64_t>(columns_in_[tap].size() / judgeable.size());
+    std::erase_if(judged.wrong,
+                  [&](const auto& at) { return !judgeable[static_cast<std::size_t>(at.first.first / rows)]; });
+    for (const auto& [place, worst] : judged.wrong) {
+      if (worst.measure > judged_[tap].worst.measure) judged_[tap].worst = worst;
+    }
+    judged_[tap].wrong = std::move(judged.wrong);
+  }
 }
 
 void RoundingJudge::arrived(std::size_t tap, std::vector<std::size_t>& ready) {
@@ -88,6 +146,7 @@ void RoundingJudge::let_go(std::size_t tap) {
 
 void RoundingJudge::judge(std::size_t tap) {
   judged_[tap] = judge_tap(rules_, tensors_, *rules_.taps.all()[tap].id);
+  nodes_[tap].judged = true;
   let_go(tap);
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -26,6 +27,8 @@ class RoundingJudge final : public PartJudge {
 
   void put(std::size_t tap, const Placement& placement, const TapValues& part) override;
   void complete(std::size_t tap) override;
+  /// Of a tap that is not complete, the tokens are judged that came, as did what they are computed from.
+  void run_ended() override;
   WorstElement worst_in(std::size_t tap, const Placement& block) const override;
 
   /// After the run. Of a tap that was not complete, or whose inputs were not: not done.
@@ -50,6 +53,7 @@ class RoundingJudge final : public PartJudge {
     std::vector<std::size_t> consumers;
     std::size_t awaited = 0;  ///< of its inputs and itself
     std::size_t uses = 0;     ///< by judgements to come
+    bool judged = false;
   };
 
   void look_for_derivable(const std::vector<bool>& present);
@@ -58,10 +62,14 @@ class RoundingJudge final : public PartJudge {
   void judge(std::size_t tap);
   bool derive(std::size_t tap);
   void let_go(std::size_t tap);
+  std::vector<bool> tokens_in(std::size_t tap) const;
+  /// The tokens of the tap, and what each of them is computed from, are there.
+  std::vector<bool> judgeable_tokens(std::size_t tap) const;
 
   const Rules& rules_;
   RunTensors tensors_;
   std::vector<Judged> judged_;
+  std::vector<std::vector<std::int64_t>> columns_in_;  // of each tap: how many elements of each row came
   bool keep_ = false;
   std::mutex mutex_;  // of the nodes
   std::vector<Node> nodes_;

@@ -41,6 +41,13 @@ void RunTensors::put(std::size_t tap, const Placement& placement, const TapValue
       part);
 }
 
+void RunTensors::clear_row(std::size_t tap, std::int64_t row) {
+  RunTensor& tensor = tensors_[tap];
+  if (tensor.floats.size() > 0) std::ranges::fill(tensor.floats.row(row), 0.0F);
+  if (tensor.doubles.size() > 0) std::ranges::fill(tensor.doubles.row(row), 0.0);
+  if (tensor.ids.size() > 0) std::ranges::fill(tensor.ids.row(row), 0);
+}
+
 Input RunTensors::as_double(std::size_t tap) const {
   return as_double(tap, {0, tensors_[tap].cols});
 }

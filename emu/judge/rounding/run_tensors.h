@@ -51,6 +51,8 @@ class RunTensors {
 
   /// Copies the part to its place.
   void put(std::size_t tap, const Placement& placement, const TapValues& part);
+  /// Sets a row of a tensor of which some parts came to zeros.
+  void clear_row(std::size_t tap, std::int64_t row);
   const RunTensor& at(std::size_t tap) const { return tensors_[tap]; }
   /// Its columns begin..begin+count, all by default, as the reference computes with them.
   Input as_double(std::size_t tap) const;
