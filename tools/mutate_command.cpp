@@ -34,6 +34,7 @@ struct MutateFlags {
   std::optional<std::uint64_t> seed;
   int threads = 0;
   std::size_t per_kind = 2;
+  std::string format = "exact";
   std::vector<std::string> kinds;
   std::string json;
   bool all = false;
@@ -147,7 +148,8 @@ int run_mutate(const MutateFlags& flags) {
         fmt::format("the plan itself does not pass ({}): mutations would prove nothing", to_string(clean.verdict)));
     return clean.verdict == Verdict::inconclusive ? kInconclusive : kMismatch;
   }
-  MutationOptions options{.per_kind = flags.per_kind, .threads = flags.threads};
+  MutationOptions options{
+      .per_kind = flags.per_kind, .format = *ops::parse_format(flags.format), .threads = flags.threads};
   if (!flags.kinds.empty()) {
     options.wanted = [&](std::string_view name) { return std::ranges::find(flags.kinds, name) != flags.kinds.end(); };
   }
@@ -183,6 +185,8 @@ void add_mutate_command(CLI::App& app, int& exit_code) {
   flags->scale.add_layers_to(*command);
   add_seed(*command, "--seed", flags->seed, "Seed of weights and tokens (default: the plan's)");
   add_whole(*command, "--per-kind", flags->per_kind, {1, 5}, "Places to try each mutation at, at most");
+  command->add_option("--format", flags->format, "Format that sharding bugs run in (default: exact)")
+      ->check(CLI::IsMember({"exact", "fp64", "fp32", "fp16", "bf16"}));
   command->add_option("--kind", flags->kinds, "Only this mutation (may be repeated)")->type_name("NAME");
   add_threads(*command, flags->threads);
   command->add_option("--json", flags->json, "Write the score as JSON; - for standard output")->type_name("FILE|-");

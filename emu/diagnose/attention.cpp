@@ -201,6 +201,19 @@ std::optional<Cause> mlp_output_cause(const WrongTap& wrong) {
                         .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                         .finish = [&](std::vector<double>& values) { model.finish(values); }};
   if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
+  const std::int64_t late = model.plan().model.weight_block / 2;
+  for (int cut = 0; cut < tp && late > 0; ++cut) {
+    const auto predicted = [&](const WrongRow& row) {
+      std::vector<double> values(row.got.size(), 0.0);
+      for (int m = 0; m < tp; ++m) {
+        const std::vector<double> part = model.mlp_partial_sum(wrong.layer, row.row, m, m == cut ? late : 0);
+        for (std::size_t i = 0; i < values.size(); ++i) values[i] += part[i];
+      }
+      model.finish(values);
+      return values;
+    };
+    if (explains(wrong.rows, predicted, wrong.tolerance)) return cut_block_cause("tp", cut, late);
+  }
   if (tp > 1) return wrong_group_cause(wrong, partial);
   return std::nullopt;
 }

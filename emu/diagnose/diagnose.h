@@ -12,6 +12,7 @@
 //   term_on_every_rank   a replicated term added n times    constant_offset  a constant, or a row, added to all
 //   wrong_slice          a rank holds another's slice       weights_of_another_layer
 //   heads_permuted, wrong_kv_head, vocabulary_shifted, positions, sequence_boundaries
+//   head_tying           the head's own tensor used where it is the embedding, or the other way
 //   cache_unwritten      a freed or unwritten slot read     block_table      another request's keys
 //   cache_length         too few or too many of its own keys  cache_slots  written a block beside their own
 //   blocks_permuted      of a scheme of one's own: columns in blocks

@@ -94,29 +94,11 @@ std::optional<Cause> scaled_weights_cause(const WrongTap& wrong, const MoeSlots&
                                                     normalised ? "not " : "", ranks_of(wrong.rows), shown)};
 }
 
-/// The wrong rows, and the right ones that the same ranks routed: all of a rank's weights are wrong, or none. A row is
-/// held by more ranks than the one that routed it.
-std::vector<WrongRow> routed_beside(const WrongTap& wrong) {
-  const auto router_of = [&](const WrongRow& row) { return wrong.model.routing_rank(wrong.layer, row.row); };
-  std::set<int> routers;
-  for (const WrongRow& row : wrong.rows) routers.insert(router_of(row));
-  std::vector<WrongRow> rows;
-  std::ranges::copy_if(wrong.witnesses, std::back_inserter(rows),
-                       [&](const WrongRow& row) { return routers.contains(router_of(row)); });
-  return rows;
-}
-
 std::optional<Cause> weights_cause(const WrongTap& wrong, const MoeSlots& moe) {
   if (auto cause = permuted_weights_cause(wrong, moe)) return cause;
   if (auto cause = dropped_slot_cause(wrong, moe)) return cause;
   if (auto cause = squared_weights_cause(wrong, moe)) return cause;
   return scaled_weights_cause(wrong, moe);
-}
-
-/// The rank whose sum of partial sums a row holds: that which routed it, or, where all of tp do, the row's own.
-Coordinates summed_at(const WrongTap& wrong, const WrongRow& row) {
-  if (wrong.model.plan().parallel.routes_alike()) return wrong.at(row);
-  return wrong.model.mesh().coordinates(wrong.model.routing_rank(wrong.layer, row.row));
 }
 
 /// The sum over etp, for the slots that some rank computed.
@@ -141,14 +123,14 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
     };
     if (moe.explained_by_outputs(output)) return cause_of(fault, "etp", etp);
   }
-  const auto of_slices = [&](const auto& slice_on) {
-    return [&, slice_on](std::size_t i, std::size_t s) {
+  const auto of_slices = [&](const auto& slice_on, int cut = -1, std::int64_t begun_late = 0) {
+    return [&, slice_on, cut, begun_late](std::size_t i, std::size_t s) {
       Row sum(wrong.rows[i].got.size(), 0.0);
       for (int t = 0; t < etp; ++t) {
         const int slice = slice_on(t);
         const auto part =
             model.expert_partial_sum(wrong.layer, wrong.rows[i].row, {wrong.layer, moe.slots(i).experts[s]},
-                                     {.gate_up = slice, .down = slice, .on = t});
+                                     {.gate_up = slice, .down = slice, .late = t == cut ? begun_late : 0, .on = t});
         for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
       }
       model.finish(sum);
@@ -165,6 +147,12 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
         continue;
       }
       return Cause{"wrong_slice", fmt::format("etp {} computes slice {} of {} of the experts", member, other, etp)};
+    }
+  }
+  const std::int64_t late = model.plan().model.weight_block / 2;
+  for (int cut = 0; cut < etp && etp > 1 && late > 0; ++cut) {
+    if (moe.explained_by_outputs(of_slices([](int t) { return t; }, cut, late))) {
+      return cut_block_cause("etp", cut, late);
     }
   }
   for (int shift = 1; shift < etp; ++shift) {
@@ -215,67 +203,6 @@ std::optional<Cause> early_read_cause(const WrongTap& wrong) {
                              rank, ranks_of(wrong.rows))};
   }
   return std::nullopt;
-}
-
-/// Of a sum over ep: one rank takes the experts of another rank for its own, the k-th for its k-th, and serves their
-/// tokens in place of its own experts'.
-std::optional<Cause> believed_owner_cause(const WrongTap& wrong, const MoeSlots& moe, const Deployment& deployment) {
-  const Plan& plan = wrong.model.plan();
-  const int ep = plan.parallel.ep;
-  const std::int64_t experts = plan.model.layers[wrong.layer].feed_forward.num_experts;
-  if (plan.parallel.experts.redundant > 0 || experts % ep != 0) return std::nullopt;
-  const auto predicted = [&](std::size_t i, int member, int shift) {
-    const Slots& slots = moe.slots(i);
-    Row sum(moe.row(i).got.size(), 0.0);
-    for (std::size_t s = 0; s < slots.experts.size(); ++s) {
-      const int owner = serving_ep(plan.model, deployment, wrong.layer, moe.row(i).row, slots.experts[s]);
-      const auto add = [&](const Row& output) {
-        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += slots.weights[s] * output[c];
-      };
-      if (owner != member) add(slots.outputs[s]);
-      if ((owner + shift) % ep != member) continue;
-      add(wrong.model.expert_output(wrong.layer, moe.row(i).row,
-                                    {wrong.layer, (slots.experts[s] + shift * (experts / ep)) % experts}));
-    }
-    wrong.model.finish(sum);
-    return sum;
-  };
-  for (int member = 0; member < ep; ++member) {
-    for (int shift = 1; shift < ep; ++shift) {
-      std::size_t i = 0;
-      while (i < moe.size() && close(predicted(i, member, shift), moe.row(i).got, wrong.tolerance)) ++i;
-      if (i < moe.size()) continue;
-      return Cause{"expert_map", fmt::format("ep {} serves the tokens of the experts of ep {} with its own, on {}",
-                                             member, (member + ep - shift) % ep, ranks_of(wrong.rows))};
-    }
-  }
-  return std::nullopt;
-}
-
-/// The sum over ep, of what the experts of each rank make of a token.
-std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong) {
-  const Plan& plan = wrong.model.plan();
-  if (!plan.parallel.sums_over_ep()) return std::nullopt;
-  // Each rank's sum goes to the rows that it routes; where all route alike, to all.
-  const std::vector<WrongRow> rows = plan.parallel.routes_alike() ? wrong.witnesses : routed_beside(wrong);
-  const MoeSlots moe(wrong, rows);
-  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
-  const auto partial = [&](std::size_t i, int member) {
-    const Slots& slots = moe.slots(i);
-    Row sum(moe.row(i).got.size(), 0.0);
-    for (std::size_t s = 0; s < slots.experts.size(); ++s) {
-      if (serving_ep(plan.model, deployment, wrong.layer, moe.row(i).row, slots.experts[s]) != member) continue;
-      for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += slots.weights[s] * slots.outputs[s][c];
-    }
-    return sum;
-  };
-  const auto place = [&](const WrongRow& row) { return static_cast<std::size_t>(&row - rows.data()); };
-  const PartialSums sum{.members = plan.parallel.ep,
-                        .partial = [&](const WrongRow& row, int member) { return partial(place(row), member); },
-                        .own = [&](const WrongRow& row) { return summed_at(wrong, row).ep; },
-                        .finish = [&](Row& values) { wrong.model.finish(values); }};
-  if (const auto fault = partial_sum_fault(rows, sum, wrong.tolerance)) return cause_of(*fault, "ep", plan.parallel.ep);
-  return believed_owner_cause(wrong, moe, deployment);
 }
 
 /// Every rank that holds a replica of a chosen expert adds its output.
@@ -356,7 +283,13 @@ std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     // Named again: clang 14 captures no structured binding.
     const auto output = [&, degree = degree](std::size_t i, std::size_t s) {
-      Row sum = moe.slots(i).outputs[s];
+      // Rounded once, with the term in it: a tie goes elsewhere.
+      Row sum(wrong.rows[i].got.size(), 0.0);
+      for (int t = 0; t < model.plan().parallel.etp; ++t) {
+        const auto part = model.expert_partial_sum(wrong.layer, wrong.rows[i].row,
+                                                   {wrong.layer, moe.slots(i).experts[s]}, {.gate_up = t, .down = t});
+        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
+      }
       const std::span<const double> term = model.row(x, wrong.rows[i].row);
       for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += degree * term[c];
       model.finish(sum);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "emu/diagnose/internal/wrong_tap.h"
+#include "emu/weights/checkpoint_error.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -141,11 +142,16 @@ class NormedProducts {
     return {heads.begin * spec().head_dim, heads.count * spec().head_dim};
   }
   /// Of key-value heads that several ranks hold, the squares of the first are taken.
-  std::vector<double> predicted(const WrongRow& row, int member, Origin::Elsewhere elsewhere) const {
+  std::vector<double> predicted(const WrongRow& row, int member, const Origin::Elsewhere& elsewhere) const {
+    return predicted(row, row.row, member, elsewhere);
+  }
+  /// Of all other ranks' products from the row `others`, -1 of zeros.
+  std::vector<double> predicted(const WrongRow& row, std::int64_t others, int member,
+                                Origin::Elsewhere elsewhere) const {
     elsewhere.cols = cols_of(member);
     elsewhere.in_row = wrong_.at(row).tp == member;
     elsewhere.in_squares = queries() || held_by(member).first_kv_heads.count > 0;
-    Origin from{row.row, wrong_.layer, wrong_.model.tokens().position(row.row)};
+    Origin from{others, wrong_.layer, wrong_.model.tokens().position(row.row)};
     from.elsewhere = elsewhere;
     return projected(wrong_, projection_, row, from);
   }
@@ -186,6 +192,22 @@ std::optional<Cause> normed_slice_cause(const WrongTap& wrong, const NormedProdu
     }
   }
   return std::nullopt;
+}
+
+/// A gather that did not take place: of each row one rank has the product, the others what a bias makes of zeros.
+std::optional<Cause> normed_gather_cause(const WrongTap& wrong, const NormedProducts& products) {
+  if (!wrong.model.plan().parallel.sp) return std::nullopt;
+  const auto predicted = [&](const WrongRow& row) {
+    const int home = wrong.model.tokens().home(row.row).at.tp;
+    return products.predicted(row, -1, home,
+                              {.layer = wrong.layer, .begin = products.cols_of(home).begin, .row = row.row});
+  };
+  if (!explains(wrong.rows, predicted, wrong.tolerance)) return std::nullopt;
+  return Cause{
+      "gather_dropped",
+      fmt::format("{} hold what zeros give in the rows of the other ranks of their tp group, and norm over all "
+                  "heads with these",
+                  ranks_of(wrong.rows))};
 }
 
 /// One rank's product of other rows.
@@ -245,6 +267,30 @@ std::optional<Cause> shifted_cause(const WrongTap& wrong) {
   return std::nullopt;
 }
 
+/// The logits are made of a head of its own where it is tied to the embedding, or of the embedding where it is not.
+std::optional<Cause> head_tying_cause(const WrongTap& wrong) {
+  Recompute& model = wrong.model;
+  const ModelConfig& config = model.plan().model;
+  WeightSpec other = weight_spec(config, Weight::head);
+  if (config.tie_word_embeddings) {
+    other.name = tensor_row(Weight::head).name;
+  } else {
+    other = weight_spec(config, Weight::embedding);
+    other.weight = Weight::head;
+  }
+  const auto with_other = [&](const WrongRow& row) {
+    return model.project(model.row(model.tap(-1, TapKind::final_norm), row.row), other, {row.col, std::ssize(row.got)});
+  };
+  try {
+    if (!explains(wrong.rows, with_other, wrong.tolerance)) return std::nullopt;
+  } catch (const CheckpointError&) {
+    return std::nullopt;  // a checkpoint that has no such tensor
+  }
+  return Cause{"head_tying",
+               fmt::format("the logits on {} are made of {}, but the head {} to the embedding", ranks_of(wrong.rows),
+                           other.name, config.tie_word_embeddings ? "is tied" : "is not tied")};
+}
+
 }  // namespace
 
 std::optional<Cause> projection_cause(const WrongTap& wrong) {
@@ -262,6 +308,9 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
   }
   if (wrong.kind == TapKind::logits || wrong.kind == TapKind::router_logits) {
     if (auto cause = shifted_cause(wrong)) return cause;
+  }
+  if (wrong.kind == TapKind::logits) {
+    if (auto cause = head_tying_cause(wrong)) return cause;
   }
   if (wrong.layer >= 0) {
     for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
@@ -281,6 +330,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
   if (auto cause = norm_weight_cause(wrong, projection)) return cause;
   if (const NormedProducts products(wrong, projection); products.apply()) {
     if (auto cause = normed_slice_cause(wrong, products)) return cause;
+    if (auto cause = normed_gather_cause(wrong, products)) return cause;
     if (auto cause = normed_row_cause(wrong, products)) return cause;
   }
   if (projection.rotated) {

@@ -247,15 +247,25 @@ Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_inde
   return y;
 }
 
-Recompute::Row Recompute::mlp_partial_sum(int layer, std::int64_t row_index, int tp) {
+namespace {
+
+/// A slice that begins so many columns after its place, or before it where there are none.
+Range begun_late(Range slice, std::int64_t late, std::int64_t width) {
+  slice.begin += slice.end() + late <= width ? late : -late;
+  return slice;
+}
+
+}  // namespace
+
+Recompute::Row Recompute::mlp_partial_sum(int layer, std::int64_t row_index, int tp, std::int64_t late) {
   const Range part = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).mlp_size;
   const std::int64_t hidden = plan_.model.hidden_size;
+  const WeightSpec down = weight_spec(plan_.model, Weight::mlp_down, layer);
   const std::span<const double> x = row(tap(layer, TapKind::moe_norm), row_index);
   Row y(static_cast<std::size_t>(hidden));
   ops::expert<double>(one_row(x), slice(weight_spec(plan_.model, Weight::mlp_gate, layer), part, {0, hidden}),
                       slice(weight_spec(plan_.model, Weight::mlp_up, layer), part, {0, hidden}),
-                      slice(weight_spec(plan_.model, Weight::mlp_down, layer), {0, hidden}, part), format(),
-                      one_row(y));
+                      slice(down, {0, hidden}, begun_late(part, late, down.cols)), format(), one_row(y));
   return y;
 }
 
@@ -271,12 +281,13 @@ Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) 
 std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t row_index, const ExpertFrom& from,
                                                       const EtpSlices& slices) {
   const int on = slices.on >= 0 ? slices.on : slices.down;
-  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down, on}];
+  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down, slices.late, on}];
   if (y.rows() == 0) {
     const ModelConfig& model = plan_.model;
     const std::int64_t intermediate_size = model.layers[layer].feed_forward.intermediate_size;
     const Range part = partition(intermediate_size, plan_.parallel.etp, slices.gate_up);
-    const Range down = partition(intermediate_size, plan_.parallel.etp, slices.down);
+    const Range down =
+        begun_late(partition(intermediate_size, plan_.parallel.etp, slices.down), slices.late, intermediate_size);
     const auto spec = [&](Weight weight) {
       return weight_spec(model, weight, from.layer, static_cast<int>(from.expert));
     };

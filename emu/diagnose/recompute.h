@@ -32,6 +32,7 @@ struct ExpertFrom {
 struct EtpSlices {
   int gate_up = 0;
   int down = 0;
+  std::int64_t late = 0;  ///< so many columns the down projection's slice begins after that
   int on = -1;  ///< the rank that computes: the first adds the down projection's bias; -1: that whose slice `down` is
 };
 
@@ -115,8 +116,8 @@ class Recompute {
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);
   Row embedding_partial_sum(std::int64_t row, int tp);
-  /// Of the MLP that serves every token; not rounded.
-  Row mlp_partial_sum(int layer, std::int64_t row, int tp);
+  /// Of the MLP that serves every token; not rounded. `late`: as in EtpSlices.
+  Row mlp_partial_sum(int layer, std::int64_t row, int tp, std::int64_t late = 0);
   /// What an expert makes of the layer's normed row, of one slice over etp; not rounded.
   std::span<const double> expert_partial_sum(int layer, std::int64_t row, const ExpertFrom& from,
                                              const EtpSlices& slices);
@@ -139,7 +140,7 @@ class Recompute {
   mutable Row zeros_;
   std::vector<Layout> layouts_by_tp_;
   TokenMap tokens_;
-  std::map<std::tuple<int, int, std::int64_t, int, int, int>, ops::Matrix<double>> experts_;
+  std::map<std::tuple<int, int, std::int64_t, int, int, std::int64_t, int>, ops::Matrix<double>> experts_;
 };
 
 }  // namespace shardproof

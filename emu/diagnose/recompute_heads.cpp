@@ -41,8 +41,9 @@ Recompute::Row Recompute::product(TapKind kind, int layer, const Origin& from, R
       std::max<std::int64_t>(0, std::min(cols.end(), other.cols.end()) - std::max(cols.begin, other.cols.begin))};
   if (!elsewhere || both.count == 0) return y;
   const std::span<const double> from_row = other.row < 0 ? x : row(tap(layer, TapKind::attention_norm), other.row);
-  const Row values = project(from_row, weight_spec(plan_.model, weight, other.layer),
-                             {other.begin + both.begin - other.cols.begin, both.count}, from.vectors);
+  const Row values =
+      project(from_row, weight_spec(plan_.model, weight, other.layer),
+              {other.begin + both.begin - other.cols.begin, both.count}, from.vectors >= 0 ? from.vectors : from.layer);
   std::ranges::copy(values, y.begin() + (both.begin - cols.begin));
   return y;
 }

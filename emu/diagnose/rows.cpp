@@ -63,6 +63,12 @@ Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members)
   return {"unknown", ""};
 }
 
+Cause cut_block_cause(std::string_view axis, int member, std::int64_t late) {
+  return {"wrong_slice", fmt::format("{} {} multiplies with a slice of the down projection that is cut across its "
+                                     "blocks: it begins {} columns into one",
+                                     axis, member, late)};
+}
+
 std::optional<Cause> embedding_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;

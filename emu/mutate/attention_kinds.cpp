@@ -102,17 +102,17 @@ Mutation on_every_rank(const Sites& sites, const Place& place, const Add& add, s
             const Buffers streams = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
               if (site.matches(rank, call)) {
-                add(own_input(rank, call, buffers), (*streams)[stream_of(rank, call)]);
+                edit_input(rank, call, buffers,
+                           [&](std::span<double> partial) { add(partial, (*streams)[stream_of(rank, call)]); });
               }
               return true;
             };
             // The stream that enters the stage: the embedding, or what the stage before has sent.
             made.after = [=](const Rank& rank, internal::Call& call) {
               if (!is_call_of(call.tag, Op::embedding_reduce) && !is_call_of(call.tag, Op::stage_receive)) return;
-              const std::span<double> out = output(call);
               std::vector<double>& stream = (*streams)[stream_of(rank, call)];
-              stream.assign(out.begin(), out.end());
-              ops::round_to<double>(stream, ops::Format::exact);
+              stream = output(call);
+              if (call.type == ElementType::f64) ops::round_to<double>(stream, ops::Format::exact);
               if (!is_call_of(call.tag, Op::embedding_reduce) || multiplier == 1) return;
               for (double& value : stream) value *= multiplier;
               ops::round_to<double>(stream, ops::Format::exact);
@@ -148,6 +148,12 @@ Instances bias_on_every_rank(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// What is projected first of a layer's normed rows.
+TapKind first_projected(const AttentionSpec& spec) {
+  if (spec.q_lora_rank > 0) return TapKind::attention_q_latent;
+  return spec.latent() ? TapKind::attention_kv_latent : TapKind::attention_q;
+}
+
 /// The gather of the rows over tp, under sequence parallelism.
 template <Op op, GatherFault fault>
 Instances gather(const MutablePlan& plan, std::size_t limit) {
@@ -164,15 +170,13 @@ Instances gather(const MutablePlan& plan, std::size_t limit) {
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
     const Site site{.op = op, .layer = layer, .ranks = fault == GatherFault::dropped ? group : std::vector{rank}};
-    const bool latent_queries = !kHead && plan.model.layers[layer].attention.q_lora_rank > 0;
-    result.push_back({.layer = layer,
-                      .ranks = site.ranks,
-                      .group = "tp",
-                      .tap = tap_name(layer, kHead            ? TapKind::logits
-                                             : latent_queries ? TapKind::attention_q_latent
-                                                              : TapKind::attention_q),
-                      .causes = causes_of(fault),
-                      .make = faulty_gather(site, fault)});
+    result.push_back(
+        {.layer = layer,
+         .ranks = site.ranks,
+         .group = "tp",
+         .tap = tap_name(layer, kHead ? TapKind::logits : first_projected(plan.model.layers[layer].attention)),
+         .causes = causes_of(fault),
+         .make = faulty_gather(site, fault)});
     if (kHead) break;
   }
   return result;
@@ -194,7 +198,9 @@ Instances scatter_order(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         const Buffers buffers = make_buffers(world);
                         made.before = [=](const Rank& rank, internal::Call& call) {
-                          if (site.matches(rank, call)) reverse_chunks(own_input(rank, call, buffers), call.counts);
+                          if (!site.matches(rank, call)) return true;
+                          edit_input(rank, call, buffers,
+                                     [&](std::span<double> rows) { reverse_chunks(rows, call.counts); });
                           return true;
                         };
                       })});

@@ -309,22 +309,25 @@ Instances padding_leaks(const MutablePlan& plan, std::size_t limit) {
         }
       }
       if (!padded || !met) continue;
-      result.push_back(
-          {.layer = place.layer,
-           .ranks = {place.rank},
-           .group = "ep",
-           .microbatch = static_cast<int>(m),
-           .tap = moe_output_tap(place.layer),
-           .causes = {"padding_leaks"},
-           .make = script([rank = place.rank, layer = place.layer, m](Script& made) {
-             made.double_result = [=](const Rank& on, Op op, const FaultSite& site, ops::MatrixView<double> y) {
-               if (to_int(on.id()) != rank || op != Op::moe_expert || site.layer != layer || site.microbatch != m)
-                 return;
-               const auto is_nan = [](double value) { return std::isnan(value); };
-               if (std::ranges::none_of(y.span(), is_nan)) return;
-               std::ranges::fill(y.span(), std::numeric_limits<double>::quiet_NaN());
-             };
-           })});
+      result.push_back({.layer = place.layer,
+                        .ranks = {place.rank},
+                        .group = "ep",
+                        .microbatch = static_cast<int>(m),
+                        .tap = moe_output_tap(place.layer),
+                        .causes = {"padding_leaks"},
+                        .make = script([rank = place.rank, layer = place.layer, m](Script& made) {
+                          const auto spread = [=](const Rank& on, Op op, const FaultSite& site, auto y) {
+                            if (to_int(on.id()) != rank || op != Op::moe_expert || site.layer != layer ||
+                                site.microbatch != m)
+                              return;
+                            const auto is_nan = [](auto value) { return std::isnan(value); };
+                            if (std::ranges::none_of(y.span(), is_nan)) return;
+                            for (auto& value : y.span()) value = NAN;
+                          };
+                          made.double_result = spread;
+                          made.result = [=](const Rank& on, Op op, const FaultSite& site, const Operands&,
+                                            ops::MatrixView<float> y) { spread(on, op, site, y); };
+                        })});
       break;
     }
   }

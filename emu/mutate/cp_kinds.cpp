@@ -1,7 +1,9 @@
 // Kinds in context parallelism: who holds which piece of a sequence, the mask of a step of the ring, and the merge,
 // also of decode context parallelism.
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <numbers>
 #include <numeric>
 
 #include "emu/mutate/internal/script.h"
@@ -126,18 +128,28 @@ Instances ring_mask_off(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// What a rank does with the part that one rank's keys give, before it is merged.
-using EditPart = void (*)(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator);
+/// What a rank does with the part that one rank's keys give, before it is merged: of `exact`, whose parts are
+/// numerators and denominators, and of the float formats, which have contexts and the logs of the denominators.
+struct PartEdit {
+  void (*exact)(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator);
+  void (*in_float)(ops::MatrixView<float> context, ops::MatrixView<float> lse);
+};
 
-Mutation edited_part(int layer, const Step& step, const std::string& cause, EditPart edit) {
-  Mutation mutation =
-      in_context(layer, {step.rank}, cause, script([=](Script& made) {
-                   made.double_part = [=](const Rank& at, const FaultSite& site, int keys_of,
-                                          ops::MatrixView<double> numerator, ops::MatrixView<double> denominator) {
-                     if (to_int(at.id()) != step.rank || site.layer != layer) return;
-                     if (step.keys_of < 0 || keys_of == step.keys_of) edit(numerator, denominator);
-                   };
-                 }));
+Mutation edited_part(int layer, const Step& step, const std::string& cause, const PartEdit& edit) {
+  Mutation mutation = in_context(
+      layer, {step.rank}, cause, script([=](Script& made) {
+        const auto here = [=](const Rank& at, const FaultSite& site, int keys_of) {
+          return to_int(at.id()) == step.rank && site.layer == layer && (step.keys_of < 0 || keys_of == step.keys_of);
+        };
+        made.double_part = [=](const Rank& at, const FaultSite& site, int keys_of, ops::MatrixView<double> numerator,
+                               ops::MatrixView<double> denominator) {
+          if (here(at, site, keys_of)) edit.exact(numerator, denominator);
+        };
+        made.float_part = [=](const Rank& at, const FaultSite& site, int keys_of, ops::MatrixView<float> context,
+                              ops::MatrixView<float> lse) {
+          if (here(at, site, keys_of)) edit.in_float(context, lse);
+        };
+      }));
   mutation.group = step.axis;
   return mutation;
 }
@@ -147,13 +159,21 @@ void scale_part(ops::MatrixView<double> numerator, ops::MatrixView<double> denom
   for (double& value : denominator.span()) value *= factor;
 }
 
+/// Of so many times the part.
+void add_to_lse(ops::MatrixView<float> lse, double log_of_factor) {
+  for (float& value : lse.span()) value += static_cast<float>(log_of_factor);
+}
+
+constexpr double kNoKeys = -std::numeric_limits<double>::infinity();
+
 Instances part_missing(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
   const auto sees = [](const Coordinates&, int, const Pairs& pairs) { return pairs.seen > 0; };
   for (const auto& [layer, step] : steps(sites, limit, sees, 0)) {
     result.push_back(edited_part(layer, step, "keys_missing",
-                                 [](auto numerator, auto denominator) { scale_part(numerator, denominator, 0); }));
+                                 {[](auto numerator, auto denominator) { scale_part(numerator, denominator, 0); },
+                                  [](auto, auto lse) { add_to_lse(lse, kNoKeys); }}));
   }
   return result;
 }
@@ -180,9 +200,25 @@ Instances part_merged_twice(const MutablePlan& plan, std::size_t limit) {
   };
   for (const auto& [layer, step] : steps(sites, limit, shows, 0)) {
     result.push_back(edited_part(layer, step, "keys_counted_twice",
-                                 [](auto numerator, auto denominator) { scale_part(numerator, denominator, 2); }));
+                                 {[](auto numerator, auto denominator) { scale_part(numerator, denominator, 2); },
+                                  [](auto, auto lse) { add_to_lse(lse, std::numbers::ln2); }}));
   }
   return result;
+}
+
+/// Every part that has keys counts as much as another.
+void weigh_alike(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator) {
+  const std::int64_t width = numerator.cols / denominator.cols;
+  for (std::int64_t row = 0; row < numerator.rows; ++row) {
+    for (std::int64_t col = 0; col < numerator.cols; ++col) {
+      const double sum = denominator(row, col / width);
+      if (sum > 0) numerator(row, col) /= sum;
+    }
+    for (double& sum : denominator.row(row)) sum = sum > 0 ? 1 : 0;
+  }
+}
+void weigh_contexts_alike(ops::MatrixView<float> /*context*/, ops::MatrixView<float> lse) {
+  for (float& value : lse.span()) value = std::isinf(value) ? value : 0;
 }
 
 Instances lse_not_merged(const MutablePlan& plan, std::size_t limit) {
@@ -192,18 +228,25 @@ Instances lse_not_merged(const MutablePlan& plan, std::size_t limit) {
     return mixes(sites, at, keys_of, pairs);
   };
   for (const auto& [layer, step] : steps(sites, limit, shows, 0)) {
-    result.push_back(edited_part(layer, {step.rank, -1}, "parts_not_weighed", [](auto numerator, auto denominator) {
-      const std::int64_t width = numerator.cols / denominator.cols;
-      for (std::int64_t row = 0; row < numerator.rows; ++row) {
-        for (std::int64_t col = 0; col < numerator.cols; ++col) {
-          const double sum = denominator(row, col / width);
-          if (sum > 0) numerator(row, col) /= sum;
-        }
-        for (double& sum : denominator.row(row)) sum = sum > 0 ? 1 : 0;
-      }
-    }));
+    result.push_back(edited_part(layer, {step.rank, -1}, "parts_not_weighed", {weigh_alike, weigh_contexts_alike}));
   }
   return result;
+}
+
+/// exp(-infinity - -infinity) of no key.
+void number_of_no_key(ops::MatrixView<double> numerator, ops::MatrixView<double> denominator) {
+  for (std::int64_t row = 0; row < numerator.rows; ++row) {
+    if (denominator(row, 0) > 0) continue;
+    std::ranges::fill(numerator.row(row), std::numeric_limits<double>::quiet_NaN());
+    std::ranges::fill(denominator.row(row), std::numeric_limits<double>::quiet_NaN());
+  }
+}
+void context_of_no_key(ops::MatrixView<float> context, ops::MatrixView<float> lse) {
+  for (std::int64_t row = 0; row < lse.rows; ++row) {
+    if (!std::isinf(lse(row, 0))) continue;
+    std::ranges::fill(context.row(row), std::numeric_limits<float>::quiet_NaN());
+    std::ranges::fill(lse.row(row), std::numeric_limits<float>::quiet_NaN());
+  }
 }
 
 Instances no_key_is_nan(const MutablePlan& plan, std::size_t limit) {
@@ -219,14 +262,7 @@ Instances no_key_is_nan(const MutablePlan& plan, std::size_t limit) {
     return false;
   };
   for (const auto& [layer, step] : steps(sites, limit, hides, 1)) {
-    result.push_back(edited_part(layer, step, "nan_of_no_key", [](auto numerator, auto denominator) {
-      for (std::int64_t row = 0; row < numerator.rows; ++row) {
-        if (denominator(row, 0) > 0) continue;
-        // exp(-infinity - -infinity) of no key.
-        std::ranges::fill(numerator.row(row), std::numeric_limits<double>::quiet_NaN());
-        std::ranges::fill(denominator.row(row), std::numeric_limits<double>::quiet_NaN());
-      }
-    }));
+    result.push_back(edited_part(layer, step, "nan_of_no_key", {number_of_no_key, context_of_no_key}));
   }
   return result;
 }

@@ -1,4 +1,5 @@
 // Kinds in how tokens come to their experts without an all-to-all, and in what is computed while one is under way.
+#include <algorithm>
 #include <set>
 
 #include "emu/mutate/internal/script.h"
@@ -32,12 +33,22 @@ Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Two ranks of its ep group or more have rows in one microbatch: else there is but one order.
+bool hears_of_two(const Sites& sites, int rank) {
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    const auto has_rows = [&](int sender) { return sites.tokens.own(sites.mesh.coordinates(sender), m).count() > 0; };
+    if (std::ranges::count_if(sites.group(Axis::ep, rank), has_rows) > 1) return true;
+  }
+  return false;
+}
+
 /// One rank has the gathered rows of the ep group in another order than their choices.
 Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.dispatch != DispatchComm::all_gather || plan.parallel.ep < 2) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
+    if (!hears_of_two(sites, place.rank)) continue;
     const Site site{.op = Op::dispatch_rows, .layer = place.layer, .ranks = {place.rank}};
     result.push_back({.layer = place.layer,
                       .ranks = site.ranks,

@@ -65,7 +65,7 @@ Instances reduced_over_ep(const MutablePlan& plan, std::size_t limit) {
                         made.after = [=](const Rank& rank, internal::Call& call) {
                           if (!site.matches(rank, call)) return;
                           const auto me = static_cast<std::size_t>(to_int(rank.id()));
-                          std::copy_n((*buffers)[me].begin(), call.out_count, static_cast<double*>((*outputs)[me]));
+                          std::memcpy((*outputs)[me], (*buffers)[me].data(), call.out_count * size_of(call.type));
                         };
                       })});
   }
@@ -93,14 +93,14 @@ Instances term_on_every_rank(const MutablePlan& plan, std::size_t limit) {
                         const Buffers inputs = make_buffers(world);
                         made.after = [=](const Rank& rank, internal::Call& call) {
                           if (!gather.matches(rank, call)) return;
-                          const std::span<double> rows = output(call);
-                          (*inputs)[static_cast<std::size_t>(to_int(rank.id()))].assign(rows.begin(), rows.end());
+                          (*inputs)[static_cast<std::size_t>(to_int(rank.id()))] = output(call);
                         };
                         made.before = [=](const Rank& rank, internal::Call& call) {
                           if (!sum.matches(rank, call)) return true;
                           const std::vector<double>& rows = (*inputs)[static_cast<std::size_t>(to_int(rank.id()))];
-                          const std::span<double> partial = own_input(rank, call, buffers);
-                          for (std::size_t i = 0; i < partial.size() && i < rows.size(); ++i) partial[i] += rows[i];
+                          edit_input(rank, call, buffers, [&](std::span<double> partial) {
+                            for (std::size_t i = 0; i < partial.size() && i < rows.size(); ++i) partial[i] += rows[i];
+                          });
                           return true;
                         };
                       })});
@@ -142,6 +142,34 @@ Instances expert_slice(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Of weights that are quantised in blocks: one rank's slice of the down projection begins inside a block. Experts lie
+/// over etp, the MLP that serves every token over tp.
+template <bool experts>
+Instances block_cut(const MutablePlan& plan, std::size_t limit) {
+  const Sites sites(plan);
+  const std::int64_t late = plan.model.weight_block / 2;
+  if (late == 0 || (experts ? plan.parallel.etp : plan.parallel.tp) < 2) return {};
+  Instances result;
+  for (const Place& place : experts ? sites.expert_places(limit) : sites.mlp_places(limit)) {
+    const std::vector<int> group = sites.group(experts ? Axis::etp : Axis::tp, place.rank);
+    const int rank = result.size() % 2 == 0 ? group.front() : group.back();
+    const int layer = place.layer;
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .group = experts ? "etp" : "tp",
+                      .tap = experts ? moe_output_tap(layer) : tap_name(layer, TapKind::mlp_output),
+                      .causes = {"wrong_slice"},
+                      .make = script([=](Script& made) {
+                        made.slice = [=](const Rank& at, WeightSpec& spec, Range&, Range& cols) {
+                          if (to_int(at.id()) != rank || spec.layer != layer) return;
+                          if (spec.weight != (experts ? Weight::expert_down : Weight::mlp_down)) return;
+                          cols.begin += cols.end() + late <= spec.cols ? late : -late;
+                        };
+                      })});
+  }
+  return result;
+}
+
 Instances experts_stale(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   Instances result;
@@ -169,6 +197,10 @@ constexpr MutationKind kExpertKinds[] = {
     {"expert_slice_wrong", "an etp rank holds its neighbour's slice of the experts", expert_slice<SliceFault::whole>},
     {"expert_down_slice_wrong", "an etp rank's down projection is its neighbour's", expert_slice<SliceFault::down>},
     {"expert_slice_without_ep", "ep 1: every etp rank holds the first slice", expert_slice<SliceFault::first>},
+    {"expert_block_cut", "quantised weights: a slice of the experts' down projection begins inside a block",
+     block_cut<true>},
+    {"mlp_block_cut", "quantised weights: a slice of the MLP's down projection begins inside a block",
+     block_cut<false>},
     {"expert_weights_stale", "experts of another layer", experts_stale},
     {"expert_reduction_dropped", "experts' outputs are not summed over etp (reduced over one group of two)",
      reduction<SumFault::dropped>},

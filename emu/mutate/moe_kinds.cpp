@@ -33,11 +33,13 @@ Mutation edited_call(const Site& site, int world, std::string cause, const RowEd
           .make = script([=](Script& made) {
             const Buffers buffers = make_buffers(world);
             made.before = [=](const Rank& rank, internal::Call& call) {
-              if (edits.in && site.matches(rank, call)) edits.in(own_input(rank, call, buffers), call);
+              if (!edits.in || !site.matches(rank, call)) return true;
+              edit_input(rank, call, buffers, [&](std::span<double> rows) { edits.in(rows, call); });
               return true;
             };
             made.after = [=](const Rank& rank, internal::Call& call) {
-              if (edits.out && site.matches(rank, call)) edits.out(output(call), call);
+              if (!edits.out || !site.matches(rank, call)) return;
+              edit_output(call, [&](std::span<double> rows) { edits.out(rows, call); });
             };
           })};
 }
@@ -103,6 +105,7 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
         edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.out = reverse}));
     // A token's one output, as it is: another token's is that one's row.
     if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
+    for (const std::string& cause : or_weights(plan, "tokens_permuted")) result.back().causes.push_back(cause);
   }
   return result;
 }
@@ -130,8 +133,22 @@ Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
   const int ep = plan.parallel.ep;
   // An owner that is handed more experts than it holds ends in an error of its rank.
   if (ep < 2 || (plan.model.experts().num_experts + plan.parallel.experts.redundant) % ep != 0) return {};
-  const int rank = fault == MapFault::rotated ? -1 : sites.first_rank({.pp = plan.parallel.pp - 1});
-  const int layer = fault == MapFault::rotated ? 0 : static_cast<int>(sites.layers_of(plan.parallel.pp - 1).begin);
+  // The first layer with experts, of all or of the last stage that has one.
+  const auto has_experts = [&](int layer) { return !plan.model.layers[layer].feed_forward.dense(); };
+  int layer = 0;
+  while (layer < plan.model.layers.size() && !has_experts(layer)) ++layer;
+  if (layer == plan.model.layers.size()) return {};
+  int rank = -1;
+  if (fault == MapFault::rotated_on_one_rank) {
+    for (int stage = sites.stage_of(layer); stage < plan.parallel.pp; ++stage) {
+      const Range layers = sites.layers_of(stage);
+      int first = static_cast<int>(layers.begin);
+      while (first < layers.end() && !has_experts(first)) ++first;
+      if (first == layers.end()) continue;
+      layer = first;
+      rank = sites.first_rank({.pp = stage});
+    }
+  }
   return {{.layer = layer,
            .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},
            .group = "ep",
@@ -246,9 +263,16 @@ Instances weights_swapped(const MutablePlan& plan, std::size_t limit) {
 
 Instances not_renormalised(const MutablePlan& plan, std::size_t limit) {
   const bool normalise = !plan.model.experts().norm_topk_prob;
-  return routing(plan, limit, "router_weights_scaled", [=](const FaultSite&, Scores logits, Ids ids, Weights weights) {
-    if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
+  Instances result =
+      routing(plan, limit, "router_weights_scaled", [=](const FaultSite&, Scores logits, Ids ids, Weights weights) {
+        if (ids.rows > 0) ops::route_weights<double>(logits, ids, normalise, ops::Format::exact, weights);
+      });
+  // Of all experts chosen the sum over the chosen is the sum over all.
+  std::erase_if(result, [&](const Mutation& mutation) {
+    const FeedForwardSpec& spec = plan.model.layers[mutation.layer].feed_forward;
+    return spec.top_k == spec.num_experts;
   });
+  return result;
 }
 
 /// The last choices of all tokens that its ranks route are for the experts of one rank, whose part is then what is
@@ -332,18 +356,13 @@ Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
                       .make = script([=](Script& made) {
                         made.after = [=](const Rank& rank, internal::Call& call) {
                           if (!site.matches(rank, call)) return;
-                          for (double& value : output(call)) value *= static_cast<double>(group.size());
+                          edit_output(call, [&](std::span<double> values) {
+                            for (double& value : values) value *= static_cast<double>(group.size());
+                          });
                         };
                       })});
   }
   return result;
-}
-
-/// Some layer's tokens choose every expert: a sum over the chosen is the sum over all.
-bool chooses_every_expert(const Plan& plan) {
-  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
-    return layer.feed_forward.top_k == layer.feed_forward.num_experts;
-  });
 }
 
 constexpr MutationKind kMoeKinds[] = {
@@ -353,8 +372,7 @@ constexpr MutationKind kMoeKinds[] = {
     {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
     {"expert_nonexistent", "a token is sent to an expert that does not exist", nonexistent_expert},
     {"router_weights_swapped", "router weights stand with the wrong expert", weights_swapped},
-    {"router_normalisation", "router weights renormalised or not, contrary to the model", not_renormalised,
-     MutationClass::sharding, chooses_every_expert},
+    {"router_normalisation", "router weights renormalised or not, contrary to the model", not_renormalised},
     {"last_choice_dropped", "a token's last expert is left out", last_choice_dropped},
     {"router_weights_twice", "router weights are applied twice", weights_twice, MutationClass::sharding, weighs_by_one},
     {"dispatch_order", "rows leave for the experts in the wrong order", dispatch_order},

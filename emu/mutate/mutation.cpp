@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "emu/judge/prepared.h"
+#include "emu/judge/rounding/op_rules.h"
 #include "emu/judge/verify.h"
 #include "emu/mutate/raw_bits.h"
 
@@ -46,7 +47,8 @@ class Subject {
     return {.format = mutation.format,
             .threads = options_.threads,
             .fault = fault,
-            .prepared = &in(mutation.format).reference};
+            .prepared = &in(mutation.format).reference,
+            .prepared_exact = &in(ops::Format::exact).reference};
   }
   Healthy& in(ops::Format format) {
     const auto found = healthy_.find(format);
@@ -59,26 +61,44 @@ class Subject {
   std::map<ops::Format, Healthy> healthy_;
 };
 
-MutationResult judge(Mutation mutation, const VerifyReport& report) {
+/// Whether a tap is the expected one, or a step of its op: inner taps, from one to the next, that it is computed from.
+bool is_tap_or_step(const Plan& plan, const ExpectedTaps& taps, const std::string& tap, const std::string& expected) {
+  if (tap == expected) return true;
+  const int index = taps.find(tap), whole = taps.find(expected);
+  if (index < 0 || whole < 0) return false;
+  const auto id_of = [&](int at) { return *taps.all()[static_cast<std::size_t>(at)].id; };
+  std::vector<TapId> steps{id_of(whole)};
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    for (const TapId& input : rounding::inputs_of(plan, steps[i])) {
+      if (tap_row(input.kind).inner && std::ranges::find(steps, input) == steps.end()) steps.push_back(input);
+    }
+  }
+  return std::ranges::find(steps, id_of(index)) != steps.end();
+}
+
+MutationResult judge(Mutation mutation, const VerifyReport& report, const ExpectedTaps& taps) {
   MutationResult result{.verdict = report.verdict};
+  const auto is_right = [&] { return is_tap_or_step(report.plan, taps, result.tap, mutation.tap); };
   if (report.verdict == Verdict::deadlock) {
     result.outcome = MutationResult::Outcome::detected;
     result.tap_right = mutation.tap.empty() || mutation.may_clash;
     if (report.stall) result.cause = report.stall->cause;
     // Where every rank of tp routes all tokens, ranks that have come to differ choose other experts, and the counts of
-    // their sums over etp do not fit: after the tap that is wrong.
+    // their sums over etp do not fit: after the tap that is wrong, whose cause is what counts.
     const Parallel& p = report.plan.parallel;
     if (p.routes_alike() && p.etp > 1 && report.first_divergence) {
       result.tap = report.first_divergence->tap;
-      result.tap_right = result.tap_right || result.tap == mutation.tap;
-      if (result.tap_right && result.cause.name == "call_arguments") mutation.causes.push_back(result.cause.name);
+      if (is_right()) {
+        result.tap_right = true;
+        result.cause = report.first_divergence->cause.value_or(Cause{});
+      }
     }
   } else if (report.verdict == Verdict::mismatch && report.first_divergence) {
     const Divergence& divergence = *report.first_divergence;
     result.outcome = MutationResult::Outcome::detected;
     result.tap = divergence.tap;
     result.ranks = divergence.ranks;
-    result.tap_right = divergence.tap == mutation.tap;
+    result.tap_right = is_right();
     if (divergence.cause) result.cause = *divergence.cause;
   }
   result.cause_right = std::ranges::find(mutation.causes, result.cause.name) != mutation.causes.end();
@@ -132,8 +152,10 @@ MutationScore run_mutations(const RunnablePlan& runnable, const MutationOptions&
     if (options.wanted && !options.wanted(kind.name)) continue;
     for (Mutation& mutation : kind.instances(mutable_plan, options.per_kind)) {
       mutation.kind = kind.name;
+      if (kind.of == MutationClass::sharding) mutation.format = options.format;
       const VerifyReport report = subject.verify_faulty(mutation);
-      MutationResult result = judge(std::move(mutation), report);
+      const ExpectedTaps& taps = subject.reference(mutation.format).expected;
+      MutationResult result = judge(std::move(mutation), report, taps);
       result.of = kind.of;
       const bool may_be = kind.may_be_equivalent != nullptr && kind.may_be_equivalent(plan);
       if (result.outcome == MutationResult::Outcome::missed && may_be && subject.changes_nothing(result.mutation)) {

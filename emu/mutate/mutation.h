@@ -5,8 +5,10 @@
 // instance says what it should lead to: the first wrong tap (or calls that never complete), and the cause that the
 // diagnosis should name. The diagnosis never sees the instance.
 //
-// Two classes, each with a score of its own. *Sharding* bugs run in `exact`, *rounding* bugs in a float format: there
-// the algebra is right, and something is rounded more often or to a narrower format than the plan's format says.
+// Two classes, each with a score of its own. *Sharding* bugs run in `exact`, or in a float format where that is asked
+// for; *rounding* bugs in float formats: there the algebra is right, and something is rounded more often or to a
+// narrower format than the plan's format says. In a float format the steps of an op are taps too: the first wrong one
+// may be a step of the op that the instance names.
 //
 // A mutant that is not detected is *equivalent* when every rank tapped the very bits that it taps in a healthy run,
 // which is decided without collector or judge (raw_bits.h), and its kind says that it may be for such a plan; else it
@@ -103,8 +105,9 @@ struct MutationScore {
 };
 
 struct MutationOptions {
-  std::size_t per_kind = 2;  ///< instances of a kind, at most
-  int threads = 0;           ///< 0: as many as the process may use
+  std::size_t per_kind = 2;                 ///< instances of a kind, at most
+  ops::Format format = ops::Format::exact;  ///< that sharding bugs run in
+  int threads = 0;                          ///< 0: as many as the process may use
   /// What is scored; default: verify().
   std::function<VerifyReport(const RunnablePlan&, const VerifyOptions&)> verifier = {};
   std::function<bool(std::string_view)> wanted = {};  ///< which kinds; default: all

@@ -156,7 +156,8 @@ Instances reduction_narrowed(const MutablePlan& plan, std::size_t limit) {
                     .causes = {"rounding"},
                     .make = script([=](Script& made) {
                       made.before = [=](const Rank& rank, internal::Call& call) {
-                        if (!site.matches(rank, call)) return true;
+                        // In double nothing is narrowed: `exact` keeps every bit of a sum.
+                        if (call.type != ElementType::f32 || !site.matches(rank, call)) return true;
                         (what == Narrowed::wire ? call.options.wire : call.options.accumulate) =
                             rounding_of(Format::bf16);
                         return true;

@@ -58,6 +58,7 @@ Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
     if (result.size() == limit || (stage == 0 && !result.empty())) continue;
     const int rank = sites.first_rank({.pp = stage});
     const std::int64_t layer = sites.layers_of(stage + 1).begin;
+    const int world = plan.world();
     result.push_back({.layer = static_cast<int>(layer),
                       .ranks = {rank},
                       .group = "pp",
@@ -66,10 +67,13 @@ Instances activation_stale(const MutablePlan& plan, std::size_t limit) {
                       .causes = {"microbatch_order"},
                       .make = script([=](Script& made) {
                         const auto sent = std::make_shared<std::vector<double>>();
+                        const Buffers buffers = make_buffers(world);
                         made.before = [=](const Rank& at, internal::Call& call) {
                           if (to_int(at.id()) != rank || !is_call_of(call.tag, Op::stage_send)) return true;
-                          if (call.tag.microbatch == 0) sent->assign(input(call).begin(), input(call).end());
-                          if (call.tag.microbatch == 1 && sent->size() == call.in_count) call.in = sent->data();
+                          if (call.tag.microbatch == 0) *sent = input(call);
+                          if (call.tag.microbatch == 1 && sent->size() == call.in_count) {
+                            set_input(at, call, buffers, *sent);
+                          }
                           return true;
                         };
                       })});
@@ -168,7 +172,9 @@ Instances zero_token_rank_skips(const MutablePlan& plan, std::size_t limit) {
     for (int dp = p.dp - 1; dp >= 0 && result.size() < limit; --dp) {
       for (int tp = p.tp - 1; tp >= 0 && result.size() < limit; --tp) {
         if (sites.tokens.own({.tp = tp, .dp = dp}, m).count() > 0) continue;
-        const int layer = result.empty() ? 0 : static_cast<int>(plan.model.layers.size()) - 1;
+        const std::vector<Place> places = sites.moe_places(2);
+        if (places.empty()) return result;
+        const int layer = result.empty() ? places.front().layer : places.back().layer;
         const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = sites.stage_of(layer)});
         result.push_back(skipped(
             {.op = first_dispatch_call(plan), .layer = layer, .ranks = {rank}, .microbatch = static_cast<int>(m)},

@@ -25,24 +25,49 @@ Buffers make_buffers(int world) {
   return std::make_shared<std::vector<std::vector<double>>>(2 * static_cast<std::size_t>(world));
 }
 
-std::span<const double> input(const internal::Call& call) {
-  if (call.type != ElementType::f64) return {};
-  return {static_cast<const double*>(call.in), call.in_count};
+namespace {
+
+std::vector<double> values_of(const void* data, std::size_t count, ElementType type) {
+  std::vector<double> values;
+  if (type == ElementType::f64) {
+    values.resize(count);
+    if (count > 0) std::memcpy(values.data(), data, count * sizeof(double));
+  } else if (type == ElementType::f32) {
+    const std::span<const float> floats(static_cast<const float*>(data), count);
+    values.assign(floats.begin(), floats.end());
+  }
+  return values;
 }
 
-std::span<double> output(const internal::Call& call) {
-  if (call.type != ElementType::f64) return {};
-  return {static_cast<double*>(call.out), call.out_count};
+void put(std::span<const double> values, ElementType type, void* data) {
+  if (type == ElementType::f64) {
+    std::ranges::copy(values, static_cast<double*>(data));
+  } else {
+    std::ranges::transform(values, static_cast<float*>(data), [](double value) { return static_cast<float>(value); });
+  }
 }
 
-std::span<double> own_input(const Rank& rank, internal::Call& call, const Buffers& buffers) {
+}  // namespace
+
+std::vector<double> input(const internal::Call& call) {
+  return values_of(call.in, call.in_count, call.type);
+}
+
+std::vector<double> output(const internal::Call& call) {
+  return values_of(call.out, call.out_count, call.type);
+}
+
+void set_input(const Rank& rank, internal::Call& call, const Buffers& buffers, std::span<const double> values) {
+  if (values.empty()) return;
   const auto me = static_cast<std::size_t>(to_int(rank.id()));
   std::vector<double>& buffer = (*buffers)[2 * me + static_cast<std::size_t>(call.tag.microbatch % 2)];
-  const std::span<const double> given = input(call);
-  if (given.empty()) return {};
-  buffer.assign(given.begin(), given.end());
+  buffer.resize(values.size());
+  put(values, call.type, buffer.data());
   call.in = buffer.data();
-  return buffer;
+}
+
+void set_output(internal::Call& call, std::span<const double> values) {
+  if (!values.empty()) put(values, call.type, call.out);
 }
 
 void zero_output(internal::Call& call) {
@@ -97,16 +122,17 @@ void sum_half(internal::Call& call, const std::vector<std::vector<std::vector<do
   const std::size_t half = partials.size() / 2;
   const auto me = static_cast<std::size_t>(to_int(call.rank));
   const std::size_t first = me / half * half;
-  const std::span<double> out = output(call);
   const std::size_t before =
       call.operation == Operation::reduce_scatter
           ? std::accumulate(call.counts.begin(), call.counts.begin() + static_cast<std::ptrdiff_t>(me), std::size_t{0})
           : 0;
-  for (std::size_t i = 0; i < out.size(); ++i) {
-    double sum = 0;
-    for (std::size_t m = first; m < first + half; ++m) sum += partials[m][microbatch][before + i];
-    out[i] = sum;
-  }
+  edit_output(call, [&](std::span<double> out) {
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      double sum = 0;
+      for (std::size_t m = first; m < first + half; ++m) sum += partials[m][microbatch][before + i];
+      out[i] = sum;
+    }
+  });
 }
 
 void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, int member, const Buffers& buffers,
@@ -116,7 +142,9 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
     case SumFault::missing:
     case SumFault::doubled:
       if (me == member) {
-        for (double& value : own_input(rank, call, buffers)) value *= fault == SumFault::missing ? 0 : 2;
+        edit_input(rank, call, buffers, [&](std::span<double> values) {
+          for (double& value : values) value *= fault == SumFault::missing ? 0 : 2;
+        });
       }
       return;
     case SumFault::averaged:
@@ -125,12 +153,9 @@ void before_reduction(const Rank& rank, internal::Call& call, SumFault fault, in
     case SumFault::maximum:
       call.options.reduction = Reduction::max;
       return;
-    case SumFault::halves: {
-      const std::span<const double> given = input(call);
-      (*partials)[static_cast<std::size_t>(me)][static_cast<std::size_t>(call.tag.microbatch)].assign(given.begin(),
-                                                                                                      given.end());
+    case SumFault::halves:
+      (*partials)[static_cast<std::size_t>(me)][static_cast<std::size_t>(call.tag.microbatch)] = input(call);
       return;
-    }
     default:
       return;
   }
@@ -156,7 +181,9 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_reduction(const Plan& pla
       if (fault == SumFault::dropped) keep_own(call);
       if (fault == SumFault::halves) sum_half(call, *partials, static_cast<std::size_t>(call.tag.microbatch));
       if (fault == SumFault::repeated) {
-        for (double& value : output(call)) value *= static_cast<double>(site.ranks.size());
+        edit_output(call, [&](std::span<double> values) {
+          for (double& value : values) value *= static_cast<double>(site.ranks.size());
+        });
       }
     };
   });
@@ -194,7 +221,7 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, 
     made.after = [=](const Rank& rank, internal::Call& call) {
       if (!site.matches(rank, call)) return;
       if (fault == GatherFault::dropped) return keep_own(call);
-      reverse_chunks(output(call), call.counts);
+      edit_output(call, [&](std::span<double> values) { reverse_chunks(values, call.counts); });
     };
   });
 }

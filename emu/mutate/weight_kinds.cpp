@@ -172,8 +172,9 @@ Instances vocabulary_shift(const MutablePlan& plan, std::size_t limit) {
     while (!kHead && !sites.embeds({.tp = tp, .dp = dp})) tp = (tp + 1) % plan.parallel.tp;
     while (kHead && vocabulary_of(plan.model, plan.parallel, tp).count == 0) --tp;
     const int rank = sites.mesh.rank_at({.tp = tp, .dp = dp, .pp = stage});
-    const auto edit = [=](WeightSpec& spec, Range& rows, Range&) {
+    const auto edit = [=](WeightSpec& spec, Range& rows, Range& cols) {
       if (spec.name == name) rows.begin += rows.end() < spec.rows ? 1 : -1;
+      if (kHead && spec.weight == Weight::head_bias) cols.begin += cols.end() < spec.cols ? 1 : -1;
     };
     result.push_back(loads({-1, rank}, rank, tap_name(-1, kHead ? TapKind::logits : TapKind::embedding),
                            {"vocabulary_shifted"}, edit));
@@ -189,8 +190,7 @@ Instances tied_head_unset(const MutablePlan& plan, std::size_t limit) {
   const std::string own_name = std::string(tensor_row(Weight::head).name);
   return {{.ranks = ranks,
            .tap = tap_name(-1, TapKind::logits),
-           // No slice of any weight of the model gives its values.
-           .causes = {"unknown"},
+           .causes = {"head_tying"},
            .make = script([=](Script& made) {
              made.slice = [=](const Rank& rank, WeightSpec& spec, Range&, Range&) {
                if (spec.weight == Weight::head && among(ranks, rank)) spec.name = own_name;

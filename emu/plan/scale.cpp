@@ -81,16 +81,27 @@ void set_mlps(FeedForwardSpec& spec, const Parallel& parallel, const Widths& wid
                                                           parallel.tp, spec.shared_intermediate_size);
 }
 
+/// The largest block that no rank's slice of a width cuts.
+std::int64_t block_of(const Plan& plan) {
+  std::int64_t block = 0;
+  for (const LayerSpec& layer : plan.model.layers.kinds()) {
+    const FeedForwardSpec& spec = layer.feed_forward;
+    if (!spec.dense()) block = std::gcd(block, spec.intermediate_size / plan.parallel.etp);
+    for (const std::int64_t width : {spec.dense() ? spec.intermediate_size : 0, spec.shared_intermediate_size}) {
+      block = std::gcd(block, width / plan.parallel.tp);
+    }
+  }
+  return block;
+}
+
 void set_widths(Plan& plan, const Widths& widths) {
   ModelConfig& model = plan.model;
-  // Blocks of widths that are gone.
-  model.weight_block = 0;
-  model.quant_method.clear();
   model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(widths.hidden, 1));
   model.layers.edit([&](LayerSpec& layer) {
     set_heads(layer.attention, widths);
     set_mlps(layer.feed_forward, plan.parallel, widths);
   });
+  if (model.weight_block > 0) model.weight_block = block_of(plan);
   const std::int64_t vocabulary = model.vocab_size;
   model.vocab_size = std::min(vocabulary, std::max<std::int64_t>({widths.vocabulary, plan.parallel.tp, 2}));
   // Its padding shrinks with the vocabulary, or ranks would hold nothing else.

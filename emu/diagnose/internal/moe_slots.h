@@ -114,6 +114,13 @@ class MoeSlots {
   std::vector<Slots> slots_;
 };
 
+/// The wrong rows, and the right ones that the same ranks routed: all of a rank's weights are wrong, or none. A row is
+/// held by more ranks than the one that routed it.
+std::vector<WrongRow> routed_beside(const WrongTap& wrong);
+/// The rank whose sum of partial sums a row holds: that which routed it, or, where all of tp do, the row's own.
+Coordinates summed_at(const WrongTap& wrong, const WrongRow& row);
+/// The sum over ep, of what the experts of each rank make of a token.
+std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong);
 /// A slot's output is that of another token, or of another slot.
 std::optional<Cause> token_cause(const WrongTap& wrong, const MoeSlots& moe);
 

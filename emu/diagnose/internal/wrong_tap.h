@@ -36,6 +36,8 @@ std::string ranks_of(const std::vector<WrongRow>& wrong);
 /// Every degree of the plan above 1, by name.
 std::vector<std::pair<std::string, int>> degrees(const Parallel& parallel);
 Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members);
+/// Of quantised weights: a slice that begins inside a block.
+Cause cut_block_cause(std::string_view axis, int member, std::int64_t late);
 
 /// The op itself, on right inputs, gives the wrong values.
 std::optional<Cause> null_cause(const WrongTap& wrong);

@@ -29,6 +29,7 @@ class Script final : public FaultInjector {
       replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<void(const Rank&, Op, const FaultSite&, ops::MatrixView<double>)> double_result;
+  std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<float>, ops::MatrixView<float>)> float_part;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
   std::function<bool(const Rank&, Op, const FaultSite&)> in_time;
   std::function<bool(const Rank&, internal::Call&)> before;
@@ -67,6 +68,10 @@ class Script final : public FaultInjector {
   void edit_double_result(const Rank& rank, Op op, const FaultSite& site, ops::MatrixView<double> given) override {
     if (double_result) double_result(rank, op, site, given);
   }
+  void edit_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<float> context,
+                 ops::MatrixView<float> lse) override {
+    if (float_part) float_part(rank, site, keys_of, context, lse);
+  }
   void edit_double_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<double> context,
                         ops::MatrixView<double> lse) override {
     if (double_part) double_part(rank, site, keys_of, context, lse);
@@ -100,10 +105,25 @@ std::string moe_output_tap(int layer);
 using Buffers = std::shared_ptr<std::vector<std::vector<double>>>;
 Buffers make_buffers(int world);
 
-std::span<const double> input(const internal::Call& call);
-std::span<double> output(const internal::Call& call);
-/// Makes the call read from the rank's buffer, a copy of its input that may be changed.
-std::span<double> own_input(const Rank& rank, internal::Call& call, const Buffers& buffers);
+/// What a call of floats or doubles reads and writes; nothing of any other.
+std::vector<double> input(const internal::Call& call);
+std::vector<double> output(const internal::Call& call);
+/// Makes the call read these from the rank's buffer.
+void set_input(const Rank& rank, internal::Call& call, const Buffers& buffers, std::span<const double> values);
+void set_output(internal::Call& call, std::span<const double> values);
+/// Changes, as doubles, what the call reads, in a copy of its own, or what it wrote.
+template <class Edit>
+void edit_input(const Rank& rank, internal::Call& call, const Buffers& buffers, const Edit& edit) {
+  std::vector<double> values = input(call);
+  edit(std::span(values));
+  set_input(rank, call, buffers, values);
+}
+template <class Edit>
+void edit_output(internal::Call& call, const Edit& edit) {
+  std::vector<double> values = output(call);
+  edit(std::span(values));
+  set_output(call, values);
+}
 /// The output of a call that did not take place: its own part where it has one (the partial sum, the gathered chunk),
 /// else zeros.
 void keep_own(internal::Call& call);
