@@ -11,29 +11,18 @@
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
 #include "emu/run/fault.h"
+#include "tests/diagnose/edited.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
+using testing::EditedResult;
 using ::testing::HasSubstr;
+using testing::reference_with;
 
 Plan sharded_plan() {
   return testing::small_plan({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2});
-}
-
-/// The reference of the plan with a tap edited: the op that makes the tap differs from it, and nothing else does.
-PreparedReference reference_with(const Plan& plan, const TapId& id,
-                                 const std::function<void(std::vector<double>&)>& edit) {
-  PreparedReference prepared = prepare_reference(plan, ops::Format::exact);
-  ExpectedTaps edited;
-  for (const ExpectedTap& tap : prepared.expected.all()) {
-    std::vector<double> values = tap.values;
-    if (*tap.id == id) edit(values);
-    edited.add(*tap.id, tap.rows, tap.cols, std::move(values), tap.traits);
-  }
-  prepared.expected = std::move(edited);
-  return prepared;
 }
 
 struct TappedOp {
@@ -97,29 +86,6 @@ TEST(OpsWithAnotherParameter, AreNoFaultOfTheSharding) {
             "op_differs");
 }
 
-/// The program's result of one op in one layer, on the ranks of tp 0, with something added to it.
-class EditedResult final : public FaultInjector {
- public:
-  using Edit = std::function<void(ops::MatrixView<double>)>;
-  EditedResult(Op op, int layer, Edit edit) : op_(op), layer_(layer), edit_(std::move(edit)) {}
-  void edit_double_result(const Rank& rank, Op op, const FaultSite& site, ops::MatrixView<double> result) override {
-    if (op == op_ && site.layer == layer_ && rank.at().tp == 0) edit_(result);
-  }
-
- private:
-  Op op_;
-  int layer_;
-  Edit edit_;
-};
-
-void add_noise(ops::MatrixView<double> result) {
-  for (ops::Index row = 0; row < result.rows; ++row) {
-    for (ops::Index col = 0; col < result.cols; ++col) {
-      result(row, col) += 0x1p-10 * static_cast<double>((row * 7 + col * col) % 13);
-    }
-  }
-}
-
 struct Fault {
   Op op;
   int layer;
@@ -130,7 +96,7 @@ struct Fault {
 class FaultsInsideAnOp : public ::testing::TestWithParam<Fault> {};
 
 TEST_P(FaultsInsideAnOp, ThatNoHypothesisExplainsStayUnknown) {
-  EditedResult fault(GetParam().op, GetParam().layer, add_noise);
+  EditedResult fault(GetParam().op, GetParam().layer, testing::add_noise);
 
   const VerifyReport report = verify(sharded_plan(), {.format = ops::Format::exact, .fault = &fault});
 
