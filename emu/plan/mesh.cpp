@@ -63,8 +63,10 @@ int Coordinates::operator[](Axis axis) const {
 
 Mesh::Mesh(const Parallel& parallel) : parallel_(parallel) {
   std::int64_t world = 1;
-  if (parallel.cp_a2a < 1)
-    throw std::invalid_argument(fmt::format("cp_a2a is {}; at least 1 is needed", parallel.cp_a2a));
+  if (parallel.cp_a2a < 1 || parallel.cp % parallel.cp_a2a != 0) {
+    throw std::invalid_argument(
+        fmt::format("cp_a2a is {}; a divisor of cp {} is needed", parallel.cp_a2a, parallel.cp));
+  }
   for (const Axis axis : {Axis::tp, Axis::cp, Axis::dp, Axis::pp, Axis::etp, Axis::ep, Axis::edp, Axis::dcp}) {
     const int own = degree(axis);
     if (own < 1) throw std::invalid_argument(fmt::format("{} is {}; at least 1 is needed", to_string(axis), own));

@@ -136,6 +136,8 @@ class TokenMapOfRandomPlans : public ::testing::TestWithParam<int> {
     for (std::uint64_t seed = 0; seed < 50; ++seed) {
       Plan plan = testing::random_plan(testing::property_seed() + seed);
       plan.parallel.cp = GetParam();
+      plan.parallel.cp_comm = CpComm::p2p;
+      plan.parallel.cp_a2a = 1;
       SCOPED_TRACE(testing::describe(plan));
       body(plan, Mesh(plan.parallel), TokenMap(plan.parallel, plan.workload));
     }

@@ -351,6 +351,16 @@ void draw_shares(Draw& draw, Plan& plan, const Serving& serving) {
   while (serving.kv_block_size % p.dcp_interleave != 0);
 }
 
+/// Prompts of a group begin alike, as far as the shorter one's prefix goes.
+void draw_prefixes(Draw& draw, Serving& serving) {
+  serving.prefix_sharing = draw.chance(90);
+  serving.kv_block_size = draw.between(1, 3);
+  for (Request& request : serving.requests) {
+    request.prefix = std::max<std::int64_t>(0, request.prompt - draw.between(0, 2));
+    request.prefix_group = draw.chance(80) ? 0 : 1;
+  }
+}
+
 }  // namespace
 
 Plan serving(Plan plan, std::uint64_t seed) {
@@ -372,19 +382,12 @@ Plan serving(Plan plan, std::uint64_t seed) {
   if (draw.chance(25)) {
     serving.steps = draw_steps(draw, serving);
   } else {
+    if (draw.chance(60)) draw_prefixes(draw, serving);
     if (draw.chance(70)) serving.max_tokens_per_step = draw.between(1, 8);
     if (draw.chance(50)) serving.max_sequences = draw.between(1, 3);
     std::int64_t most = 1;
     for (const Request& request : serving.requests) most = std::max(most, serving.blocks_of(request.tokens(), 1));
     if (draw.chance(40)) serving.kv_blocks = most + draw.between(0, 3);
-  }
-  // Prompts of a group begin alike, as far as the shorter one's prefix goes.
-  if (serving.steps.empty() && draw.chance(50)) {
-    serving.prefix_sharing = draw.chance(90);
-    for (Request& request : serving.requests) {
-      request.prefix = draw.between(0, static_cast<int>(request.prompt));
-      request.prefix_group = draw.chance(70) ? 0 : 1;
-    }
   }
   if (draw.chance(30)) plan.workload.idle = Idle::pad;
   plan.name += " served";
