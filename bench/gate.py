@@ -8,7 +8,7 @@
 
 Each benchmark of both programs runs in turns, BASE and NEW next to each other, in an order drawn anew each round, so
 that what disturbs the machine meets both. There are as many rounds as the rank test needs for so many benchmarks. What
-it cannot tell after these is measured further, twice at most; each decision is taken at a third of alpha.
+it cannot tell after these is measured further, four times at most; each decision is taken at a fifth of alpha.
 Exit codes: 0 nothing slower, 1 something slower, 2 unusable input, 4 cannot tell.
 """
 
@@ -23,7 +23,7 @@ import sys
 
 import compare
 
-STAGES = 3
+STAGES = 5
 
 
 class ProgramError(Exception):

@@ -236,23 +236,23 @@ class Reader {
 
   void add_attention(const OpRecord& record, const AttentionSpec& spec, const LayerLayout& held, OpShape& shape) {
     const Parallel& parallel = plan_.parallel;
-    const bool by_heads = parallel.cp > 1 && parallel.cp_comm == CpComm::a2a;
+    const int dealt = parallel.heads_dealt();
     shape.head_dim = spec.head_dim;
     shape.value_dim = spec.value_dim();
-    shape.kv_heads = held.kv_heads.count / (by_heads ? parallel.cp : 1);
+    shape.kv_heads = held.kv_heads.count / dealt;
     const RankTokens tokens = tokens_.rank_shapes(layout_.at, record.microbatch);
     switch (record.op) {
       case Op::attention_context:
         shape.window = spec.sliding_window;
         shape.sinks = spec.sinks;
-        return see_all(tokens, by_heads ? tokens.chunks : tokens.pieces, shape);
+        return see_all(tokens, dealt > 1 ? tokens.chunks : tokens.pieces, shape);
       case Op::attention_ring_part:
         return see_part(tokens, record, shape);
       case Op::attention_dcp_part:
         return see_kept(tokens, shape);
       default:
         shape.kv_heads = 0;
-        shape.inner = record.op == Op::attention_ring_merge ? parallel.cp : parallel.dcp;
+        shape.inner = record.op == Op::attention_ring_merge ? parallel.ring() : parallel.dcp;
     }
   }
 
@@ -268,16 +268,17 @@ class Reader {
     }
   }
 
-  /// Those of the rank among the keys that came in that step of the ring. What came before the step is the queries'
-  /// own.
+  /// Those of the rank's member of the ring among the keys that came in that step of it. What came before the pass is
+  /// the queries' own.
   void see_part(const RankTokens& tokens, const OpRecord& record, OpShape& shape) {
-    const int ranks = plan_.parallel.cp;
-    const int step = steps_[{record.layer, record.microbatch}]++ % ranks;
-    const int keys_of = (tokens.cp + ranks - step) % ranks;
+    const int members = plan_.parallel.ring(), dealt = plan_.parallel.heads_dealt(), mine = tokens.cp / dealt;
+    const int step = steps_[{record.layer, record.microbatch}]++ % members;
+    const int keys_of = (mine + members - step) % members;
+    const std::vector<Chunk> queries = tokens.of_member(mine, dealt);
     const bool decodes = std::ranges::any_of(tokens.chunks, [](const Chunk& chunk) { return chunk.begin > 0; });
-    if (decodes && keys_of == tokens.cp) return see_all({.chunks = tokens.pieces}, tokens.pieces, shape);
-    const std::vector<Chunk>& held = tokens.shares[static_cast<std::size_t>(keys_of)];
-    shape.spans = key_spans(tokens.pieces, held);
+    if (decodes && keys_of == mine) return see_all({.chunks = queries}, queries, shape);
+    const std::vector<Chunk> held = tokens.of_member(keys_of, dealt);
+    shape.spans = key_spans(queries, held);
     for (const Chunk& chunk : held) shape.keys += chunk.count;
   }
 

@@ -120,6 +120,20 @@ TEST(RankOps, AddUpToTheFlopsOfTheRankInBothPhases) {
   }
 }
 
+TEST(RankOps, AddUpToTheFlopsOfTheRankHoweverKeysTravel) {
+  for (const CpComm comm : {CpComm::p2p, CpComm::all_gather, CpComm::a2a, CpComm::a2a_p2p}) {
+    Plan plan = testing::shipped_plan("cp4_tp2_ep4");
+    plan.parallel.cp_comm = comm;
+    plan.parallel.cp_a2a = comm == CpComm::a2a_p2p ? 2 : 1;
+
+    for (const int rank : {0, 3}) {
+      const RankFigures of_rank = rank_figures(plan)[static_cast<std::size_t>(rank)];
+      EXPECT_NEAR(flops_of(rank_ops(plan, rank, Format::bf16, DryPass::prefill)) / of_rank.prefill.flops(), 1, 1e-12);
+      EXPECT_NEAR(flops_of(rank_ops(plan, rank, Format::bf16, DryPass::decode)) / of_rank.decode.flops(), 1, 1e-12);
+    }
+  }
+}
+
 TEST(RankOps, AreDistinctShapes) {
   const RankOps of_rank = rank_ops(testing::shipped_plan("ep64_tp2"), 5, Format::bf16, DryPass::prefill);
 
