@@ -42,7 +42,7 @@ Seen seen_by(const OpShape& shape, Index row) {
 template <class T>
 Expected attended(const Heads<T>& a, Index row, Index col, Format format) {
   const OpShape& s = a.shape;
-  const Index head = col / s.value_dim, kv = head / (s.heads() / s.kv_heads);
+  const Index head = col / s.value_dim, kv = head * s.kv_heads / std::max<Index>(1, s.heads());
   const auto part = [](const Matrix<T>& m, Index r, Index h, Index width) {
     return m.row(r).subspan(static_cast<std::size_t>(h * width), static_cast<std::size_t>(width));
   };
