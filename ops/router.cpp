@@ -224,7 +224,7 @@ BestTwo<T> best_two(std::span<const T> scores) {
   return best;
 }
 
-/// Sets the scores of the groups that are not chosen from to minus infinity.
+/// Sets the scores of the groups that are not chosen from to what they are closed by.
 template <class T>
 void close_groups(const RouteOptions<T>& options, std::span<T> scores) {
   const auto groups = static_cast<std::size_t>(options.groups);
@@ -243,7 +243,7 @@ void close_groups(const RouteOptions<T>& options, std::span<T> scores) {
   std::ranges::stable_sort(order, [&](std::size_t a, std::size_t b) { return best[a] > best[b]; });
   for (std::size_t i = static_cast<std::size_t>(options.top_groups); i < groups; ++i) {
     std::fill_n(scores.begin() + static_cast<std::ptrdiff_t>(order[i] * size), size,
-                -std::numeric_limits<T>::infinity());
+                static_cast<T>(options.closed_score));
   }
 }
 
@@ -316,6 +316,9 @@ void route_weights(MatrixView<const T> logits, MatrixView<const std::int32_t> id
     if (options.sigmoid) {
       for (Index slot = 0; slot < ids.cols; ++slot) weights(t, slot) = logits(t, ids(t, slot));
       sigmoid(weight, format);
+      for (Index slot = 0; slot < ids.cols && options.weighs_bias; ++slot) {
+        weights(t, slot) += options.selection_bias[static_cast<std::size_t>(ids(t, slot))];
+      }
       if (options.normalise) {
         T sum = 0;
         for (const T score : weight) sum += score;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "ops/cost.h"
@@ -27,6 +28,10 @@ struct RouteOptions {
   /// of its two best scores; without sigmoid, as its best logit. Ties to the lower group.
   Index groups = 1;
   Index top_groups = 1;
+  /// What the scores of the other groups' experts become. Some code puts 0, which a score with its bias may be below.
+  double closed_score = -std::numeric_limits<double>::infinity();
+  /// What no model does, but code has done: with sigmoid, weights are of the scores with their bias.
+  bool weighs_bias = false;
   double scale = 1;  ///< times the weight, before it is stored
   /// A weight is exp(l - m) over the sum of exp(l' - m), m the largest logit of those that no earlier slot chose, over
   /// those of them with (m - l') / max(|l'|, m) <= 2 jitter, in index order; one operation of T a step.

@@ -44,6 +44,7 @@ std::optional<Cause> sink_cause(const WrongTap& wrong) {
 
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
+  if (auto cause = window_cause(wrong)) return cause;
   if (model.plan().parallel.dcp > 1) {
     if (auto cause = dcp_cause(wrong)) return cause;
   }

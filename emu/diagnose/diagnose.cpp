@@ -73,6 +73,9 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::attention_residual:
     case TapKind::moe_residual:
       return residual_cause(wrong);
+    case TapKind::router_choice:
+    case TapKind::router_weights:
+      return router_cause(wrong);
     case TapKind::moe_output:
       return moe_output_cause(wrong);
     case TapKind::embedding_scaled:
@@ -82,8 +85,6 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::attention_q_latent_norm:
     case TapKind::attention_kv_latent_norm:
     case TapKind::router_scores:
-    case TapKind::router_choice:
-    case TapKind::router_weights:
     case TapKind::shared_gate:
     case TapKind::shared_output:
     case TapKind::moe_sum:

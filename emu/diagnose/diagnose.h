@@ -20,6 +20,8 @@
 //   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite
 //   expert_map           another expert's output            expert_missing, tokens_permuted
 //   read_before_arrival  rows read before the call that brings them is awaited
+//   rotary_pairing       elements turn in other pairs       sliding_window   a window of another width
+//   masked_groups_zero   closed groups' scores are 0        selection_bias_in_weights
 //   replicas_summed      every replica of an expert adds its output
 //   router_weights_permuted, router_weights_scaled, router_weights_squared, slot_dropped
 //   wrong_residual_sum   other multiples of the residual and of what is added to it

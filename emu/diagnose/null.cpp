@@ -11,6 +11,52 @@
 #include "ops/router.h"
 
 namespace shardproof::diagnosis {
+
+std::vector<double> attended(const WrongTap& wrong, const WrongRow& row, std::int64_t wider) {
+  const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
+  const std::int64_t position = wrong.model.tokens().position(row.row);
+  std::vector<double> values;
+  for (std::int64_t head = row.col / spec.value_dim(); head < (row.col + std::ssize(row.got)) / spec.value_dim();
+       ++head) {
+    const std::vector<double> one = wrong.model.attend(wrong.layer, row.row, {row.row - position, position + 1},
+                                                       {head, head / (spec.heads / spec.kv_heads), -1, wider});
+    values.insert(values.end(), one.begin(), one.end());
+  }
+  return values;
+}
+
+std::vector<double> routed(const WrongTap& wrong, const WrongRow& row,
+                           const std::function<void(ops::RouteOptions<double>&)>& edit) {
+  const FeedForwardSpec& spec = wrong.model.plan().model.layers[wrong.layer].feed_forward;
+  const auto logits = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::router_logits), row.row);
+  const ops::MatrixView<const double> scores{logits.data(), 1, std::ssize(logits)};
+  std::vector<std::int32_t> ids(static_cast<std::size_t>(spec.top_k));
+  std::vector<double> weights(ids.size()), by(logits.size());
+  ops::RouteOptions<double> options{.top_k = spec.top_k,
+                                    .normalise = spec.norm_topk_prob,
+                                    .sigmoid = spec.scoring == Scoring::sigmoid,
+                                    .groups = spec.groups,
+                                    .top_groups = spec.top_groups,
+                                    .scale = spec.routed_scaling_factor,
+                                    .sparsemixer = spec.scoring == Scoring::sparsemixer,
+                                    .jitter = spec.router_jitter};
+  std::vector<double> bias;
+  if (spec.selection_bias) {
+    const WeightSpec weight = weight_spec(wrong.model.plan().model, Weight::router_selection_bias, wrong.layer);
+    const LoadedWeight<double> loaded = wrong.model.whole(weight);
+    bias.assign(loaded.view().row(0).begin(), loaded.view().row(0).end());
+    options.selection_bias = bias;
+  }
+  if (edit) edit(options);
+  const ops::MatrixView<double> by_row(by.data(), 1, std::ssize(by));
+  ops::selection_scores<double>(scores, options, wrong.model.format(), by_row);
+  if (wrong.kind == TapKind::router_scores) return by;
+  const ops::MatrixView<std::int32_t> ids_row(ids.data(), 1, spec.top_k);
+  ops::choose_experts<double>(by_row, options, ids_row);
+  ops::route_weights<double>(scores, ids_row, options, wrong.model.format(), {weights.data(), 1, spec.top_k});
+  return wrong.kind == TapKind::router_choice ? std::vector<double>(ids.begin(), ids.end()) : weights;
+}
+
 namespace {
 
 using Row = std::vector<double>;
@@ -82,20 +128,6 @@ Row gated(const WrongTap& wrong, const WrongRow& row) {
   return y;
 }
 
-/// The heads of the row's columns, over its sequence up to its token.
-Row attended(const WrongTap& wrong, const WrongRow& row) {
-  const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
-  const std::int64_t position = wrong.model.tokens().position(row.row);
-  Row values;
-  for (std::int64_t head = row.col / spec.value_dim(); head < (row.col + std::ssize(row.got)) / spec.value_dim();
-       ++head) {
-    const Row one = wrong.model.attend(wrong.layer, row.row, {row.row - position, position + 1},
-                                       {head, head / (spec.heads / spec.kv_heads)});
-    values.insert(values.end(), one.begin(), one.end());
-  }
-  return values;
-}
-
 Row residual(const WrongTap& wrong, const WrongRow& row) {
   Recompute& model = wrong.model;
   const bool moe = wrong.kind == TapKind::moe_residual;
@@ -107,37 +139,6 @@ Row residual(const WrongTap& wrong, const WrongRow& row) {
   for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += y[i];
   model.finish(sum);
   return sum;
-}
-
-/// Ids, or the weights of the expected ids.
-Row routed(const WrongTap& wrong, const WrongRow& row) {
-  const FeedForwardSpec& spec = wrong.model.plan().model.layers[wrong.layer].feed_forward;
-  const auto logits = wrong.model.row(wrong.model.tap(wrong.layer, TapKind::router_logits), row.row);
-  const ops::MatrixView<const double> scores{logits.data(), 1, std::ssize(logits)};
-  std::vector<std::int32_t> ids(static_cast<std::size_t>(spec.top_k));
-  Row weights(ids.size()), by(logits.size());
-  ops::RouteOptions<double> options{.top_k = spec.top_k,
-                                    .normalise = spec.norm_topk_prob,
-                                    .sigmoid = spec.scoring == Scoring::sigmoid,
-                                    .groups = spec.groups,
-                                    .top_groups = spec.top_groups,
-                                    .scale = spec.routed_scaling_factor,
-                                    .sparsemixer = spec.scoring == Scoring::sparsemixer,
-                                    .jitter = spec.router_jitter};
-  Row bias;
-  if (spec.selection_bias) {
-    const WeightSpec weight = weight_spec(wrong.model.plan().model, Weight::router_selection_bias, wrong.layer);
-    const LoadedWeight<double> loaded = wrong.model.whole(weight);
-    bias.assign(loaded.view().row(0).begin(), loaded.view().row(0).end());
-    options.selection_bias = bias;
-  }
-  const ops::MatrixView<double> by_row(by.data(), 1, std::ssize(by));
-  ops::selection_scores<double>(scores, options, wrong.model.format(), by_row);
-  if (wrong.kind == TapKind::router_scores) return by;
-  const ops::MatrixView<std::int32_t> ids_row(ids.data(), 1, spec.top_k);
-  ops::choose_experts<double>(by_row, options, ids_row);
-  ops::route_weights<double>(scores, ids_row, options, wrong.model.format(), {weights.data(), 1, spec.top_k});
-  return wrong.kind == TapKind::router_choice ? Row(ids.begin(), ids.end()) : weights;
 }
 
 Row combined(const WrongTap& wrong, const WrongRow& row) {
@@ -154,8 +155,9 @@ Row combined(const WrongTap& wrong, const WrongRow& row) {
   return sum;
 }
 
-/// What the op makes of the reference's inputs.
-Row predicted(const WrongTap& wrong, const WrongRow& row) {
+}  // namespace
+
+std::vector<double> predicted(const WrongTap& wrong, const WrongRow& row) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
   switch (wrong.kind) {
@@ -238,8 +240,6 @@ Row predicted(const WrongTap& wrong, const WrongRow& row) {
   }
   return {};
 }
-
-}  // namespace
 
 std::optional<Cause> null_cause(const WrongTap& wrong) {
   const auto prediction = [&](const WrongRow& row) { return predicted(wrong, row); };

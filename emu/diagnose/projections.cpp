@@ -334,6 +334,7 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
     if (auto cause = normed_row_cause(wrong, products)) return cause;
   }
   if (projection.rotated) {
+    if (auto cause = pairing_cause(wrong)) return cause;
     if (auto cause = position_cause(wrong, projection)) return cause;
     if (auto cause = input_row_cause(wrong, projection)) return cause;
   }

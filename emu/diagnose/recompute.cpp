@@ -158,10 +158,11 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
     return values;
   };
   Row out(static_cast<std::size_t>(attention.value_dim()));
-  ops::AttentionOptions<double> options{.head_dim = attention.head_dim,
-                                        .value_dim = attention.value_dim(),
-                                        .scale = attention.score_scale(),
-                                        .window = attention.sliding_window};
+  ops::AttentionOptions<double> options{
+      .head_dim = attention.head_dim,
+      .value_dim = attention.value_dim(),
+      .scale = attention.score_scale(),
+      .window = attention.sliding_window > 0 ? attention.sliding_window + heads.wider : 0};
   Row sink;
   if (attention.sinks) {
     sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer),

@@ -41,6 +41,7 @@ struct HeadPair {
   std::int64_t query = 0;
   std::int64_t key_value = 0;
   std::int64_t sink = -1;  ///< the query head whose sink takes part; -1: its own
+  std::int64_t wider = 0;  ///< keys that the layer's window has beside its own
 };
 
 class Recompute {
@@ -87,6 +88,7 @@ class Recompute {
     /// whole width.
     enum class Squares : std::int8_t { of_all, of_slice, of_slice_over_all } squares = Squares::of_all;
     std::int64_t norm_shift = 0;  ///< the norm's weight begins so many columns further, round its end
+    bool other_pairs = false;     ///< elements 2i and 2i + 1 turn together where i and i + d/2 should, or the reverse
     /// Queries or keys of these columns are projected with other rows of the weight, or another layer's; a norm over
     /// all heads is off everywhere.
     struct Elsewhere {
@@ -102,7 +104,7 @@ class Recompute {
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);
   /// stored(x W^T + b), the given rows of W.
   Row project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer = -1);
-  void rotate(Row& heads, int layer, std::int64_t position) const;
+  void rotate(Row& heads, int layer, const Origin& from) const;
   /// One head of attention for the query of a row, which attends to so many keys, the last of them as its own.
   Row attend(int layer, std::int64_t query, Range keys, const HeadPair& heads);
   /// The same to the keys of these rows.

@@ -25,7 +25,7 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
     const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
     ops::rms_norm<double>(by_head, scale.view().row(0), plan_.model.rms_norm_eps, format(), by_head);
   }
-  rotate(y, layer, from.position);
+  rotate(y, layer, from);
   return y;
 }
 
@@ -67,7 +67,7 @@ Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& fr
   if (kind == TapKind::attention_q) {
     const TapKind source = spec.q_lora_rank > 0 ? TapKind::attention_q_latent_norm : TapKind::attention_norm;
     Row y = project(row(tap(layer, source), from.row), weight_spec(plan_.model, Weight::attention_q, from.layer), cols);
-    rotate(y, layer, from.position);
+    rotate(y, layer, from);
     return y;
   }
   const std::int64_t turned = spec.rope.dim, width = kind == TapKind::attention_k ? spec.head_dim : spec.value_dim();
@@ -83,14 +83,15 @@ Recompute::Row Recompute::latent_heads(TapKind kind, int layer, const Origin& fr
   const std::span<const double> values =
       kind == TapKind::attention_k ? std::as_const(k).row(0) : std::as_const(v).row(0);
   Row y(values.begin(), values.end());
-  if (kind == TapKind::attention_k) rotate(y, layer, from.position);
+  if (kind == TapKind::attention_k) rotate(y, layer, from);
   return y;
 }
 
-void Recompute::rotate(Row& heads, int layer, std::int64_t position) const {
-  const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  const ops::RopeTable<double> table(position + 1, rope_pairs(spec), format());
-  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&position, 1), table);
+void Recompute::rotate(Row& heads, int layer, const Origin& from) const {
+  AttentionSpec spec = plan_.model.layers[layer].attention;
+  spec.rope.interleaved = spec.rope.interleaved != from.other_pairs;
+  const ops::RopeTable<double> table(from.position + 1, rope_pairs(spec), format());
+  ops::rope<double>(one_row(heads), std::span<const std::int64_t>(&from.position, 1), table);
 }
 
 }  // namespace shardproof

@@ -15,6 +15,7 @@
 #include "collectives/make_executor.h"
 #include "emu/diagnose/capture.h"
 #include "emu/diagnose/diagnose.h"
+#include "emu/diagnose/idle_features.h"
 #include "emu/judge/amplification.h"
 #include "emu/judge/judge.h"
 #include "emu/judge/prepared.h"
@@ -179,6 +180,10 @@ VerifyReport verify(const RunnablePlan& plan, const VerifyOptions& options) {
   RunResult run = session.run(session.sharded());
   judge_run(session, run, report);
   if (report.verdict == Verdict::mismatch) report.first_divergence->cause = cause_of(plan, session, run, report);
+  if (report.verdict == Verdict::pass && options.format == ops::Format::exact && options.require_features) {
+    report.problems = idle_features(session.plan(), session.reference());
+    if (!report.problems.empty()) report.verdict = Verdict::inconclusive;
+  }
   if (run.stall) note_stall(std::move(*run.stall), report);
   return report;
 }

@@ -10,8 +10,8 @@
 // tensor.
 //
 // A verdict is inconclusive rather than wrong: when an expected tap is zero, constant or not finite; when a sum in
-// `exact` may need more bits than a double has, from the tap that it goes into on (reference/budget.h); when a float
-// format overflows.
+// `exact` may need more bits than a double has, from the tap that it goes into on (reference/budget.h); when a feature
+// of the model, a window say, leaves every bit in `exact` as it would be without it; when a float format overflows.
 //
 // How far rounding carries from end to end is reported where it is asked for (amplification.h), beside the verdicts.
 #pragma once
@@ -59,6 +59,9 @@ struct VerifyOptions {
   bool amplification = false;                    ///< prove() also measures rounding from end to end
   std::optional<double> max_amplification = {};  ///< and holds it to this limit
   bool diagnose = true;  ///< name the cause of a divergence, at the price of another run, in a float format of two
+  /// In `exact`: a feature of the model that no token shows makes a verdict inconclusive
+  /// (emu/diagnose/idle_features.h).
+  bool require_features = true;
   std::function<void(const Progress&)> progress = {};  ///< called from any thread, one call at a time
 };
 

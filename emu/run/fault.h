@@ -13,6 +13,7 @@
 #include "emu/run/cluster.h"
 #include "emu/run/kv_cache.h"
 #include "emu/run/op.h"
+#include "ops/router.h"
 
 namespace shardproof {
 
@@ -41,10 +42,15 @@ class FaultInjector {
   virtual void edit_timetable(Timetable& /*timetable*/) {}
   /// The slice of a weight that a rank loads; the counts must stay.
   virtual void edit_slice(const Rank& /*rank*/, WeightSpec& /*spec*/, Range& /*rows*/, Range& /*cols*/) {}
+  /// Before the run: what a rank believes of the model's kinds of layer. Of each the windows, the rotary embedding and
+  /// other factors; every shape must stay.
+  virtual void edit_model(const Rank& /*rank*/, ModelConfig& /*model*/) {}
   /// What a rank believes of its tokens in a microbatch.
   virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*microbatch*/, RankTokens& /*tokens*/) {}
   /// What a rank believes of its cache in a microbatch of a plan that serves requests.
   virtual void edit_cache(const Rank& /*rank*/, std::int64_t /*microbatch*/, CachedPass& /*pass*/) {}
+  /// In `exact` and fp64: how a rank's router chooses and weighs.
+  virtual void edit_router(const Rank& /*rank*/, const FaultSite& /*site*/, ops::RouteOptions<double>& /*options*/) {}
   /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,

@@ -31,12 +31,12 @@ RankWeights<T> slice_weights(Rank& rank, const TransformerProgram<T>& program, c
 
 /// The angles of every position in the microbatch, once for all layers of a kind.
 template <class T>
-std::vector<ops::RopeTable<T>> rope_tables(const TransformerProgram<T>& program, const RankTokens& tokens) {
+std::vector<ops::RopeTable<T>> rope_tables(const ModelConfig& model, ops::Format format, const RankTokens& tokens) {
   std::int64_t positions = 0;
   for (const std::int64_t position : tokens.positions) positions = std::max(positions, position + 1);
   std::vector<ops::RopeTable<T>> tables;
-  for (const LayerSpec& kind : program.model.layers.kinds()) {
-    tables.emplace_back(positions, rope_pairs(kind.attention), program.format);
+  for (const LayerSpec& kind : model.layers.kinds()) {
+    tables.emplace_back(positions, rope_pairs(kind.attention), format);
   }
   return tables;
 }
@@ -48,6 +48,7 @@ class OpenMicrobatch {
   struct Held {
     Rank& rank;
     const TransformerProgram<T>& program;
+    const ModelConfig& model;
     const Layout& layout;
     const RankWeights<T>& weights;
     KvCache<T>* cache = nullptr;
@@ -55,9 +56,9 @@ class OpenMicrobatch {
   OpenMicrobatch(const Held& held, std::int64_t microbatch)
       : cache_(held.cache),
         tokens_(tokens_of(held, microbatch)),
-        rope_(rope_tables(held.program, tokens_)),
+        rope_(rope_tables<T>(held.model, held.program.format, tokens_)),
         pass_(pass_of(held, microbatch, tokens_)),
-        context_(held.program.model, held.program.format, held.layout, tokens_, microbatch, held.rank.trace(),
+        context_(held.model, held.program.format, held.layout, tokens_, microbatch, held.rank.trace(),
                  {held.rank, held.program, held.weights, rope_, cache_, pass_ ? &*pass_ : nullptr}) {}
   // The context refers to what is beside it.
   OpenMicrobatch(const OpenMicrobatch&) = delete;
@@ -106,7 +107,10 @@ Task<> run_transformer(Rank& rank, const TransformerProgram<T>& program) {
     const auto blocks = program.deployment.kv_blocks[static_cast<std::size_t>(layout.at.dp)];
     cache.emplace(program.model, layout, *program.deployment.serving, blocks);
   }
-  const typename OpenMicrobatch<T>::Held held{rank, program, layout, weights, cache ? &*cache : nullptr};
+  std::optional<ModelConfig> believed;
+  if (program.fault != nullptr) program.fault->edit_model(rank, believed.emplace(program.model));
+  const typename OpenMicrobatch<T>::Held held{rank,   program, believed ? *believed : program.model,
+                                              layout, weights, cache ? &*cache : nullptr};
   for (const WorkItem& item : program.deployment.timetable[id]) {
     OpenMicrobatch<T> first(held, item.microbatch);
     if (item.beside < 0) {

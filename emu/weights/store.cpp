@@ -33,6 +33,12 @@ double vector_step(WeightKind kind) {
   }
 }
 
+/// What is added to them. Sigmoids with such a bias are negative, which changes no choice: with a bias of no offset
+/// nothing would tell a closed group whose scores are 0 from one that cannot be chosen.
+double vector_offset(WeightKind kind) {
+  return kind == WeightKind::selection_bias ? -1.125 : 0;
+}
+
 /// Integers uniform in 0..kBound-1 become values by `value_of`. A block of integers at a time, so that the generator
 /// and the conversion are each a loop over one kind of register.
 template <std::uint64_t kBound, class T, class ValueOf>
@@ -56,8 +62,9 @@ void generate(std::uint64_t seed, const WeightSpec& spec, Range rows, Range cols
   for (std::int64_t i = 0; i < rows.count; ++i) {
     const auto first = static_cast<std::uint64_t>((rows.begin + i) * spec.cols + cols.begin);
     if (const double step = vector_step(spec.kind); step > 0) {
-      generate<255>(key, first, out.row(i),
-                    [step](std::int32_t k) { return static_cast<T>(k - 127) * static_cast<T>(step); });
+      generate<255>(key, first, out.row(i), [step, offset = vector_offset(spec.kind)](std::int32_t k) {
+        return static_cast<T>(k - 127) * static_cast<T>(step) + static_cast<T>(offset);
+      });
     } else if (spec.kind == WeightKind::norm) {
       generate<65>(key, first, out.row(i), [](std::int32_t k) { return 1 + static_cast<T>(k - 32) / 128; });
     } else {

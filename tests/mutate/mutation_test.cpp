@@ -68,6 +68,22 @@ Plan prefix_plan() {
   return plan;
 }
 
+/// A dense layer, then layers with a window, and experts in groups.
+Plan mixed_plan() {
+  Plan plan = small_plan({.tp = 2, .dp = 2, .ep = 4, .sp = true});
+  LayerSpec experts = plan.model.layers[0];
+  LayerSpec dense = experts;
+  dense.feed_forward = {.intermediate_size = 8};
+  experts.attention.sliding_window = 2;
+  experts.feed_forward.scoring = Scoring::sigmoid;
+  experts.feed_forward.selection_bias = true;
+  experts.feed_forward.groups = 2;
+  LayerList layers(1, dense);
+  for (std::int64_t i = 1; i < plan.model.layers.size(); ++i) layers.push_back(experts);
+  plan.model.layers = layers;
+  return plan;
+}
+
 TEST(Mutations, EachAppliesToSomePlan) {
   std::set<std::string_view> unused;
   for (const MutationKind& kind : mutation_kinds()) unused.insert(kind.name);
@@ -91,6 +107,7 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(small_plan({.tp = 2, .edp = 2}));
   plans.back().model.layers.kind(0).attention.query_key_norm = QueryKeyNorm::full;
   plans.back().model.layers.kind(0).attention.sinks = true;
+  plans.push_back(mixed_plan());
   plans.push_back(serving_plan());
   plans.push_back(dcp_plan());
   plans.push_back(prefix_plan());
@@ -188,7 +205,9 @@ TEST(Mutations, OfWhatFamiliesHaveBesideAreDetectedAndNamed) {
   };
   for (const auto& [drawn, kinds] :
        {Beside{testing::Drawn::olmoe, {"query_key_norm_over_slice", "query_norm_of_another_head"}},
-        Beside{testing::Drawn::gpt_oss, {"sinks_of_another_head"}}}) {
+        Beside{testing::Drawn::gpt_oss, {"rotary_pairing", "sinks_of_another_head", "window_off_by_one"}},
+        Beside{testing::Drawn::deepseek,
+               {"dense_layer_run_as_moe", "masked_groups_zero", "rotary_pairing", "selection_bias_in_weights"}}}) {
     MutationCounts total;
     std::string report;
     for (const Plan& plan : plans_over_tp(drawn, 6)) {
@@ -337,7 +356,8 @@ TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
   EXPECT_EQ(names, (std::vector<std::string_view>{
                        "sp_gather_order", "positions_offset", "positions_restarted", "sequence_boundaries_ignored",
                        "sp_scatter_order", "head_gather_order", "attention_norm_stale", "moe_norm_stale",
-                       "router_weights_twice", "output_gather_order", "expert_accumulated_in_bf16"}));
+                       "router_normalisation", "router_weights_twice", "output_gather_order", "masked_groups_zero",
+                       "expert_accumulated_in_bf16"}));
 }
 
 TEST(MutationScores, AreWrittenAsJson) {

@@ -1,6 +1,7 @@
 // What the files of the diagnosis share.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include "emu/diagnose/diagnose.h"
 #include "emu/diagnose/recompute.h"
 #include "emu/diagnose/signatures.h"
+#include "ops/router.h"
 
 namespace shardproof::diagnosis {
 
@@ -39,12 +41,23 @@ Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members)
 /// Of quantised weights: a slice that begins inside a block.
 Cause cut_block_cause(std::string_view axis, int member, std::int64_t late);
 
+/// The heads of the row's columns, over its sequence up to its token; windows are so much wider.
+std::vector<double> attended(const WrongTap& wrong, const WrongRow& row, std::int64_t wider = 0);
+/// What the router makes of the row's logits, with other options: scores, ids, or the weights of the ids.
+std::vector<double> routed(const WrongTap& wrong, const WrongRow& row,
+                           const std::function<void(ops::RouteOptions<double>&)>& edit = {});
+
+/// What the op makes of the reference's inputs.
+std::vector<double> predicted(const WrongTap& wrong, const WrongRow& row);
 /// The op itself, on right inputs, gives the wrong values.
 std::optional<Cause> null_cause(const WrongTap& wrong);
 std::optional<Cause> embedding_cause(const WrongTap& wrong);
 std::optional<Cause> norm_cause(const WrongTap& wrong);
 std::optional<Cause> projection_cause(const WrongTap& wrong);
+/// Queries and keys whose elements turn in other pairs.
+std::optional<Cause> pairing_cause(const WrongTap& wrong);
 std::optional<Cause> context_cause(const WrongTap& wrong);
+std::optional<Cause> window_cause(const WrongTap& wrong);
 /// Of a plan that serves requests: the context was made of other keys than its sequence's.
 std::optional<Cause> cache_cause(const WrongTap& wrong);
 /// Of a context whose keys are spread over cp.
@@ -53,6 +66,7 @@ std::optional<Cause> cp_cause(const WrongTap& wrong);
 std::optional<Cause> dcp_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
 std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
+std::optional<Cause> router_cause(const WrongTap& wrong);
 std::optional<Cause> moe_output_cause(const WrongTap& wrong);
 std::optional<Cause> residual_cause(const WrongTap& wrong);
 /// What needs no knowledge of the tap.

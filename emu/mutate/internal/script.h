@@ -19,9 +19,11 @@ class Script final : public FaultInjector {
  public:
   std::function<void(std::vector<Layout>&)> layouts;
   std::function<void(const Rank&, WeightSpec&, Range&, Range&)> slice;
+  std::function<void(const Rank&, ModelConfig&)> model;
   std::function<void(Timetable&)> timetable;
   std::function<void(const Rank&, std::int64_t, RankTokens&)> microbatch;
   std::function<void(const Rank&, std::int64_t, CachedPass&)> cache;
+  std::function<void(const Rank&, const FaultSite&, ops::RouteOptions<double>&)> router;
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
@@ -40,6 +42,12 @@ class Script final : public FaultInjector {
   }
   void edit_slice(const Rank& rank, WeightSpec& spec, Range& rows, Range& cols) override {
     if (slice) slice(rank, spec, rows, cols);
+  }
+  void edit_model(const Rank& rank, ModelConfig& given) override {
+    if (model) model(rank, given);
+  }
+  void edit_router(const Rank& rank, const FaultSite& site, ops::RouteOptions<double>& given) override {
+    if (router) router(rank, site, given);
   }
   bool awaits_in_time(const Rank& rank, Op op, const FaultSite& site) override {
     return !in_time || in_time(rank, op, site);
@@ -168,6 +176,7 @@ std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> dispatch_kinds();
 std::span<const MutationKind> expert_kinds();
+std::span<const MutationKind> feature_kinds();
 std::span<const MutationKind> schedule_kinds();
 std::span<const MutationKind> rounding_kinds();
 
