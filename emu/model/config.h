@@ -13,6 +13,8 @@
 #include <string_view>
 #include <vector>
 
+#include "emu/model/quantisation.h"
+
 namespace shardproof {
 
 /// How the angles of a rotary embedding are stretched beyond the context that the model was trained on. The formulas
@@ -230,10 +232,10 @@ struct ModelConfig {
   double logits_scaling = 1;  ///< logits are divided by it
   /// Tokens that a sequence may have; 0: not stated. Nothing that is computed depends on it.
   std::int64_t max_position_embeddings = 0;
-  /// Weights are stored in blocks of so many rows and columns, each with a scale of its own, which no rank's slice may
-  /// cut; 0: they are not. What runs has none.
+  /// Quantised weights are stored in blocks of so many columns, of fp8 of as many rows too, each with a scale of its
+  /// own, which no rank's slice may cut; 0: they are not. What runs has none.
   std::int64_t weight_block = 0;
-  std::string quant_method = {};   ///< how weights are quantised, as the config names it; empty: they are not
+  Quantisation quantisation = {};
   std::string dtype = "bfloat16";  ///< torch_dtype / dtype: the format weights are kept in
   std::string model_type = "mixtral";
 

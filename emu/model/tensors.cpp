@@ -371,6 +371,22 @@ std::int64_t& ParameterCount::operator[](ParameterPart part) {
   return head;
 }
 
+bool is_quantised(const ModelConfig& model, Weight weight) {
+  const Quantisation& quantisation = model.quantisation;
+  const TensorRow& row = tensor_row(weight);
+  if (quantisation.format == QuantisedFormat::none || row.kind != WeightKind::linear) return false;
+  switch (row.part) {
+    case ParameterPart::attention:
+      return quantisation.attention;
+    case ParameterPart::mlp:
+      return quantisation.mlp && weight != Weight::shared_gate;
+    case ParameterPart::experts:
+      return quantisation.experts;
+    default:
+      return false;
+  }
+}
+
 ParameterCount model_parameters(const ModelConfig& model) {
   ParameterCount parameters;
   for (const TensorCount& count : tensor_counts(model)) parameters[count.row->part] += count.elements();

@@ -79,6 +79,9 @@ constexpr bool is_vector(WeightKind kind) {
   return kind != WeightKind::linear && kind != WeightKind::embedding;
 }
 
+/// Whether the model's quantisation stores it (emu/model/quantisation.h).
+bool is_quantised(const ModelConfig& model, Weight weight);
+
 /// What a weight's elements count as.
 enum class ParameterPart { embedding, attention, norms, router, experts, mlp, head };
 

@@ -111,7 +111,7 @@ void add_cache(const Plan& plan, const Layout& layout, RankFigures& figures) {
     bytes_of_token += static_cast<double>(
         cached_elements(plan.model.layers[layer].attention, layout.layer(plan.model, layer).kv_heads.count));
   }
-  bytes_of_token *= static_cast<double>(dtype_bytes(plan.model)) / (plan.parallel.cp * plan.parallel.dcp);
+  bytes_of_token *= static_cast<double>(cache_bytes(plan)) / (plan.parallel.cp * plan.parallel.dcp);
   figures.kv_cache_bytes = bytes_of_token * static_cast<double>(figures.tokens);
   figures.kv_cache_reserved_bytes = bytes_of_token * static_cast<double>(figures.kv_cache_reserved_tokens);
 }
@@ -152,6 +152,10 @@ ops::Format format_of(const ModelConfig& model) {
   if (model.dtype == "float64") return ops::Format::fp64;
   if (model.dtype == "float32") return ops::Format::fp32;
   return model.dtype == "float16" ? ops::Format::fp16 : ops::Format::bf16;
+}
+
+int cache_bytes(const Plan& plan) {
+  return cache_element_bytes(plan.workload, dtype_bytes(plan.model));
 }
 
 int dtype_bytes(const ModelConfig& model) {
@@ -196,6 +200,7 @@ std::vector<RankFigures> with_prefill(const Plan& plan, const AllLists& prefill)
     const Layout layout = make_layout(plan.model, mesh, rank);
     fill_layout(plan, layout, figures);
     figures.parameters = held_parameters(layout, plan.model);
+    figures.weights = held_weight_bytes(layout, plan.model, dtype_bytes(plan.model));
     const Range sequences = sequences_of_replica(plan.parallel, plan.workload.batch(), figures.at.dp);
     figures.sequences = sequences.count;
     for (std::int64_t s = sequences.begin; s < sequences.end(); ++s) {

@@ -49,6 +49,7 @@ struct RankFigures {
   std::int64_t expert_layers = 0;  ///< of its layers, those with experts
   Range layers, heads, kv_heads, experts, intermediate_size, vocabulary;
   ParameterCount parameters;
+  WeightBytes weights;         ///< as the checkpoint stores them
   std::int64_t sequences = 0;  ///< of the batch, over all microbatches of the rank's replica
   std::int64_t tokens = 0;     ///< of these
   double kv_cache_bytes = 0;   ///< keys and values of the workload's tokens
@@ -62,6 +63,8 @@ struct RankFigures {
   PassFigures decode;
 };
 
+/// What the plan's cache holds an element in.
+int cache_bytes(const Plan& plan);
 /// The format that the model's dtype names.
 ops::Format format_of(const ModelConfig& model);
 /// Bytes of one element of it.

@@ -15,8 +15,27 @@ std::string reserved(const Plan& plan, const RankFigures& r) {
   return fmt::format("{} blocks * {} tokens", r.kv_cache_reserved_tokens / size, size);
 }
 
-double weights(const Plan& plan, const RankFigures& r) {
+double weights(const Plan&, const RankFigures& r) {
+  return r.weights.total();
+}
+
+/// Of weights that are trained: none is quantised.
+double trained_weights(const Plan& plan, const RankFigures& r) {
   return static_cast<double>(r.parameters.total()) * dtype_bytes(plan.model);
+}
+
+std::string weights_text(const Plan& plan, const RankFigures& r) {
+  const WeightBytes& w = r.weights;
+  const auto text = [](double value) { return readable(value, Dimension::bytes); };
+  const std::string parts = fmt::format("attention {}, experts {}, embedding and head {}, rest {}", text(w.attention),
+                                        text(w.experts), text(w.ends), text(w.rest));
+  if (plan.model.quantisation.format == QuantisedFormat::none) {
+    return fmt::format("{} parameters * {} bytes = {}: {}", r.parameters.total(), dtype_bytes(plan.model),
+                       text(w.total()), parts);
+  }
+  return fmt::format("{} parameters as {} stores them {} + their scales {} = {}: {}", r.parameters.total(),
+                     plan.model.quantisation.method, text(w.total() - w.scales), text(w.scales), text(w.total()),
+                     parts);
 }
 
 std::string bytes(double value) {
@@ -33,7 +52,7 @@ double zero1_parameters(const Plan& plan, const RankFigures& r) {
 }
 
 double training_bytes(const Plan& plan, const RankFigures& r) {
-  return 2 * weights(plan, r) + 12.0 * static_cast<double>(r.parameters.total()) + r.training_activation_bytes +
+  return 2 * trained_weights(plan, r) + 12.0 * static_cast<double>(r.parameters.total()) + r.training_activation_bytes +
          r.communication_buffer_bytes;
 }
 
@@ -110,28 +129,21 @@ void add_parameters(std::vector<QuantityDefinition>& table) {
 }
 
 void add_weights(std::vector<QuantityDefinition>& table) {
-  per_rank(table, "weight_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * bytes of dtype", weights,
-           [](const Plan& plan, const RankFigures& r) {
-             const int size = dtype_bytes(plan.model);
-             const auto part = [&](std::int64_t n) { return bytes(static_cast<double>(n) * size); };
-             const ParameterCount& n = r.parameters;
-             return fmt::format(
-                 "{} parameters * {} bytes = {}: attention {}, experts {}, embedding and head {}, rest {}", n.total(),
-                 size, part(n.total()), part(n.attention), part(n.experts), part(n.embedding + n.head),
-                 part(n.norms + n.router + n.mlp));
-           });
-  per_rank(table, "attention_weight_bytes_per_gpu", "bytes", Dimension::bytes, "attention parameters * bytes of dtype",
-           [](const Plan& plan, const RankFigures& r) {
-             return static_cast<double>(r.parameters.attention) * dtype_bytes(plan.model);
-           });
-  per_rank(table, "expert_weight_bytes_per_gpu", "bytes", Dimension::bytes, "expert parameters * bytes of dtype",
-           [](const Plan& plan, const RankFigures& r) {
-             return static_cast<double>(r.parameters.experts) * dtype_bytes(plan.model);
-           });
+  per_rank(table, "weight_bytes_per_gpu", "bytes", Dimension::bytes,
+           "parameters_per_gpu * bytes of dtype; of quantised weights, those of their format and of their scales",
+           weights, weights_text);
+  per_rank(table, "weight_scale_bytes_per_gpu", "bytes", Dimension::bytes,
+           "of weight_bytes_per_gpu, those of the scales (and zero points) of quantised weights",
+           [](const Plan&, const RankFigures& r) { return r.weights.scales; });
+  per_rank(table, "attention_weight_bytes_per_gpu", "bytes", Dimension::bytes,
+           "attention parameters * bytes of dtype, or as quantised weights are stored",
+           [](const Plan&, const RankFigures& r) { return r.weights.attention; });
+  per_rank(table, "expert_weight_bytes_per_gpu", "bytes", Dimension::bytes,
+           "expert parameters * bytes of dtype, or as quantised weights are stored",
+           [](const Plan&, const RankFigures& r) { return r.weights.experts; });
   per_rank(table, "embedding_weight_bytes_per_gpu", "bytes", Dimension::bytes,
-           "(embedding + head) parameters * bytes of dtype", [](const Plan& plan, const RankFigures& r) {
-             return static_cast<double>(r.parameters.embedding + r.parameters.head) * dtype_bytes(plan.model);
-           });
+           "(embedding + head) parameters * bytes of dtype",
+           [](const Plan&, const RankFigures& r) { return r.weights.ends; });
   QuantityDefinition spread;
   spread.name = "weight_spread_with_embedding_on";
   spread.unit = "bytes";
@@ -155,7 +167,8 @@ void add_weights(std::vector<QuantityDefinition>& table) {
 void add_serving(std::vector<QuantityDefinition>& table) {
   table.push_back(entry(
       "kv_cache_bytes", "bytes", Dimension::bytes,
-      "2 * layers * kv_heads * head_dim * bytes of dtype * batch * longest sequence, of the whole model; with latent "
+      "2 * layers * kv_heads * head_dim * bytes of kv_cache_dtype (or dtype) * batch * longest sequence, of the whole "
+      "model; with latent "
       "attention layers * (kv_lora_rank + qk_rope_head_dim) in place of the first four",
       [](const QuantityContext& context) {
         const ModelConfig& m = context.plan.model;
@@ -163,21 +176,21 @@ void add_serving(std::vector<QuantityDefinition>& table) {
         const Workload& w = context.plan.workload;
         const std::int64_t longest = *std::max_element(w.lengths.begin(), w.lengths.end());
         const std::int64_t of_layer = cached_elements(attention, attention.kv_heads);
-        const double value =
-            static_cast<double>(m.layers.size() * of_layer * dtype_bytes(m)) * static_cast<double>(w.batch() * longest);
+        const double value = static_cast<double>(m.layers.size() * of_layer * cache_bytes(context.plan)) *
+                             static_cast<double>(w.batch() * longest);
         if (attention.latent()) {
           return number(value, fmt::format("{} layers * ({} + {}) * {} bytes * {} sequences * {} tokens = {}",
-                                           m.layers.size(), attention.kv_lora_rank, attention.rope.dim, dtype_bytes(m),
-                                           w.batch(), longest, bytes(value)));
+                                           m.layers.size(), attention.kv_lora_rank, attention.rope.dim,
+                                           cache_bytes(context.plan), w.batch(), longest, bytes(value)));
         }
         return number(value, fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} sequences * {} tokens = {}",
-                                         m.layers.size(), attention.kv_heads, attention.head_dim, dtype_bytes(m),
-                                         w.batch(), longest, bytes(value)));
+                                         m.layers.size(), attention.kv_heads, attention.head_dim,
+                                         cache_bytes(context.plan), w.batch(), longest, bytes(value)));
       }));
-  per_rank(
-      table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
-      "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of dtype * tokens of the replica / (cp * dcp)",
-      [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
+  per_rank(table, "kv_cache_bytes_per_gpu", "bytes", Dimension::bytes,
+           "2 * layers of the stage * kv_heads_per_rank * head_dim * bytes of kv_cache_dtype (or dtype) * tokens of "
+           "the replica / (cp * dcp)",
+           [](const Plan&, const RankFigures& r) { return r.kv_cache_bytes; });
   per_rank(
       table, "kv_cache_reserved_bytes_per_gpu", "bytes", Dimension::bytes,
       "the same with every sequence of the replica as long as the longest of the batch, or of its cache's blocks",
@@ -186,11 +199,11 @@ void add_serving(std::vector<QuantityDefinition>& table) {
         const AttentionSpec& attention = plan.model.layers[0].attention;
         if (attention.latent()) {
           return fmt::format("{} layers * ({} + {}) * {} bytes * {} = {}", r.layers.count, attention.kv_lora_rank,
-                             attention.rope.dim, dtype_bytes(plan.model), reserved(plan, r),
+                             attention.rope.dim, cache_bytes(plan), reserved(plan, r),
                              bytes(r.kv_cache_reserved_bytes));
         }
         return fmt::format("2 * {} layers * {} heads * {} * {} bytes * {} = {}", r.layers.count, r.kv_heads.count,
-                           plan.model.layers[0].attention.head_dim, dtype_bytes(plan.model), reserved(plan, r),
+                           plan.model.layers[0].attention.head_dim, cache_bytes(plan), reserved(plan, r),
                            bytes(r.kv_cache_reserved_bytes));
       });
   per_rank(table, "activation_bytes_per_gpu", "bytes", Dimension::bytes,
@@ -206,7 +219,8 @@ void add_serving(std::vector<QuantityDefinition>& table) {
 }
 
 void add_training(std::vector<QuantityDefinition>& table) {
-  per_rank(table, "gradient_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * bytes of dtype", weights);
+  per_rank(table, "gradient_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * bytes of dtype",
+           trained_weights);
   per_rank(table, "master_weight_bytes_per_gpu", "bytes", Dimension::bytes, "parameters_per_gpu * 4 (fp32)",
            [](const Plan&, const RankFigures& r) { return 4.0 * static_cast<double>(r.parameters.total()); });
   per_rank(
@@ -235,7 +249,7 @@ void add_training(std::vector<QuantityDefinition>& table) {
              const auto n = static_cast<double>(r.parameters.total());
              return fmt::format(
                  "weights {} + gradients {} + master weights {} + Adam {} + activations {} + buffers {} = {}",
-                 bytes(weights(plan, r)), bytes(weights(plan, r)), bytes(4 * n), bytes(8 * n),
+                 bytes(trained_weights(plan, r)), bytes(trained_weights(plan, r)), bytes(4 * n), bytes(8 * n),
                  bytes(r.training_activation_bytes), bytes(r.communication_buffer_bytes),
                  bytes(training_bytes(plan, r)));
            });

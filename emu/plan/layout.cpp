@@ -118,8 +118,12 @@ Range part_of(const Layout& layout, const ModelConfig& model, Split split, int l
   return {0, extent};
 }
 
-ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
-  // By kind of layer, so that the cost does not grow with the layers.
+namespace {
+
+/// visit(row, rows, columns, copies) for each weight of the table that the layout's rank holds, padding included. By
+/// kind of layer, so that the cost does not grow with the layers.
+template <class Visit>
+void for_each_held(const Layout& layout, const ModelConfig& model, const Visit& visit) {
   std::vector<std::int64_t> layers(model.layers.kinds().size(), 0);
   std::vector<std::int64_t> example(layers.size(), -1);
   for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
@@ -127,14 +131,13 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
     ++layers[kind];
     example[kind] = layer;
   }
-  ParameterCount parameters;
   const auto add = [&](const TensorRow& row, int layer, std::int64_t copies) {
     if (!has_weight(model, row.weight, layer)) return;
     const WeightSpec spec = weight_spec(model, row.weight, layer, row.scope == TensorScope::expert ? 0 : -1);
     const Range rows = part_of(layout, model, spec.row_split, layer, spec.rows);
     const Range cols = part_of(layout, model, spec.col_split, layer, spec.cols);
     const std::int64_t padding = spec.row_split == Split::vocabulary ? layout.vocabulary_padding : 0;
-    parameters[row.part] += (rows.count + padding) * cols.count * copies;
+    visit(row, rows.count + padding, cols.count, copies);
   };
   for (const TensorRow& row : tensor_table()) {
     if (row.scope == TensorScope::first_stage) {
@@ -152,7 +155,32 @@ ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
       add(row, static_cast<int>(example[kind]), layers[kind] * experts);
     }
   }
+}
+
+}  // namespace
+
+ParameterCount held_parameters(const Layout& layout, const ModelConfig& model) {
+  ParameterCount parameters;
+  for_each_held(layout, model, [&](const TensorRow& row, std::int64_t rows, std::int64_t cols, std::int64_t copies) {
+    parameters[row.part] += rows * cols * copies;
+  });
   return parameters;
+}
+
+WeightBytes held_weight_bytes(const Layout& layout, const ModelConfig& model, int element_bytes) {
+  WeightBytes bytes;
+  for_each_held(layout, model, [&](const TensorRow& row, std::int64_t rows, std::int64_t cols, std::int64_t copies) {
+    StoredBytes one{.values = static_cast<double>(rows * cols) * element_bytes};
+    if (is_quantised(model, row.weight)) one = quantised_bytes(model.quantisation, model.weight_block, rows, cols);
+    const bool at_ends = row.part == ParameterPart::embedding || row.part == ParameterPart::head;
+    double& part = row.part == ParameterPart::attention ? bytes.attention
+                   : row.part == ParameterPart::experts ? bytes.experts
+                   : at_ends                            ? bytes.ends
+                                                        : bytes.rest;
+    part += one.total() * static_cast<double>(copies);
+    bytes.scales += one.scales * static_cast<double>(copies);
+  });
+  return bytes;
 }
 
 }  // namespace shardproof

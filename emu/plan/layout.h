@@ -90,4 +90,17 @@ void for_each_slice(const Layout& layout, const ModelConfig& model, const Visit&
 /// Elements of the weights that the layout's rank holds, by part, padding included.
 ParameterCount held_parameters(const Layout& layout, const ModelConfig& model);
 
+/// Bytes of weights: attention and experts alone, embedding and head, all others; scales among them, and of them alone.
+struct WeightBytes {
+  double attention = 0;
+  double experts = 0;
+  double ends = 0;  ///< embedding and head
+  double rest = 0;
+  double scales = 0;
+
+  double total() const { return attention + experts + ends + rest; }
+};
+/// Of what the layout's rank holds: quantised weights as they are stored, the others of so many bytes an element.
+WeightBytes held_weight_bytes(const Layout& layout, const ModelConfig& model, int element_bytes);
+
 }  // namespace shardproof

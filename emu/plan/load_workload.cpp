@@ -234,6 +234,19 @@ std::optional<Serving> read_serving(ObjectReader& reader, int dp, Workload& work
   return serving;
 }
 
+/// What the cache holds its elements in; empty: the format of the run.
+std::string read_cache_dtype(ObjectReader& reader) {
+  const std::string dtype = reader.string({"kv_cache_dtype"}).value_or("");
+  if (dtype.empty() || dtype == "auto") return {};
+  if (bytes_of_cache_dtype(dtype) == 0) {
+    reader.problem(reader.field("kv_cache_dtype"),
+                   fmt::format("{}; \"auto\", \"fp8\", \"fp8_e4m3\", \"fp8_e5m2\", \"bfloat16\", \"float16\" or "
+                               "\"float32\" is needed",
+                               in_quotes(dtype)));
+  }
+  return dtype;
+}
+
 }  // namespace
 
 Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
@@ -255,6 +268,7 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
                                                      "experts' collectives with no token or a padded one, is needed",
                                                      in_quotes(idle)));
   }
+  workload.kv_cache_dtype = read_cache_dtype(reader);
   workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
   workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
   if (const auto routing = reader.find({"routing"})) {

@@ -30,7 +30,43 @@ bool slices_whole_blocks(const ModelConfig& model, std::int64_t width, std::int6
   return model.weight_block == 0 || degree == 1 || width / degree % model.weight_block == 0;
 }
 
+std::vector<BlockedWidth> blocked_over_tp(const ModelConfig& model, const LayerSpec& layer) {
+  std::vector<BlockedWidth> result;
+  if (model.weight_block == 0) return result;
+  const Quantisation& quantisation = model.quantisation;
+  if (quantisation.mlp && layer.feed_forward.mlp_size() > 0) {
+    result.push_back({layer.feed_forward.mlp_size(),
+                      layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts"});
+  }
+  const AttentionSpec& attention = layer.attention;
+  if (quantisation.format == QuantisedFormat::none || !quantisation.attention) return result;
+  result.push_back({attention.heads * attention.value_dim(), "columns of the attention's output"});
+  // Blocks of fp8 lie along a matrix's rows too; the groups of other formats along its columns alone.
+  if (quantisation.format != QuantisedFormat::fp8) return result;
+  result.push_back({attention.heads * attention.head_dim, "rows of the queries"});
+  if (attention.latent()) {
+    const std::int64_t of_head = attention.head_dim - attention.rope.dim + attention.value_dim();
+    result.push_back({attention.heads * of_head, "rows of keys and values of a latent"});
+    return result;
+  }
+  result.push_back({attention.kv_heads * attention.head_dim, "rows of the keys", attention.kv_heads});
+  result.push_back({attention.kv_heads * attention.value_dim(), "rows of the values", attention.kv_heads});
+  return result;
+}
+
+std::vector<BlockedWidth> blocked_over_etp(const ModelConfig& model, const LayerSpec& layer) {
+  if (model.weight_block == 0 || !model.quantisation.experts || layer.feed_forward.dense()) return {};
+  return {{layer.feed_forward.intermediate_size, "columns of an expert"}};
+}
+
 namespace {
+
+/// Every one of the widths falls to the degree in whole blocks.
+bool in_whole_blocks(const ModelConfig& model, const std::vector<BlockedWidth>& widths, std::int64_t degree) {
+  return std::ranges::all_of(widths, [&](const BlockedWidth& split) {
+    return slices_whole_blocks(model, split.width, split.parts_of(degree));
+  });
+}
 
 bool tp_fits(std::int64_t tp, const ModelConfig& model) {
   if (tp < 1 || tp > model.vocab_size) return false;
@@ -38,7 +74,7 @@ bool tp_fits(std::int64_t tp, const ModelConfig& model) {
     const AttentionSpec& attention = layer.attention;
     if (attention.heads < 1 || attention.kv_heads < 1) return false;
     return attention.heads % tp == 0 && (attention.kv_heads % tp == 0 || tp % attention.kv_heads == 0) &&
-           slices_whole_blocks(model, layer.feed_forward.mlp_size(), tp);
+           layer.feed_forward.mlp_size() % tp == 0 && in_whole_blocks(model, blocked_over_tp(model, layer), tp);
   });
 }
 
@@ -50,7 +86,8 @@ bool ep_fits(std::int64_t ep, const ModelConfig& model) {
 
 bool etp_fits(std::int64_t etp, const ModelConfig& model) {
   return std::ranges::all_of(model.layers.kinds(), [&](const LayerSpec& layer) {
-    return layer.feed_forward.dense() || slices_whole_blocks(model, layer.feed_forward.intermediate_size, etp);
+    return layer.feed_forward.dense() || (layer.feed_forward.intermediate_size % etp == 0 &&
+                                          in_whole_blocks(model, blocked_over_etp(model, layer), etp));
   });
 }
 

@@ -1,9 +1,11 @@
 // The valid plans nearest to one that is not.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "emu/plan/plan.h"
 
@@ -17,6 +19,18 @@ bool fits_model(const Parallel& parallel, const ModelConfig& model);
 
 /// Whether a width splits evenly, and into whole blocks of quantised weights where the model has such blocks.
 bool slices_whole_blocks(const ModelConfig& model, std::int64_t width, std::int64_t degree);
+
+/// A width of quantised weights that a degree splits, and into how many parts at most: heads that are fewer than ranks
+/// are held whole.
+struct BlockedWidth {
+  std::int64_t width = 0;
+  const char* what = "";
+  std::int64_t most = 0;  ///< 0: any number
+
+  std::int64_t parts_of(std::int64_t degree) const { return most > 0 ? std::min(most, degree) : degree; }
+};
+std::vector<BlockedWidth> blocked_over_tp(const ModelConfig& model, const LayerSpec& layer);
+std::vector<BlockedWidth> blocked_over_etp(const ModelConfig& model, const LayerSpec& layer);
 
 struct Neighbours {
   /// Other degrees whose world is hardware.gpus (the plan's own world without hardware).

@@ -71,6 +71,10 @@ struct Workload {
   /// Token ids of each sequence, as long as `lengths` say; none: made from the seed (batch.h).
   std::vector<std::vector<std::int32_t>> token_ids = {};
 
+  /// What an engine's cache holds keys and values in ("fp8", "bfloat16", ...); empty: the format that it computes in.
+  /// It is counted (bytes_of_cache_dtype()); what runs keeps the format of the run.
+  std::string kv_cache_dtype = {};
+
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {
     std::int64_t sum = 0;
@@ -91,6 +95,16 @@ struct Workload {
     return result;
   }
 };
+
+/// Of one element; 0: not known.
+constexpr int bytes_of_cache_dtype(std::string_view dtype) {
+  if (dtype == "fp8" || dtype == "fp8_e4m3" || dtype == "fp8_e5m2") return 1;
+  return dtype == "bfloat16" || dtype == "float16" ? 2 : dtype == "float32" ? 4 : 0;
+}
+/// Of one element that the workload's cache holds, where the run's format has so many.
+constexpr int cache_element_bytes(const Workload& workload, int of_run) {
+  return workload.kv_cache_dtype.empty() ? of_run : bytes_of_cache_dtype(workload.kv_cache_dtype);
+}
 
 /// The lengths of its requests.
 inline void set_lengths(Workload& workload) {

@@ -122,6 +122,36 @@ void add_experts(const Family& family, const FeedForwardSpec& experts, Json& jso
 }
 
 /// As the config of its family, with every value written out.
+/// As its method's own files have it.
+Json quantisation_json(const ModelConfig& model) {
+  const Quantisation& quantisation = model.quantisation;
+  const std::string& method = quantisation.method;
+  const std::int64_t block = model.weight_block;
+  Json json{{"quant_method", method}};
+  if (method == "mxfp4") return json;
+  const bool floats = quantisation.format == QuantisedFormat::fp8;
+  if (quantisation.format == QuantisedFormat::none) return json;
+  Json sizes = Json::object();
+  if (floats && block > 0) sizes[method == "fp8" ? "weight_block_size" : "block_structure"] = {block, block};
+  if (!floats) {
+    sizes[method == "compressed-tensors" ? "num_bits" : "bits"] = quantisation.format == QuantisedFormat::int4 ? 4 : 8;
+    sizes["group_size"] = block > 0 ? block : -1;
+  }
+  Json left_out = Json::array();
+  if (!quantisation.attention) left_out.push_back("self_attn");
+  if (!quantisation.mlp) left_out.push_back("mlp.gate_proj");
+  if (!quantisation.experts) left_out.push_back("mlp.experts");
+  if (method == "compressed-tensors") {
+    sizes["type"] = floats ? "float" : "int";
+    json["config_groups"]["group_0"]["weights"] = sizes;
+    if (!left_out.empty()) json["ignore"] = left_out;
+    return json;
+  }
+  json.update(sizes);
+  if (!left_out.empty()) json["modules_to_not_convert"] = left_out;
+  return json;
+}
+
 Json model_json(const ModelConfig& model) {
   const Family* const known = find_family(model.model_type);
   const Family& family = known != nullptr ? *known : families().front();
@@ -153,12 +183,7 @@ Json model_json(const ModelConfig& model) {
     json["attention_multiplier"] = model.layers[0].attention.attention_multiplier;
   }
   if (model.max_position_embeddings > 0) json["max_position_embeddings"] = model.max_position_embeddings;
-  if (!model.quant_method.empty()) {
-    json["quantization_config"]["quant_method"] = model.quant_method;
-    if (model.quant_method != "mxfp4" && model.weight_block > 0) {
-      json["quantization_config"]["weight_block_size"] = {model.weight_block, model.weight_block};
-    }
-  }
+  if (!model.quantisation.method.empty()) json["quantization_config"] = quantisation_json(model);
   json["torch_dtype"] = model.dtype;
   return json;
 }
@@ -244,6 +269,7 @@ Json workload_json(const Workload& workload) {
   } else {
     json["lengths"] = lengths;
   }
+  if (!workload.kv_cache_dtype.empty()) json["kv_cache_dtype"] = workload.kv_cache_dtype;
   json["microbatches"] = workload.microbatches;
   json["seed"] = workload.seed;
   // Even is what is meant without a word.

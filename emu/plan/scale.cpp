@@ -96,6 +96,7 @@ std::int64_t block_of(const Plan& plan) {
 
 void set_widths(Plan& plan, const Widths& widths) {
   ModelConfig& model = plan.model;
+  model.quantisation = {};  // weights are generated, and stored as they are computed with
   model.hidden_size = std::min(model.hidden_size, std::max<std::int64_t>(widths.hidden, 1));
   model.layers.edit([&](LayerSpec& layer) {
     set_heads(layer.attention, widths);

@@ -181,8 +181,9 @@ class Checker {
   }
 
   /// Quantised weights: a block has one scale, which two ranks cannot share.
-  void whole_blocks(const char* field, std::int64_t width, const char* what, const char* degree, int value) {
-    const std::int64_t block = model_.weight_block;
+  void whole_blocks(const char* field, const BlockedWidth& split, const char* degree, int degree_value) {
+    const std::int64_t block = model_.weight_block, width = split.width;
+    const std::int64_t value = split.parts_of(degree_value);
     if (width % value != 0 || slices_whole_blocks(model_, width, value)) return;
     std::int64_t below = 1, above = 0;
     for (std::int64_t d = 1; d <= width; ++d) {
@@ -193,8 +194,8 @@ class Checker {
     problem(field,
             fmt::format("{} {} / {} {} = {}, which cuts the blocks of {} that weights are quantised in ({} = {} * {} "
                         "+ {}); {} would do",
-                        width, what, degree, value, width / value, block, width / value, block, width / value / block,
-                        width / value % block,
+                        width, split.what, degree, value, width / value, block, width / value, block,
+                        width / value / block, width / value % block,
                         above > 0 ? fmt::format("{} or {}", below, above) : fmt::format("{}", below)));
   }
 
@@ -204,9 +205,9 @@ class Checker {
       divides("parallel.tp", layer.attention.heads, "query heads", "tp", p_.tp);
       divides("parallel.tp", layer.feed_forward.mlp_size(),
               layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts", "tp", p_.tp);
-      whole_blocks("parallel.tp", layer.feed_forward.mlp_size(),
-                   layer.feed_forward.dense() ? "columns of a dense layer" : "columns of the shared experts", "tp",
-                   p_.tp);
+      for (const BlockedWidth& split : blocked_over_tp(model_, layer)) {
+        whole_blocks("parallel.tp", split, "tp", p_.tp);
+      }
       if (kv % p_.tp == 0 || p_.tp % kv == 0) continue;
       const std::int64_t more = std::max<std::int64_t>(kv, p_.tp), less = std::min<std::int64_t>(kv, p_.tp);
       problem("parallel.tp",
@@ -226,7 +227,9 @@ class Checker {
       }
       check_expert_map(layer.feed_forward.num_experts);
       divides("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
-      whole_blocks("parallel.etp", layer.feed_forward.intermediate_size, "columns of an expert", "etp", p_.etp);
+      for (const BlockedWidth& split : blocked_over_etp(model_, layer)) {
+        whole_blocks("parallel.etp", split, "etp", p_.etp);
+      }
     }
     if (model_.dense() && p_.experts.redundant > 0) {
       problem("parallel.experts.redundant", fmt::format("{}, but no layer of \"{}\" has experts; 0 is needed",

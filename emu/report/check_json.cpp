@@ -23,8 +23,7 @@ Json range_json(Range range) {
   return Json::array({range.begin, range.end()});
 }
 
-Json rank_json(const Plan& plan, const RankFigures& r) {
-  const double bytes = dtype_bytes(plan.model);
+Json rank_json(const RankFigures& r) {
   return {{"rank", r.rank},
           {"attention", {{"tp", r.at.tp}, {"cp", r.at.cp}, {"dp", r.at.dp}, {"pp", r.at.pp}}},
           {"experts", {{"etp", r.at.etp}, {"ep", r.at.ep}, {"edp", r.at.edp}, {"pp", r.at.pp}}},
@@ -37,7 +36,7 @@ Json rank_json(const Plan& plan, const RankFigures& r) {
           {"sequences", r.sequences},
           {"tokens", r.tokens},
           {"parameters", r.parameters.total()},
-          {"weight_bytes", static_cast<double>(r.parameters.total()) * bytes},
+          {"weight_bytes", r.weights.total()},
           {"kv_cache_bytes", r.kv_cache_bytes},
           {"activation_bytes", r.activation_bytes},
           {"prefill_flops", r.prefill.flops()},
@@ -93,7 +92,7 @@ std::string to_json(const CheckReport& report) {
   json["neighbours"] = {{"same_gpus", parallel_json(report.neighbours.same_gpus)},
                         {"same_degrees", parallel_json(report.neighbours.same_degrees)}};
   json["ranks"] = Json::array();
-  for (const RankFigures& rank : report.ranks) json["ranks"].push_back(rank_json(report.plan, rank));
+  for (const RankFigures& rank : report.ranks) json["ranks"].push_back(rank_json(rank));
   json["quantities"] = Json::object();
   for (const auto& quantity : report.quantities)
     json["quantities"][quantity.definition->name] = quantity_json(quantity);

@@ -28,9 +28,9 @@ double weight_bytes(const Plan& plan) {
   // The first rank of a stage holds as much as any of it: what does not divide goes to the first.
   for (Coordinates at; at.pp < plan.parallel.pp; ++at.pp) {
     const Layout layout = make_layout(plan.model, mesh, mesh.rank_at(at));
-    most = std::max(most, static_cast<double>(held_parameters(layout, plan.model).total()));
+    most = std::max(most, held_weight_bytes(layout, plan.model, dtype_bytes(plan.model)).total());
   }
-  return most * dtype_bytes(plan.model);
+  return most;
 }
 
 Evaluation::Evaluation(const Plan& plan, const SearchOptions& options)

@@ -158,7 +158,8 @@ PassTiming time_pass(const Plan& plan, const DryTraces& traces, DryPass pass, co
       static_cast<double>(pass == DryPass::prefill ? plan.workload.prompts().tokens() : plan.workload.batch());
   timing.replay = replay(traces, mesh,
                          {.hardware = hardware,
-                          .rules = {plan.model, options.format, pass, options.weights},
+                          .rules = {plan.model, options.format, pass, options.weights,
+                                    cache_element_bytes(plan.workload, ops::bytes_per_element(options.format))},
                           .gpus_per_node = per_node,
                           .passes = pass == DryPass::decode && plan.parallel.pp > 1 ? 2 : 1});
   Fold(timing.replay, mesh.world()).into(timing);

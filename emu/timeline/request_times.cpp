@@ -72,11 +72,13 @@ class StepTimer {
     const DryPass pass = tokens_alone ? DryPass::decode : DryPass::prefill;
     const DryTraces traces = dry_run_step(plan_, options_.format, shape, routing_);
     const Hardware stated = plan_.hardware.value_or(Hardware{});
-    const Replay replayed = replay(traces, mesh_,
-                                   {.hardware = hardware_,
-                                    .rules = {plan_.model, options_.format, pass, options_.weights},
-                                    .gpus_per_node = static_cast<int>(stated.gpus_per_node),
-                                    .passes = tokens_alone && plan_.parallel.pp > 1 ? 2 : 1});
+    const Replay replayed =
+        replay(traces, mesh_,
+               {.hardware = hardware_,
+                .rules = {plan_.model, options_.format, pass, options_.weights,
+                          cache_element_bytes(plan_.workload, ops::bytes_per_element(options_.format))},
+                .gpus_per_node = static_cast<int>(stated.gpus_per_node),
+                .passes = tokens_alone && plan_.parallel.pp > 1 ? 2 : 1});
     const std::vector<double>& ends = replayed.pass_ends;
     return ends.back() - (ends.size() > 1 ? ends[ends.size() - 2] : 0);
   }

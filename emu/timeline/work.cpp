@@ -56,14 +56,31 @@ double weight_elements(const OpRecord& record) {
   return 3 * hidden * width;
 }
 
+/// The rules' weights are those of the model's own config.
+bool as_published(const WorkRules& rules) {
+  return rules.weights != WeightFormat::as_run && weight_format_of(rules.model) == rules.weights;
+}
+
+bool is_quantised(const OpRecord& record, const WorkRules& rules) {
+  if (rules.weights == WeightFormat::as_run) return false;
+  const Quantisation& own = rules.model.quantisation;
+  const bool published = as_published(rules), all = rules.weights == WeightFormat::fp8;
+  if (record.op == Op::moe_expert) return !published || own.experts;
+  if (record.op == Op::mlp) return published ? own.mlp : all;
+  return is_projection(record.op) && (published ? own.attention : all);
+}
+
 void quantise(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
-  const bool is = rules.weights == WeightFormat::fp8        ? is_projection(record.op) || is_mlp(record.op)
-                  : rules.weights == WeightFormat::four_bit ? record.op == Op::moe_expert
-                                                            : false;
-  if (!is) return;
-  const double kept = rules.weights == WeightFormat::fp8 ? 1 : kFourBitBytes;
+  if (!is_quantised(record, rules)) return;
+  const double kept = as_published(rules) ? quantised_bytes_of_value(rules.model.quantisation, rules.model.weight_block)
+                      : rules.weights == WeightFormat::fp8 ? 1
+                                                           : kFourBitBytes;
   work.bytes += weight_elements(record) * (kept - ops::bytes_per_element(rules.format));
   if (rules.weights == WeightFormat::fp8) work.rate = Rate::fp8;
+}
+
+double cache_bytes(const WorkRules& rules) {
+  return rules.cache_bytes > 0 ? rules.cache_bytes : ops::bytes_per_element(rules.format);
 }
 
 /// Elements that the rank has cached of a token, in the record's layer.
@@ -89,16 +106,22 @@ void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work
     work.flops = 2 * pairs * heads * (2 * latent + turned);
     touched = rows * heads * (2 * latent + turned);
   }
-  const double bytes = ops::bytes_per_element(rules.format);
-  work.bytes = std::max(record.bytes, (pairs * cached + touched) * bytes);
+  work.bytes =
+      std::max(record.bytes, pairs * cached * cache_bytes(rules) + touched * ops::bytes_per_element(rules.format));
 }
 
 }  // namespace
 
 WeightFormat weight_format_of(const ModelConfig& model) {
-  if (model.quant_method.empty()) return WeightFormat::as_run;
-  return model.quant_method == "fp8" || model.quant_method == "compressed-tensors" ? WeightFormat::fp8
-                                                                                   : WeightFormat::four_bit;
+  switch (model.quantisation.format) {
+    case QuantisedFormat::fp8:
+      return WeightFormat::fp8;
+    case QuantisedFormat::mxfp4:
+    case QuantisedFormat::int4:
+      return WeightFormat::four_bit;
+    default:
+      return WeightFormat::as_run;
+  }
 }
 
 Rate rate_of(ops::Format format) {
@@ -124,7 +147,7 @@ KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
   if (rules.pass == DryPass::decode) {
     read_cache(record, rules, work);
   } else if (record.past > 0) {
-    work.bytes += record.past * cached_of_token(record, rules.model) * ops::bytes_per_element(rules.format);
+    work.bytes += record.past * cached_of_token(record, rules.model) * cache_bytes(rules);
   }
   return work;
 }

@@ -1,9 +1,10 @@
 // What the ops of a dry run's records ask of a GPU, and which of them one kernel does.
 //
 // The records count the program's own work, in the format of the run. Beyond them, of a real engine:
-//   - quantised weights are read in their own width (fp8 one byte, mxfp4 and other 4-bit formats 17/32 of one: a scale
-//     for each 32), and fp8 products run at that rate. Quantised are all projections and MLPs, of mxfp4 the experts
-//     alone; never the embedding, the router or the head.
+//   - quantised weights are read as they are stored, with their scales (emu/model/quantisation.h), and fp8 products run
+//     at that rate. Quantised are the projections and MLPs that the model's config says; of a model that says nothing,
+//     all in fp8 (one byte), the experts alone in four bits (17/32 of one: a scale for each 32). Never the embedding,
+//     the router or the head.
 //   - a decode step reads the cached keys and values of every token that a sequence has seen, once; with latent
 //     attention it reads the latents, and works on them (kv_lora_rank + rope.dim for q.k, kv_lora_rank for p.v).
 //   - a prompt's chunk reads what is cached of its sequence once too (with latent attention it works on the latents'
@@ -32,6 +33,7 @@ struct WorkRules {
   ops::Format format{};
   DryPass pass{};
   WeightFormat weights = WeightFormat::as_run;
+  int cache_bytes = 0;  ///< of an element that is cached; 0: as the format has
 };
 
 /// As the model's quantization_config names it.

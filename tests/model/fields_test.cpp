@@ -90,7 +90,8 @@ TEST(ModelFields, AreAllThatASpecHas) {
   EXPECT_EQ(missing({&hidden_size, &vocab_size, &rms_norm_eps, &tied, &layer_norm, &head_bias, &embedding, &residual,
                      &logits, &block}),
             0);
-  EXPECT_TRUE(layers.size() == 1 && most_positions == 0 && quantised.empty() && !dtype.empty() && !model_type.empty());
+  EXPECT_TRUE(layers.size() == 1 && most_positions == 0 && quantised.method.empty() && !dtype.empty() &&
+              !model_type.empty());
 }
 
 TEST(ModelFields, EachChangesTheHashAndTheComparison) {

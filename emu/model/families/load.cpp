@@ -9,6 +9,7 @@
 #include "emu/model/families/family.h"
 #include "emu/model/families/internal/feed_forward.h"
 #include "emu/model/families/internal/keys.h"
+#include "emu/model/families/internal/quantisation.h"
 #include "emu/model/families/internal/rope.h"
 #include "emu/model/families/internal/windows.h"
 #include "emu/model/fields.h"
@@ -249,35 +250,6 @@ void read_prediction_layers(ObjectReader& reader, const Family& family, LoadedMo
                   layers, layers == 1 ? "" : "s", layers == 1 ? "s" : "", layers == 1 ? "is" : "are"));
 }
 
-/// Values of MXFP4 that share a scale (OCP Microscaling Formats 1.0, section 5.2).
-constexpr std::int64_t kMxfp4Group = 32;
-
-/// What a plan says of quantised weights changes how they are stored, not the mathematics.
-void read_quantization(ObjectReader& reader, LoadedModel& loaded) {
-  const auto found = reader.find({"quantization_config"});
-  if (!found) return;
-  const JsonValue* const method = found->value->find("quant_method");
-  if (!found->value->is(Kind::object) || method == nullptr || !method->is(Kind::string)) {
-    reader.problem(found->field, fmt::format("{}: an object with a quant_method is needed", describe(*found->value)));
-    return;
-  }
-  loaded.model.quant_method = method->text;
-  if (method->text == "mxfp4") loaded.model.weight_block = kMxfp4Group;
-  if (const JsonValue* const block = found->value->find("weight_block_size");
-      block != nullptr && !block->is(Kind::null)) {
-    const std::string field = found->field + ".weight_block_size";
-    const bool square = block->is(Kind::array) && block->items.size() == 2 && block->items[0].is(Kind::integer) &&
-                        block->items[1].is(Kind::integer) && block->items[0].integer == block->items[1].integer;
-    if (!square || block->items[0].integer < 1 || block->items[0].integer > kMaxWidth) {
-      reader.problem(field, fmt::format("{}: two equal numbers of rows and columns are needed", describe(*block)));
-      return;
-    }
-    loaded.model.weight_block = block->items[0].integer;
-  }
-  loaded.notes.push_back(fmt::format("quantization_config ({}): weights are computed and counted as {}",
-                                     in_quotes(method->text), loaded.model.dtype));
-}
-
 /// A model for text and other things says in text_config what its decoder of text is.
 const JsonValue* wrapped_text(const JsonValue& config) {
   const JsonValue* const text = config.find("text_config");
@@ -340,7 +312,7 @@ LoadedModel read_model(const JsonValue& config, const std::string& path, std::ve
   const std::vector<bool> windowed = family_config::read_windows(reader, family, model.layers.size(), layer.attention);
   refuse_other_mathematics(reader, family);
   read_prediction_layers(reader, family, loaded);
-  read_quantization(reader, loaded);
+  family_config::read_quantisation(reader, loaded);
   LayerList layers;
   for (std::size_t i = 0; i < is_dense.size(); ++i) {
     LayerSpec spec = layer;
