@@ -47,6 +47,11 @@ constexpr Feature kFeatures[] = {
     {"attention_bias", TapKind::attention_v,
      [](const Model&, const Layer& layer) { return layer.attention.qkv_bias && !layer.attention.latent(); },
      [](Model&, Layer& layer) { layer.attention.qkv_bias = false; }},
+    {"attention_bias", TapKind::attention_kv_latent,
+     [](const Model&, const Layer& layer) { return layer.attention.qkv_bias && layer.attention.latent(); },
+     [](Model&, Layer& layer) { layer.attention.qkv_bias = false; }},
+    {"clip_qkv", TapKind::attention_v, [](const Model&, const Layer& layer) { return layer.attention.clip_qkv > 0; },
+     [](Model&, Layer& layer) { layer.attention.clip_qkv = 0; }},
     {"mscale_all_dim", TapKind::attention_context,
      [](const Model&, const Layer& layer) {
        return scales_otherwise(layer.attention, [](AttentionSpec& spec) { spec.rope.mscale_all_dim = 0; });
@@ -58,7 +63,11 @@ constexpr Feature kFeatures[] = {
      },
      [](Model&, Layer& layer) { layer.attention.attention_multiplier = 0; }},
     {"sliding_window", TapKind::attention_context,
-     [](const Model&, const Layer& layer) { return layer.attention.sliding_window > 0; },
+     [](const Model& model, const Layer& layer) {
+       // A window as wide as the longest sequence that the model takes is none.
+       const std::int64_t window = layer.attention.sliding_window, longest = model.max_position_embeddings;
+       return window > 0 && (longest == 0 || window < longest);
+     },
      [](Model&, Layer& layer) { layer.attention.sliding_window = 0; }},
     {"sinks", TapKind::attention_context, [](const Model&, const Layer& layer) { return layer.attention.sinks; },
      [](Model&, Layer& layer) { layer.attention.sinks = false; }},

@@ -62,6 +62,10 @@ std::optional<Weight> bias_of(Weight weight) {
   switch (weight) {
     case Weight::attention_q:
       return Weight::attention_q_bias;
+    case Weight::attention_q_latent:
+      return Weight::attention_q_latent_bias;
+    case Weight::attention_kv_latent:
+      return Weight::attention_kv_latent_bias;
     case Weight::attention_k:
       return Weight::attention_k_bias;
     case Weight::attention_v:
@@ -319,6 +323,13 @@ Recompute::Row Recompute::expert_output(int layer, std::int64_t row_index, const
   }
   finish(sum);
   return sum;
+}
+
+void Recompute::clip(Row& values, double limit) const {
+  if (limit == 0) return;
+  Row most{limit};
+  finish(most);
+  for (double& value : values) value = std::clamp(value, -most[0], most[0]);
 }
 
 void Recompute::finish(Row& values) const {

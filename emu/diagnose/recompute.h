@@ -128,6 +128,8 @@ class Recompute {
   void finish(Row& values) const;
 
  private:
+  /// Held within -limit..limit, unless that is 0.
+  void clip(Row& values, double limit) const;
   Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);
   /// The product with the weight of queries, keys or values, before norm and rotation.
   Row product(TapKind kind, int layer, const Origin& from, Range cols, bool elsewhere);

@@ -15,7 +15,10 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
   const AttentionSpec& spec = plan_.model.layers[layer].attention;
   if (spec.latent()) return latent_heads(kind, layer, from, cols);
   Row y = product(kind, layer, from, cols, from.elsewhere.in_row);
-  if (kind == TapKind::attention_v) return y;
+  if (kind == TapKind::attention_v) {
+    clip(y, spec.clip_qkv);
+    return y;
+  }
   if (spec.query_key_norm == QueryKeyNorm::full) {
     norm_over_heads(y, kind, layer, from, cols);
   } else if (spec.query_key_norm == QueryKeyNorm::head) {
@@ -25,6 +28,7 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
     const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
     ops::rms_norm<double>(by_head, scale.view().row(0), plan_.model.rms_norm_eps, format(), by_head);
   }
+  clip(y, spec.clip_qkv);
   rotate(y, layer, from);
   return y;
 }

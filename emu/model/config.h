@@ -82,7 +82,7 @@ struct AttentionSpec {
   std::int64_t v_head_dim = 0;  ///< of values; 0 is head_dim
   RopeSpec rope;
   QueryKeyNorm query_key_norm = QueryKeyNorm::none;
-  bool qkv_bias = false;
+  bool qkv_bias = false;  ///< with latent attention of the two latents
   bool output_bias = false;
   /// Keys that a token sees, itself included; 0 is all before it.
   std::int64_t sliding_window = 0;
@@ -90,6 +90,8 @@ struct AttentionSpec {
   bool sinks = false;
   /// Scores are q . k times this; 0 is 1 / sqrt(head_dim), and what score_scale() says.
   double attention_multiplier = 0;
+  /// Above 0, queries and keys, after their norm, and values are clamped to it (OLMoE).
+  double clip_qkv = 0;
   std::int64_t q_lora_rank = 0;
   std::int64_t kv_lora_rank = 0;
 

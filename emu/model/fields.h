@@ -88,6 +88,7 @@ inline constexpr FieldInfo kWindow = later("sliding_window");
 inline constexpr FieldInfo kSinks = later("attention_sinks");
 inline constexpr FieldInfo kAttentionMultiplier = later("attention_multiplier");
 inline constexpr FieldInfo kRopeScoreScale = later("mscale_all_dim");
+inline constexpr FieldInfo kClip = later("clip_qkv");
 inline constexpr FieldInfo kQueryRank = later("q_lora_rank");
 inline constexpr FieldInfo kLatentRank = later("kv_lora_rank");
 inline constexpr FieldInfo kSharedSize = later("shared_expert_intermediate_size");
@@ -120,6 +121,7 @@ void visit_attention(Attention& attention, const Visit& visit) {
   visit(fields::kAttentionMultiplier, attention.attention_multiplier);
   visit(fields::kQueryRank, attention.q_lora_rank);
   visit(fields::kLatentRank, attention.kv_lora_rank);
+  visit(fields::kClip, attention.clip_qkv);
 }
 
 template <class Rope, class Visit>

@@ -22,6 +22,7 @@ enum class Weight {
   attention_norm,
   attention_norm_bias,
   attention_q_latent,  ///< latent attention: what queries are made by way of
+  attention_q_latent_bias,
   attention_q_latent_norm,
   attention_q,
   attention_q_bias,
@@ -30,6 +31,7 @@ enum class Weight {
   attention_v,
   attention_v_bias,
   attention_kv_latent,  ///< latent attention: what keys and values are made by way of, and the key that heads share
+  attention_kv_latent_bias,
   attention_kv_latent_norm,
   attention_kv,  ///< latent attention: each head's key and value from there
   attention_q_norm,
@@ -72,7 +74,7 @@ enum class Split {
 };
 
 /// How a weight's values are made when no checkpoint is given (emu/weights/store.h).
-enum class WeightKind { linear, embedding, norm, bias, sink, selection_bias };
+enum class WeightKind { linear, embedding, norm, bias, sink, selection_bias, clamped_bias };
 
 /// A checkpoint stores it as [cols].
 constexpr bool is_vector(WeightKind kind) {

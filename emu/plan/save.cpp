@@ -71,6 +71,7 @@ void add_attention(const Family& family, const AttentionSpec& attention, Json& j
   } else if (family.attention_bias != AttentionBias::never) {
     json["attention_bias"] = attention.qkv_bias;
   }
+  if (attention.clip_qkv > 0) json["clip_qkv"] = attention.clip_qkv;
   if (family.qk_norm_by_key) json["use_qk_norm"] = attention.query_key_norm != QueryKeyNorm::none;
   add_rope(attention, family.layer.attention.rope.type != RopeType::plain, json);
 }

@@ -204,10 +204,13 @@ void shrink_windows(const Plan& plan, Plan& small) {
   const auto shrunk = [&](std::int64_t size, std::int64_t least) {
     return std::min(size, std::max(least, size * now / before));
   };
+  const std::int64_t longest = small.model.max_position_embeddings;
   small.model.layers.edit([&](LayerSpec& layer) {
     std::int64_t& window = layer.attention.sliding_window;
     std::int64_t& context = layer.attention.rope.original_context;
-    if (window > 0) window = window >= before ? std::max(window * now / before, now) : shrunk(window, 2);
+    // One as wide as the longest sequence that the model takes stays what it is: none.
+    const bool none = longest > 0 && window >= longest;
+    if (window > 0 && !none) window = window >= before ? std::max(window * now / before, now) : shrunk(window, 2);
     if (context > 0) context = shrunk(context, 8);
   });
 }

@@ -79,6 +79,13 @@ double silu(double gate, Arithmetic arithmetic) {
   return gate / (1.0 + exponential(argument, arithmetic));
 }
 
+Tensor clipped(Tensor x, double limit, Arithmetic arithmetic) {
+  if (limit == 0) return x;
+  const double most = rounded(limit, kActivationStep, arithmetic);
+  for (double& value : x.values) value = std::min(std::max(value, -most), most);
+  return x;
+}
+
 Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs) {
   // Each y is one running sum over i. The sums of a few tokens with kTile outputs advance together, and the weights of
   // a tile are transposed first, so that they are contiguous: that changes the speed and no sum.

@@ -46,6 +46,9 @@ double clamped_swiglu(double gate, double up, double limit, Arithmetic arithmeti
 /// silu(g) = g / (1 + E(-g)). In `exact`, -g is first clamped to [-40, 20], so that 1 + E(-g) needs at most 50 bits.
 double silu(double gate, Arithmetic arithmetic);
 
+/// Every element held within -limit..limit; no limit where it is 0.
+Tensor clipped(Tensor x, double limit, Arithmetic arithmetic);
+
 /// y[t, o] = sum over i, in order, of x[t, i] * w[o, i], for w of [outputs, x.cols]. Not rounded. A
 /// large product is shared out over the cores, whole outputs to each.
 Tensor linear(const Tensor& x, std::span<const double> w, std::int64_t outputs);

@@ -194,10 +194,11 @@ Heads project_heads(const Model& model, const AttentionSpec& spec, const Tensor&
     if (spec.query_key_norm == QueryKeyNorm::full) return model.norm(x, weights + name, into);
     return model.head_norm(std::move(x), dim, weights + name, into);
   };
-  const Tensor q = normed(project("q_proj", spec.heads * dim, "attention.q"), "q_norm.weight", "attention.q");
-  const Tensor k = normed(project("k_proj", spec.kv_heads * dim, "attention.k"), "k_norm.weight", "attention.k");
+  const auto held = [&](Tensor x) { return clipped(std::move(x), spec.clip_qkv, model.arithmetic); };
+  const Tensor q = held(normed(project("q_proj", spec.heads * dim, "attention.q"), "q_norm.weight", "attention.q"));
+  const Tensor k = held(normed(project("k_proj", spec.kv_heads * dim, "attention.k"), "k_norm.weight", "attention.k"));
   return {model.rotated(q, spec, dim, 0, "attention.q"), model.rotated(k, spec, dim, 0, "attention.k"),
-          project("v_proj", spec.kv_heads * spec.value_dim(), "attention.v")};
+          held(project("v_proj", spec.kv_heads * spec.value_dim(), "attention.v"))};
 }
 
 /// Of latent attention (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1): q = Wqb rms(Wqa n), or Wq n; [c, r] = Wkva n; of
@@ -206,14 +207,16 @@ Heads project_latent(const Model& model, const AttentionSpec& spec, const Tensor
   const std::int64_t dim = spec.head_dim, turned = spec.rope.dim, still = dim - turned, value_dim = spec.value_dim();
   Tensor source = n;
   if (spec.q_lora_rank > 0) {
-    const Tensor latent = model.project(n, weights + "q_a_proj.weight", spec.q_lora_rank, "attention.q_latent");
+    const Tensor latent = model.project(n, weights + "q_a_proj.weight", spec.q_lora_rank, "attention.q_latent", "x W^T",
+                                        spec.qkv_bias ? weights + "q_a_proj.bias" : "");
     model.tap("attention.q_latent", latent);
     source = model.norm(latent, weights + "q_a_layernorm.weight", "attention.q_latent_norm");
     model.tap("attention.q_latent_norm", source);
   }
   const Tensor q = model.project(source, weights + "q_proj.weight", spec.heads * dim, "attention.q");
   const Tensor latent =
-      model.project(n, weights + "kv_a_proj_with_mqa.weight", spec.kv_lora_rank + turned, "attention.kv_latent");
+      model.project(n, weights + "kv_a_proj_with_mqa.weight", spec.kv_lora_rank + turned, "attention.kv_latent",
+                    "x W^T", spec.qkv_bias ? weights + "kv_a_proj_with_mqa.bias" : "");
   model.tap("attention.kv_latent", latent);
   const Tensor c = model.norm(columns_of_blocks(latent, latent.cols, 0, spec.kv_lora_rank),
                               weights + "kv_a_layernorm.weight", "attention.kv_latent_norm");

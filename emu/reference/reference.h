@@ -10,7 +10,8 @@
 // then logits = head rms_norm(x).
 //
 // What other families have (emu/model/config.h says what each field means; math.h has the functions):
-//   biases of the projections, of the router and of the experts; queries and keys normed inside each head before RoPE;
+//   biases of the projections (of latent attention those of the latents), of the router and of the experts; queries and
+//   keys normed inside each head, or over all, before RoPE; these and values clamped;
 //   latent attention (reference.cpp, project_latent); windows and sinks (attention()); scores by sigmoid, with a bias
 //   for the choice alone, and groups (route()); an MLP beside the experts, x = x + (experts + mlp(n)), mlp(n) perhaps
 //   times sigmoid(w n); layers with an MLP and no experts.

@@ -34,6 +34,7 @@ Task<Heads<T>> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full
   heads.q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q, Weight::attention_q_bias);
   heads.k = ctx.linear(Op::attention_k, layer, full, Weight::attention_k, Weight::attention_k_bias);
   heads.v = ctx.linear(Op::attention_v, layer, full, Weight::attention_v, Weight::attention_v_bias);
+  ctx.clip(layer, heads.v);
   ctx.tap_if(TapKind::attention_q_projection, layer, heads.q);
   ctx.tap_if(TapKind::attention_k_projection, layer, heads.k);
   const QueryKeyNorm norm = ctx.model().layers[layer].attention.query_key_norm;
@@ -42,6 +43,8 @@ Task<Heads<T>> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full
     ctx.head_norm(Op::attention_q_norm, layer, heads.q, Weight::attention_q_norm);
     ctx.head_norm(Op::attention_k_norm, layer, heads.k, Weight::attention_k_norm);
   }
+  ctx.clip(layer, heads.q);
+  ctx.clip(layer, heads.k);
   if (norm != QueryKeyNorm::none) {
     ctx.tap(TapKind::attention_q_normed, layer, heads.q);
     ctx.tap(TapKind::attention_k_normed, layer, heads.k);
@@ -56,7 +59,8 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   const AttentionSpec& spec = ctx.model().layers[layer].attention;
   Heads<T> heads;
   if (spec.q_lora_rank > 0) {
-    const Tensor latent = ctx.linear(Op::attention_q_latent, layer, full, Weight::attention_q_latent);
+    const Tensor latent =
+        ctx.linear(Op::attention_q_latent, layer, full, Weight::attention_q_latent, Weight::attention_q_latent_bias);
     ctx.tap(TapKind::attention_q_latent, layer, latent);
     const Tensor norm = ctx.rms_norm(Op::attention_q_latent_norm, layer, latent, Weight::attention_q_latent_norm);
     ctx.tap(TapKind::attention_q_latent_norm, layer, norm);
@@ -65,7 +69,8 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
     heads.q = ctx.linear(Op::attention_q, layer, full, Weight::attention_q);
   }
   ctx.tap(TapKind::attention_q_projection, layer, heads.q);
-  const Tensor latent = ctx.linear(Op::attention_kv_latent, layer, full, Weight::attention_kv_latent);
+  const Tensor latent =
+      ctx.linear(Op::attention_kv_latent, layer, full, Weight::attention_kv_latent, Weight::attention_kv_latent_bias);
   ctx.tap(TapKind::attention_kv_latent, layer, latent);
   Tensor norm = ctx.rms_norm(Op::attention_kv_latent_norm, layer, ctx.columns(latent, 0, spec.kv_lora_rank),
                              Weight::attention_kv_latent_norm);

@@ -94,6 +94,8 @@ class Computations {
   void full_norm(Op op, int layer, Tensor& heads, const Tensor& squares, Weight weight);
   /// Norms each head [all rows, heads * head_dim] in place.
   void head_norm(Op op, int layer, Tensor& heads, Weight weight);
+  /// Clamps queries, keys or values in place, where the layer does: a part of the op before it.
+  void clip(int layer, Tensor& heads) const;
   /// Latent attention: columns begin..begin+count of x.
   Tensor columns(const Tensor& x, std::int64_t begin, std::int64_t count) const;
   struct KeysAndValues {

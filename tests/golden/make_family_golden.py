@@ -106,6 +106,15 @@ CASES = {
                     rope_parameters=dict(rope_type="longrope", rope_theta=10000.0,
                                          original_max_position_embeddings=64, short_mscale=1.243, long_mscale=1.3,
                                          short_factor=[1.0, 1.25, 2.5, 3.0], long_factor=[1.0, 2.0, 4.0, 8.0]))),
+    "deepseek_v3_biases": dict(
+        kind="DeepseekV3", lengths=[9, 6],
+        config=dict(LATENT, q_lora_rank=16, intermediate_size=48, moe_intermediate_size=16, n_routed_experts=6,
+                    n_shared_experts=1, num_experts_per_tok=2, n_group=1, topk_group=1, first_k_dense_replace=1,
+                    routed_scaling_factor=1.5, num_mtp_layers=0, attention_bias=True)),
+    "olmoe_clipped": dict(
+        kind="Olmoe", lengths=[11, 6],
+        config=dict(SMALL, num_key_value_heads=2, intermediate_size=16, num_experts=6, num_experts_per_tok=3,
+                    clip_qkv=0.8125)),
 }
 
 
@@ -128,6 +137,8 @@ def value_of(name, tensor, case, torch):
         return 0.6 * noise if case.get("negative_scores") else 0.1 * noise
     if name.endswith("sinks"):
         return noise
+    if name.endswith("gate_up_proj_bias"):
+        return 5 * noise  # some gates and ups reach the limit that they are clamped to
     if name.endswith("bias"):
         return 0.3 * noise
     if "embed" in name:

@@ -69,7 +69,7 @@ TEST(ModelFields, AreAllThatASpecHas) {
 
   const auto& [attention, feed_forward] = model.layers.kinds().front();
   const auto& [heads, kv_heads, head_dim, v_head_dim, rope, query_key_norm, qkv_bias, output_bias, window, sinks,
-               multiplier, q_rank, kv_rank] = attention;
+               multiplier, clip, q_rank, kv_rank] = attention;
   const auto& [type, theta, dim, interleaved, factor, context, low, high, fast, slow, truncate, amplitude, pair_factors,
                all_dim] = rope;
   const auto& [size, experts, top_k, norm_topk, shared, shared_gate, scoring, bias, groups, top_groups, scale,
@@ -78,7 +78,7 @@ TEST(ModelFields, AreAllThatASpecHas) {
                most_positions, block, quantised, dtype, model_type] = model;
 
   EXPECT_EQ(missing({&heads, &kv_heads, &head_dim, &v_head_dim, &query_key_norm, &qkv_bias, &output_bias, &window,
-                     &sinks, &multiplier, &q_rank, &kv_rank}),
+                     &sinks, &multiplier, &clip, &q_rank, &kv_rank}),
             0);
   EXPECT_EQ(missing({&type, &theta, &dim, &interleaved, &factor, &context, &low, &high, &fast, &slow, &truncate,
                      &amplitude, &pair_factors, &all_dim}),

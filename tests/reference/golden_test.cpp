@@ -152,6 +152,7 @@ const std::vector<Wrong> kWrong = {
        return std::exchange(kind.attention.query_key_norm, QueryKeyNorm::none) != QueryKeyNorm::none;
      }},
     {"biases", [](LayerSpec& kind) { return std::exchange(kind.attention.qkv_bias, false); }},
+    {"clipping", [](LayerSpec& kind) { return std::exchange(kind.attention.clip_qkv, 0.0) > 0; }},
     {"bias of the output", [](LayerSpec& kind) { return std::exchange(kind.attention.output_bias, false); }},
     {"sinks", [](LayerSpec& kind) { return std::exchange(kind.attention.sinks, false); }},
     {"scaled angles",
@@ -175,6 +176,7 @@ const std::vector<Wrong> kWrong = {
     {"scale of the scores as a multiplier",
      [](LayerSpec& kind) { return std::exchange(kind.attention.attention_multiplier, 0.0) > 0; }},
     {"jitter", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.router_jitter, 0.0) > 0; }},
+    {"limit of the activation", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.swiglu_limit, 1e9) > 0; }},
     {"clamped activation", [](LayerSpec& kind) { return std::exchange(kind.feed_forward.swiglu_limit, 0.0) > 0; }},
 };
 

@@ -16,10 +16,12 @@ inline const std::vector<std::string> kGoldenFamilies = {"llama3_scaled",
                                                          "qwen2_moe_shared",
                                                          "deepseek_v3",
                                                          "deepseek_v3_mscale",
+                                                         "deepseek_v3_biases",
                                                          "deepseek_v2_groups",
                                                          "glm4_moe",
                                                          "gpt_oss",
                                                          "olmoe",
+                                                         "olmoe_clipped",
                                                          "granitemoe",
                                                          "phimoe"};
 

@@ -186,6 +186,7 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
       return mix_dense(draw, p, layers);
     case Drawn::deepseek:
       make_latent(draw, attention);
+      attention.qkv_bias = attention.output_bias = draw.chance(30);
       if (draw.chance(70)) route_by_sigmoid(draw, experts);
       group_experts(draw, experts);
       experts.shared_intermediate_size = p.tp * draw.between(1, 6);
@@ -218,6 +219,7 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
     case Drawn::olmoe:
       attention.query_key_norm = QueryKeyNorm::full;
       attention.qkv_bias = attention.output_bias = draw.chance(30);
+      attention.clip_qkv = draw.chance(40) ? 0.5 * draw.between(1, 3) : 0;
       return;
     case Drawn::granitemoe:
       plan.model.embedding_multiplier = draw.one_of({1, 3, 12});

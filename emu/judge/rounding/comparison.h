@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <string>
 #include <utility>
@@ -42,12 +43,19 @@ class Comparison {
   /// For a tensor that is not there: what is computed of it goes into `made`, which outlives the comparison.
   Comparison(const Profile& profile, RunTensor& made) : profile_(profile), got_(made), made_(&made) {}
 
+  /// What is expected is held within -limit..limit, unless that is 0: no error grows by it.
+  Comparison&& held_within(double limit) && {
+    if (limit > 0) limit_ = limit;
+    return std::move(*this);
+  }
+
   const Profile& profile() const { return profile_; }
   const RunTensor& got() const { return got_; }
 
   /// `whole()` is the bound of the element's error. True: it is the candidate for the worst share.
   template <class Whole>
   bool element(std::int64_t row, std::int64_t col, double expected, double least, double likely, const Whole& whole) {
+    expected = std::clamp(expected, -limit_, limit_);
     if (made_ != nullptr) {
       keep(row, col, expected, whole());
       return false;
@@ -66,6 +74,7 @@ class Comparison {
   }
   /// The same where the bound is cheap.
   void element(std::int64_t row, std::int64_t col, double expected, double bound) {
+    expected = std::clamp(expected, -limit_, limit_);
     if (made_ != nullptr) return keep(row, col, expected, bound);
     const double got = got_.at(row, col);
     const double error = std::abs(got - expected);
@@ -95,6 +104,7 @@ class Comparison {
     made_->errors(row, col) = bound;
   }
 
+  double limit_ = std::numeric_limits<double>::infinity();
   const Profile& profile_;
   const RunTensor& got_;
   RunTensor* made_ = nullptr;

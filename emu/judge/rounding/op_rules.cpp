@@ -261,8 +261,19 @@ std::vector<std::vector<std::int64_t>> Rule::slots_by_expert() const {
   return slots;
 }
 
+namespace {
+
+/// What the tap's values are clamped to; 0: to nothing.
+double clipped_to(const TapId& tap, const ModelConfig& model) {
+  const bool clipped = tap.kind == TapKind::attention_q_normed || tap.kind == TapKind::attention_k_normed ||
+                       tap.kind == TapKind::attention_v;
+  return clipped ? model.layers[tap.layer].attention.clip_qkv : 0;
+}
+
+}  // namespace
+
 Comparison Rule::comparison() const {
-  if (made_ != nullptr) return {rules_.profile, *made_};
+  if (made_ != nullptr) return Comparison(rules_.profile, *made_).held_within(clipped_to(tap_, rules_.model));
   const TapRow& row = tap_row(tap_.kind);
   std::vector<std::int64_t> cuts{0};
   if (row.cols != Split::none) {
@@ -272,7 +283,7 @@ Comparison Rule::comparison() const {
     std::ranges::sort(cuts);
     cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
   }
-  return {rules_.profile, got(), std::move(cuts)};
+  return Comparison(rules_.profile, got(), std::move(cuts)).held_within(clipped_to(tap_, rules_.model));
 }
 
 namespace {
@@ -290,7 +301,8 @@ Judged apply(const Rule& rule) {
     case TapKind::attention_norm:
       return judge_stream_norm(rule, rule.stream(), Weight::attention_norm, Weight::attention_norm_bias);
     case TapKind::attention_q_latent:
-      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_q_latent);
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_q_latent,
+                           Weight::attention_q_latent_bias);
     case TapKind::attention_q_latent_norm:
       return judge_norm(rule, rule.input(TapKind::attention_q_latent), Weight::attention_q_latent_norm,
                         attention().q_lora_rank);
@@ -304,7 +316,8 @@ Judged apply(const Rule& rule) {
     case TapKind::attention_q_normed:
       return judge_query_key_norm(rule, TapKind::attention_q_projection, Weight::attention_q_norm);
     case TapKind::attention_kv_latent:
-      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_kv_latent);
+      return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_kv_latent,
+                           Weight::attention_kv_latent_bias);
     case TapKind::attention_kv_latent_norm:
       return judge_norm(rule, rule.input(TapKind::attention_kv_latent, Range{0, attention().kv_lora_rank}),
                         Weight::attention_kv_latent_norm, attention().kv_lora_rank);

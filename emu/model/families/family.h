@@ -59,6 +59,10 @@ struct Family {
   Window window = Window::none;
   AttentionBias attention_bias = AttentionBias::never;
   TensorNames names = TensorNames::mlp;
+  /// norm_topk_prob says whether weights are renormalised; other classes have no such key.
+  bool norm_topk_by_key = false;
+  /// clip_qkv clamps queries, keys and values.
+  bool clips_qkv = false;
   /// Its config calls the experts' width moe_intermediate_size; then intermediate_size is that of dense layers.
   bool moe_intermediate_size = false;
   /// n_shared_experts: how often the experts' width the shared one is wide.

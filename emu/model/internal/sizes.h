@@ -101,14 +101,24 @@ inline std::int64_t k_normed(const ModelConfig& model, const LayerSpec& layer) {
 inline std::int64_t squares(const ModelConfig& /*model*/, const LayerSpec& layer) {
   return layer.attention.query_key_norm == QueryKeyNorm::full ? 2 : 0;
 }
+inline bool has_direct_bias(const AttentionSpec& attention) {
+  return attention.qkv_bias && !attention.latent();
+}
 inline std::int64_t q_bias(const ModelConfig& model, const LayerSpec& layer) {
-  return layer.attention.qkv_bias ? q_width(model, layer) : 0;
+  return has_direct_bias(layer.attention) ? q_width(model, layer) : 0;
 }
 inline std::int64_t k_bias(const ModelConfig& model, const LayerSpec& layer) {
-  return layer.attention.qkv_bias ? k_width(model, layer) : 0;
+  return has_direct_bias(layer.attention) ? k_width(model, layer) : 0;
 }
 inline std::int64_t v_bias(const ModelConfig& model, const LayerSpec& layer) {
-  return layer.attention.qkv_bias ? v_width(model, layer) : 0;
+  return has_direct_bias(layer.attention) ? v_width(model, layer) : 0;
+}
+/// With latent attention the latents have the biases.
+inline std::int64_t q_latent_bias(const ModelConfig& model, const LayerSpec& layer) {
+  return layer.attention.qkv_bias && layer.attention.latent() ? q_rank(model, layer) : 0;
+}
+inline std::int64_t kv_latent_bias(const ModelConfig& model, const LayerSpec& layer) {
+  return layer.attention.qkv_bias ? kv_latent(model, layer) : 0;
 }
 inline std::int64_t output_bias(const ModelConfig& model, const LayerSpec& layer) {
   return layer.attention.output_bias ? model.hidden_size : 0;

@@ -58,6 +58,16 @@ void Computations<T>::full_norm(Op op, int layer, Tensor& heads, [[maybe_unused]
 }
 
 template <class T>
+void Computations<T>::clip(int layer, [[maybe_unused]] Tensor& heads) const {
+  if (model_.layers[layer].attention.clip_qkv == 0) return;
+  if constexpr (!kDry) {
+    T limit[] = {static_cast<T>(model_.layers[layer].attention.clip_qkv)};
+    ops::round_to<T>(limit, format_);
+    for (T& value : heads.span()) value = std::clamp(value, -limit[0], limit[0]);
+  }
+}
+
+template <class T>
 typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[maybe_unused]] std::int64_t begin,
                                                           std::int64_t count) const {
   Tensor y(x.rows(), count);
