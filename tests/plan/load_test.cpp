@@ -384,6 +384,22 @@ TEST(LoadPlan, RefusesKeysThatChangeTheMathematics) {
   EXPECT_TRUE(parse(plan_text(R"("rope_scaling": null, "attention_bias": false, "hidden_act": "silu")")).plan);
 }
 
+TEST(LoadPlan, TakesKeysOfOtherClassesAsTheModelsOwnClassDoes) {
+  const auto loaded = [](const std::string& model) { return parse(plan_text("\"model_type\": " + model)); };
+  const LoadedPlan mixtral = parse(plan_text(R"("norm_topk_prob": false)"));
+  const LoadedPlan clipped = loaded(R"("olmoe", "clip_qkv": 8.0)");
+
+  ASSERT_TRUE(mixtral.plan);
+  EXPECT_FALSE(mixtral.plan->model.layers[0].feed_forward.norm_topk_prob);
+  EXPECT_THAT(mixtral.plan->notes, ::testing::Contains(HasSubstr("has no such key")));
+  expect_refused(plan_text(R"("model_type": "gpt_oss", "norm_topk_prob": false)"), "model.norm_topk_prob",
+                 "no such key");
+  expect_refused(plan_text(R"("clip_qkv": 8)"), "model.clip_qkv", "clips nothing");
+  ASSERT_TRUE(clipped.plan);
+  EXPECT_EQ(clipped.plan->model.layers[0].attention.clip_qkv, 8);
+  EXPECT_EQ(parsed(plan_json(*clipped.plan)).model, clipped.plan->model);
+}
+
 TEST(LoadPlan, RefusesUnknownKeysAndGuessesWhatWasMeant) {
   expect_refused(plan_text(R"("hiden_size": 3)"), "model.hiden_size", "did you mean \"hidden_size\"");
   expect_refused(plan_text("", R"("parallel": {"tpp": 3})"), "parallel.tpp", "unknown key");
