@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <system_error>
 #include <type_traits>
+#include <utility>
 
 #include "emu/input/json_value.h"
 #include "emu/model/families/family.h"
@@ -50,6 +51,11 @@ JsonValue read_json(const fs::path& path, std::uintmax_t max_bytes, int max_dept
 bool is_plain_name(std::string_view name) {
   return name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos &&
          name.ends_with(".safetensors");
+}
+
+/// DeepSeek's name of what the values of a weight are multiplied by, block by block.
+std::string scales_of(const std::string& weight) {
+  return weight + "_scale_inv";
 }
 
 /// "model.layers.61.mlp.gate.weight" is of layer 61; -1: of none.
@@ -122,7 +128,9 @@ void Checkpoint::open_files(const fs::path& directory) {
 
 void Checkpoint::add_file(const fs::path& path) {
   file_names_.push_back(path.string());
-  files_.push_back(std::make_unique<SafetensorsFile>(path));
+  const bool fp8 = model_.quantisation.format == QuantisedFormat::fp8;
+  const TensorTypes types = fp8 ? TensorTypes::floats_and_quantised : TensorTypes::floats;
+  files_.push_back(std::make_unique<SafetensorsFile>(path, types));
   const SafetensorsFile& file = *files_.back();
   for (const TensorEntry& entry : file.header().tensors) {
     const auto [position, added] = places_.emplace(entry.name, Place{&file, &entry});
@@ -187,6 +195,23 @@ void Checkpoint::check_weight(const TensorPlace& needed, const std::string& dire
   }
 }
 
+std::string Checkpoint::check_scales(const WeightSpec& spec, const TensorPlace& lies,
+                                     const std::string& directory) const {
+  const Place& held = place(lies.name);
+  if (held.entry->type != TensorType::f8_e4m3) return {};
+  const std::int64_t block = model_.weight_block;
+  if (!is_quantised(model_, spec.weight) || lies.slice >= 0 || block == 0) {
+    throw CheckpointError(held.file->name(), in_quotes(lies.name) + ".dtype",
+                          "F8_E4M3; only weights that quantization_config quantises in blocks are read in it");
+  }
+  const auto blocks = [&](std::int64_t count) { return (count + block - 1) / block; };
+  TensorPlace scales;
+  scales.name = scales_of(lies.name);
+  scales.shape = {blocks(spec.rows), blocks(spec.cols)};
+  check_weight(scales, directory);
+  return scales.name;
+}
+
 void Checkpoint::check_weights(const std::string& directory) const {
   // In program order, so that a config of absurd size stops at the first weight that is not there.
   std::set<std::string> needed;
@@ -194,6 +219,7 @@ void Checkpoint::check_weights(const std::string& directory) const {
     const TensorPlace lies = place_in_checkpoint(model_, spec);
     check_weight(lies, directory);
     needed.insert(lies.name);
+    if (std::string scales = check_scales(spec, lies, directory); !scales.empty()) needed.insert(std::move(scales));
   });
   for (const auto& [name, held] : places_) {
     if (!needed.contains(name) && !changes_nothing(name, model_)) {
@@ -213,6 +239,7 @@ void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::Matri
   const Place& held = place(lies.name);
   if (lies.slice < 0) {
     held.file->read<double>(*held.entry, rows, cols, out);
+    if (held.entry->type == TensorType::f8_e4m3) dequantise(lies, rows, cols, out);
   } else {
     read_stacked(held, lies, is_vector(spec.kind), rows, cols, out);
   }
@@ -225,6 +252,24 @@ void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::Matri
     const std::string at = is_vector(spec.kind) ? fmt::format("{}", col) : fmt::format("{}, {}", rows.begin + i, col);
     throw CheckpointError(held.file->name(), fmt::format("{}[{}]", in_quotes(spec.name), at),
                           fmt::format("{}; a finite number is needed", *bad));
+  }
+}
+
+void Checkpoint::dequantise(const TensorPlace& lies, Range rows, Range cols, ops::MatrixView<double> values) const {
+  const Place& held = place(scales_of(lies.name));
+  const std::int64_t block = model_.weight_block;
+  const auto blocks_of = [&](Range range) {
+    const std::int64_t first = range.begin / block;
+    return Range{first, range.count == 0 ? 0 : (range.end() - 1) / block - first + 1};
+  };
+  const Range down = blocks_of(rows), across = blocks_of(cols);
+  ops::Matrix<double> scales(down.count, across.count);
+  held.file->read<double>(*held.entry, down, across, scales);
+  for (std::int64_t i = 0; i < rows.count; ++i) {
+    const std::span<const double> of_row = std::as_const(scales).row((rows.begin + i) / block - down.begin);
+    for (std::int64_t j = 0; j < cols.count; ++j) {
+      values(i, j) *= of_row[static_cast<std::size_t>((cols.begin + j) / block - across.begin)];
+    }
   }
 }
 

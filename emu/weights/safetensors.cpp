@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <type_traits>
@@ -22,12 +24,20 @@ using Kind = JsonValue::Kind;
 constexpr std::uint64_t kLengthBytes = 8;
 constexpr int kMaxDepth = 4;
 
-constexpr std::pair<std::string_view, TensorType> kTypes[] = {{"F64", TensorType::f64}, {"F32", TensorType::f32},
-                                                              {"F16", TensorType::f16}, {"BF16", TensorType::bf16},
-                                                              {"I64", TensorType::i64}, {"I32", TensorType::i32}};
+constexpr std::pair<std::string_view, TensorType> kTypes[] = {
+    {"F64", TensorType::f64}, {"F32", TensorType::f32}, {"F16", TensorType::f16},        {"BF16", TensorType::bf16},
+    {"I64", TensorType::i64}, {"I32", TensorType::i32}, {"F8_E4M3", TensorType::f8_e4m3}};
 
 std::string_view names_of(TensorTypes types) {
-  return types == TensorTypes::floats ? "F64, F32, F16, BF16" : "F64, F32, F16, BF16, I64, I32";
+  switch (types) {
+    case TensorTypes::floats:
+      return "F64, F32, F16, BF16";
+    case TensorTypes::floats_and_ids:
+      return "F64, F32, F16, BF16, I64, I32";
+    case TensorTypes::floats_and_quantised:
+      break;
+  }
+  return "F64, F32, F16, BF16, F8_E4M3";
 }
 
 /// One tensor's object, read member by member.
@@ -65,7 +75,9 @@ class EntryReader {
 
   void read_type(const JsonValue& value) {
     for (const auto& [name, type] : kTypes) {
-      const bool taken = types_ == TensorTypes::floats_and_ids || !is_integer(type);
+      const bool taken = is_integer(type)              ? types_ == TensorTypes::floats_and_ids
+                         : type == TensorType::f8_e4m3 ? types_ == TensorTypes::floats_and_quantised
+                                                       : true;
       if (taken && value.is(Kind::string) && value.text == name) {
         entry_.type = type;
         return;
@@ -162,6 +174,16 @@ float float_from_bfloat(std::uint16_t bits) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
 }
 
+/// A sign, 4 bits of exponent, 3 of mantissa; all ones are no number, and nothing is infinite (OCP 8-bit Floating Point
+/// Specification 1.0).
+float float_from_e4m3(std::uint8_t bits) {
+  const int exponent = bits >> 3 & 0xf, mantissa = bits & 0x7;
+  if ((bits & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
+  const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                        : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+  return (bits & 0x80) != 0 ? -magnitude : magnitude;
+}
+
 template <class Stored, class T, class Convert>
 void convert_values(const std::byte* source, std::span<T> out, Convert convert) {
   for (std::size_t i = 0; i < out.size(); ++i) {
@@ -186,6 +208,8 @@ void convert_row(const std::byte* source, TensorType type, std::span<T> out) {
         return convert_values<std::uint16_t>(source, out, float_from_half);
       case TensorType::bf16:
         return convert_values<std::uint16_t>(source, out, float_from_bfloat);
+      case TensorType::f8_e4m3:
+        return convert_values<std::uint8_t>(source, out, float_from_e4m3);
       case TensorType::i64:
       case TensorType::i32:
         break;  // check_slice has refused it
@@ -253,6 +277,8 @@ std::int64_t bytes_of(TensorType type) {
     case TensorType::f16:
     case TensorType::bf16:
       return 2;
+    case TensorType::f8_e4m3:
+      return 1;
   }
   return 0;
 }
