@@ -6,7 +6,8 @@
 Starts from the configs of this folder's `families`, and changes one key at a time, in each of a few ways. What the
 program makes of it is one of
     computed    some tensor of `verify --format exact` is another
-    refused     exit 2, and the message names the key, or the one that does not fit it any more
+    refused     exit 2, and the message names the key, or the one that does not fit it any more; or exit 4, which says that
+                no token shows what the key says
     irrelevant  every tensor has the bits that it had: then so do the logits of the family's own class in Transformers,
                 with the weights that it had. If they do not, or do not fit any more, the key was dropped: that is an
                 error, as is any other ending.
@@ -75,6 +76,8 @@ class Ours:
                               str(record)], capture_output=True, text=True)
         if ran.returncode == 2:
             return None, ran.stderr
+        if ran.returncode == 4 and "without it every bit" in ran.stdout:
+            return None, ran.stdout
         if not record.exists():
             return None, f"exit {ran.returncode}: {ran.stderr}"
         return [(tap["name"], tap["hash"]) for tap in json.loads(record.read_text())["taps"]], ""
