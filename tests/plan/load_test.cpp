@@ -265,7 +265,7 @@ TEST(PlanJson, KeepsEveryPublishedModel) {
 
     EXPECT_EQ(parsed(plan_json(*loaded.plan)).model, loaded.plan->model) << entry.path();
   }
-  EXPECT_EQ(models, 8);
+  EXPECT_EQ(models, 11);
 }
 
 TEST(LoadPlan, SlicesNoExpertsOfAModelThatHasNone) {
