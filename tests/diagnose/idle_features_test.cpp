@@ -77,10 +77,9 @@ TEST(IdleFeatures, AreEachFoundWhereAValueLeavesThemOut) {
       {"model.n_group",
        [](ModelConfig&, LayerSpec& layer) {
          layer.feed_forward.num_experts = 8;
-         layer.feed_forward.groups = 4;
-         layer.feed_forward.top_groups = 2;
+         layer.feed_forward.groups = 4;  // of two experts, from one of which both are chosen
        },
-       [](ModelConfig&, LayerSpec& layer) { layer.feed_forward.top_k = layer.feed_forward.top_groups = 1; }},
+       [](ModelConfig&, LayerSpec& layer) { layer.feed_forward.top_k = 1; }},
       {"model.swiglu_limit",
        [](ModelConfig&, LayerSpec& layer) {
          layer.feed_forward.expert_bias = true;
