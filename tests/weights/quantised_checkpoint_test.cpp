@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 
 constexpr std::int64_t kBlock = 16;
-const fs::path kGolden = fs::path(SHARDPROOF_SOURCE_DIR) / "tests" / "golden" / "families" / "deepseek_v3_biases";
+const fs::path kUnquantised = fs::path(SHARDPROOF_SOURCE_DIR) / "tests" / "golden" / "families" / "deepseek_v3_biases";
 
 /// Of a byte of E4M3, by its definition.
 double value_of(std::uint8_t byte) {
@@ -63,7 +63,7 @@ class Fp8Checkpoint {
   Fp8Checkpoint() : path_(fs::temp_directory_path() / ("quantised_checkpoint_test_" + std::to_string(::getpid()))) {
     fs::create_directories(path_);
     std::ostringstream config;
-    config << std::ifstream(kGolden / "config.json").rdbuf();
+    config << std::ifstream(kUnquantised / "config.json").rdbuf();
     std::string text = config.str();
     text.insert(text.find('{') + 1,
                 R"("quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]},)");
@@ -77,7 +77,7 @@ class Fp8Checkpoint {
 
   /// Writes the weights, less those whose names end so.
   void write(const std::string& less) const {
-    const Checkpoint golden(kGolden);
+    const Checkpoint golden(kUnquantised);
     ModelConfig model = golden.model();
     model.quantisation = {.method = "fp8", .format = QuantisedFormat::fp8};
     std::vector<TensorBytes> tensors;
@@ -159,7 +159,7 @@ TEST(QuantisedCheckpoint, IsRefusedWithoutTheScalesOfAWeight) {
 TEST(QuantisedCheckpoint, IsRefusedWhereItsConfigSaysNothingOfIt) {
   const Fp8Checkpoint files;
   files.write("");
-  fs::copy_file(kGolden / "config.json", files.path() / "config.json", fs::copy_options::overwrite_existing);
+  fs::copy_file(kUnquantised / "config.json", files.path() / "config.json", fs::copy_options::overwrite_existing);
 
   try {
     const Checkpoint checkpoint(files.path());
