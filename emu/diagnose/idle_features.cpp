@@ -120,11 +120,7 @@ std::vector<std::int64_t> rows_to_try(std::span<const std::int64_t> lengths) {
 class Trial {
  public:
   Trial(const Plan& plan, const PreparedReference& reference, const Feature& feature, int kind)
-      : plan_(without(plan, feature, kind)),
-        reference_(reference),
-        feature_(feature),
-        with_(plan, reference),
-        without_(plan_, reference) {}
+      : plan_(without(plan, feature, kind)), feature_(feature), with_(plan, reference), without_(plan_, reference) {}
 
   /// In these layers; -1 for a tap that is no layer's.
   bool shows_in(std::span<const int> layers, std::span<const std::int64_t> rows) {
@@ -163,7 +159,6 @@ class Trial {
   static std::size_t to_size(std::int64_t count) { return static_cast<std::size_t>(count); }
 
   Plan plan_;
-  const PreparedReference& reference_;
   const Feature& feature_;
   Recompute with_, without_;
 };
