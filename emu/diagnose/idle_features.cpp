@@ -12,9 +12,6 @@
 namespace shardproof {
 namespace {
 
-/// Experts whose outputs would take more than this to make anew for the tokens are not tried.
-constexpr double kTriedFlops = 1e11;
-
 struct Feature {
   std::string_view key;
   TapKind tap;  ///< that shows it
@@ -96,9 +93,6 @@ constexpr Feature kFeatures[] = {
        return layer.feed_forward.scoring == Scoring::sparsemixer && layer.feed_forward.num_experts > 2;
      },
      [](Model&, Layer& layer) { layer.feed_forward.router_jitter = std::numeric_limits<double>::infinity(); }},
-    {"swiglu_limit", TapKind::moe_output,
-     [](const Model&, const Layer& layer) { return layer.feed_forward.swiglu_limit > 0; },
-     [](Model&, Layer& layer) { layer.feed_forward.swiglu_limit = std::numeric_limits<double>::max(); }},
     {"logits_scaling", TapKind::logits, [](const Model& model, const Layer&) { return model.logits_scaling != 1; },
      [](Model& model, Layer&) { model.logits_scaling = 1; }},
 };
@@ -171,13 +165,6 @@ std::vector<int> layers_of_kind(const LayerList& layers, int kind) {
   return result;
 }
 
-bool too_large(const Plan& plan, const Feature& feature, const FeedForwardSpec& spec) {
-  if (feature.tap != TapKind::moe_output) return false;
-  return 12.0 * static_cast<double>(plan.model.hidden_size * spec.intermediate_size) *
-             static_cast<double>(spec.top_k * plan.workload.tokens()) >
-         kTriedFlops;
-}
-
 }  // namespace
 
 std::vector<Problem> idle_features(const Plan& plan, const PreparedReference& reference) {
@@ -191,7 +178,7 @@ std::vector<Problem> idle_features(const Plan& plan, const PreparedReference& re
       const LayerSpec& spec = layers.kinds()[static_cast<std::size_t>(kind)];
       if (!feature.has(plan.model, spec) || (kind > 0 && !of_layers)) continue;
       const bool turned = feature.tap == TapKind::attention_q;
-      if ((turned && !turns) || too_large(plan, feature, spec.feed_forward)) continue;
+      if (turned && !turns) continue;
       const std::vector<int> held = of_layers ? layers_of_kind(layers, kind) : std::vector<int>{-1};
       if (held.empty() || Trial(plan, reference, feature, kind).shows_in(held, rows)) continue;
       const std::string where =

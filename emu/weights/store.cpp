@@ -28,8 +28,6 @@ double vector_step(WeightKind kind) {
       return 0x1p-6;
     case WeightKind::selection_bias:
       return 0x1p-10;
-    case WeightKind::clamped_bias:
-      return 0x1p-4;  // up to 7.9: gates and ups reach the limit that they are clamped to, 7 of gpt-oss
     default:
       return 0;
   }

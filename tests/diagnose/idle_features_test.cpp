@@ -80,12 +80,6 @@ TEST(IdleFeatures, AreEachFoundWhereAValueLeavesThemOut) {
          layer.feed_forward.groups = 4;  // of two experts, from one of which both are chosen
        },
        [](ModelConfig&, LayerSpec& layer) { layer.feed_forward.top_k = 1; }},
-      {"model.swiglu_limit",
-       [](ModelConfig&, LayerSpec& layer) {
-         layer.feed_forward.expert_bias = true;
-         layer.feed_forward.swiglu_limit = 7;
-       },
-       [](ModelConfig&, LayerSpec& layer) { layer.feed_forward.swiglu_limit = 1000; }},
       {"model.residual_multiplier", [](ModelConfig& model, LayerSpec&) { model.residual_multiplier = 0.5; },
        [](ModelConfig& model, LayerSpec&) { model.residual_multiplier = 1 + 0x1p-40; }},
       {"model.rope_scaling",
