@@ -12,10 +12,6 @@
 namespace shardproof::tools {
 namespace {
 
-std::string duration(double seconds) {
-  return readable(seconds, Dimension::seconds);
-}
-
 std::string rate(double tokens) {
   return with_thousands(std::llround(tokens));
 }

@@ -29,7 +29,7 @@ double sent_elements(const OpRecord& call) {
   }
 }
 
-void add_traffic(const OpRecord& call, PassFigures& pass) {
+void add_traffic(const OpRecord& call, double times, PassFigures& pass) {
   // A message counts where it is sent.
   if (call.operation == Operation::recv) return;
   const auto alike = [&](const TrafficTotal& total) {
@@ -41,9 +41,9 @@ void add_traffic(const OpRecord& call, PassFigures& pass) {
         {.axis = call.axis, .operation = call.operation, .group_size = call.group_size, .element_bytes = call.width});
     total = std::prev(pass.traffic.end());
   }
-  total->calls += 1;
-  total->elements += static_cast<double>(call.elements);
-  total->sent_bytes += sent_elements(call) * call.width;
+  total->calls += times;
+  total->elements += times * static_cast<double>(call.elements);
+  total->sent_bytes += times * sent_elements(call) * call.width;
 }
 
 /// What is folded from a list of records, for all ranks that have it.
@@ -166,13 +166,16 @@ PassFigures pass_figures(const RankTrace& trace) {
   PassFigures pass;
   std::vector<double> flops(kOps, 0.0);
   std::vector<bool> seen(kOps, false);
-  for (const OpRecord& record : trace.ops) {
-    if (record.phase == CallPhase::awaited) continue;
-    if (record.call) {
-      add_traffic(record, pass);
-    } else {
-      flops[static_cast<std::size_t>(record.op)] += record.flops;
-      seen[static_cast<std::size_t>(record.op)] = true;
+  for (const RecordRun& run : trace.all_runs()) {
+    for (std::size_t i = run.begin; i < run.end; ++i) {
+      const OpRecord& record = trace.ops[i];
+      if (record.phase == CallPhase::awaited) continue;
+      if (record.call) {
+        add_traffic(record, run.layers, pass);
+      } else {
+        flops[static_cast<std::size_t>(record.op)] += run.layers * record.flops;
+        seen[static_cast<std::size_t>(record.op)] = true;
+      }
     }
   }
   for (std::size_t op = 0; op < flops.size(); ++op) {

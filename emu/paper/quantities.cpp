@@ -70,4 +70,8 @@ std::string readable(double value, Dimension dimension) {
   return fmt::format("{:.6g}", value);
 }
 
+std::string duration(double seconds) {
+  return readable(seconds, Dimension::seconds);
+}
+
 }  // namespace shardproof

@@ -84,6 +84,8 @@ class Quantities {
 
 /// "2.08 GB", "87.5 %", "1,024": a value as people read it.
 std::string readable(double value, Dimension dimension);
+/// Of seconds.
+std::string duration(double seconds);
 
 /// What a rank holds to serve: inference_bytes_per_gpu, and its arithmetic.
 double inference_bytes(const Plan& plan, const RankFigures& r);

@@ -64,8 +64,7 @@ void add_latencies(std::vector<QuantityDefinition>& table) {
                               [&](const TimedOn& on) {
                                 return fmt::format(
                                     "prefill of {} tokens takes {}, what the engine adds to a request included ({})",
-                                    context.plan.workload.tokens(), readable(on.first_token.value, Dimension::seconds),
-                                    on.prefill_shares);
+                                    context.plan.workload.tokens(), duration(on.first_token.value), on.prefill_shares);
                               });
                         }));
   table.push_back(entry("seconds_per_output_token", "s", Dimension::seconds,
@@ -74,9 +73,9 @@ void add_latencies(std::vector<QuantityDefinition>& table) {
                           return over_hardware(
                               context, Dimension::seconds, false, [](const TimedOn& on) { return on.output_token; },
                               [&](const TimedOn& on) {
-                                return fmt::format(
-                                    "a decode step of {} sequences takes {} ({})", context.plan.workload.batch(),
-                                    readable(on.output_token.value, Dimension::seconds), on.decode_shares);
+                                return fmt::format("a decode step of {} sequences takes {} ({})",
+                                                   context.plan.workload.batch(), duration(on.output_token.value),
+                                                   on.decode_shares);
                               });
                         }));
 }
@@ -91,12 +90,11 @@ QuantityValue rate(const QuantityContext& context, bool prefill, double gpus) {
       context, Dimension::rate, prefill,
       [&](const TimedOn& on) { return per_gpu(prefill ? on.prompt_rate : on.output_rate, gpus); },
       [&](const TimedOn& on) {
-        return fmt::format("{} {} in {}{} = {}",
-                           prefill ? context.plan.workload.tokens() : context.plan.workload.batch(),
-                           prefill ? "prompt tokens" : "output tokens",
-                           readable(prefill ? on.prefill_seconds : on.decode_seconds, Dimension::seconds),
-                           gpus > 1 ? fmt::format(" on {:g} GPUs", gpus) : "",
-                           readable((prefill ? on.prompt_rate : on.output_rate).value / gpus, Dimension::rate));
+        return fmt::format(
+            "{} {} in {}{} = {}", prefill ? context.plan.workload.tokens() : context.plan.workload.batch(),
+            prefill ? "prompt tokens" : "output tokens", duration(prefill ? on.prefill_seconds : on.decode_seconds),
+            gpus > 1 ? fmt::format(" on {:g} GPUs", gpus) : "",
+            readable((prefill ? on.prompt_rate : on.output_rate).value / gpus, Dimension::rate));
       });
 }
 

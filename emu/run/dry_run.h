@@ -90,9 +90,15 @@ constexpr std::int64_t kMostCounts = std::int64_t{1} << 27;
 std::vector<int> fold_dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
                               const std::function<void(int rank, std::shared_ptr<const RankTrace> trace)>& use);
 
+enum class DryLists {
+  whole,   ///< every record is there
+  folded,  ///< those of like layers and like microbatches once (RankTrace::runs): for who asks what they add up to
+};
+
 /// Runs the plan dry, in the format of the run that it stands for (which decides the bytes of an element). Throws
-/// TooManyRecords.
-DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing);
+/// TooManyRecords, of which a folded list has as many as a whole one.
+DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
+                  DryLists lists = DryLists::whole);
 
 /// The same of one step of an engine, of a plan that serves requests: by data-parallel replica, what it runs.
 DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<Chunk>>& step,

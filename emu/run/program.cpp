@@ -1,5 +1,6 @@
 #include "emu/run/program.h"
 
+#include <numeric>
 #include <utility>
 
 #include "emu/run/attention_block.h"
@@ -50,8 +51,15 @@ Task<> leave_stage(Context<T>& ctx, const TensorOf<T>& x) {
 
 template <class T>
 Task<> run_item(Context<T>& ctx, const WorkItem& item) {
+  std::vector<int> layers(static_cast<std::size_t>(item.layers.count));
+  std::iota(layers.begin(), layers.end(), static_cast<int>(item.layers.begin));
+  return run_layers(ctx, std::move(layers));
+}
+
+template <class T>
+Task<> run_layers(Context<T>& ctx, std::vector<int> layers) {
   TensorOf<T> x = co_await enter_stage(ctx);
-  for (auto layer = static_cast<int>(item.layers.begin); layer < item.layers.end(); ++layer) {
+  for (const int layer : layers) {
     co_await attention_block(ctx, layer, x);
     co_await moe_block(ctx, layer, x);
   }
@@ -80,6 +88,9 @@ Task<> run_pair(Context<T>& first, Context<T>& second, const WorkItem& item) {
 template Task<> run_item(Context<float>&, const WorkItem&);
 template Task<> run_item(Context<double>&, const WorkItem&);
 template Task<> run_item(Context<ShapeOnly>&, const WorkItem&);
+template Task<> run_layers(Context<float>&, std::vector<int>);
+template Task<> run_layers(Context<double>&, std::vector<int>);
+template Task<> run_layers(Context<ShapeOnly>&, std::vector<int>);
 template Task<> run_pair(Context<float>&, Context<float>&, const WorkItem&);
 template Task<> run_pair(Context<double>&, Context<double>&, const WorkItem&);
 template Task<> run_pair(Context<ShapeOnly>&, Context<ShapeOnly>&, const WorkItem&);

@@ -6,6 +6,8 @@
 // matrices [tokens, width]; tokens are those of one microbatch of one data-parallel replica.
 #pragma once
 
+#include <vector>
+
 #include "emu/plan/timetable.h"
 #include "emu/run/context.h"
 
@@ -16,7 +18,11 @@ namespace shardproof {
 template <class T>
 Task<> run_item(Context<T>& ctx, const WorkItem& item);
 
-/// The same of two microbatches, each layer in turn: while the rows of one are under way to their experts or back, the
+/// An item with none but these of its layers.
+template <class T>
+Task<> run_layers(Context<T>& ctx, std::vector<int> layers);
+
+/// An item of two microbatches, each layer in turn: while the rows of one are under way to their experts or back, the
 /// other computes.
 ///
 ///   attention 0, send 0 | return 1 of the layer before, attention 1, send 1 | experts 0, return 0 | experts 1, ...

@@ -5,6 +5,7 @@
 // for records keeps none.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -61,9 +62,27 @@ struct WeightRecord {
   bool operator==(const WeightRecord&) const = default;
 };
 
+/// Of a list that was folded (dry_run.h): ops[begin, end), as `layers` layers in a row do them one after another. The
+/// first of these layers is `layer_shift` after the one that they were recorded in, and so the microbatch.
+struct RecordRun {
+  std::size_t begin = 0;
+  std::size_t end = 0;
+  std::int32_t layers = 1;
+  std::int32_t layer_shift = 0;
+  std::int32_t microbatch_shift = 0;
+
+  std::size_t records() const { return (end - begin) * static_cast<std::size_t>(layers); }
+};
+
 struct RankTrace {
   std::vector<OpRecord> ops;
   std::vector<WeightRecord> weights;
+  std::vector<RecordRun> runs = {};  ///< of a folded list, in program order; none: every record stands for itself
+
+  /// Its runs; of a list that is not folded, one with every record.
+  std::vector<RecordRun> all_runs() const {
+    return runs.empty() ? std::vector{RecordRun{.begin = 0, .end = ops.size()}} : runs;
+  }
 };
 
 }  // namespace shardproof

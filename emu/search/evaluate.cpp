@@ -16,10 +16,6 @@ void add(CauseSeconds& sum, const CauseSeconds& more, double times) {
   for (const auto& [cause, seconds] : more) sum[cause] += times * seconds;
 }
 
-std::string duration(double seconds) {
-  return readable(seconds, Dimension::seconds);
-}
-
 }  // namespace
 
 double weight_bytes(const Plan& plan) {
@@ -37,7 +33,7 @@ Evaluation::Evaluation(const Plan& plan, const SearchOptions& options)
     : plan_(plan),
       options_(options),
       routing_(StatedRouting::of(plan)),
-      prefill_(dry_run(plan, options.projection.format, DryPass::prefill, routing_)) {
+      prefill_(dry_run(plan, options.projection.format, DryPass::prefill, routing_, DryLists::folded)) {
   const std::vector<RankFigures> ranks = prefill_figures(plan, prefill_);
   const auto most = std::ranges::max_element(ranks, {}, [&](const RankFigures& r) { return inference_bytes(plan, r); });
   memory_bytes_ = inference_bytes(plan, *most);
@@ -52,7 +48,8 @@ TimedLayout Evaluation::timed() const {
   CauseSeconds causes_of[2];
   for (const DryPass pass : {DryPass::prefill, DryPass::decode}) {
     const bool first = pass == DryPass::prefill;
-    const DryTraces decode = first ? DryTraces{} : dry_run(plan_, options_.projection.format, pass, routing_);
+    const DryTraces decode =
+        first ? DryTraces{} : dry_run(plan_, options_.projection.format, pass, routing_, DryLists::folded);
     PassTiming timing = time_pass(plan_, first ? prefill_ : decode, pass, options_.hardware.model, options_.projection);
     const std::vector<double>& ends = timing.replay.pass_ends;
     const double begin = ends.size() > 1 ? ends[ends.size() - 2] : 0;

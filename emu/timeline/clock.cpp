@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "emu/timeline/internal/clock_program.h"
 #include "emu/timeline/internal/rank_classes.h"
 
 namespace shardproof {
@@ -13,117 +14,7 @@ namespace {
 
 using timeline::ClassGroup;
 using timeline::RankClasses;
-
-double wire_bytes(const OpRecord& call) {
-  const auto in = static_cast<double>(call.elements), out = static_cast<double>(call.received);
-  const auto kept = static_cast<double>(call.kept);
-  const double ranks = call.group_size;
-  switch (call.operation) {
-    case Operation::all_reduce:
-      return 2 * (ranks - 1) / ranks * in * call.width;
-    case Operation::all_gather:
-      return (out - in) * call.width;
-    case Operation::reduce_scatter:
-      return (in - kept) * call.width;
-    case Operation::all_to_all:
-      return (std::max(in, out) - kept) * call.width;
-    default:
-      return in * call.width;
-  }
-}
-
-/// A message of a ring over cp is under way while its ranks compute: sent and gone on, awaited after.
-bool under_way(const ClockStep& call) {
-  return (call.axis == Axis::cp || call.axis == Axis::cp_p2p) && is_point_to_point(call.operation);
-}
-
-/// The kernels and calls of a list of records. Between passes in a row, a token goes from the last stage to the first.
-class Programmer {
- public:
-  Programmer(const ClockOptions& options, bool tokens_return) : options_(options), tokens_return_(tokens_return) {}
-
-  std::vector<ClockStep> program(const RankTrace& trace) {
-    steps_.clear();
-    const std::vector<OpRecord>& records = trace.ops;
-    for (std::size_t i = 0; i < records.size(); ++i) {
-      const OpRecord& record = records[i];
-      const auto at = static_cast<std::int32_t>(i);
-      if (record.op == Op::embedding) token(ClockStep::Kind::await_token, record, at);
-      if (record.call) {
-        call(record, at);
-      } else if (record.op == Op::moe_expert && i > 0 && is_same_group(records[i - 1], record)) {
-        add_to_kernel(record);
-      } else {
-        compute(record, at);
-      }
-      if (record.op == Op::logits) token(ClockStep::Kind::post_token, record, at);
-    }
-    return std::move(steps_);
-  }
-
- private:
-  static bool is_same_group(const OpRecord& before, const OpRecord& record) {
-    return before.op == record.op && before.layer == record.layer && before.microbatch == record.microbatch;
-  }
-
-  static ClockStep step_of(const OpRecord& record, std::int32_t at) {
-    ClockStep step;
-    step.op = record.op;
-    step.layer = record.layer;
-    step.microbatch = record.microbatch;
-    step.record = at;
-    step.rows = record.rows;
-    return step;
-  }
-
-  void token(ClockStep::Kind kind, const OpRecord& record, std::int32_t at) {
-    if (!tokens_return_) return;
-    ClockStep step = step_of(record, at);
-    step.kind = kind;
-    step.records = 0;
-    steps_.push_back(step);
-  }
-
-  void compute(const OpRecord& record, std::int32_t at) {
-    ClockStep step = step_of(record, at);
-    step.work = work_of(record, options_.rules);
-    step.seconds = seconds_of(step.work, options_.hardware);
-    steps_.push_back(step);
-    if (record.op != Op::attention_ring_part) return;
-    steps_.insert(steps_.end(), awaited_.begin(), awaited_.end());
-    awaited_.clear();
-  }
-
-  void add_to_kernel(const OpRecord& record) {
-    ClockStep& step = steps_.back();
-    const KernelWork more = work_of(record, options_.rules);
-    step.work.flops += more.flops;
-    step.work.bytes += more.bytes;
-    step.seconds = seconds_of(step.work, options_.hardware);
-    ++step.records;
-    step.rows += record.rows;
-  }
-
-  void call(const OpRecord& record, std::int32_t at) {
-    ClockStep step = step_of(record, at);
-    step.kind = ClockStep::Kind::call;
-    step.phase = record.phase;
-    step.axis = record.axis;
-    step.operation = record.operation;
-    step.peer = record.peer;
-    step.wire = wire_bytes(record);
-    if (under_way(step) && step.operation == Operation::recv) {
-      awaited_.push_back(step);
-    } else {
-      steps_.push_back(step);
-    }
-  }
-
-  const ClockOptions& options_;
-  bool tokens_return_;
-  std::vector<ClockStep> steps_;
-  std::vector<ClockStep> awaited_;  // what a ring's next computation is done beside
-};
+using timeline::under_way;
 
 /// Where the classes of a group, or the ends of a message, come together.
 struct Meeting {
@@ -419,7 +310,7 @@ GroupShape shape_of(const std::vector<int>& ranks, int gpus_per_node) {
 Replay replay(const DryTraces& traces, const Mesh& mesh, const ClockOptions& options) {
   const RankClasses classes = timeline::rank_classes(traces, mesh, options.gpus_per_node);
   Replay replay;
-  Programmer programmer(options, options.passes > 1 && mesh.degree(Axis::pp) > 1);
+  timeline::Programmer programmer(options, options.passes > 1 && mesh.degree(Axis::pp) > 1);
   std::map<const RankTrace*, int> program_of;
   for (const int rank : classes.first_rank) {
     const RankTrace& trace = traces.of(rank);

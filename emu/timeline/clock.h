@@ -33,7 +33,7 @@ struct ClockStep {
   Op op{};
   std::int32_t layer = -1;
   std::int32_t microbatch = 0;
-  std::int32_t record = 0;  ///< the first of its records; `records` of them
+  std::int32_t record = 0;  ///< the first of its records, as recorded (RecordRun); `records` of them
   std::int32_t records = 1;
   std::int64_t rows = 0;  ///< of their results, of experts together
   KernelWork work;        ///< of a computation; its rate is that of its first record

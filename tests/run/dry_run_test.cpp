@@ -101,6 +101,59 @@ TEST(DryRun, RecordsWhatARunOfAShippedPlanRecords) {
   }
 }
 
+/// What a folded list stands for.
+std::vector<OpRecord> unfolded(const RankTrace& list) {
+  std::vector<OpRecord> all;
+  for (const RecordRun& run : list.runs) {
+    for (std::int32_t layer = 0; layer < run.layers; ++layer) {
+      for (std::size_t i = run.begin; i < run.end; ++i) {
+        OpRecord& record = all.emplace_back(list.ops[i]);
+        if (record.layer >= 0) record.layer += run.layer_shift + layer;
+        record.microbatch += run.microbatch_shift;
+      }
+    }
+  }
+  return all;
+}
+
+/// Returns how many records the lists hold of those that they stand for.
+double expect_foldable(const Plan& plan, DryPass pass) {
+  const StatedRouting routing = StatedRouting::of(plan);
+  const DryTraces whole = dry_run(plan, ops::Format::bf16, pass, routing);
+
+  const DryTraces folded = dry_run(plan, ops::Format::bf16, pass, routing, DryLists::folded);
+
+  std::size_t kept = 0, wanted = 0;
+  EXPECT_EQ(folded.distinct, whole.distinct);
+  for (int rank = 0; rank < plan.world(); ++rank) {
+    EXPECT_EQ(unfolded(folded.of(rank)), whole.of(rank).ops) << "rank " << rank;
+    kept += folded.of(rank).ops.size();
+    wanted += whole.of(rank).ops.size();
+  }
+  return static_cast<double>(kept) / static_cast<double>(wanted);
+}
+
+TEST(DryRun, FoldsListsThatStandForTheWholeOnes) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    Plan plan = testing::random_plan(testing::property_seed() + seed, 32);
+    if (seed % 3 == 1) plan.workload.routing.zipf = 1.1;
+    SCOPED_TRACE(testing::describe(plan));
+    for (const DryPass pass : {DryPass::prefill, DryPass::decode}) expect_foldable(plan, pass);
+    if (HasFailure()) return;
+  }
+}
+
+TEST(DryRun, KeepsOfLikeLayersAndMicrobatchesTheRecordsOfOne) {
+  for (const char* name : testing::kShippedPlans) {
+    SCOPED_TRACE(name);
+    Plan plan = testing::shipped_plan(name);
+    if (plan.parallel.pp > 1) plan.workload.microbatches = 4;
+    for (const DryPass pass : {DryPass::prefill, DryPass::decode}) {
+      EXPECT_LT(expect_foldable(plan, pass), plan.model.layers.size() > 4 ? 0.5 : 1.01);
+    }
+  }
+}
+
 TEST(DryRun, SharesTheRecordsOfRanksThatAreAlike) {
   const Plan plan = testing::shipped_plan("ep64_tp2");
   const StatedRouting even = StatedRouting::of(plan);
