@@ -191,9 +191,8 @@ std::vector<RankFigures> with_prefill(const Plan& plan, const AllLists& prefill)
   const std::int64_t longest = *std::max_element(plan.workload.lengths.begin(), plan.workload.lengths.end());
   std::vector<std::int64_t> served_tokens;  // by replica
   if (const std::optional<Serving>& serving = plan.workload.serving) {
-    for (const ReplicaSchedule& replica : make_schedule(plan.parallel, plan.workload)) {
-      served_tokens.push_back(kv_blocks_of(*serving, replica, plan.parallel.dcp) *
-                              serving->tokens_of_block(plan.parallel.dcp));
+    for (const std::int64_t blocks : kv_blocks_by_replica(plan.parallel, plan.workload)) {
+      served_tokens.push_back(blocks * serving->tokens_of_block(plan.parallel.dcp));
     }
   }
   std::vector<RankFigures> all(static_cast<std::size_t>(mesh.world()));

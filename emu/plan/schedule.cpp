@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <set>
+#include <span>
 #include <utility>
 
 #include "emu/plan/block_tables.h"
@@ -57,6 +59,17 @@ std::vector<TimedStep> steps_of(const Workload& workload, int dcp, Range sequenc
   return workload.serving->steps.empty() ? scheduled(workload, dcp, sequences) : stated(*workload.serving, sequences);
 }
 
+/// The replica's requests are those of the one before it, in numbers of their own: so is what it does.
+bool like_the_one_before(const Parallel& parallel, const Workload& workload, int dp) {
+  if (dp == 0 || !workload.serving || !workload.serving->steps.empty()) return false;
+  const auto requests_of = [&](int replica) {
+    const Range range = sequences_of_replica(parallel, workload.batch(), replica);
+    return std::span(workload.serving->requests)
+        .subspan(static_cast<std::size_t>(range.begin), static_cast<std::size_t>(range.count));
+  };
+  return std::ranges::equal(requests_of(dp - 1), requests_of(dp));
+}
+
 /// What the replicas do, and when at least one of them does something.
 struct Timed {
   std::vector<std::vector<TimedStep>> replicas;
@@ -81,7 +94,13 @@ Range sequences_of_replica(const Parallel& parallel, std::int64_t sequences, int
 }
 
 std::int64_t count_steps(const Parallel& parallel, const Workload& workload) {
-  return std::ssize(timed(parallel, workload).times);
+  std::set<std::int64_t> times;
+  for (int dp = 0; dp < parallel.dp; ++dp) {
+    if (like_the_one_before(parallel, workload, dp)) continue;
+    const Range sequences = sequences_of_replica(parallel, workload.batch(), dp);
+    for (const TimedStep& step : steps_of(workload, parallel.dcp, sequences)) times.insert(step.at);
+  }
+  return std::ssize(times);
 }
 
 std::vector<ReplicaSchedule> make_schedule(const Parallel& parallel, const Workload& workload) {
@@ -113,6 +132,22 @@ std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedul
     }
   }
   return most;
+}
+
+std::vector<std::int64_t> kv_blocks_by_replica(const Parallel& parallel, const Workload& workload) {
+  std::vector<std::int64_t> blocks;
+  for (int dp = 0; dp < parallel.dp; ++dp) {
+    if (like_the_one_before(parallel, workload, dp)) {
+      blocks.push_back(blocks.back());
+      continue;
+    }
+    ReplicaSchedule schedule;
+    for (TimedStep& step : steps_of(workload, parallel.dcp, sequences_of_replica(parallel, workload.batch(), dp))) {
+      schedule.push_back(std::move(step.chunks));
+    }
+    blocks.push_back(kv_blocks_of(*workload.serving, schedule, parallel.dcp));
+  }
+  return blocks;
 }
 
 }  // namespace shardproof

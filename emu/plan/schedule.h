@@ -35,4 +35,7 @@ std::int64_t count_steps(const Parallel& parallel, const Workload& workload);
 /// Blocks that the cache of a replica's ranks has, `dcp` of which share it: as stated, or the most in use at once.
 std::int64_t kv_blocks_of(const Serving& serving, const ReplicaSchedule& schedule, int dcp);
 
+/// The same of each replica of a plan that serves requests, without building the schedules of those that are alike.
+std::vector<std::int64_t> kv_blocks_by_replica(const Parallel& parallel, const Workload& workload);
+
 }  // namespace shardproof

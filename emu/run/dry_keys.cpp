@@ -12,6 +12,11 @@ namespace {
 /// What the records of a layer's dispatch depend on: not which rank sends how much, but what comes of it.
 void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int64_t microbatch, const Layout& layout,
                 Key& key) {
+  Key& brief = run.remembered(layer, microbatch, layout.at);
+  if (!brief.empty()) {
+    key.insert(key.end(), brief.begin(), brief.end());
+    return;
+  }
   const std::int64_t experts = layout.layer(model, layer).most_experts;
   const auto own_part = [&](const std::vector<std::int64_t>& counts) {
     return sum_of(
@@ -19,9 +24,10 @@ void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int
   };
   const std::vector<std::int64_t>& sent = run.sent(layer, microbatch, layout.at);
   const std::vector<std::int64_t> arriving = run.arriving(layer, microbatch, layout.at);
-  for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), own_part(arriving)}) key.push_back(n);
+  for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), own_part(arriving)}) brief.push_back(n);
   const std::vector<std::int64_t> rows = run.rows_of_experts(layer, microbatch, layout.at);
-  key.insert(key.end(), rows.begin(), rows.end());
+  brief.insert(brief.end(), rows.begin(), rows.end());
+  key.insert(key.end(), brief.begin(), brief.end());
 }
 
 /// With context parallelism: what the others of the group hold, and what the rank's queries see of it.

@@ -55,7 +55,17 @@ DryRun::DryRun(const ModelConfig& model, const Mesh& mesh, const Deployment& dep
     : model_(model), mesh_(mesh), deployment_(deployment), routing_(routing) {}
 
 DryRun::Sent& DryRun::sent_by_ranks(int layer, std::int64_t microbatch) const {
-  Sent& known = sent_[{same_in_every_layer() ? model_.layers.kind_of(layer) : layer, microbatch}];
+  return of_stage(sent_, layer, microbatch);
+}
+
+std::vector<std::int64_t>& DryRun::remembered(int layer, std::int64_t microbatch, const Coordinates& at) const {
+  Sent& known = of_stage(remembered_, layer, microbatch);
+  return known[static_cast<std::size_t>(mesh_.rank_at(at)) % known.size()];
+}
+
+DryRun::Sent& DryRun::of_stage(std::map<std::pair<int, std::int64_t>, Sent>& all, int layer,
+                               std::int64_t microbatch) const {
+  Sent& known = all[{same_in_every_layer() ? model_.layers.kind_of(layer) : layer, microbatch}];
   if (known.empty()) known.resize(static_cast<std::size_t>(mesh_.world() / mesh_.degree(Axis::pp)));
   return known;
 }

@@ -54,6 +54,8 @@ class DryRun {
   }
   const Mesh& mesh() const { return mesh_; }
   const TokenMap& tokens() const { return deployment_.tokens; }
+  /// What is remembered of a layer's dispatch, for all stages: empty until it is filled.
+  std::vector<std::int64_t>& remembered(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// How many slots the rank sends to each expert bucket (Permutation::counts), of its own rows of a microbatch.
   const std::vector<std::int64_t>& sent(int layer, std::int64_t microbatch, const Coordinates& at) const;
   /// What arrives at the rank from every rank of its ep group: [ep * local experts]. Where these all route the same
@@ -76,7 +78,9 @@ class DryRun {
   const Mesh& mesh_;
   const Deployment& deployment_;
   const StatedRouting& routing_;
-  mutable std::map<std::pair<int, std::int64_t>, Sent> sent_;  ///< by layer, or kind of layer, and microbatch
+  Sent& of_stage(std::map<std::pair<int, std::int64_t>, Sent>& all, int layer, std::int64_t microbatch) const;
+  /// By layer, or kind of layer, and microbatch.
+  mutable std::map<std::pair<int, std::int64_t>, Sent> sent_, remembered_;
 };
 
 /// What a dry run takes at most: ops that are kept at once (2 GB), passes of ranks through their stages, and counts of

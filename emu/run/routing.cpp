@@ -27,6 +27,9 @@ std::int64_t floor_sum(std::int64_t n, std::int64_t period, std::int64_t step, s
   return sum;
 }
 
+/// Slots that a cycle counts once and for all.
+constexpr std::int64_t kMostRemembered = 1 << 14;
+
 /// Every expert serves as many slots of a period as any other.
 std::vector<std::int64_t> even_counts(const FeedForwardSpec& spec) {
   const std::int64_t each = spec.top_k / std::gcd(spec.num_experts, spec.top_k);
@@ -57,19 +60,27 @@ SlotCycle::SlotCycle(std::span<const std::int64_t> counts, std::int64_t top_k) :
   period_ = ends_.back() / top_k;
   step_ = std::max<std::int64_t>(1, std::llround(0.6180339887498949 * static_cast<double>(period_)));
   while (std::gcd(step_, period_) != 1) ++step_;
+  if (period_ * std::ssize(ends_) > kMostRemembered) return;
+  for (std::int64_t rest = 0; rest < period_; ++rest) of_rest_.push_back(slots_of_rest(rest));
 }
 
-std::vector<std::int64_t> SlotCycle::slots_before_ends(std::int64_t tokens) const {
-  const std::int64_t rest = tokens % period_;
+std::vector<std::int64_t> SlotCycle::slots_of_rest(std::int64_t rest) const {
   // A token of the rest is at or after an angle when its own, step * token mod period, carries over the circle with
   // what the angle leaves of it.
   const std::int64_t none = floor_sum(rest, period_, step_, 0);
   std::vector<std::int64_t> slots;
   for (const std::int64_t end : ends_) {
     const std::int64_t turns = end / period_, angle = end % period_;
-    slots.push_back(turns * tokens + tokens / period_ * angle);
+    slots.push_back(turns * rest);
     if (angle > 0) slots.back() += rest - (floor_sum(rest, period_, step_, period_ - angle) - none);
   }
+  return slots;
+}
+
+std::vector<std::int64_t> SlotCycle::slots_before_ends(std::int64_t tokens) const {
+  const std::int64_t rest = tokens % period_;
+  std::vector<std::int64_t> slots = of_rest_.empty() ? slots_of_rest(rest) : of_rest_[static_cast<std::size_t>(rest)];
+  for (std::size_t e = 0; e < slots.size(); ++e) slots[e] += tokens / period_ * ends_[e];
   return slots;
 }
 

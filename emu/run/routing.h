@@ -30,12 +30,16 @@ class SlotCycle {
   void add_slots(std::int64_t begin, std::int64_t end, std::span<std::int64_t> slots) const;
 
  private:
+  /// Slots before each end of the first `rest` tokens, fewer than a period.
+  std::vector<std::int64_t> slots_of_rest(std::int64_t rest) const;
   /// Slots of the first `tokens` tokens that the experts up to each one serve.
   std::vector<std::int64_t> slots_before_ends(std::int64_t tokens) const;
 
   std::int64_t period_ = 1;
   std::int64_t step_ = 1;
   std::vector<std::int64_t> ends_;  ///< where each expert's slots end; the first begin at 0
+  /// Slots before each end of so many tokens, fewer than a period: of short periods all of them, else none.
+  std::vector<std::vector<std::int64_t>> of_rest_;
 };
 
 /// The experts of a token, as a function of layer and global row, and how many slots come of it.

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "emu/plan/neighbours.h"
 
@@ -105,24 +106,69 @@ void set_redundant(Plan& plan, std::int64_t redundant) {
   plan.parallel.experts.map = counted ? ExpertPlacement::Map::balanced : ExpertPlacement::Map::linear;
 }
 
+/// An all-to-all sends a row to at most as many ranks as experts are chosen for it, a gather to every other rank of ep.
+/// Inside tp, whose ranks have the same tokens, nothing need be sent.
+Values dispatches(const SearchSpace& /*space*/, const Plan& chosen) {
+  const Parallel& p = chosen.parallel;
+  Values values{static_cast<std::int64_t>(DispatchComm::all_to_all)};
+  if (chosen.model.dense() || p.ep == 1) return values;
+  if (p.ep - 1 <= chosen.model.experts().top_k) values.push_back(static_cast<std::int64_t>(DispatchComm::all_gather));
+  const bool replicas = p.experts.redundant > 0;
+  if (p.tp % (p.ep * p.etp) == 0 && !replicas) values.push_back(static_cast<std::int64_t>(DispatchComm::all_reduce));
+  return values;
+}
+
+std::int64_t sequences_of_replica(const Plan& plan) {
+  return std::max<std::int64_t>(1, plan.workload.batch() / plan.parallel.dp);
+}
+
+/// Of rows that are under way over ep.
+Values overlaps(const SearchSpace& /*space*/, const Plan& chosen) {
+  const Parallel& p = chosen.parallel;
+  Values values{static_cast<std::int64_t>(Overlap::none)};
+  if (chosen.model.dense() || p.ep == 1 || p.dispatch != DispatchComm::all_to_all) return values;
+  if (chosen.model.experts().shared_intermediate_size > 0) {
+    values.push_back(static_cast<std::int64_t>(Overlap::shared_expert));
+  }
+  if (sequences_of_replica(chosen) > 1) values.push_back(static_cast<std::int64_t>(Overlap::two_batch));
+  return values;
+}
+
+/// Who serves requests has a cache, and of key-value heads fewer than tp ranks every rank would hold the whole of one:
+/// all of these ranks share it out, or none.
+Values decode_context_parallel(const SearchSpace& /*space*/, const Plan& chosen) {
+  const Parallel& p = chosen.parallel;
+  Values values{1};
+  if (!chosen.workload.serving || p.cp > 1) return values;
+  std::int64_t same = p.tp;
+  for (const LayerSpec& kind : chosen.model.layers.kinds()) {
+    const AttentionSpec& attention = kind.attention;
+    same = std::gcd(same, attention.latent() ? p.tp : std::max<std::int64_t>(1, p.tp / attention.kv_heads));
+  }
+  if (same > 1) values.push_back(same);
+  return values;
+}
+
 Values cp_comms(const SearchSpace& /*space*/, const Plan& chosen) {
   return chosen.parallel.cp > 1 ? Values{0, 1, 2} : Values{0};
 }
 
 Values sequence_parallel(const SearchSpace& /*space*/, const Plan& chosen) {
-  return chosen.parallel.tp > 1 ? Values{0, 1} : Values{0};
+  return chosen.parallel.tp > 1 && !chosen.parallel.routes_alike() ? Values{0, 1} : Values{0};
 }
 
-/// On one stage, as few as fit. A pipeline is filled by as many as it has stages; four times as many leave it idle for
-/// less than a fifth of a prefill.
+/// On one stage, as few as fit, of two half batches a pair. A pipeline is filled by as many as it has stages; four
+/// times as many leave it idle for less than a fifth of a prefill.
 Values microbatches(const SearchSpace& /*space*/, const Plan& chosen) {
-  const std::int64_t sequences = std::max<std::int64_t>(1, chosen.workload.batch() / chosen.parallel.dp);
-  const std::int64_t stages = chosen.parallel.pp;
+  const std::int64_t sequences = sequences_of_replica(chosen), stages = chosen.parallel.pp;
+  const bool pairs = chosen.parallel.overlap == Overlap::two_batch;
   Values values;
   for (const std::int64_t m : {stages, 2 * stages, 4 * stages, 8 * stages}) {
-    if (m <= sequences && (m <= 4 * stages || stages == 1)) values.push_back(m);
+    if (m > sequences || (m > 4 * stages && stages > 1)) continue;
+    if (!pairs || m % 2 == 0) values.push_back(m);
   }
-  return values.empty() ? Values{sequences} : values;
+  if (!values.empty()) return values;
+  return pairs ? Values{sequences / 2 * 2} : Values{sequences};
 }
 
 void set_edp(Parallel& p) {
@@ -150,9 +196,20 @@ constexpr SearchAxis kAxes[] = {
     {"etp", expert_tensor_parallel, set_degree<&Parallel::etp>, get_degree<&Parallel::etp>},
     {"redundant", redundant_experts, set_redundant, [](const Plan& plan) { return plan.parallel.experts.redundant; },
      nullptr, true},
+    {"dispatch", dispatches,
+     [](Plan& plan, std::int64_t value) { plan.parallel.dispatch = static_cast<DispatchComm>(value); },
+     [](const Plan& plan) { return static_cast<std::int64_t>(plan.parallel.dispatch); },
+     [](std::int64_t value) -> std::string_view { return to_string(static_cast<DispatchComm>(value)); }, false, false,
+     true},
+    {"overlap", overlaps, [](Plan& plan, std::int64_t value) { plan.parallel.overlap = static_cast<Overlap>(value); },
+     [](const Plan& plan) { return static_cast<std::int64_t>(plan.parallel.overlap); },
+     [](std::int64_t value) -> std::string_view { return to_string(static_cast<Overlap>(value)); }, false, false, true},
     {"cp_comm", cp_comms, [](Plan& plan, std::int64_t value) { plan.parallel.cp_comm = static_cast<CpComm>(value); },
      [](const Plan& plan) { return static_cast<std::int64_t>(plan.parallel.cp_comm); },
      [](std::int64_t value) -> std::string_view { return to_string(static_cast<CpComm>(value)); }},
+    {"dcp", decode_context_parallel,
+     [](Plan& plan, std::int64_t value) { plan.parallel.dcp = static_cast<int>(value); },
+     [](const Plan& plan) { return std::int64_t{plan.parallel.dcp}; }, nullptr, false, false, true},
     {"sp", sequence_parallel, [](Plan& plan, std::int64_t value) { plan.parallel.sp = value != 0; },
      [](const Plan& plan) { return std::int64_t{plan.parallel.sp}; },
      [](std::int64_t value) -> std::string_view { return value != 0 ? "yes" : "no"; }},

@@ -31,6 +31,8 @@ struct SearchAxis {
   bool decides_weights = false;
   /// Its further values only matter where the ones before need too much memory, or on several stages.
   bool saves_memory = false;
+  /// Its further values are only tried on the best of the rest, and on the front.
+  bool refines = false;
 };
 
 std::span<const SearchAxis> search_axes();

@@ -29,10 +29,10 @@ double weight_bytes(const Plan& plan) {
   return most;
 }
 
-Evaluation::Evaluation(const Plan& plan, const SearchOptions& options)
+Evaluation::Evaluation(const Plan& plan, const StatedRouting& routing, const SearchOptions& options)
     : plan_(plan),
       options_(options),
-      routing_(StatedRouting::of(plan)),
+      routing_(routing),
       prefill_(dry_run(plan, options.projection.format, DryPass::prefill, routing_, DryLists::folded)) {
   const std::vector<RankFigures> ranks = prefill_figures(plan, prefill_);
   const auto most = std::ranges::max_element(ranks, {}, [&](const RankFigures& r) { return inference_bytes(plan, r); });

@@ -5,6 +5,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -19,6 +20,7 @@ namespace {
 /// Layouts that differ in what saves memory only.
 struct Family {
   std::vector<Choice> choices;
+  auto operator<=>(const Family&) const = default;
 };
 
 /// Walks the table of axes.
@@ -27,13 +29,20 @@ class Lattice {
   Lattice(const SearchSpace& space, const SearchOptions& options, SearchReport& report)
       : space_(space), options_(options), report_(report) {}
 
+  /// With the first value of axes that refine.
   std::vector<Family> families() {
-    walk(space_.base);
-    return std::move(families_);
+    walk(space_.base, nullptr);
+    return std::exchange(families_, {});
+  }
+
+  /// With their further values, and the others of `layout`, but for those that save memory.
+  std::vector<Family> refined(const Choice& layout) {
+    walk(space_.base, &layout);
+    return std::exchange(families_, {});
   }
 
  private:
-  void walk(const Plan& chosen) {
+  void walk(const Plan& chosen, const Choice* refining) {
     const std::span<const SearchAxis> axes = search_axes();
     if (choice_.size() == axes.size()) {
       families_.back().choices.push_back(choice_);
@@ -41,13 +50,23 @@ class Lattice {
     }
     const SearchAxis& axis = axes[choice_.size()];
     if (axis.saves_memory) families_.emplace_back();
-    for (const std::int64_t value : axis.values(space_, chosen)) {
+    for (const std::int64_t value : values_of(axis, chosen, refining)) {
       Plan plan = chosen;
       axis.set(plan, value);
       choice_.push_back(value);
-      if (!axis.decides_weights || weights_fit(plan)) walk(plan);
+      if (refining != nullptr || !axis.decides_weights || weights_fit(plan)) walk(plan, refining);
       choice_.pop_back();
     }
+  }
+
+  std::vector<std::int64_t> values_of(const SearchAxis& axis, const Plan& chosen, const Choice* refining) const {
+    std::vector<std::int64_t> values = axis.values(space_, chosen);
+    if (refining == nullptr && axis.refines && values.size() > 1) values.resize(1);
+    if (refining != nullptr && !axis.refines && !axis.saves_memory) {
+      const std::int64_t wanted = (*refining)[choice_.size()];
+      std::erase_if(values, [&](std::int64_t value) { return value != wanted; });
+    }
+    return values;
   }
 
   bool weights_fit(const Plan& plan) {
@@ -64,6 +83,9 @@ class Lattice {
   std::vector<Family> families_;
 };
 
+/// Layouts that axes are refined on, beside the front.
+constexpr std::size_t kRefined = 16;
+
 /// What became of a family.
 struct Outcome {
   std::vector<TimedLayout> timed;
@@ -71,7 +93,8 @@ struct Outcome {
   std::vector<Problem> refused;  ///< the first problem of each
 };
 
-Outcome judge(const Family& family, const SearchSpace& space, const SearchOptions& options) {
+Outcome judge(const Family& family, const SearchSpace& space, const SearchOptions& options,
+              const StatedRouting& routing) {
   Outcome outcome;
   for (const Choice& choice : family.choices) {
     const Plan plan = plan_of(space, choice);
@@ -81,7 +104,7 @@ Outcome judge(const Family& family, const SearchSpace& space, const SearchOption
       outcome.refused.push_back(problems.front());
       continue;
     }
-    const searching::Evaluation evaluation(plan, options);
+    const searching::Evaluation evaluation(plan, routing, options);
     if (evaluation.memory_bytes() > options.memory_bytes) {
       outcome.too_large.push_back({choice, evaluation.memory_bytes(), evaluation.memory_arithmetic()});
       continue;
@@ -141,6 +164,40 @@ void mark_pareto(std::vector<TimedLayout>& ranked, std::int64_t good) {
   }
 }
 
+/// A further value of an axis that refines is among its choices'.
+bool is_refined(const Family& family) {
+  const std::span<const SearchAxis> axes = search_axes();
+  for (std::size_t i = 0; i < axes.size(); ++i) {
+    if (axes[i].refines && !family.choices.empty() && family.choices.front()[i] != axes[i].get(Plan{})) return true;
+  }
+  return false;
+}
+
+/// Judges families on several threads, and reports them in their order.
+void add(const std::vector<Family>& families, const SearchSpace& space, const SearchOptions& options,
+         const StatedRouting& routing, SearchReport& report) {
+  std::vector<Outcome> outcomes(families.size());
+  for_each_index(families.size(), options.threads,
+                 [&](std::size_t i) { outcomes[i] = judge(families[i], space, options, routing); });
+  for (Outcome& outcome : outcomes) {
+    std::ranges::move(outcome.timed, std::back_inserter(report.ranked));
+    for (TooLarge& large : outcome.too_large) {
+      ++report.too_large;
+      if (!report.least_too_large || large.memory_bytes < report.least_too_large->memory_bytes) {
+        report.least_too_large = std::move(large);
+      }
+    }
+    for (const Problem& problem : outcome.refused) {
+      if (report.refused++ == 0) report.refused_because = problem.field + ": " + problem.message;
+    }
+  }
+}
+
+void rank(SearchReport& report) {
+  std::ranges::sort(report.ranked, before);
+  mark_pareto(report.ranked, report.good());
+}
+
 }  // namespace
 
 std::string_view to_string(Objective objective) {
@@ -154,24 +211,19 @@ std::int64_t SearchReport::good() const {
 
 SearchReport search(const SearchSpace& space, const SearchOptions& options) {
   SearchReport report;
-  const std::vector<Family> families = Lattice(space, options, report).families();
-  std::vector<Outcome> outcomes(families.size());
-  for_each_index(families.size(), options.threads,
-                 [&](std::size_t i) { outcomes[i] = judge(families[i], space, options); });
-  for (Outcome& outcome : outcomes) {
-    std::ranges::move(outcome.timed, std::back_inserter(report.ranked));
-    for (TooLarge& large : outcome.too_large) {
-      ++report.too_large;
-      if (!report.least_too_large || large.memory_bytes < report.least_too_large->memory_bytes) {
-        report.least_too_large = std::move(large);
-      }
-    }
-    for (const Problem& problem : outcome.refused) {
-      if (report.refused++ == 0) report.refused_because = problem.field + ": " + problem.message;
+  const StatedRouting routing = StatedRouting::of(space.base);
+  Lattice lattice(space, options, report);
+  add(lattice.families(), space, options, routing, report);
+  rank(report);
+  std::set<Family> further;
+  for (std::size_t i = 0; i < report.ranked.size(); ++i) {
+    if (i >= kRefined && !report.ranked[i].pareto) continue;
+    for (Family& family : lattice.refined(report.ranked[i].choice)) {
+      if (is_refined(family)) further.insert(std::move(family));
     }
   }
-  std::ranges::sort(report.ranked, before);
-  mark_pareto(report.ranked, report.good());
+  add({further.begin(), further.end()}, space, options, routing, report);
+  rank(report);
   for (std::size_t i = 1; i < report.ranked.size(); ++i) {
     report.ranked[i].loses_by = searching::loses_by(report.ranked[i], report.ranked.front(), options);
   }
@@ -180,7 +232,8 @@ SearchReport search(const SearchSpace& space, const SearchOptions& options) {
 
 Placed place(const Plan& plan, const SearchOptions& options, const SearchReport& report) {
   Placed placed;
-  const searching::Evaluation evaluation(plan, options);
+  const StatedRouting routing = StatedRouting::of(plan);
+  const searching::Evaluation evaluation(plan, routing, options);
   if (evaluation.memory_bytes() > options.memory_bytes) placed.too_large = evaluation.memory_arithmetic();
   placed.layout = evaluation.timed();
   placed.place =

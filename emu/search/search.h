@@ -3,7 +3,8 @@
 // Every layout of the table of axes (axes.h) that is a valid plan and fits each rank's memory is projected by the
 // virtual clock, at full scale. Layouts are ranked by the objective, those that miss a limit (SLO) behind those
 // that do not; equally good ones by memory, then by their order in the table. Nothing is drawn at random and no layout
-// that fits is passed over, with one exception that cannot win: on one stage, more microbatches than fit need.
+// that fits is passed over, with two exceptions: on one stage, more microbatches than fit need, which cannot win; and
+// axes that refine (dispatch, overlap, dcp), which are tried on the best layouts of the others and on their front.
 //
 // Throughput is that of an engine that takes batch after batch: with `output` tokens a request,
 //   batch * output / (prefill + (output - 1) * time per output token),

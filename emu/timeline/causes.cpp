@@ -15,13 +15,47 @@ class Ledger {
 
   CauseSeconds fold() {
     for (std::size_t at = 0; at < replay_.items.size(); ++at) add_class(static_cast<int>(at));
-    return std::move(seconds_);
+    CauseSeconds seconds;
+    for (const Total& total : totals_) {
+      if (total.seconds > 0) seconds[total.cause] = total.seconds;
+    }
+    return seconds;
   }
 
  private:
+  struct Total {
+    TimeCause cause;
+    double seconds = 0;
+  };
+
+  /// Where a cause is kept.
+  static std::size_t place_of(const TimeCause& cause) {
+    constexpr std::size_t kOperations = static_cast<std::size_t>(Operation::exchange) + 1;
+    constexpr std::size_t kCalls = kAxisCount * kOperations;
+    const std::size_t call =
+        static_cast<std::size_t>(cause.axis) * kOperations + static_cast<std::size_t>(cause.operation);
+    switch (cause.kind) {
+      case TimeCause::Kind::overhead:
+        return 0;
+      case TimeCause::Kind::bubble:
+        return 1;
+      case TimeCause::Kind::computing:
+        return 2 + static_cast<std::size_t>(cause.op);
+      case TimeCause::Kind::moving:
+        return 2 + kOps + call;
+      case TimeCause::Kind::waiting:
+        break;
+    }
+    return 2 + kOps + kCalls + call;
+  }
+
   void add(double from, double to, const TimeCause& cause) {
     const double inside = std::min(to, end_) - std::max(from, begin_);
-    if (inside > 0) seconds_[cause] += share_ * inside;
+    if (inside <= 0) return;
+    const std::size_t place = place_of(cause);
+    if (place >= totals_.size()) totals_.resize(place + 1);
+    totals_[place].cause = cause;
+    totals_[place].seconds += share_ * inside;
   }
 
   void add_class(int at) {
@@ -53,7 +87,7 @@ class Ledger {
   double begin_, end_;
   double ranks_ = 0;
   double share_ = 0;  // of all ranks, that the class at hand is
-  CauseSeconds seconds_;
+  std::vector<Total> totals_;
 };
 
 }  // namespace

@@ -126,6 +126,14 @@ class Player {
     ++me.step;
   }
 
+  /// The call that was just awaited was under way from `begin` to `end`.
+  void hidden(int at, double begin, double end) {
+    ClockItem& item = items(at).back();
+    item.hidden = end - begin - (item.end - item.begin);
+    if (item.pass > 0) return;
+    replay_.transfers.push_back({at, static_cast<std::int32_t>(items(at).size()) - 1, begin, end});
+  }
+
   const ClassGroup& group_of(int at, Axis axis, int& index) const {
     index = classes_.group_of[static_cast<std::size_t>(at)][static_cast<std::size_t>(axis)];
     return classes_.groups[static_cast<std::size_t>(index)];
@@ -182,7 +190,7 @@ class Player {
     ++calls.awaited[at];
     const double now = state(at).now, end = std::max(now, call.end), begin = std::min(std::max(now, call.begin), end);
     finish(at, begin, end, call.latest > now ? call.last : Cause{});
-    items(at).back().hidden = call.end - call.begin - (end - begin);
+    hidden(at, call.begin, call.end);
     return true;
   }
 
@@ -221,7 +229,7 @@ class Player {
     const double now = state(at).now, begin = std::max(now, sent), end = std::max(now, sent + seconds);
     // What was sent before this rank came here is hidden so far.
     finish(at, std::min(begin, end), end, sent > now ? Cause{sender, item} : Cause{});
-    items(at).back().hidden = seconds - (items(at).back().end - items(at).back().begin);
+    hidden(at, sent, sent + seconds);
     return true;
   }
 
@@ -315,7 +323,10 @@ Replay replay(const DryTraces& traces, const Mesh& mesh, const ClockOptions& opt
   for (const int rank : classes.first_rank) {
     const RankTrace& trace = traces.of(rank);
     const auto [at, is_new] = program_of.try_emplace(&trace, static_cast<int>(program_of.size()));
-    if (is_new) replay.programs.push_back(programmer.program(trace));
+    if (is_new) {
+      replay.programs.push_back(programmer.program(trace));
+      replay.expert_rows.push_back(programmer.expert_rows());
+    }
     replay.program_of_class.push_back(at->second);
     replay.items.emplace_back().reserve(replay.programs[static_cast<std::size_t>(at->second)].size() *
                                         static_cast<std::size_t>(options.passes));

@@ -35,9 +35,10 @@ struct ClockStep {
   std::int32_t microbatch = 0;
   std::int32_t record = 0;  ///< the first of its records, as recorded (RecordRun); `records` of them
   std::int32_t records = 1;
-  std::int64_t rows = 0;  ///< of their results, of experts together
-  KernelWork work;        ///< of a computation; its rate is that of its first record
-  double seconds = 0;     ///< of a computation
+  std::int64_t rows = 0;         ///< of their results, of experts together
+  KernelWork work;               ///< of a computation; its rate is that of its first record
+  double seconds = 0;            ///< of a computation
+  std::int32_t experts_at = -1;  ///< of experts: where theirs begin in Replay::expert_rows, one for each record
   // Of a call.
   CallPhase phase{};
   Axis axis{};
@@ -58,8 +59,24 @@ struct ClockItem {
   std::int32_t item_of = 0;  ///< its item
 };
 
+/// Of the rows of a kernel, those of one expert, by its place among the rank's.
+struct ExpertRows {
+  std::int32_t expert = 0;
+  std::int64_t rows = 0;
+};
+
+/// A call that was under way while its rank did something else.
+struct Transfer {
+  std::int32_t of_class = 0;
+  std::int32_t item = 0;  ///< that awaited it
+  double begin = 0;
+  double end = 0;
+};
+
 struct Replay {
-  std::vector<std::vector<ClockStep>> programs;  ///< of each list of records
+  std::vector<std::vector<ClockStep>> programs;      ///< of each list of records
+  std::vector<std::vector<ExpertRows>> expert_rows;  ///< of each program
+  std::vector<Transfer> transfers;                   ///< of the first pass
   std::vector<int> program_of_class;
   std::vector<std::vector<ClockItem>> items;  ///< by class, in order
   std::vector<int> class_of_rank;

@@ -47,6 +47,7 @@ bool under_way(const ClockStep& call) {
 
 std::vector<ClockStep> Programmer::program(const RankTrace& trace) {
   std::vector<ClockStep> all;
+  experts_.clear();
   std::map<std::size_t, std::vector<ClockStep>> known;  // by the first of the records
   for (const RecordRun& run : trace.all_runs()) {
     const auto [at, is_new] = known.try_emplace(run.begin);
@@ -92,6 +93,10 @@ void Programmer::compute(const OpRecord& record, std::int32_t at) {
   ClockStep step = step_of(record, at);
   step.work = work_of(record, options_.rules);
   step.seconds = seconds_of(step.work, options_.hardware);
+  if (record.op == Op::moe_expert) {
+    step.experts_at = static_cast<std::int32_t>(experts_.size());
+    experts_.push_back({record.expert, record.rows});
+  }
   steps_.push_back(step);
   if (record.op != Op::attention_ring_part) return;
   steps_.insert(steps_.end(), awaited_.begin(), awaited_.end());
@@ -105,6 +110,7 @@ void Programmer::add_to_kernel(const OpRecord& record) {
   step.work.bytes += more.bytes;
   step.seconds = seconds_of(step.work, options_.hardware);
   ++step.records;
+  experts_.push_back({record.expert, record.rows});
   step.rows += record.rows;
 }
 

@@ -113,21 +113,32 @@ class Fold {
   std::map<std::pair<Axis, Operation>, CommunicationTime> communication_;
 };
 
+/// Of each microbatch of a class's first pass, when its logits are there.
+std::vector<std::pair<std::int32_t, double>> ends_of_logits(const Replay& replay, int of_class) {
+  std::vector<std::pair<std::int32_t, double>> ends;
+  for (const ClockItem& item : replay.items[static_cast<std::size_t>(of_class)]) {
+    if (item.pass > 0) break;
+    const ClockStep& step = replay.program(of_class)[static_cast<std::size_t>(item.step)];
+    if (step.op == Op::logits && step.kind == ClockStep::Kind::compute) ends.emplace_back(step.microbatch, item.end);
+  }
+  return ends;
+}
+
 /// When each sequence's logits are there: on every rank of its replica's last stage.
 std::vector<double> sequence_seconds(const Plan& plan, const Mesh& mesh, const Replay& replay) {
   const TokenMap tokens(plan.parallel, plan.workload.whole());
   std::vector<double> seconds(plan.workload.lengths.size(), 0);
   std::map<std::pair<int, std::int32_t>, double> done;
+  std::map<int, std::vector<std::pair<std::int32_t, double>>> ends_of_class;  // microbatch, when
   for (int rank = 0; rank < mesh.world(); ++rank) {
     const Coordinates at = mesh.coordinates(rank);
     if (at.pp != mesh.degree(Axis::pp) - 1) continue;
     const int of_class = replay.class_of_rank[static_cast<std::size_t>(rank)];
-    for (const ClockItem& item : replay.of_rank(rank)) {
-      if (item.pass > 0) break;
-      const ClockStep& step = replay.program(of_class)[static_cast<std::size_t>(item.step)];
-      if (step.op != Op::logits || step.kind != ClockStep::Kind::compute) continue;
-      double& end = done[{at.dp, step.microbatch}];
-      end = std::max(end, item.end);
+    const auto [ends, is_new] = ends_of_class.try_emplace(of_class);
+    if (is_new) ends->second = ends_of_logits(replay, of_class);
+    for (const auto& [microbatch, seconds_of] : ends->second) {
+      double& end = done[{at.dp, microbatch}];
+      end = std::max(end, seconds_of);
     }
   }
   for (const auto& [of, end] : done) {

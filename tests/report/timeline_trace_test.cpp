@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "emu/paper/figures.h"
 #include "tests/support/shipped_plans.h"
 
 namespace shardproof {
@@ -62,6 +63,68 @@ TEST(ChromeTrace, LeadsAFlowFromEveryMessageAndEveryStragglerOnce) {
   EXPECT_GT(received, 0);
   EXPECT_GT(counters, 0);
   for (const auto& [id, count] : begun) EXPECT_EQ(count, 1) << id;
+}
+
+TEST(ChromeTrace, ShowsWhatIsHiddenOnTracksOfItsOwn) {
+  Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
+  plan.workload.serving.reset();
+  plan.workload.token_ids.clear();
+  plan.workload.lengths.assign(32, 64);
+  plan.workload.microbatches = 4;
+  plan.parallel.overlap = Overlap::two_batch;
+  const Projection p = projected(plan);
+
+  const Json trace = Json::parse(chrome_trace(p, plan));
+
+  std::map<std::pair<int, int>, double> ends;
+  double hidden = 0, said = 0;
+  for (const Json& event : trace["traceEvents"]) {
+    if (event["ph"] != "X") continue;
+    if (event["args"].contains("hidden_us")) said += event["args"]["hidden_us"].get<double>() * 1e-6;
+    if (event["cat"] != "hidden") continue;
+    double& end = ends[{event["pid"].get<int>(), event["tid"].get<int>()}];
+    EXPECT_GE(event["ts"].get<double>(), end - 0.0021) << "slices of a track overlap: " << event;
+    EXPECT_GE(event["tid"].get<int>(), 2);
+    end = event["ts"].get<double>() + event["dur"].get<double>();
+    hidden += event["dur"].get<double>() * 1e-6;
+  }
+  const double expected = p.world * (p.prefill.hidden * p.prefill.seconds + p.decode.hidden * p.decode.seconds);
+  EXPECT_GT(expected, 0);
+  EXPECT_NEAR(hidden, expected, 1e-3 * expected);
+  EXPECT_NEAR(said, expected, 1e-3 * expected);
+}
+
+TEST(ChromeTrace, CountsTheRowsOfEachExpertAndTheMemory) {
+  Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
+  plan.workload.routing.zipf = 1;
+  const Projection p = projected(plan);
+
+  const Json trace = Json::parse(chrome_trace(p, plan));
+
+  double rows = 0;
+  std::map<int, double> cache, weights;
+  std::set<std::string> experts;
+  for (const Json& event : trace["traceEvents"]) {
+    if (event["ph"] != "C" || event["ts"].get<double>() >= p.prefill.seconds * 1e6) continue;
+    for (const auto& [name, value] : event["args"].items()) {
+      if (event["name"] == "rows of experts") {
+        rows += value.get<double>();
+        experts.insert(name);
+      } else {
+        (name == "cache" ? cache : weights)[event["pid"].get<int>()] = value.get<double>();
+      }
+    }
+  }
+  double slots = 0;
+  for (std::int64_t layer = 0; layer < plan.model.layers.size(); ++layer) {
+    slots += static_cast<double>(plan.workload.prompts().tokens() * plan.model.layers[layer].feed_forward.top_k);
+  }
+  EXPECT_EQ(rows, slots * plan.parallel.etp) << "each rank of etp works on a slice of every row";
+  EXPECT_EQ(std::ssize(experts), plan.model.experts().num_experts);
+  for (const RankFigures& rank : rank_figures(plan)) {
+    EXPECT_EQ(cache[rank.rank], rank.kv_cache_bytes) << rank.rank;
+    EXPECT_EQ(weights[rank.rank], static_cast<double>(rank.parameters.total()) * dtype_bytes(plan.model));
+  }
 }
 
 }  // namespace

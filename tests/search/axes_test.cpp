@@ -29,7 +29,7 @@ TEST(SearchAxes, GiveBackTheChoiceThatAPlanWasMadeOf) {
     plan.parallel.layers_per_stage.clear();
     SearchSpace space{.base = plan, .gpus = plan.world()};
     const Choice choice = choice_of(plan);
-    space.base.parallel = {.dispatch = plan.parallel.dispatch, .overlap = plan.parallel.overlap};  // not searched
+    space.base.parallel = {};
     space.base.parallel.experts = plan.parallel.experts;
     space.base.workload.microbatches = 1;
 
@@ -70,6 +70,53 @@ TEST(SearchAxes, TryCopiesOfExpertsWhereTheRoutingIsSkewed) {
   chosen.workload.routing.zipf = 1;
 
   EXPECT_THAT(axis("redundant").values(space, chosen), ElementsAre(0, 64));
+}
+
+TEST(SearchAxes, GatherTokensWhereThatSendsNoMoreAndSendNoneInsideTp) {
+  SearchSpace space{.base = testing::shipped_plan("ep64_tp2"), .gpus = 128};
+  Plan& chosen = space.base;
+  const auto all_to_all = static_cast<std::int64_t>(DispatchComm::all_to_all);
+  const auto all_gather = static_cast<std::int64_t>(DispatchComm::all_gather);
+  const auto all_reduce = static_cast<std::int64_t>(DispatchComm::all_reduce);
+  const auto top_k = static_cast<int>(chosen.model.experts().top_k);
+  chosen.parallel = {.tp = 2, .dp = 64, .ep = 2, .edp = 64};
+  EXPECT_THAT(axis("dispatch").values(space, chosen), ElementsAre(all_to_all, all_gather, all_reduce));
+
+  chosen.parallel.ep = 2 * top_k;
+
+  EXPECT_THAT(axis("dispatch").values(space, chosen), ElementsAre(all_to_all));
+
+  chosen.parallel = {.tp = 2, .dp = 64};
+
+  EXPECT_THAT(axis("dispatch").values(space, chosen), ElementsAre(all_to_all));
+}
+
+TEST(SearchAxes, HideNothingButWhatIsUnderWay) {
+  SearchSpace space{.base = testing::shipped_plan("ep64_tp2"), .gpus = 128};
+  Plan& chosen = space.base;
+  chosen.workload.lengths.assign(128, 16);
+  chosen.workload.serving.reset();
+  chosen.parallel = {.tp = 2, .dp = 64, .ep = 64, .edp = 2};
+  EXPECT_THAT(axis("overlap").values(space, chosen), Contains(static_cast<std::int64_t>(Overlap::two_batch)));
+  chosen.parallel.overlap = Overlap::two_batch;
+  EXPECT_THAT(axis("microbatches").values(space, chosen), ElementsAre(2));
+
+  chosen.parallel.dispatch = DispatchComm::all_gather;
+
+  EXPECT_THAT(axis("overlap").values(space, chosen), ElementsAre(static_cast<std::int64_t>(Overlap::none)));
+}
+
+TEST(SearchAxes, ShareOutTheCacheOfRequestsOverRanksOfOneHead) {
+  SearchSpace space{.base = testing::shipped_plan("tp4_ep4_pp4"), .gpus = 32};
+  Plan& chosen = space.base;
+  chosen.workload.serving.reset();
+  const auto heads = static_cast<int>(chosen.model.layers.kinds().front().attention.kv_heads);
+  chosen.parallel = {.tp = 2 * heads, .edp = 2 * heads};
+  EXPECT_THAT(axis("dcp").values(space, chosen), ElementsAre(1));
+
+  chosen.workload.serving = Serving{.requests = {{.prompt = 64, .output = 4}}};
+
+  EXPECT_THAT(axis("dcp").values(space, chosen), ElementsAre(1, 2));
 }
 
 TEST(SearchAxes, CutSequencesThatAreLongEnoughAndNoRequests) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <set>
 
 #include "emu/paper/check.h"
 #include "emu/paper/quantities.h"
@@ -105,6 +106,30 @@ TEST(Search, SaysTheSameOnAnyNumberOfThreads) {
     EXPECT_EQ(one.ranked[i].loses_by, five.ranked[i].loses_by);
     EXPECT_EQ(one.ranked[i].pareto, five.ranked[i].pareto);
   }
+}
+
+TEST(Search, RefinesTheBestWithEveryDispatchAndOverlap) {
+  Asked all = asked(8);
+  Workload& workload = all.space.base.workload;
+  workload.serving = Serving{.requests = std::vector<Request>(16, {.prompt = 64, .output = 8})};
+  set_lengths(workload);
+
+  const SearchReport report = search(all.space, all.options);
+
+  std::set<DispatchComm> dispatches;
+  std::set<Overlap> overlaps;
+  std::set<Choice> choices;
+  for (const TimedLayout& layout : report.ranked) {
+    const Plan plan = plan_of(all.space, layout.choice);
+    EXPECT_THAT(validate(plan), IsEmpty()) << describe(layout.choice);
+    EXPECT_EQ(layout.output_token,
+              project(plan, all.options.hardware, all.options.projection).seconds_per_output_token());
+    EXPECT_TRUE(choices.insert(layout.choice).second) << describe(layout.choice) << " is there twice";
+    dispatches.insert(plan.parallel.dispatch);
+    overlaps.insert(plan.parallel.overlap);
+  }
+  EXPECT_TRUE(dispatches.contains(DispatchComm::all_gather));
+  EXPECT_TRUE(overlaps.contains(Overlap::two_batch));
 }
 
 TEST(Search, AccountsForTheWholeCostByCause) {

@@ -11,10 +11,10 @@ namespace shardproof::searching {
 /// Bytes of the weights of the rank that holds the most.
 double weight_bytes(const Plan& plan);
 
-/// The plan must be valid.
+/// The plan must be valid; it, its routing and the options outlive this.
 class Evaluation {
  public:
-  Evaluation(const Plan& plan, const SearchOptions& options);
+  Evaluation(const Plan& plan, const StatedRouting& routing, const SearchOptions& options);
 
   /// Of the rank that holds the most, as `check` counts it.
   double memory_bytes() const { return memory_bytes_; }
@@ -25,7 +25,7 @@ class Evaluation {
  private:
   const Plan& plan_;
   const SearchOptions& options_;
-  StatedRouting routing_;
+  const StatedRouting& routing_;
   DryTraces prefill_;
   double memory_bytes_ = 0;
   std::string memory_arithmetic_;

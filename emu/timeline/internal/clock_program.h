@@ -1,6 +1,7 @@
 // What the clock plays: the kernels and calls of a list of records.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "emu/timeline/clock.h"
@@ -16,6 +17,8 @@ class Programmer {
   Programmer(const ClockOptions& options, bool tokens_return) : options_(options), tokens_return_(tokens_return) {}
 
   std::vector<ClockStep> program(const RankTrace& trace);
+  /// Of the program made last.
+  std::vector<ExpertRows> expert_rows() { return std::move(experts_); }
 
  private:
   std::vector<ClockStep> steps_of(const std::vector<OpRecord>& records, const RecordRun& run);
@@ -27,6 +30,7 @@ class Programmer {
   const ClockOptions& options_;
   bool tokens_return_;
   std::vector<ClockStep> steps_;
+  std::vector<ExpertRows> experts_;
   std::vector<ClockStep> awaited_;  // what a ring's next computation is done beside
 };
 
