@@ -12,7 +12,8 @@ namespace {
 
 /// The calls stand at the same place of the program, and are for the same there.
 bool same_place(const CallInfo& a, const CallInfo& b) {
-  return a.tag == b.tag && a.where.line() == b.where.line() && std::string_view(a.where.file_name()) == b.where.file_name();
+  return a.tag == b.tag && a.where.line() == b.where.line() &&
+         std::string_view(a.where.file_name()) == b.where.file_name();
 }
 
 Cause mismatch_cause(const CollectiveMismatch& error) {

@@ -235,7 +235,8 @@ struct ModelConfig {
   /// Tokens that a sequence may have; 0: not stated. Nothing that is computed depends on it.
   std::int64_t max_position_embeddings = 0;
   /// Quantised weights are stored in blocks of so many columns, of fp8 of as many rows too, each with a scale of its
-  /// own, which no rank's slice may cut; 0: they are not. At smaller widths blocks are as much smaller as no slice cuts.
+  /// own, which no rank's slice may cut; 0: they are not. At smaller widths blocks are as much smaller as no slice
+  /// cuts.
   std::int64_t weight_block = 0;
   Quantisation quantisation = {};
   std::string dtype = "bfloat16";  ///< torch_dtype / dtype: the format weights are kept in

@@ -105,8 +105,7 @@ TEST(Padding, IsNeverComparedAndDoesNotLeak) {
       const VerifyReport report = verify(padded_plan(parallel), {.format = format});
 
       EXPECT_EQ(report.verdict, Verdict::pass)
-          << to_string(parallel.dispatch) << " " << ops::to_string(format)
-          << explain(report);
+          << to_string(parallel.dispatch) << " " << ops::to_string(format) << explain(report);
     }
   }
 }
