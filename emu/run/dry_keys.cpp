@@ -24,7 +24,9 @@ void add_counts(const ModelConfig& model, const DryRun& run, int layer, std::int
   };
   const std::vector<std::int64_t>& sent = run.sent(layer, microbatch, layout.at);
   const std::vector<std::int64_t> arriving = run.arriving(layer, microbatch, layout.at);
-  for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), own_part(arriving)}) brief.push_back(n);
+  // Where all ranks of ep route alike, a rank's slots come from itself alone.
+  const std::int64_t from_itself = layout.parallel.routes_alike() ? sum_of(arriving) : own_part(arriving);
+  for (const std::int64_t n : {sum_of(sent), own_part(sent), sum_of(arriving), from_itself}) brief.push_back(n);
   const std::vector<std::int64_t> rows = run.rows_of_experts(layer, microbatch, layout.at);
   brief.insert(brief.end(), rows.begin(), rows.end());
   key.insert(key.end(), brief.begin(), brief.end());

@@ -356,7 +356,7 @@ TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
   EXPECT_EQ(names, (std::vector<std::string_view>{"sp_gather_order", "positions_offset", "positions_restarted",
                                                   "sequence_boundaries_ignored", "sp_scatter_order",
                                                   "head_gather_order", "attention_norm_stale", "moe_norm_stale",
-                                                  "router_normalisation", "router_weights_twice", "output_gather_order",
+                                                  "router_weights_twice", "output_gather_order",
                                                   "masked_groups_zero", "expert_accumulated_in_bf16"}));
 }
 

@@ -41,7 +41,7 @@ struct Walker {
 };
 
 bool in_ring(const OpRecord& call) {
-  return call.axis == Axis::cp && is_point_to_point(call.operation);
+  return (call.axis == Axis::cp || call.axis == Axis::cp_p2p) && is_point_to_point(call.operation);
 }
 
 /// Up to the next call that others have to come to, or the end of a ring's computation.
@@ -122,7 +122,7 @@ std::vector<double> rank_ends(const DryTraces& traces, const Mesh& mesh, const C
         moved = true;
       }
       if (one.coming == nullptr) continue;
-      const std::vector<int> group = mesh.group(Axis::cp, rank);
+      const std::vector<int> group = mesh.group(one.coming->axis, rank);
       const Walker& sender = walker(group[static_cast<std::size_t>(one.coming->peer)]);
       if (sender.sent.size() == one.come) continue;
       const double seconds = collective_time(options.hardware, shape_of(group, options.gpus_per_node), Operation::recv,
