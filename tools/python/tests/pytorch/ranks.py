@@ -15,7 +15,7 @@ def completes(main, world_size=4, **options):
     """Every rank comes to the end; nothing is expected, so that nothing is proven."""
     if ISOLATION == "process":
         options.pop("schedules", None)
-    report = run(main, world_size=world_size, patience=20, **options)
+    report = run(main, world_size=world_size, patience=120, **options)
     assert report.stall is None, str(report)
     assert report.verdict == "inconclusive" and "no tap is expected" in str(report)
 
