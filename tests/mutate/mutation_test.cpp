@@ -353,11 +353,11 @@ TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
     if (kind.may_be_equivalent != nullptr) names.push_back(kind.name);
   }
 
-  EXPECT_EQ(names, (std::vector<std::string_view>{"sp_gather_order", "positions_offset", "positions_restarted",
-                                                  "sequence_boundaries_ignored", "sp_scatter_order",
-                                                  "head_gather_order", "attention_norm_stale", "moe_norm_stale",
-                                                  "router_weights_twice", "output_gather_order",
-                                                  "masked_groups_zero", "expert_accumulated_in_bf16"}));
+  EXPECT_EQ(names,
+            (std::vector<std::string_view>{"sp_gather_order", "positions_offset", "positions_restarted",
+                                           "sequence_boundaries_ignored", "sp_scatter_order", "head_gather_order",
+                                           "attention_norm_stale", "moe_norm_stale", "router_weights_twice",
+                                           "output_gather_order", "masked_groups_zero", "expert_accumulated_in_bf16"}));
 }
 
 TEST(MutationScores, AreWrittenAsJson) {
