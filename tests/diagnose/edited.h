@@ -1,11 +1,14 @@
 // Ops that differ from their reference, and faults inside an op.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <functional>
 #include <utility>
 #include <vector>
 
 #include "emu/judge/prepared.h"
+#include "emu/judge/verify.h"
 #include "emu/plan/plan.h"
 #include "emu/run/fault.h"
 
@@ -46,6 +49,21 @@ inline void add_noise(ops::MatrixView<double> result) {
       result(row, col) += 0x1p-10 * static_cast<double>((row * 7 + col * col) % 13);
     }
   }
+}
+
+/// A reference that some values of a tap differ from: the op is named as that, at the tap, and no sharding is blamed.
+inline void expect_an_op_that_differs_is_named(const Plan& plan, TapKind kind) {
+  const TapId id{.layer = tap_row(kind).in_layer ? 1 : -1, .kind = kind};
+  const PreparedReference reference = reference_with(plan, id, [&](std::vector<double>& values) {
+    if (kind == TapKind::router_choice) return std::swap(values[0], values[1]);
+    for (std::size_t i = 0; i < values.size(); i += 3) values[i] += 0x1p-10 * static_cast<double>(1 + i % 5);
+  });
+
+  const VerifyReport report = verify(plan, {.format = ops::Format::exact, .prepared = &reference});
+
+  ASSERT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, to_string(id));
+  EXPECT_EQ(report.first_divergence->cause->name, "op_differs") << report.first_divergence->cause->evidence;
 }
 
 }  // namespace shardproof::testing

@@ -19,7 +19,6 @@ namespace {
 
 using testing::EditedResult;
 using ::testing::HasSubstr;
-using testing::reference_with;
 
 Plan sharded_plan() {
   return testing::small_plan({.tp = 2, .dp = 2, .pp = 2, .ep = 2, .etp = 2});
@@ -33,19 +32,7 @@ struct TappedOp {
 class OpsThatDiffer : public ::testing::TestWithParam<TappedOp> {};
 
 TEST_P(OpsThatDiffer, FromTheReferenceAreNamedWhereTheyStandAndNoShardingIs) {
-  const Plan plan = sharded_plan();
-  const TapKind kind = GetParam().kind;
-  const TapId id{.layer = tap_row(kind).in_layer ? 1 : -1, .kind = kind};
-  const PreparedReference reference = reference_with(plan, id, [&](std::vector<double>& values) {
-    if (kind == TapKind::router_choice) return std::swap(values[0], values[1]);
-    for (std::size_t i = 0; i < values.size(); i += 3) values[i] += 0x1p-10 * static_cast<double>(1 + i % 5);
-  });
-
-  const VerifyReport report = verify(plan, {.format = ops::Format::exact, .prepared = &reference});
-
-  ASSERT_EQ(report.verdict, Verdict::mismatch);
-  EXPECT_EQ(report.first_divergence->tap, to_string(id));
-  EXPECT_EQ(report.first_divergence->cause->name, "op_differs") << report.first_divergence->cause->evidence;
+  testing::expect_an_op_that_differs_is_named(sharded_plan(), GetParam().kind);
 }
 
 INSTANTIATE_TEST_SUITE_P(Taps, OpsThatDiffer,
