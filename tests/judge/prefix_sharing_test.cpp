@@ -7,10 +7,13 @@
 #include "emu/judge/verify.h"
 #include "emu/run/fault.h"
 #include "emu/run/kv_cache.h"
+#include "tests/judge/random_verification.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
+
+using testing::explain;
 
 constexpr ops::Format kFormats[] = {ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::bf16,
                                     ops::Format::fp16};
@@ -75,13 +78,6 @@ TEST(PrefixSharing, HoldsTokensThatAreNotRunToTheirOwnSequence) {
 
   EXPECT_EQ(report.verdict, Verdict::mismatch);
   EXPECT_EQ(report.first_divergence->tap, "embedding");
-}
-
-std::string explain(const VerifyReport& report) {
-  std::string text = to_string(report.verdict);
-  if (report.first_divergence) text += ": " + report.first_divergence->tap + ": " + report.first_divergence->message;
-  for (const Problem& problem : report.problems) text += "\n" + problem.field + ": " + problem.message;
-  return report.stall ? text + report.stall->text : text;
 }
 
 /// One replica has a request, the others pad, one of them from the second step on.

@@ -12,14 +12,14 @@
 #include "tests/support/random_plan.h"
 
 namespace shardproof::testing {
-namespace {
-
 std::string explain(const VerifyReport& report) {
   std::string text = to_string(report.verdict);
   if (report.first_divergence) text += ": " + report.first_divergence->tap + ": " + report.first_divergence->message;
   for (const Problem& problem : report.problems) text += "\n" + problem.field + ": " + problem.message;
   return report.stall ? text + report.stall->text : text;
 }
+
+namespace {
 
 /// In `exact` some taps of a small model may be vacuous by chance (a tensor of one element), and a window wider than
 /// its sequences; agreement is what is asked here. In a float format nothing but an overflow is left open.

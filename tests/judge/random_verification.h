@@ -2,11 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
+#include "emu/judge/verify.h"
 #include "ops/format.h"
 #include "tests/support/random_plan.h"
 
 namespace shardproof::testing {
+
+/// The verdict with what is wrong, for a test's message.
+std::string explain(const VerifyReport& report);
 
 /// Verifies `count` random plans of consecutive seeds; fails the running test at the first that does not agree with the
 /// reference, or when too few checks were conclusive.

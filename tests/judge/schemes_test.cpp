@@ -113,6 +113,17 @@ double ring_at(std::int64_t i, std::int64_t j) {
   for (std::int64_t t = 0; t < 8; ++t) sum += value(i, t) * value(t, j);
   return sum;
 }
+/// What rank `me`'s rows see of the keys that are rank `from`'s.
+void add_block(int me, std::int64_t from, std::int64_t rows, const Values& keys, Values& sum) {
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t t = 0; t < rows; ++t) {
+      for (std::int64_t j = 0; j < 2; ++j) {
+        sum[static_cast<std::size_t>(i * 2 + j)] +=
+            value(me * rows + i, from * rows + t) * keys[static_cast<std::size_t>(t * 2 + j)];
+      }
+    }
+  }
+}
 Cluster::Program ring(bool wrong) {
   return [wrong](Rank& rank) -> Task<> {
     const int n = rank.tp().size(), me = rank.at().tp;
@@ -121,14 +132,7 @@ Cluster::Program ring(bool wrong) {
     Values sum(static_cast<std::size_t>(rows * 2)), next(keys.size());
     for (int hop = 0; hop < n; ++hop) {
       const std::int64_t from = (me - hop + n) % n;
-      for (std::int64_t i = 0; i < rows; ++i) {
-        for (std::int64_t t = 0; t < rows; ++t) {
-          for (std::int64_t j = 0; j < 2; ++j) {
-            sum[static_cast<std::size_t>(i * 2 + j)] +=
-                value(me * rows + i, from * rows + t) * keys[static_cast<std::size_t>(t * 2 + j)];
-          }
-        }
-      }
+      add_block(me, from, rows, keys, sum);
       if (wrong && hop == 1) continue;  // a block is used again instead of the next
       const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
       const Recv recvs[] = {{next, GroupRank{(me + n - 1) % n}}};
@@ -155,14 +159,7 @@ Cluster::Program overlapped_ring(bool wrong) {
       }
       const std::int64_t from = (me - hop + n) % n;
       const Values& used = wrong && hop == 1 ? next : keys;  // the block that has not been waited for
-      for (std::int64_t i = 0; i < rows; ++i) {
-        for (std::int64_t t = 0; t < rows; ++t) {
-          for (std::int64_t j = 0; j < 2; ++j) {
-            sum[static_cast<std::size_t>(i * 2 + j)] +=
-                value(me * rows + i, from * rows + t) * used[static_cast<std::size_t>(t * 2 + j)];
-          }
-        }
-      }
+      add_block(me, from, rows, used, sum);
       if (hop + 1 == n) break;
       co_await coming;
       std::swap(keys, next);

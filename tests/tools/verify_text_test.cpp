@@ -6,6 +6,8 @@
 
 #include <limits>
 
+#include "tests/support/small_plan.h"
+
 namespace shardproof::tools {
 namespace {
 
@@ -48,6 +50,15 @@ TEST(ProofText, ShowsTheAlgebraBeforeTheRounding) {
   const std::string text = proof_text(proof, TapLines::all);
 
   EXPECT_LT(text.find("algebra   pass"), text.find("rounding   pass"));
+}
+
+TEST(PlanText, SaysHowQuantisedWeightsAreStored) {
+  Plan quantised = testing::small_plan({.tp = 2, .ep = 2});
+  quantised.model.quantisation.method = "fp8";
+  const RunnablePlan run = make_runnable(testing::small_plan({.tp = 2, .ep = 2})).plan.value();
+
+  EXPECT_THAT(plan_text(run, quantised, "auto"), HasSubstr("weights: stored by fp8, computed with in the format"));
+  EXPECT_THAT(plan_text(run, run.plan(), "auto"), Not(HasSubstr("weights: stored")));
 }
 
 TEST(OrdersText, HasALineForEachOrder) {
