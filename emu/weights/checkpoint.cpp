@@ -8,7 +8,6 @@
 #include <cmath>
 #include <set>
 #include <span>
-#include <stdexcept>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -22,36 +21,10 @@ namespace shardproof {
 namespace {
 
 namespace fs = std::filesystem;
-using Kind = JsonValue::Kind;
 
 constexpr std::uintmax_t kMaxConfigBytes = 4u << 20;
-constexpr std::uintmax_t kMaxIndexBytes = 16u << 20;
 constexpr int kMaxConfigDepth = 16;
-constexpr int kMaxIndexDepth = 8;
-constexpr std::string_view kWhole = "model.safetensors";
-constexpr std::string_view kIndex = "model.safetensors.index.json";
-
-[[noreturn]] void fail(const fs::path& file, const std::vector<Problem>& problems) {
-  std::string message;
-  for (std::size_t i = 1; i < problems.size(); ++i) {
-    message += fmt::format("; {}: {}", problems[i].field, problems[i].message);
-  }
-  throw CheckpointError(file.string(), problems.front().field, problems.front().message + message);
-}
-
-JsonValue read_json(const fs::path& path, std::uintmax_t max_bytes, int max_depth) {
-  const FileText file = read_file(path, max_bytes);
-  if (!file.text) fail(path, file.problems);
-  JsonDocument document = parse_json(*file.text, path.filename().string(), max_depth);
-  if (!document.value) fail(path, document.problems);
-  return std::move(*document.value);
-}
-
-/// A file that the index may name: in the directory itself, not somewhere else on the machine.
-bool is_plain_name(std::string_view name) {
-  return name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos &&
-         name.ends_with(".safetensors");
-}
+constexpr const char* kConfig = "config.json";
 
 /// DeepSeek's name of what the values of a weight are multiplied by, block by block.
 std::string scales_of(const std::string& weight) {
@@ -72,23 +45,15 @@ bool changes_nothing(std::string_view name, const ModelConfig& model) {
   return name.ends_with(".rotary_emb.inv_freq") || (model.tie_word_embeddings && name == "lm_head.weight");
 }
 
-}  // namespace
-
-Checkpoint::Checkpoint(const fs::path& directory) {
+ModelConfig read_config(const fs::path& directory) {
   std::error_code error;
   if (!fs::is_directory(directory, error)) {
     throw CheckpointError(directory.string(), "",
                           "is not a directory; one with config.json and model.safetensors is "
                           "needed");
   }
-  read_config(directory / "config.json");
-  open_files(directory);
-  check_weights(directory.string());
-}
-
-void Checkpoint::read_config(const fs::path& path) {
-  file_names_.push_back(path.string());
-  const JsonValue config = read_json(path, kMaxConfigBytes, kMaxConfigDepth);
+  const fs::path path = directory / kConfig;
+  const JsonValue config = read_checkpoint_json(path, kMaxConfigBytes, kMaxConfigDepth);
   std::vector<Problem> problems;
   LoadedModel loaded = read_model(config, "", problems);
   const auto require = [&](bool holds, const char* field, std::string message) {
@@ -106,98 +71,38 @@ void Checkpoint::read_config(const fs::path& path) {
     require(experts.top_k <= experts.num_experts, "num_experts_per_tok",
             fmt::format("{} is more than the {} experts", experts.top_k, experts.num_experts));
   }
-  if (!problems.empty()) fail(path, problems);
-  model_ = loaded.model;
+  if (!problems.empty()) throw checkpoint_error(path.string(), problems);
+  return loaded.model;
 }
 
-void Checkpoint::open_files(const fs::path& directory) {
-  std::error_code error;
-  const bool whole = fs::exists(directory / kWhole, error);
-  const bool index = fs::exists(directory / kIndex, error);
-  if (whole == index) {
-    throw CheckpointError(
-        directory.string(), "",
-        fmt::format("has {} {} and {}; exactly one is needed", whole ? "both" : "neither", kWhole, kIndex));
-  }
-  if (whole) {
-    add_file(directory / kWhole);
-  } else {
-    open_index(directory, directory / kIndex);
-  }
+/// Which types its files may hold.
+TensorTypes types_of(const ModelConfig& model) {
+  return model.quantisation.format == QuantisedFormat::fp8 ? TensorTypes::floats_and_quantised : TensorTypes::floats;
 }
 
-void Checkpoint::add_file(const fs::path& path) {
-  file_names_.push_back(path.string());
-  const bool fp8 = model_.quantisation.format == QuantisedFormat::fp8;
-  const TensorTypes types = fp8 ? TensorTypes::floats_and_quantised : TensorTypes::floats;
-  files_.push_back(std::make_unique<SafetensorsFile>(path, types));
-  const SafetensorsFile& file = *files_.back();
-  for (const TensorEntry& entry : file.header().tensors) {
-    const auto [position, added] = places_.emplace(entry.name, Place{&file, &entry});
-    if (!added) {
-      throw CheckpointError(file.name(), in_quotes(entry.name),
-                            fmt::format("stands in {} too", position->second.file->name()));
-    }
-  }
-}
+}  // namespace
 
-void Checkpoint::open_index(const fs::path& directory, const fs::path& index) {
-  file_names_.push_back(index.string());
-  const JsonValue document = read_json(index, kMaxIndexBytes, kMaxIndexDepth);
-  if (!document.is(Kind::object)) throw CheckpointError(index.string(), "", "an object is needed");
-  for (const JsonMember& member : document.members) {
-    if (member.key != "metadata" && member.key != "weight_map") {
-      throw CheckpointError(index.string(), in_quotes(member.key),
-                            "unknown key; only metadata and weight_map are known");
-    }
-  }
-  const JsonValue* const map = document.find("weight_map");
-  if (map == nullptr || !map->is(Kind::object)) {
-    throw CheckpointError(index.string(), "weight_map", "an object from tensor to file is needed");
-  }
-  std::set<std::string> names;
-  for (const JsonMember& member : map->members) {
-    if (!member.value.is(Kind::string) || !is_plain_name(member.value.text)) {
-      throw CheckpointError(
-          index.string(), "weight_map." + in_quotes(member.key),
-          fmt::format("{}; the name of a .safetensors file in this directory is needed", describe(member.value)));
-    }
-    names.insert(member.value.text);
-  }
-  for (const std::string& name : names) add_file(directory / name);
-  for (const JsonMember& member : map->members) {
-    const auto found = places_.find(member.key);
-    const std::string file = (directory / member.value.text).string();
-    if (found == places_.end() || found->second.file->name() != file) {
-      throw CheckpointError(index.string(), "weight_map." + in_quotes(member.key),
-                            fmt::format("{} has no such tensor", describe(member.value)));
-    }
-  }
-  if (places_.size() != map->members.size()) {
-    for (const auto& [name, held] : places_) {
-      if (map->find(name) == nullptr) {
-        throw CheckpointError(index.string(), "weight_map",
-                              fmt::format("lacks {}, which stands in {}", in_quotes(name), held.file->name()));
-      }
-    }
-  }
+Checkpoint::Checkpoint(const fs::path& directory)
+    : model_(read_config(directory)), files_(directory, types_of(model_)) {
+  file_names_.push_back((directory / kConfig).string());
+  file_names_.insert(file_names_.end(), files_.names().begin(), files_.names().end());
+  check_weights(directory.string());
 }
 
 void Checkpoint::check_weight(const TensorPlace& needed, const std::string& directory) const {
-  const auto found = places_.find(needed.name);
-  if (found == places_.end())
-    throw CheckpointError(directory, in_quotes(needed.name), "is missing; the model needs it");
-  const std::vector<std::int64_t>& shape = found->second.entry->shape;
+  const CheckpointFiles::Place* const found = files_.find(needed.name);
+  if (found == nullptr) throw CheckpointError(directory, in_quotes(needed.name), "is missing; the model needs it");
+  const std::vector<std::int64_t>& shape = found->entry->shape;
   if (shape != needed.shape) {
     throw CheckpointError(
-        found->second.file->name(), in_quotes(needed.name) + ".shape",
+        found->file->name(), in_quotes(needed.name) + ".shape",
         fmt::format("[{}]; the config makes it [{}]", fmt::join(shape, ", "), fmt::join(needed.shape, ", ")));
   }
 }
 
 std::string Checkpoint::check_scales(const WeightSpec& spec, const TensorPlace& lies,
                                      const std::string& directory) const {
-  const Place& held = place(lies.name);
+  const CheckpointFiles::Place& held = files_.at(lies.name);
   if (held.entry->type != TensorType::f8_e4m3) return {};
   const std::int64_t block = model_.weight_block;
   if (!is_quantised(model_, spec.weight) || lies.slice >= 0 || block == 0) {
@@ -221,22 +126,16 @@ void Checkpoint::check_weights(const std::string& directory) const {
     needed.insert(lies.name);
     if (std::string scales = check_scales(spec, lies, directory); !scales.empty()) needed.insert(std::move(scales));
   });
-  for (const auto& [name, held] : places_) {
+  for (const auto& [name, held] : files_.places()) {
     if (!needed.contains(name) && !changes_nothing(name, model_)) {
       throw CheckpointError(held.file->name(), in_quotes(name), "is no weight of the model that config.json describes");
     }
   }
 }
 
-const Checkpoint::Place& Checkpoint::place(std::string_view name) const {
-  const auto found = places_.find(name);
-  if (found == places_.end()) throw std::out_of_range(fmt::format("the checkpoint has no tensor named '{}'", name));
-  return found->second;
-}
-
 void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const {
   const TensorPlace lies = place_in_checkpoint(model_, spec);
-  const Place& held = place(lies.name);
+  const CheckpointFiles::Place& held = files_.at(lies.name);
   if (lies.slice < 0) {
     held.file->read<double>(*held.entry, rows, cols, out);
     if (held.entry->type == TensorType::f8_e4m3) dequantise(lies, rows, cols, out);
@@ -256,7 +155,7 @@ void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::Matri
 }
 
 void Checkpoint::dequantise(const TensorPlace& lies, Range rows, Range cols, ops::MatrixView<double> values) const {
-  const Place& held = place(scales_of(lies.name));
+  const CheckpointFiles::Place& held = files_.at(scales_of(lies.name));
   const std::int64_t block = model_.weight_block;
   const auto blocks_of = [&](Range range) {
     const std::int64_t first = range.begin / block;
@@ -273,8 +172,8 @@ void Checkpoint::dequantise(const TensorPlace& lies, Range rows, Range cols, ops
   }
 }
 
-void Checkpoint::read_stacked(const Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
-                              ops::MatrixView<double> out) const {
+void Checkpoint::read_stacked(const CheckpointFiles::Place& held, const TensorPlace& lies, bool vector, Range rows,
+                              Range cols, ops::MatrixView<double> out) const {
   // A slice is one row of the tensor's entry.
   const std::int64_t inner = lies.shape.back();
   const auto read = [&](std::int64_t first, std::vector<double>& values) {
@@ -301,7 +200,7 @@ void Checkpoint::read_stacked(const Place& held, const TensorPlace& lies, bool v
 }
 
 std::vector<double> Checkpoint::tensor(std::string_view name) const {
-  const Place& held = place(name);
+  const CheckpointFiles::Place& held = files_.at(name);
   const std::int64_t rows = held.entry->rows(), cols = held.entry->cols();
   std::vector<double> values(static_cast<std::size_t>(rows * cols));
   held.file->read<double>(*held.entry, {0, rows}, {0, cols}, {values.data(), rows, cols});

@@ -7,18 +7,14 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <functional>
-#include <map>
-#include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "emu/input/problem.h"
 #include "emu/model/config.h"
+#include "emu/weights/checkpoint_files.h"
 #include "emu/weights/checkpoint_names.h"
-#include "emu/weights/safetensors.h"
 #include "emu/weights/store.h"
 
 namespace shardproof {
@@ -42,29 +38,18 @@ class Checkpoint final : public WeightSource {
   std::vector<double> tensor(std::string_view name) const;
 
  private:
-  struct Place {
-    const SafetensorsFile* file = nullptr;
-    const TensorEntry* entry = nullptr;
-  };
-
-  void read_config(const std::filesystem::path& path);
-  void open_files(const std::filesystem::path& directory);
-  void add_file(const std::filesystem::path& path);
-  void open_index(const std::filesystem::path& directory, const std::filesystem::path& index);
   void check_weights(const std::string& directory) const;
   void check_weight(const TensorPlace& needed, const std::string& directory) const;
   /// What its scales are called; empty where it has none. Throws where it should have some, or should not.
   std::string check_scales(const WeightSpec& spec, const TensorPlace& lies, const std::string& directory) const;
   /// Times the scales of the blocks that they lie in.
   void dequantise(const TensorPlace& lies, Range rows, Range cols, ops::MatrixView<double> values) const;
-  const Place& place(std::string_view name) const;
-  void read_stacked(const Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
+  void read_stacked(const CheckpointFiles::Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
                     ops::MatrixView<double> out) const;
 
   ModelConfig model_;
   std::vector<std::string> file_names_;
-  std::vector<std::unique_ptr<SafetensorsFile>> files_;
-  std::map<std::string, Place, std::less<>> places_;
+  CheckpointFiles files_;
 };
 
 /// Each field in which the model of a plan is not that of the checkpoint, as "model.<field>"; model_type and dtype may

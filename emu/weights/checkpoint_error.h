@@ -1,9 +1,13 @@
 // What is wrong with a checkpoint.
 #pragma once
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
+
+#include "emu/input/problem.h"
 
 namespace shardproof {
 
@@ -23,5 +27,12 @@ class CheckpointError : public std::runtime_error {
   std::string file_;
   std::string field_;
 };
+
+/// All that is wrong in a file, under the field of the first; there is one.
+inline CheckpointError checkpoint_error(const std::string& file, const std::vector<Problem>& problems) {
+  std::string message = problems.front().message;
+  for (std::size_t i = 1; i < problems.size(); ++i) message += "; " + problems[i].field + ": " + problems[i].message;
+  return {file, problems.front().field, message};
+}
 
 }  // namespace shardproof
