@@ -91,6 +91,7 @@ std::string check_text(const CheckReport& report, const CheckTextOptions& option
     text += fmt::format("  {} of {} GPUs are idle\n", plan.hardware->gpus - plan.world(), plan.hardware->gpus);
   }
   for (const std::string& taken : plan.defaults) text += fmt::format("  {}\n", taken);
+  for (const std::string& note : plan.model_notes) text += fmt::format("  {}\n", one_line(note));
   const TextRows axes = axis_rows(plan);
   if (axes.size() > 1) text += "\n" + table(axes, 5);
   text += "\n" + table(rank_rows(plan), 1) + "\n";

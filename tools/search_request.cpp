@@ -67,7 +67,7 @@ Model read_model_or_plan(const std::string& path, FileUses& files) {
   if (document.value) {
     LoadedModel loaded = read_model(*document.value, "", document.problems);
     model.plan.model = std::move(loaded.model);
-    model.plan.notes = std::move(loaded.notes);
+    model.plan.model_notes = std::move(loaded.notes);
   }
   if (!document.problems.empty()) throw UsageError(problems_text(file, document.problems));
   model.plan.name = model.plan.model.model_type;

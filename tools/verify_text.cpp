@@ -276,9 +276,7 @@ std::string plan_text(const RunnablePlan& run, const Plan& original, const std::
       "  model: {} layers, {} heads ({} kv) x {}, {} experts top-{}, hidden {}, intermediate size {}, vocabulary {}\n",
       m.layers.size(), attention.heads, attention.kv_heads, attention.head_dim, experts.num_experts, experts.top_k,
       m.hidden_size, experts.intermediate_size, m.vocab_size);
-  if (const std::string& method = original.model.quantisation.method; !method.empty()) {
-    text += fmt::format("  weights: stored by {}, computed with in the format of the run\n", one_line(method));
-  }
+  for (const std::string& note : original.model_notes) text += fmt::format("  {}\n", one_line(note));
   const auto [shortest, longest] = std::ranges::minmax(plan.workload.lengths);
   text +=
       fmt::format("  workload: {} sequences of {} tokens, {} microbatch{} a replica, seed {}\n", plan.workload.batch(),

@@ -19,11 +19,13 @@ enum class QuantisedFormat : std::int8_t {
 struct Quantisation {
   std::string method = {};  ///< quant_method; empty: weights are not quantised
   QuantisedFormat format = QuantisedFormat::none;
-  bool zero_points = false;  ///< a value beside each scale, as wide as a weight (AWQ, GPTQ)
+  bool zero_points = false;     ///< a value beside each scale, as wide as a weight
+  bool zeros_less_one = false;  ///< each is stored one too small (GPTQ's first format)
   /// Which products' weights are. Never those of embedding, norms, router and head, and no bias.
   bool attention = true;
   bool mlp = true;  ///< of dense layers, and shared experts
   bool experts = true;
+  std::string kv_cache_dtype = {};  ///< that the cache is made for (Workload::kv_cache_dtype); empty: none is said
 
   bool operator==(const Quantisation&) const = default;
 };

@@ -341,7 +341,12 @@ Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Loa
   const auto workload = reader.find({"workload"});
   plan.workload = read_workload(workload ? workload->value : nullptr, plan.parallel.dp, problems);
   if (const auto notes = reader.find({"notes"})) plan.notes = read_notes(*notes->value, problems);
-  plan.notes.insert(plan.notes.end(), loaded.notes.begin(), loaded.notes.end());
+  plan.model_notes = std::move(loaded.notes);
+  if (plan.workload.kv_cache_dtype.empty() && !plan.model.quantisation.kv_cache_dtype.empty()) {
+    plan.workload.kv_cache_dtype = plan.model.quantisation.kv_cache_dtype;
+    plan.defaults.push_back(fmt::format("kv_cache_dtype: {}, as the model's kv_cache_scheme has it",
+                                        in_quotes(plan.workload.kv_cache_dtype)));
+  }
   if (const auto claims = reader.find({"claims"})) {
     if (!claims->value->is(Kind::array)) {
       reader.problem("claims", fmt::format("{} where an array is needed", describe(*claims->value)));

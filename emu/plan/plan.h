@@ -132,6 +132,8 @@ struct Plan {
   std::vector<Claim> claims = {};
   /// Degrees that the plan's file leaves out and another system's default has set, each with its arithmetic; not saved.
   std::vector<std::string> defaults = {};
+  /// What of the model's config is read otherwise than a reader may expect, or changes nothing here.
+  std::vector<std::string> model_notes = {};
 
   int world() const { return parallel.world(); }
 };

@@ -122,7 +122,6 @@ void add_experts(const Family& family, const FeedForwardSpec& experts, Json& jso
   if (experts.swiglu_limit > 0) json["swiglu_limit"] = experts.swiglu_limit;
 }
 
-/// As the config of its family, with every value written out.
 /// As its method's own files have it.
 Json quantisation_json(const ModelConfig& model) {
   const Quantisation& quantisation = model.quantisation;
@@ -144,15 +143,19 @@ Json quantisation_json(const ModelConfig& model) {
   if (!quantisation.experts) left_out.push_back("mlp.experts");
   if (method == "compressed-tensors") {
     sizes["type"] = floats ? "float" : "int";
+    if (quantisation.zero_points) sizes["symmetric"] = false;
+    if (!quantisation.kv_cache_dtype.empty()) json["kv_cache_scheme"] = {{"num_bits", 8}, {"type", "float"}};
     json["config_groups"]["group_0"]["weights"] = sizes;
     if (!left_out.empty()) json["ignore"] = left_out;
     return json;
   }
   json.update(sizes);
+  if (method == "gptq" && !quantisation.zeros_less_one) json["checkpoint_format"] = "gptq_v2";
   if (!left_out.empty()) json["modules_to_not_convert"] = left_out;
   return json;
 }
 
+/// As the config of its family, with every value written out.
 Json model_json(const ModelConfig& model) {
   const Family* const known = find_family(model.model_type);
   const Family& family = known != nullptr ? *known : families().front();

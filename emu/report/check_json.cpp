@@ -87,6 +87,7 @@ std::string to_json(const CheckReport& report) {
   Json json = {{"schema", "shardproof.check/1"}};
   json["plan"] = Json::parse(plan_json(report.plan, -1));
   json["defaults"] = report.plan.defaults;
+  json["model_notes"] = report.plan.model_notes;
   json["problems"] = problems_json(report.problems);
   json["fits_memory"] = report.fits_memory ? Json(*report.fits_memory) : Json(nullptr);
   json["neighbours"] = {{"same_gpus", parallel_json(report.neighbours.same_gpus)},

@@ -77,8 +77,9 @@ std::string to_markdown(const CheckReport& report) {
   if (!report.claims.empty()) text += "### Claims\n\n" + claims_table(report);
   text += "### Mesh\n\n" + table(axis_rows(plan)) + "### GPUs\n\n" + table(rank_rows(plan));
   text += "### Quantities\n\n" + quantities_table(report);
-  if (!plan.notes.empty()) {
+  if (!plan.notes.empty() || !plan.model_notes.empty()) {
     text += "### Notes\n\n";
+    for (const std::string& note : plan.model_notes) text += fmt::format("- {}\n", cell(note));
     for (const std::string& note : plan.notes) text += fmt::format("- {}\n", cell(note));
   }
   return text;

@@ -164,6 +164,7 @@ Json report_json(const VerifyReport& report, const VerifyReport* algebra = nullp
   document["schema"] = "shardproof.verify/2";
   document["plan"] = Json::parse(plan_json(report.plan));
   document["defaults"] = report.plan.defaults;
+  document["model_notes"] = report.plan.model_notes;
   document["ranks"] = report.plan.world();
   document["format"] = ops::to_string(report.format);
   document["seed"] = report.plan.workload.seed;

@@ -16,6 +16,7 @@
 #include "emu/model/families/family.h"
 #include "emu/model/families/load.h"
 #include "emu/model/fields.h"
+#include "emu/weights/quantised_weight.h"
 
 namespace shardproof {
 namespace {
@@ -25,11 +26,6 @@ namespace fs = std::filesystem;
 constexpr std::uintmax_t kMaxConfigBytes = 4u << 20;
 constexpr int kMaxConfigDepth = 16;
 constexpr const char* kConfig = "config.json";
-
-/// DeepSeek's name of what the values of a weight are multiplied by, block by block.
-std::string scales_of(const std::string& weight) {
-  return weight + "_scale_inv";
-}
 
 /// "model.layers.61.mlp.gate.weight" is of layer 61; -1: of none.
 std::int64_t layer_of(std::string_view name) {
@@ -42,6 +38,11 @@ std::int64_t layer_of(std::string_view name) {
 bool changes_nothing(std::string_view name, const ModelConfig& model) {
   const Family* const family = find_family(model.model_type);
   if (family != nullptr && family->skips_prediction_layers && layer_of(name) >= model.layers.size()) return true;
+  // What engines that compute in fp8 scale activations and cache by; a run's are of its own format.
+  const auto scales_activations = [&] {
+    return name.ends_with(".input_scale") || name.ends_with(".k_scale") || name.ends_with(".v_scale");
+  };
+  if (model.quantisation.format != QuantisedFormat::none && scales_activations()) return true;
   return name.ends_with(".rotary_emb.inv_freq") || (model.tie_word_embeddings && name == "lm_head.weight");
 }
 
@@ -77,7 +78,7 @@ ModelConfig read_config(const fs::path& directory) {
 
 /// Which types its files may hold.
 TensorTypes types_of(const ModelConfig& model) {
-  return model.quantisation.format == QuantisedFormat::fp8 ? TensorTypes::floats_and_quantised : TensorTypes::floats;
+  return model.quantisation.format != QuantisedFormat::none ? TensorTypes::floats_and_quantised : TensorTypes::floats;
 }
 
 }  // namespace
@@ -98,23 +99,12 @@ void Checkpoint::check_weight(const TensorPlace& needed, const std::string& dire
         found->file->name(), in_quotes(needed.name) + ".shape",
         fmt::format("[{}]; the config makes it [{}]", fmt::join(shape, ", "), fmt::join(needed.shape, ", ")));
   }
-}
-
-std::string Checkpoint::check_scales(const WeightSpec& spec, const TensorPlace& lies,
-                                     const std::string& directory) const {
-  const CheckpointFiles::Place& held = files_.at(lies.name);
-  if (held.entry->type != TensorType::f8_e4m3) return {};
-  const std::int64_t block = model_.weight_block;
-  if (!is_quantised(model_, spec.weight) || lies.slice >= 0 || block == 0) {
-    throw CheckpointError(held.file->name(), in_quotes(lies.name) + ".dtype",
-                          "F8_E4M3; only weights that quantization_config quantises in blocks are read in it");
+  const TensorType type = found->entry->type;
+  if (is_integer(type) || type == TensorType::f8_e4m3) {
+    throw CheckpointError(
+        found->file->name(), in_quotes(needed.name) + ".dtype",
+        fmt::format("{}; floats are needed: quantization_config does not quantise it", to_string(type)));
   }
-  const auto blocks = [&](std::int64_t count) { return (count + block - 1) / block; };
-  TensorPlace scales;
-  scales.name = scales_of(lies.name);
-  scales.shape = {blocks(spec.rows), blocks(spec.cols)};
-  check_weight(scales, directory);
-  return scales.name;
 }
 
 void Checkpoint::check_weights(const std::string& directory) const {
@@ -122,9 +112,12 @@ void Checkpoint::check_weights(const std::string& directory) const {
   std::set<std::string> needed;
   for_each_weight(model_, [&](const WeightSpec& spec) {
     const TensorPlace lies = place_in_checkpoint(model_, spec);
-    check_weight(lies, directory);
-    needed.insert(lies.name);
-    if (std::string scales = check_scales(spec, lies, directory); !scales.empty()) needed.insert(std::move(scales));
+    if (const auto quantised = QuantisedWeight::find(model_, spec, lies, files_)) {
+      needed.insert(quantised->tensors().begin(), quantised->tensors().end());
+    } else {
+      check_weight(lies, directory);
+      needed.insert(lies.name);
+    }
   });
   for (const auto& [name, held] : files_.places()) {
     if (!needed.contains(name) && !changes_nothing(name, model_)) {
@@ -135,10 +128,12 @@ void Checkpoint::check_weights(const std::string& directory) const {
 
 void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<double> out) const {
   const TensorPlace lies = place_in_checkpoint(model_, spec);
-  const CheckpointFiles::Place& held = files_.at(lies.name);
-  if (lies.slice < 0) {
+  const auto quantised = QuantisedWeight::find(model_, spec, lies, files_);
+  const CheckpointFiles::Place& held = files_.at(quantised ? quantised->tensors().front() : lies.name);
+  if (quantised) {
+    quantised->read(rows, cols, out);
+  } else if (lies.slice < 0) {
     held.file->read<double>(*held.entry, rows, cols, out);
-    if (held.entry->type == TensorType::f8_e4m3) dequantise(lies, rows, cols, out);
   } else {
     read_stacked(held, lies, is_vector(spec.kind), rows, cols, out);
   }
@@ -151,24 +146,6 @@ void Checkpoint::read(const WeightSpec& spec, Range rows, Range cols, ops::Matri
     const std::string at = is_vector(spec.kind) ? fmt::format("{}", col) : fmt::format("{}, {}", rows.begin + i, col);
     throw CheckpointError(held.file->name(), fmt::format("{}[{}]", in_quotes(spec.name), at),
                           fmt::format("{}; a finite number is needed", *bad));
-  }
-}
-
-void Checkpoint::dequantise(const TensorPlace& lies, Range rows, Range cols, ops::MatrixView<double> values) const {
-  const CheckpointFiles::Place& held = files_.at(scales_of(lies.name));
-  const std::int64_t block = model_.weight_block;
-  const auto blocks_of = [&](Range range) {
-    const std::int64_t first = range.begin / block;
-    return Range{first, range.count == 0 ? 0 : (range.end() - 1) / block - first + 1};
-  };
-  const Range down = blocks_of(rows), across = blocks_of(cols);
-  ops::Matrix<double> scales(down.count, across.count);
-  held.file->read<double>(*held.entry, down, across, scales);
-  for (std::int64_t i = 0; i < rows.count; ++i) {
-    const std::span<const double> of_row = std::as_const(scales).row((rows.begin + i) / block - down.begin);
-    for (std::int64_t j = 0; j < cols.count; ++j) {
-      values(i, j) *= of_row[static_cast<std::size_t>((cols.begin + j) / block - across.begin)];
-    }
   }
 }
 

@@ -1,8 +1,7 @@
 // A Hugging Face checkpoint: a directory with config.json and model.safetensors, or shards with
 // model.safetensors.index.json. A rank reads its slices and nothing else; the files must stay as they are meanwhile.
 //
-// Weights in fp8 (F8_E4M3, where quantization_config says so) are read dequantised: each times the value of
-// NAME_scale_inv of its block.
+// Weights that quantization_config quantises are read dequantised (quantised_weight.h).
 #pragma once
 
 #include <cstdint>
@@ -40,10 +39,6 @@ class Checkpoint final : public WeightSource {
  private:
   void check_weights(const std::string& directory) const;
   void check_weight(const TensorPlace& needed, const std::string& directory) const;
-  /// What its scales are called; empty where it has none. Throws where it should have some, or should not.
-  std::string check_scales(const WeightSpec& spec, const TensorPlace& lies, const std::string& directory) const;
-  /// Times the scales of the blocks that they lie in.
-  void dequantise(const TensorPlace& lies, Range rows, Range cols, ops::MatrixView<double> values) const;
   void read_stacked(const CheckpointFiles::Place& held, const TensorPlace& lies, bool vector, Range rows, Range cols,
                     ops::MatrixView<double> out) const;
 

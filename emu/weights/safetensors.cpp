@@ -25,8 +25,8 @@ constexpr std::uint64_t kLengthBytes = 8;
 constexpr int kMaxDepth = 4;
 
 constexpr std::pair<std::string_view, TensorType> kTypes[] = {
-    {"F64", TensorType::f64}, {"F32", TensorType::f32}, {"F16", TensorType::f16},        {"BF16", TensorType::bf16},
-    {"I64", TensorType::i64}, {"I32", TensorType::i32}, {"F8_E4M3", TensorType::f8_e4m3}};
+    {"F64", TensorType::f64}, {"F32", TensorType::f32}, {"F16", TensorType::f16}, {"BF16", TensorType::bf16},
+    {"I64", TensorType::i64}, {"I32", TensorType::i32}, {"U8", TensorType::u8},   {"F8_E4M3", TensorType::f8_e4m3}};
 
 std::string_view names_of(TensorTypes types) {
   switch (types) {
@@ -37,7 +37,7 @@ std::string_view names_of(TensorTypes types) {
     case TensorTypes::floats_and_quantised:
       break;
   }
-  return "F64, F32, F16, BF16, F8_E4M3";
+  return "F64, F32, F16, BF16, F8_E4M3, I64, I32, U8";
 }
 
 /// One tensor's object, read member by member.
@@ -75,9 +75,10 @@ class EntryReader {
 
   void read_type(const JsonValue& value) {
     for (const auto& [name, type] : kTypes) {
-      const bool taken = is_integer(type)              ? types_ == TensorTypes::floats_and_ids
-                         : type == TensorType::f8_e4m3 ? types_ == TensorTypes::floats_and_quantised
-                                                       : true;
+      const bool quantised = type == TensorType::f8_e4m3 || type == TensorType::u8;
+      const bool taken = quantised          ? types_ == TensorTypes::floats_and_quantised
+                         : is_integer(type) ? types_ != TensorTypes::floats
+                                            : true;
       if (taken && value.is(Kind::string) && value.text == name) {
         entry_.type = type;
         return;
@@ -197,6 +198,7 @@ template <class T>
 void convert_row(const std::byte* source, TensorType type, std::span<T> out) {
   if constexpr (std::is_integral_v<T>) {
     if (type == TensorType::i64) return convert_values<std::int64_t>(source, out, std::identity{});
+    if (type == TensorType::u8) return convert_values<std::uint8_t>(source, out, std::identity{});
     return convert_values<std::int32_t>(source, out, std::identity{});
   } else {
     switch (type) {
@@ -212,6 +214,7 @@ void convert_row(const std::byte* source, TensorType type, std::span<T> out) {
         return convert_values<std::uint8_t>(source, out, float_from_e4m3);
       case TensorType::i64:
       case TensorType::i32:
+      case TensorType::u8:
         break;  // check_slice has refused it
     }
   }
@@ -277,6 +280,7 @@ std::int64_t bytes_of(TensorType type) {
     case TensorType::f16:
     case TensorType::bf16:
       return 2;
+    case TensorType::u8:
     case TensorType::f8_e4m3:
       return 1;
   }

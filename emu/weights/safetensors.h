@@ -6,8 +6,8 @@
 //
 // A file is never trusted. Refused: a header that does not fit the file or exceeds kMaxHeaderBytes, JSON that is not
 // strict, duplicate or unknown keys, other dtypes than F64 F32 F16 BF16 (and, where ids may be there, I64 I32, where
-// quantised weights may be, F8_E4M3), a shape whose bytes are not those of its offsets, tensors that overlap, leave a
-// hole, or do not reach the end of the file.
+// quantised weights may be, these, U8 and F8_E4M3), a shape whose bytes are not those of its offsets, tensors that
+// overlap, leave a hole, or do not reach the end of the file.
 #pragma once
 
 #include <cstddef>
@@ -28,15 +28,15 @@ namespace shardproof {
 inline constexpr std::uint64_t kMaxHeaderBytes = 16u << 20;
 inline constexpr std::size_t kMaxTensorDims = 8;
 
-enum class TensorType { f64, f32, f16, bf16, i64, i32, f8_e4m3 };
+enum class TensorType { f64, f32, f16, bf16, i64, i32, u8, f8_e4m3 };
 constexpr bool is_integer(TensorType type) {
-  return type == TensorType::i64 || type == TensorType::i32;
+  return type == TensorType::i64 || type == TensorType::i32 || type == TensorType::u8;
 }
 
 /// Which types a file may hold.
 enum class TensorTypes { floats, floats_and_ids, floats_and_quantised };
 
-/// "F64", "F32", "F16", "BF16", "I64", "I32", "F8_E4M3".
+/// "F64", "F32", "F16", "BF16", "I64", "I32", "U8", "F8_E4M3".
 std::string_view to_string(TensorType type);
 std::int64_t bytes_of(TensorType type);
 

@@ -65,6 +65,7 @@ bool holds(TensorType type, std::span<const double> values) {
         return ops::stored(value, ops::Format::bf16) == value;
       case TensorType::i64:
       case TensorType::i32:
+      case TensorType::u8:
       case TensorType::f8_e4m3:
         break;
     }

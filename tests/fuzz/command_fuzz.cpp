@@ -44,7 +44,10 @@ Input read_input(std::string_view text) {
   Input input;
   std::istringstream words{std::string(text.substr(0, text.find('\n')))};
   // Two quotes are the empty word.
-  for (std::string word; words >> word && input.words.size() < 16;) input.words.push_back(word == "''" ? "" : word);
+  for (std::string word; words >> word && input.words.size() < 16;) {
+    // As an argument is: up to its first NUL.
+    input.words.push_back(word == "''" ? "" : word.c_str());
+  }
   constexpr std::string_view kBegin = "\n== ";
   for (std::size_t at = text.find(kBegin); at != std::string_view::npos && input.files.size() < 4;) {
     const std::size_t name_begin = at + kBegin.size();
@@ -89,11 +92,16 @@ bool is_slow(const Input& input) {
   if (largest > 64 && !has("--seed") && !has("--schedule")) return true;
   for (const auto& [name, text] : input.files) {
     const LoadedPlan loaded = parse_plan(text, name, ".");
-    if (loaded.plan && cost_of(*loaded.plan, std::min(largest, 64.0)) > (has("mutate") ? 1e6 : 1e8)) return true;
+    if (loaded.plan && cost_of(*loaded.plan, std::min(largest, 64.0)) > (has("mutate") ? 1e6 : 1e7)) return true;
   }
-  // Without a plan that is named, the embedded one would run.
-  const bool runs = has("verify") || has("mutate");
-  return runs && std::ranges::none_of(input.words, [&](const std::string& word) { return input.files.contains(word); });
+  // Without a plan that is named, not as what a flag takes, the embedded one would run.
+  const auto names_plan = [&] {
+    for (std::size_t i = 1; i < input.words.size(); ++i) {
+      if (input.files.contains(input.words[i]) && !input.words[i - 1].starts_with('-')) return true;
+    }
+    return false;
+  };
+  return (has("verify") || has("mutate") || has("check") || has("time")) && !names_plan();
 }
 
 std::map<std::string, std::string> files_in(const fs::path& folder) {

@@ -26,7 +26,8 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 FAMILIES = HERE / "families"
 VENV = HERE.parent.parent / "build" / "family-golden-venv"
-REQUIREMENTS = ["torch==2.15.0", "transformers==5.24.0", "safetensors==0.8.0", "numpy==2.4.6"]
+REQUIREMENTS = ["torch==2.15.0", "transformers==5.24.0", "safetensors==0.8.0", "numpy==2.4.6",
+                "compressed-tensors==0.20.0"]
 
 SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, vocab_size=64, max_position_embeddings=128)
 GROUPED = dict(SMALL, num_key_value_heads=2, head_dim=8)

@@ -391,7 +391,7 @@ TEST(LoadPlan, TakesKeysOfOtherClassesAsTheModelsOwnClassDoes) {
 
   ASSERT_TRUE(mixtral.plan);
   EXPECT_FALSE(mixtral.plan->model.layers[0].feed_forward.norm_topk_prob);
-  EXPECT_THAT(mixtral.plan->notes, ::testing::Contains(HasSubstr("has no such key")));
+  EXPECT_THAT(mixtral.plan->model_notes, ::testing::Contains(HasSubstr("has no such key")));
   expect_refused(plan_text(R"("model_type": "gpt_oss", "norm_topk_prob": false)"), "model.norm_topk_prob",
                  "no such key");
   expect_refused(plan_text(R"("clip_qkv": 8)"), "model.clip_qkv", "clips nothing");

@@ -42,6 +42,11 @@ constexpr Expected kConfigs[] = {
     {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int",
          "group_size": 32, "strategy": "group"}}}, "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"]})",
      QuantisedFormat::int4, 32, false, false, true},
+    {R"({"quant_method": "gptq", "bits": 4, "group_size": 16, "checkpoint_format": "gptq_v2"})", QuantisedFormat::int4,
+     16, true, true, true},
+    {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int",
+         "group_size": 32, "symmetric": false}}}})",
+     QuantisedFormat::int4, 32, true, true, true},
     {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8,
          "type": "float"}}}, "ignore": ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.experts.0.w1"]})",
      QuantisedFormat::fp8, 0, false, true, false},
@@ -59,7 +64,7 @@ TEST(QuantisedPlans, AreReadAsTheirMethodsSayThemAndSaved) {
     EXPECT_EQ(model.quantisation.zero_points, expected.zero_points) << expected.text;
     EXPECT_EQ(model.quantisation.attention, expected.attention) << expected.text;
     EXPECT_EQ(model.quantisation.experts, expected.experts) << expected.text;
-    EXPECT_THAT(loaded.plan->notes, ::testing::Contains(HasSubstr("stores them")));
+    EXPECT_THAT(loaded.plan->model_notes, ::testing::Contains(HasSubstr("stores them")));
     ASSERT_TRUE(again.plan) << again.problems.front().message;
     EXPECT_EQ(again.plan->model, model) << plan_json(*loaded.plan);
   }
@@ -75,6 +80,8 @@ TEST(QuantisedPlans, AreRefusedWhereTheConfigIsNone) {
   refused(R"({"quant_method": "fp8", "weight_block_size": [128, 64]})", "model.quantization_config.weight_block_size");
   refused(R"({"quant_method": "awq", "bits": 3})", "model.quantization_config.bits");
   refused(R"({"quant_method": "awq", "group_size": "all"})", "model.quantization_config.group_size");
+  refused(R"({"quant_method": "awq", "version": "gemv"})", "model.quantization_config.version");
+  refused(R"({"quant_method": "gptq", "checkpoint_format": "marlin"})", "model.quantization_config.checkpoint_format");
   refused(R"({"quant_method": "compressed-tensors", "config_groups": []})", "model.quantization_config.config_groups");
   refused(R"({"quant_method": "fp8", "modules_to_not_convert": "lm_head"})",
           "model.quantization_config.modules_to_not_convert");
@@ -104,6 +111,26 @@ TEST(QuantisedPlans, CountACacheInItsOwnFormat) {
   EXPECT_EQ(parse_plan(plan_json(*half.plan), "again.json", ".").plan->workload.kv_cache_dtype, "fp8_e4m3");
   ASSERT_FALSE(none.plan);
   EXPECT_EQ(none.problems.front().field, "workload.kv_cache_dtype");
+}
+
+TEST(QuantisedPlans, TakeTheFormatOfTheCacheFromTheModelWhereTheWorkloadSaysNone) {
+  const std::string method =
+      R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8,
+      "type": "float"}}}, "kv_cache_scheme": )";
+  const std::string scheme = R"({"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": false}})";
+  const LoadedPlan taken = quantised(method + scheme),
+                   stated = quantised(method + scheme, R"({"kv_cache_dtype": "bfloat16"})");
+  const LoadedPlan none = quantised(method + "null}"),
+                   refused = quantised(method + R"({"num_bits": 4, "type": "float"}})");
+
+  ASSERT_TRUE(taken.plan && stated.plan && none.plan);
+  EXPECT_EQ(taken.plan->workload.kv_cache_dtype, "fp8");
+  EXPECT_THAT(taken.plan->defaults, ::testing::Contains(HasSubstr("kv_cache_scheme")));
+  EXPECT_EQ(stated.plan->workload.kv_cache_dtype, "bfloat16");
+  EXPECT_EQ(none.plan->workload.kv_cache_dtype, "");
+  EXPECT_EQ(parse_plan(plan_json(*taken.plan), "again.json", ".").plan->model, taken.plan->model);
+  ASSERT_FALSE(refused.plan);
+  EXPECT_EQ(refused.problems.front().field, "model.quantization_config.kv_cache_scheme.num_bits");
 }
 
 /// Messages of the plan's problems that are about blocks.

@@ -52,13 +52,13 @@ TEST(ProofText, ShowsTheAlgebraBeforeTheRounding) {
   EXPECT_LT(text.find("algebra   pass"), text.find("rounding   pass"));
 }
 
-TEST(PlanText, SaysHowQuantisedWeightsAreStored) {
-  Plan quantised = testing::small_plan({.tp = 2, .ep = 2});
-  quantised.model.quantisation.method = "fp8";
+TEST(PlanText, SaysWhatTheLoaderSaysOfTheModel) {
+  Plan noted = testing::small_plan({.tp = 2, .ep = 2});
+  noted.model_notes = {"2 layers that predict further tokens are left out"};
   const RunnablePlan run = make_runnable(testing::small_plan({.tp = 2, .ep = 2})).plan.value();
 
-  EXPECT_THAT(plan_text(run, quantised, "auto"), HasSubstr("weights: stored by fp8, computed with in the format"));
-  EXPECT_THAT(plan_text(run, run.plan(), "auto"), Not(HasSubstr("weights: stored")));
+  EXPECT_THAT(plan_text(run, noted, "auto"), HasSubstr("  2 layers that predict further tokens are left out\n"));
+  EXPECT_THAT(plan_text(run, run.plan(), "auto"), Not(HasSubstr("left out")));
 }
 
 TEST(OrdersText, HasALineForEachOrder) {

@@ -1,6 +1,7 @@
 #include "emu/model/families/internal/quantisation.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -39,6 +40,18 @@ class Reader {
     if (found->is(Kind::integer) && found->integer >= 1 && found->integer <= kMaxWidth) return found->integer;
     problem(key, fmt::format("{}: a whole number from 1 to {} is needed", describe(*found), kMaxWidth));
     return otherwise;
+  }
+  /// In lower case; the first of `known` where nothing is said.
+  std::string word(const char* key, std::initializer_list<const char*> known) const {
+    const JsonValue* const found = find(key);
+    if (found == nullptr) return *known.begin();
+    std::string text = found->is(Kind::string) ? found->text : "";
+    std::ranges::transform(text, text.begin(),
+                           [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+    if (std::ranges::find(known, text) == known.end()) {
+      problem(key, fmt::format("{}: one of {} is understood", describe(*found), fmt::join(known, ", ")));
+    }
+    return text;
   }
 
  private:
@@ -83,13 +96,29 @@ void read_groups(const Reader& config, ModelConfig& model) {
     return config.problem("config_groups." + name, "weights, an object, is needed");
   }
   const Reader inside = config.inside(*weights, "config_groups." + name + ".weights");
-  const JsonValue* const type = inside.find("type");
-  if (type == nullptr || !type->is(Kind::string) || type->text != "float") {
+  if (inside.word("type", {"int", "float"}) != "float") {
+    const JsonValue* const symmetric = inside.find("symmetric");
+    model.quantisation.zero_points = symmetric != nullptr && symmetric->is(Kind::boolean) && !symmetric->boolean;
     return read_integers(inside, "num_bits", model);
   }
   if (inside.integer("num_bits", 8) != 8) return inside.problem("num_bits", "of floats, 8 bits are counted");
   model.quantisation.format = QuantisedFormat::fp8;
   model.weight_block = read_square(inside, "block_structure");
+}
+
+/// What compressed-tensors says the engine's cache holds.
+void read_cache_scheme(const Reader& config, Quantisation& quantisation) {
+  const JsonValue* const scheme = config.find("kv_cache_scheme");
+  if (scheme == nullptr) return;
+  const Reader inside = config.inside(*scheme, "kv_cache_scheme");
+  if (!scheme->is(Kind::object)) {
+    return config.problem("kv_cache_scheme", fmt::format("{}: an object or null is needed", describe(*scheme)));
+  }
+  if (inside.word("type", {"float"}) == "float" && inside.integer("num_bits", 8) == 8) {
+    quantisation.kv_cache_dtype = "fp8";
+  } else {
+    inside.problem("num_bits", "a cache of floats of 8 bits is understood");
+  }
 }
 
 /// Whether a name of modules, plain, with * or a regular expression, speaks of what all layers have. A name with a
@@ -142,8 +171,14 @@ void read_method(const Reader& config, ModelConfig& model) {
   } else if (quantisation.method == "awq" || quantisation.method == "gptq") {
     read_integers(config, "bits", model);
     quantisation.zero_points = true;
+    if (quantisation.method == "gptq") {
+      quantisation.zeros_less_one = config.word("checkpoint_format", {"gptq", "gptq_v2"}) != "gptq_v2";
+    } else {
+      config.word("version", {"gemm"});
+    }
   } else if (quantisation.method == "compressed-tensors") {
     read_groups(config, model);
+    read_cache_scheme(config, quantisation);
   }
   read_left_out(config, model);
 }

@@ -87,6 +87,7 @@ class VerifyReport:
     schema: str = ""
     plan: dict[str, Any] = field(default_factory=dict)
     defaults: list[str] = field(default_factory=list)
+    model_notes: list[str] = field(default_factory=list)
     ranks: int = 0
     format: str = ""
     seed: int = 0
@@ -170,6 +171,7 @@ class CheckReport:
     claims: list[dict[str, Any]]
     fits_memory: Optional[bool] = None
     defaults: list[str] = field(default_factory=list)
+    model_notes: list[str] = field(default_factory=list)
     problems: list[dict[str, str]] = field(default_factory=list)
     neighbours: dict[str, Any] = field(default_factory=dict)
     ranks: list[dict[str, Any]] = field(default_factory=list)
