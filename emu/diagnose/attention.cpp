@@ -9,33 +9,62 @@
 namespace shardproof::diagnosis {
 namespace {
 
-/// Each query head attends with another one's sink; over cp those of some heads are as they should be.
-std::optional<Cause> sink_cause(const WrongTap& wrong) {
+/// The sinks that each query head attends with: those of the head so many further on, in a layer.
+struct SinksOf {
+  int layer = 0;
+  std::int64_t shift = 0;
+};
+
+/// Over cp the sinks of some heads are as they should be.
+bool attends_with(const WrongTap& wrong, const SinksOf& sinks) {
   Recompute& model = wrong.model;
   const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
   const std::int64_t dim = spec.value_dim(), share = spec.heads / spec.kv_heads;
-  for (std::int64_t shift = 1; spec.sinks && shift < spec.heads; ++shift) {
-    std::int64_t shown = -1;
-    const auto predicted = [&](const WrongRow& row) {
-      const std::int64_t position = model.tokens().position(row.row);
-      std::vector<double> values;
-      for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
-        const auto first = static_cast<std::size_t>(head * dim - row.col), width = static_cast<std::size_t>(dim);
-        const std::span<const double> want = std::span(row.want).subspan(first, width);
-        if (close(std::span(row.got).subspan(first, width), want, wrong.tolerance)) {
-          values.insert(values.end(), want.begin(), want.end());
-          continue;
-        }
-        if (shown < 0) shown = head;
-        const std::vector<double> one = model.attend(wrong.layer, row.row, Range{row.row - position, position + 1},
-                                                     {head, head / share, (head + shift) % spec.heads});
-        values.insert(values.end(), one.begin(), one.end());
+  const auto predicted = [&](const WrongRow& row) {
+    const std::int64_t position = model.tokens().position(row.row);
+    std::vector<double> values;
+    for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+      const auto first = static_cast<std::size_t>(head * dim - row.col), width = static_cast<std::size_t>(dim);
+      const std::span<const double> want = std::span(row.want).subspan(first, width);
+      if (close(std::span(row.got).subspan(first, width), want, wrong.tolerance)) {
+        values.insert(values.end(), want.begin(), want.end());
+        continue;
       }
-      return values;
-    };
-    if (!explains(wrong.rows, predicted, wrong.tolerance)) continue;
+      const std::vector<double> one = model.attend(wrong.layer, row.row, Range{row.row - position, position + 1},
+                                                   {.query = head,
+                                                    .key_value = head / share,
+                                                    .sink = (head + sinks.shift) % spec.heads,
+                                                    .sinks_of = sinks.layer});
+      values.insert(values.end(), one.begin(), one.end());
+    }
+    return values;
+  };
+  return explains(wrong.rows, predicted, wrong.tolerance);
+}
+
+/// The first query head that is wrong.
+std::int64_t first_wrong_head(const WrongTap& wrong, std::int64_t dim) {
+  const WrongRow& row = wrong.rows.front();
+  std::size_t i = 0;
+  while (close(std::span(row.got).subspan(i, 1), std::span(row.want).subspan(i, 1), wrong.tolerance)) ++i;
+  return (row.col + static_cast<std::int64_t>(i)) / dim;
+}
+
+/// Each query head attends with another one's sink, or with that of another layer.
+std::optional<Cause> sink_cause(const WrongTap& wrong) {
+  const ModelConfig& config = wrong.model.plan().model;
+  const AttentionSpec& spec = config.layers[wrong.layer].attention;
+  if (!spec.sinks) return std::nullopt;
+  for (std::int64_t shift = 1; shift < spec.heads; ++shift) {
+    if (!attends_with(wrong, {wrong.layer, shift})) continue;
+    const std::int64_t shown = first_wrong_head(wrong, spec.value_dim());
     return Cause{"sinks_of_another_head", fmt::format("query head {} attends with the sink of head {} on {}", shown,
                                                       (shown + shift) % spec.heads, ranks_of(wrong.rows))};
+  }
+  for (int layer = 0; layer < config.layers.size(); ++layer) {
+    if (!is_like(wrong, layer) || !attends_with(wrong, {layer, 0})) continue;
+    return Cause{"weights_of_another_layer",
+                 fmt::format("{} attends with the sinks of layer {}", ranks_of(wrong.rows), layer)};
   }
   return std::nullopt;
 }
@@ -45,12 +74,11 @@ std::optional<Cause> sink_cause(const WrongTap& wrong) {
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   if (auto cause = window_cause(wrong)) return cause;
-  if (model.plan().parallel.dcp > 1) {
-    if (auto cause = dcp_cause(wrong)) return cause;
-  }
-  if (model.plan().workload.serving) {
-    if (auto cause = cache_cause(wrong)) return cause;
-  }
+  const bool over_dcp = model.plan().parallel.dcp > 1;
+  if (auto cause = over_dcp ? dcp_merge_cause(wrong) : std::nullopt) return cause;
+  // Of a short sequence fewer tokens may be just those of a wrong owner: they are fewer in any case.
+  if (auto cause = model.plan().workload.serving ? cache_cause(wrong) : std::nullopt) return cause;
+  if (auto cause = over_dcp ? dcp_owner_cause(wrong) : std::nullopt) return cause;
   const bool over_cp = model.plan().parallel.cp > 1;
   if (auto cause = over_cp ? cp_cause(wrong) : std::nullopt) return cause;
   if (auto cause = sink_cause(wrong)) return cause;
@@ -89,8 +117,6 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
 }
 
 namespace {
-
-using PartialSumOf = std::function<std::vector<double>(std::int64_t row, int tp)>;
 
 /// The reduction that should run over tp ran over the ranks of another axis.
 std::optional<Cause> wrong_group_cause(const WrongTap& wrong, const PartialSumOf& partial) {
@@ -153,6 +179,11 @@ std::optional<Cause> output_weights_cause(const WrongTap& wrong) {
                                                            member < 0 ? "" : fmt::format(" of tp {}", member), layer)};
     }
   }
+  for (int layer = 0; layer < layers; ++layer) {
+    const auto weights = [&](int m) { return WeightsFrom{wrong.layer, m, layer}; };
+    if (!is_like(wrong, layer) || !explained_by_weights(wrong, weights)) continue;
+    return Cause{"weights_of_another_layer", fmt::format("the output projection adds the bias of layer {}", layer)};
+  }
   for (int shift = 1; shift < tp; ++shift) {
     for (int member = -1; member < tp; ++member) {
       const auto weights = [&](int m) {
@@ -202,19 +233,21 @@ std::optional<Cause> mlp_output_cause(const WrongTap& wrong) {
                         .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                         .finish = [&](std::vector<double>& values) { model.finish(values); }};
   if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const std::int64_t late = model.plan().model.weight_block / 2;
-  for (int cut = 0; cut < tp && late > 0; ++cut) {
+  const auto fits = [&](const SupposedLoads& supposed) {
     const auto predicted = [&](const WrongRow& row) {
       std::vector<double> values(row.got.size(), 0.0);
       for (int m = 0; m < tp; ++m) {
-        const std::vector<double> part = model.mlp_partial_sum(wrong.layer, row.row, m, m == cut ? late : 0);
+        const std::vector<double> part = model.mlp_partial_sum(wrong.layer, row.row, m, supposed.on(m));
         for (std::size_t i = 0; i < values.size(); ++i) values[i] += part[i];
       }
       model.finish(values);
       return values;
     };
-    if (explains(wrong.rows, predicted, wrong.tolerance)) return cut_block_cause("tp", cut, late);
-  }
+    return explains(wrong.rows, predicted, wrong.tolerance);
+  };
+  const MlpWeights weights{.gate = Weight::mlp_gate, .up = Weight::mlp_up, .down = Weight::mlp_down};
+  if (auto cause = loaded_mlp_cause(wrong, weights, Axis::tp, fits)) return cause;
+  if (auto cause = rows_of_member_cause(wrong, partial)) return cause;
   if (tp > 1) return wrong_group_cause(wrong, partial);
   return std::nullopt;
 }
@@ -232,6 +265,7 @@ std::optional<Cause> attention_output_cause(const WrongTap& wrong) {
   if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
   if (auto cause = output_weights_cause(wrong)) return cause;
   if (auto cause = output_term_cause(wrong)) return cause;
+  if (auto cause = rows_of_member_cause(wrong, partial)) return cause;
   if (tp > 1) return wrong_group_cause(wrong, partial);
   return std::nullopt;
 }

@@ -174,6 +174,11 @@ Cause nan_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
                                        ranks_of(wrong.rows), hypotheses.axis())};
 }
 
+bool is_on_one_rank(const WrongTap& wrong) {
+  const int rank = wrong.rows.front().rank;
+  return std::ranges::all_of(wrong.rows, [&](const WrongRow& row) { return row.rank == rank; });
+}
+
 /// A rank of dcp that takes another's tokens for its own, or shares them out in runs of another length.
 std::optional<Cause> owner_cause(const WrongTap& wrong, const Hypotheses& hypotheses) {
   const Parallel& p = hypotheses.parallel();
@@ -196,14 +201,16 @@ std::optional<Cause> owner_cause(const WrongTap& wrong, const Hypotheses& hypoth
 
 }  // namespace
 
-std::optional<Cause> dcp_cause(const WrongTap& wrong) {
+std::optional<Cause> dcp_merge_cause(const WrongTap& wrong) {
+  if (!is_on_one_rank(wrong)) return std::nullopt;
   const Hypotheses hypotheses(wrong);
-  // What is kept wrongly is wrong for all ranks that share it out; what is merged wrongly, for one.
-  const int rank = wrong.rows.front().rank;
-  const bool on_one = std::ranges::all_of(wrong.rows, [&](const WrongRow& row) { return row.rank == rank; });
-  if (!on_one) return owner_cause(wrong, hypotheses);
   if (is_nan_of_no_key(wrong, hypotheses)) return nan_cause(wrong, hypotheses);
   return ring_cause(wrong, hypotheses);
+}
+
+std::optional<Cause> dcp_owner_cause(const WrongTap& wrong) {
+  if (is_on_one_rank(wrong)) return std::nullopt;
+  return owner_cause(wrong, Hypotheses(wrong));
 }
 
 std::optional<Cause> cp_cause(const WrongTap& wrong) {

@@ -29,6 +29,12 @@ double expert_flops(const Plan& plan, int layer) {
          static_cast<double>(plan.workload.tokens());
 }
 
+/// The ranks that a sum over tp gives the same sum, or others of its rows; of any other tap the rank alone.
+std::vector<int> beside(const Recompute& model, TapKind kind, int rank) {
+  const bool summed = kind == TapKind::embedding || kind == TapKind::attention_output || kind == TapKind::mlp_output;
+  return summed ? model.mesh().group(Axis::tp, rank) : std::vector{rank};
+}
+
 /// The wrong rows and, of the same ranks in the same microbatches, the right ones.
 std::vector<WrongRow> witnesses_of(const Recompute& model, const ExpectedTap& expected, std::span<const TapPart> parts,
                                    double tolerance, const std::vector<WrongRow>& wrong) {
@@ -39,7 +45,8 @@ std::vector<WrongRow> witnesses_of(const Recompute& model, const ExpectedTap& ex
     return std::pair{home.at.dp, home.microbatch};
   };
   for (const WrongRow& row : wrong) {
-    ranks.insert(row.rank);
+    const std::vector<int> group = beside(model, expected.id->kind, row.rank);
+    ranks.insert(group.begin(), group.end());
     places.insert(place(row));
   }
   std::vector<WrongRow> witnesses = wrong;
@@ -48,6 +55,22 @@ std::vector<WrongRow> witnesses_of(const Recompute& model, const ExpectedTap& ex
     if (places.contains(place(row))) witnesses.push_back(std::move(row));
   }
   return witnesses;
+}
+
+/// What there is of the tap is right, but not all is there: a rank hands in another's block in place of its own.
+Cause missing_cause(const DiagnosisInput& input, const ExpectedTap& expected) {
+  if (expected.id->kind == TapKind::attention_norm) return {"layer_missing", input.divergence.message};
+  const Mesh mesh(input.plan.parallel);
+  const TapRow& row = tap_row(expected.id->kind);
+  for (const TapPart& part : input.parts) {
+    const Layout layout = make_layout(input.plan.model, mesh, part.rank);
+    const Range own = part_of(layout, input.plan.model, row.cols, expected.id->layer, expected.cols);
+    const Range held = part.placement.col_part;
+    if (row.cols == Split::none || held == own || held.count != own.count) continue;
+    return {"wrong_slice", fmt::format("rank {} holds columns {} to {}, where {} to {} are its own: {}", part.rank,
+                                       held.begin, held.end() - 1, own.begin, own.end() - 1, input.divergence.message)};
+  }
+  return {"unknown", fmt::format("what there is of it is right: {}", input.divergence.message)};
 }
 
 std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
@@ -73,19 +96,20 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::attention_residual:
     case TapKind::moe_residual:
       return residual_cause(wrong);
+    case TapKind::router_scores:
     case TapKind::router_choice:
     case TapKind::router_weights:
       return router_cause(wrong);
     case TapKind::moe_output:
       return moe_output_cause(wrong);
     case TapKind::embedding_scaled:
-    case TapKind::attention_q_latent:
-    case TapKind::attention_kv_latent:
       return gather_cause(wrong);
+    case TapKind::attention_q_latent:
     case TapKind::attention_q_latent_norm:
+    case TapKind::attention_kv_latent:
     case TapKind::attention_kv_latent_norm:
-    case TapKind::router_scores:
     case TapKind::shared_gate:
+      return replicated_weight_cause(wrong);
     case TapKind::shared_output:
     case TapKind::moe_sum:
       break;
@@ -135,9 +159,7 @@ Cause diagnose(const DiagnosisInput& input) {
   const double relative = exact ? 0 : std::max(kFloatTolerance, input.divergence.bound);
   const std::vector<WrongRow> wrong = wrong_rows(expected, input.parts, relative);
   if (wrong.empty()) {
-    if (kind == TapKind::attention_norm && input.divergence.verdict == TapVerdict::missing) {
-      return {"layer_missing", input.divergence.message};
-    }
+    if (input.divergence.verdict == TapVerdict::missing) return missing_cause(input, expected);
     return {"replicas_differ", fmt::format("every value is close to what is expected: {}", input.divergence.message)};
   }
   Recompute model(input.plan, input.reference);

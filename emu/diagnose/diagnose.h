@@ -11,11 +11,12 @@
 //   reduced_twice        the sum times the group's size     counted_n_times  a replica or a term counted n times
 //   term_on_every_rank   a replicated term added n times    constant_offset  a constant, or a row, added to all
 //   wrong_slice          a rank holds another's slice       weights_of_another_layer
+//   weights_exchanged    two of one shape: k and v, gate and up, or norms of queries and keys
 //   heads_permuted, wrong_kv_head, vocabulary_shifted, positions, sequence_boundaries
 //   head_tying           the head's own tensor used where it is the embedding, or the other way
 //   cache_unwritten      a freed or unwritten slot read     block_table      another request's keys
 //   cache_length         too few or too many of its own keys  cache_slots  written a block beside their own
-//   blocks_permuted      of a scheme of one's own: columns in blocks
+//   blocks_permuted      of a scheme of one's own: columns in blocks, or blocks that other ranks should hold
 //   rows_permuted        rows hold other rows' values       microbatch_order rows of another microbatch
 //   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite
 //   expert_map           another expert's output            expert_missing, tokens_permuted

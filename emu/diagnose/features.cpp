@@ -48,6 +48,16 @@ std::optional<Cause> router_cause(const WrongTap& wrong) {
                  fmt::format("{} weigh experts by their scores with the bias that is for the choice alone",
                              ranks_of(wrong.rows))};
   }
+  const LayerList& layers = wrong.model.plan().model.layers;
+  for (int layer = 0; spec.selection_bias && layer < layers.size(); ++layer) {
+    if (!is_like(wrong, layer)) continue;
+    const LoadedWeight<double> bias =
+        wrong.model.whole(weight_spec(wrong.model.plan().model, Weight::router_selection_bias, layer));
+    if (with([&](ops::RouteOptions<double>& options) { options.selection_bias = bias.view().row(0); })) {
+      return Cause{"weights_of_another_layer",
+                   fmt::format("{} choose with the selection bias of layer {}", ranks_of(wrong.rows), layer)};
+    }
+  }
   return std::nullopt;
 }
 

@@ -123,14 +123,14 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
     };
     if (moe.explained_by_outputs(output)) return cause_of(fault, "etp", etp);
   }
-  const auto of_slices = [&](const auto& slice_on, int cut = -1, std::int64_t begun_late = 0) {
-    return [&, slice_on, cut, begun_late](std::size_t i, std::size_t s) {
+  const auto of_slices = [&](const auto& slice_on) {
+    return [&, slice_on](std::size_t i, std::size_t s) {
       Row sum(wrong.rows[i].got.size(), 0.0);
       for (int t = 0; t < etp; ++t) {
         const int slice = slice_on(t);
         const auto part =
             model.expert_partial_sum(wrong.layer, wrong.rows[i].row, {wrong.layer, moe.slots(i).experts[s]},
-                                     {.gate_up = slice, .down = slice, .late = t == cut ? begun_late : 0, .on = t});
+                                     {.gate_up = slice, .down = slice, .on = t});
         for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
       }
       model.finish(sum);
@@ -147,12 +147,6 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
         continue;
       }
       return Cause{"wrong_slice", fmt::format("etp {} computes slice {} of {} of the experts", member, other, etp)};
-    }
-  }
-  const std::int64_t late = model.plan().model.weight_block / 2;
-  for (int cut = 0; cut < etp && etp > 1 && late > 0; ++cut) {
-    if (moe.explained_by_outputs(of_slices([](int t) { return t; }, cut, late))) {
-      return cut_block_cause("etp", cut, late);
     }
   }
   for (int shift = 1; shift < etp; ++shift) {
@@ -174,6 +168,40 @@ std::optional<Cause> reduction_cause(const WrongTap& wrong, const MoeSlots& moe)
     }
   }
   return std::nullopt;
+}
+
+/// What the ranks of etp have of the experts.
+std::optional<Cause> loaded_experts_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  Recompute& model = wrong.model;
+  const auto fits = [&](const SupposedLoads& supposed) {
+    return moe.explained_by_outputs([&](std::size_t i, std::size_t s) {
+      Row sum(wrong.rows[i].got.size(), 0.0);
+      for (int t = 0; t < model.plan().parallel.etp; ++t) {
+        const Row part =
+            model.expert_partial_sum(wrong.layer, wrong.rows[i].row, moe.slots(i).experts[s], t, supposed.on(t));
+        for (std::size_t c = 0; c < sum.size(); ++c) sum[c] += part[c];
+      }
+      model.finish(sum);
+      return sum;
+    });
+  };
+  const ModelConfig& config = model.plan().model;
+  const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
+  for (int member = 0; member < model.plan().parallel.etp && model.plan().parallel.etp > 1; ++member) {
+    for (std::int64_t shift = 1; shift < experts; ++shift) {
+      const SliceEdit others = [&, shift](WeightSpec& spec, Range&, Range&) {
+        spec = weight_spec(config, spec.weight, spec.layer, static_cast<int>((spec.expert + shift) % experts));
+      };
+      if (!fits({member, others})) continue;
+      return Cause{"expert_map", fmt::format("etp {} has the weights of expert (e + {}) mod {} for those of expert e",
+                                             member, shift, experts)};
+    }
+  }
+  MlpWeights weights{.gate = Weight::expert_gate, .up = Weight::expert_up, .down = Weight::expert_down};
+  if (config.layers[wrong.layer].feed_forward.expert_bias) {
+    weights.biases = {Weight::expert_gate_bias, Weight::expert_up_bias, Weight::expert_down_bias};
+  }
+  return loaded_mlp_cause(wrong, weights, Axis::etp, fits);
 }
 
 /// Rows that one ep rank serves are no numbers, and no others: a buffer holds NaN until the call that fills it is
@@ -237,32 +265,11 @@ std::optional<Cause> replicas_summed_cause(const WrongTap& wrong, const MoeSlots
 std::optional<Cause> expert_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
   const ModelConfig& config = model.plan().model;
-  const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
   const auto missing = [&](std::size_t i, std::size_t) { return Row(wrong.rows[i].got.size(), 0.0); };
   if (moe.explained_by_outputs(missing)) {
     return Cause{"expert_missing", fmt::format("outputs of chosen experts are zero, on {}", ranks_of(wrong.rows))};
   }
-  for (std::int64_t shift = 1; shift < experts; ++shift) {
-    const auto output = [&](std::size_t i, std::size_t s) {
-      const std::int64_t expert = (moe.slots(i).experts[s] + shift) % experts;
-      return model.expert_output(wrong.layer, wrong.rows[i].row, {wrong.layer, expert});
-    };
-    if (!moe.explained_by_outputs(output)) continue;
-    return Cause{"expert_map", fmt::format("tokens of expert e got the output of expert (e + {}) mod {} on {}", shift,
-                                           experts, ranks_of(wrong.rows))};
-  }
-  if (const auto maps = expert_maps_of(config, model.plan().parallel, model.plan().workload.routing)) {
-    const ExpertMap& map = (*maps)[static_cast<std::size_t>(wrong.layer)];
-    const auto output = [&](std::size_t i, std::size_t s) {
-      return model.expert_output(wrong.layer, wrong.rows[i].row, {wrong.layer, map.logical(moe.slots(i).experts[s])});
-    };
-    if (moe.explained_by_outputs(output)) {
-      return Cause{"expert_map",
-                   fmt::format("tokens of expert e got the output of physical expert e on {}: the map from "
-                               "logical to physical experts is not applied",
-                               ranks_of(wrong.rows))};
-    }
-  }
+  if (auto cause = expert_map_cause(wrong, moe)) return cause;
   for (const auto& [name, degree] : degrees(model.plan().parallel)) {
     for (const double factor : {static_cast<double>(degree), 1.0 / degree}) {
       const auto output = [&](std::size_t i, std::size_t s) { return scaled(moe.slots(i).outputs[s], factor); };
@@ -338,7 +345,11 @@ std::optional<Cause> moe_output_cause(const WrongTap& wrong) {
   if (auto cause = reduction_cause(wrong, moe)) return cause;
   if (auto cause = replicas_summed_cause(wrong, moe)) return cause;
   if (auto cause = expert_cause(wrong, moe)) return cause;
-  return token_cause(wrong, moe);
+  if (auto cause = loaded_experts_cause(wrong, moe)) return cause;
+  if (auto cause = reduced_over_ep_cause(wrong, moe)) return cause;
+  if (auto cause = misplacement_cause(wrong, moe)) return cause;
+  if (auto cause = exchanged_experts_cause(wrong, moe)) return cause;
+  return other_tokens_cause(wrong, moe);
 }
 
 }  // namespace shardproof::diagnosis

@@ -104,6 +104,26 @@ std::optional<Cause> norm_slice_cause(const WrongTap& wrong, const Projection& p
   return std::nullopt;
 }
 
+/// Of biases, the part that another rank holds.
+std::optional<Cause> bias_slice_cause(const WrongTap& wrong, const Projection& projection) {
+  const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
+  if (projection.block == 0 || !spec.qkv_bias || spec.latent()) return std::nullopt;
+  const std::int64_t held = std::ssize(wrong.rows.front().got), cols = wrong.expected.cols;
+  for (std::int64_t shift = held; shift < cols; shift += held) {
+    const auto with_other = [&](const WrongRow& row) {
+      if ((row.col + shift) % cols + std::ssize(row.got) > cols) return std::vector<double>();
+      Origin from{row.row, wrong.layer, wrong.model.tokens().position(row.row)};
+      from.bias_shift = shift;
+      return projected(wrong, projection, row, from);
+    };
+    if (!explains(wrong.rows, with_other, wrong.tolerance)) continue;
+    const std::int64_t head = wrong.rows.front().col / projection.block;
+    return Cause{"wrong_slice", fmt::format("{} add the bias of head {} where head {} begins", ranks_of(wrong.rows),
+                                            (wrong.rows.front().col + shift) % cols / projection.block, head)};
+  }
+  return std::nullopt;
+}
+
 /// Of norms over all heads, the part of the weight that another rank holds.
 std::optional<Cause> norm_weight_cause(const WrongTap& wrong, const Projection& projection) {
   const AttentionSpec* const spec =
@@ -291,7 +311,101 @@ std::optional<Cause> head_tying_cause(const WrongTap& wrong) {
                            other.name, config.tie_word_embeddings ? "is tied" : "is not tied")};
 }
 
+std::optional<Cause> other_layer_cause(const WrongTap& wrong, const Projection& projection) {
+  struct From {
+    int weights;
+    int vectors;  ///< norms and biases
+    const char* text;
+  };
+  for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
+    if (!is_like(wrong, layer)) continue;
+    for (const From& from : {From{layer, layer, "weights"}, From{layer, wrong.layer, "weights"},
+                             From{wrong.layer, layer, "biases or norms"}}) {
+      const auto with_others = [&](const WrongRow& row) {
+        return projected(wrong, projection, row,
+                         {row.row, from.weights, wrong.model.tokens().position(row.row), from.vectors});
+      };
+      if (!explains(wrong.rows, with_others, wrong.tolerance)) continue;
+      return Cause{"weights_of_another_layer",
+                   fmt::format("{} projects with the {} of layer {}", ranks_of(wrong.rows), from.text, layer)};
+    }
+  }
+  return std::nullopt;
+}
+
+/// Weights of one shape that stand for each other: keys' and values', or the norms of queries and keys.
+std::optional<Cause> exchanged_cause(const WrongTap& wrong, const Projection& projection) {
+  using Exchanged = Origin::Exchanged;
+  const AttentionSpec& spec = wrong.model.plan().model.layers[wrong.layer].attention;
+  const bool queries = wrong.kind == TapKind::attention_q;
+  const auto fits = [&](Exchanged exchanged) {
+    const auto predicted = [&](const WrongRow& row) {
+      Origin from{row.row, wrong.layer, wrong.model.tokens().position(row.row)};
+      from.exchanged = exchanged;
+      return projected(wrong, projection, row, from);
+    };
+    return explains(wrong.rows, predicted, wrong.tolerance);
+  };
+  if (projection.block == 0 || spec.latent()) return std::nullopt;
+  if (spec.query_key_norm == QueryKeyNorm::head && wrong.kind != TapKind::attention_v && fits(Exchanged::norms)) {
+    return Cause{"weights_exchanged", fmt::format("{} norm queries with the weight of the keys' norm, or the reverse",
+                                                  ranks_of(wrong.rows))};
+  }
+  if (queries || spec.head_dim != spec.value_dim()) return std::nullopt;
+  for (const Exchanged exchanged : {Exchanged::weights, Exchanged::weights_and_biases}) {
+    if (!fits(exchanged)) continue;
+    return Cause{"weights_exchanged", fmt::format("{} project {} with the weight of {}", ranks_of(wrong.rows),
+                                                  wrong.kind == TapKind::attention_k ? "keys" : "values",
+                                                  wrong.kind == TapKind::attention_k ? "values" : "keys")};
+  }
+  return std::nullopt;
+}
+
+/// What a tap is made of by one weight that every rank holds whole.
+struct ReplicatedWeight {
+  TapKind input{};
+  Weight weight{};
+  bool norm = false;  ///< of the first elements, as many as it has; else a projection
+};
+
+ReplicatedWeight replicated_weight_of(TapKind kind) {
+  switch (kind) {
+    case TapKind::attention_q_latent:
+      return {.input = TapKind::attention_norm, .weight = Weight::attention_q_latent};
+    case TapKind::attention_q_latent_norm:
+      return {.input = TapKind::attention_q_latent, .weight = Weight::attention_q_latent_norm, .norm = true};
+    case TapKind::attention_kv_latent:
+      return {.input = TapKind::attention_norm, .weight = Weight::attention_kv_latent};
+    case TapKind::attention_kv_latent_norm:
+      return {.input = TapKind::attention_kv_latent, .weight = Weight::attention_kv_latent_norm, .norm = true};
+    default:
+      return {.input = TapKind::moe_norm, .weight = Weight::shared_gate};
+  }
+}
+
 }  // namespace
+
+std::optional<Cause> replicated_weight_cause(const WrongTap& wrong) {
+  if (auto cause = gather_cause(wrong)) return cause;
+  Recompute& model = wrong.model;
+  const ReplicatedWeight made = replicated_weight_of(wrong.kind);
+  const ExpectedTap& input = model.tap(wrong.layer, made.input);
+  for (int layer = 0; layer < model.plan().model.layers.size(); ++layer) {
+    if (!is_like(wrong, layer)) continue;
+    const WeightSpec other = weight_spec(model.plan().model, made.weight, layer);
+    for (const int biases : {layer, wrong.layer}) {
+      const auto predicted = [&](const WrongRow& row) {
+        const std::span<const double> x = model.row(input, row.row);
+        if (made.norm) return model.norm(x.first(static_cast<std::size_t>(other.cols)), other);
+        return model.project(x, other, {row.col, std::ssize(row.got)}, biases);
+      };
+      if (!explains(wrong.rows, predicted, wrong.tolerance)) continue;
+      return Cause{"weights_of_another_layer",
+                   fmt::format("{} makes it with the weight {} of layer {}", ranks_of(wrong.rows), other.name, layer)};
+    }
+  }
+  return std::nullopt;
+}
 
 std::optional<Cause> projection_cause(const WrongTap& wrong) {
   const Projection projection = projection_of(wrong);
@@ -313,18 +427,9 @@ std::optional<Cause> projection_cause(const WrongTap& wrong) {
     if (auto cause = head_tying_cause(wrong)) return cause;
   }
   if (wrong.layer >= 0) {
-    for (int layer = 0; layer < wrong.model.plan().model.layers.size(); ++layer) {
-      // With its norms and biases, or with those of the right layer.
-      for (const int vectors : {layer, wrong.layer}) {
-        const auto with_weights = [&](const WrongRow& row) {
-          return projected(wrong, projection, row, {row.row, layer, wrong.model.tokens().position(row.row), vectors});
-        };
-        if (is_like(wrong, layer) && explains(wrong.rows, with_weights, wrong.tolerance)) {
-          return Cause{"weights_of_another_layer",
-                       fmt::format("{} projects with the weights of layer {}", ranks_of(wrong.rows), layer)};
-        }
-      }
-    }
+    if (auto cause = other_layer_cause(wrong, projection)) return cause;
+    if (auto cause = exchanged_cause(wrong, projection)) return cause;
+    if (auto cause = bias_slice_cause(wrong, projection)) return cause;
   }
   if (auto cause = norm_slice_cause(wrong, projection)) return cause;
   if (auto cause = norm_weight_cause(wrong, projection)) return cause;

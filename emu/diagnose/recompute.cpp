@@ -115,12 +115,14 @@ Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weig
   return y;
 }
 
-Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer) {
+Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer,
+                                  std::int64_t bias_shift) {
   Row y(static_cast<std::size_t>(rows.count));
   ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
   const int from = bias_layer >= 0 ? bias_layer : weight.layer;
   if (const auto bias = bias_of(weight.weight); bias && has_weight(plan_.model, *bias, from)) {
-    const Row values = vector(weight_spec(plan_.model, *bias, from), rows);
+    const WeightSpec spec = weight_spec(plan_.model, *bias, from);
+    const Row values = vector(spec, {(rows.begin + bias_shift) % spec.cols, rows.count});
     for (std::size_t i = 0; i < y.size(); ++i) y[i] += values[i];
   }
   finish(y);
@@ -169,7 +171,7 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
       .window = attention.sliding_window > 0 ? attention.sliding_window + heads.wider : 0};
   Row sink;
   if (attention.sinks) {
-    sink = vector(weight_spec(plan_.model, Weight::attention_sinks, layer),
+    sink = vector(weight_spec(plan_.model, Weight::attention_sinks, heads.sinks_of >= 0 ? heads.sinks_of : layer),
                   {heads.sink >= 0 ? heads.sink : heads.query, 1});
     options.sinks = sink;
   }
@@ -246,7 +248,8 @@ Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_inde
                                               static_cast<std::size_t>(heads.count * dim))),
                       w, one_row(y));
   if (tp == 0 && has_weight(plan_.model, Weight::attention_output_bias, layer)) {
-    const Row bias = vector(weight_spec(plan_.model, Weight::attention_output_bias, layer), {0, std::ssize(y)});
+    const Row bias = vector(weight_spec(plan_.model, Weight::attention_output_bias, from.bias >= 0 ? from.bias : layer),
+                            {0, std::ssize(y)});
     for (std::size_t i = 0; i < y.size(); ++i) y[i] += bias[i];
   }
   return y;
@@ -254,23 +257,30 @@ Recompute::Row Recompute::attention_partial_sum(int layer, std::int64_t row_inde
 
 namespace {
 
-/// A slice that begins so many columns after its place, or before it where there are none.
-Range begun_late(Range slice, std::int64_t late, std::int64_t width) {
-  slice.begin += slice.end() + late <= width ? late : -late;
-  return slice;
+/// A weight's slice, or what is loaded in its place.
+struct Loaded {
+  WeightSpec spec;
+  Range rows;
+  Range cols;
+};
+Loaded loaded(WeightSpec spec, Range rows, Range cols, const SliceEdit& loads) {
+  if (loads) loads(spec, rows, cols);
+  return {std::move(spec), rows, cols};
 }
 
 }  // namespace
 
-Recompute::Row Recompute::mlp_partial_sum(int layer, std::int64_t row_index, int tp, std::int64_t late) {
+Recompute::Row Recompute::mlp_partial_sum(int layer, std::int64_t row_index, int tp, const SliceEdit& loads) {
   const Range part = layouts_by_tp_[static_cast<std::size_t>(tp)].layer(plan_.model, layer).mlp_size;
-  const std::int64_t hidden = plan_.model.hidden_size;
-  const WeightSpec down = weight_spec(plan_.model, Weight::mlp_down, layer);
+  const Range hidden{0, plan_.model.hidden_size};
+  const auto weight = [&](Weight which, Range rows, Range cols) {
+    const Loaded from = loaded(weight_spec(plan_.model, which, layer), rows, cols, loads);
+    return slice(from.spec, from.rows, from.cols);
+  };
   const std::span<const double> x = row(tap(layer, TapKind::moe_norm), row_index);
-  Row y(static_cast<std::size_t>(hidden));
-  ops::expert<double>(one_row(x), slice(weight_spec(plan_.model, Weight::mlp_gate, layer), part, {0, hidden}),
-                      slice(weight_spec(plan_.model, Weight::mlp_up, layer), part, {0, hidden}),
-                      slice(down, {0, hidden}, begun_late(part, late, down.cols)), format(), one_row(y));
+  Row y(static_cast<std::size_t>(hidden.count));
+  ops::expert<double>(one_row(x), weight(Weight::mlp_gate, part, hidden), weight(Weight::mlp_up, part, hidden),
+                      weight(Weight::mlp_down, hidden, part), format(), one_row(y));
   return y;
 }
 
@@ -283,36 +293,54 @@ Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) 
   return {values.begin(), values.end()};
 }
 
+void Recompute::run_expert(int layer, ops::MatrixView<const double> x, const ExpertFrom& from, const ExpertSlice& part,
+                           const SliceEdit& loads, ops::MatrixView<double> y) {
+  const ModelConfig& model = plan_.model;
+  const FeedForwardSpec& feed_forward = model.layers[layer].feed_forward;
+  const Range hidden{0, model.hidden_size};
+  const auto weight = [&](Weight which, Range rows, Range cols) {
+    const Loaded held = loaded(weight_spec(model, which, from.layer, static_cast<int>(from.expert)), rows, cols, loads);
+    return slice(held.spec, held.rows, held.cols);
+  };
+  const auto bias = [&](Weight which, Range cols) {
+    const LoadedWeight<double> values = weight(which, {0, 1}, cols);
+    return Row(values.view().row(0).begin(), values.view().row(0).end());
+  };
+  ops::ExpertOptions<double> options{.swiglu_limit = feed_forward.swiglu_limit};
+  Row gate_bias, up_bias, down_bias;
+  if (feed_forward.expert_bias) {
+    options.gate_bias = gate_bias = bias(Weight::expert_gate_bias, part.gate_up);
+    options.up_bias = up_bias = bias(Weight::expert_up_bias, part.gate_up);
+    if (part.adds_bias) options.down_bias = down_bias = bias(Weight::expert_down_bias, hidden);
+  }
+  ops::expert<double>(x, weight(Weight::expert_gate, part.gate_up, hidden),
+                      weight(Weight::expert_up, part.gate_up, hidden), weight(Weight::expert_down, hidden, part.down),
+                      format(), y, {}, options);
+}
+
 std::span<const double> Recompute::expert_partial_sum(int layer, std::int64_t row_index, const ExpertFrom& from,
                                                       const EtpSlices& slices) {
   const int on = slices.on >= 0 ? slices.on : slices.down;
-  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down, slices.late, on}];
+  ops::Matrix<double>& y = experts_[{layer, from.layer, from.expert, slices.gate_up, slices.down, on}];
   if (y.rows() == 0) {
-    const ModelConfig& model = plan_.model;
-    const std::int64_t intermediate_size = model.layers[layer].feed_forward.intermediate_size;
-    const Range part = partition(intermediate_size, plan_.parallel.etp, slices.gate_up);
-    const Range down =
-        begun_late(partition(intermediate_size, plan_.parallel.etp, slices.down), slices.late, intermediate_size);
-    const auto spec = [&](Weight weight) {
-      return weight_spec(model, weight, from.layer, static_cast<int>(from.expert));
-    };
+    const std::int64_t width = plan_.model.layers[layer].feed_forward.intermediate_size;
+    const ExpertSlice part{.gate_up = partition(width, plan_.parallel.etp, slices.gate_up),
+                           .down = partition(width, plan_.parallel.etp, slices.down),
+                           .adds_bias = on == 0};
     const ExpectedTap& x = tap(layer, TapKind::moe_norm);
     y = ops::Matrix<double>(x.rows, x.cols);
-    ops::ExpertOptions<double> options{.swiglu_limit = model.layers[layer].feed_forward.swiglu_limit};
-    Row gate_bias, up_bias, down_bias;
-    if (model.layers[layer].feed_forward.expert_bias) {
-      options.gate_bias = gate_bias = vector(spec(Weight::expert_gate_bias), part);
-      options.up_bias = up_bias = vector(spec(Weight::expert_up_bias), part);
-      if (on == 0) {
-        options.down_bias = down_bias = vector(spec(Weight::expert_down_bias), {0, model.hidden_size});
-      }
-    }
-    ops::expert<double>({x.values.data(), x.rows, x.cols},
-                        slice(spec(Weight::expert_gate), part, {0, model.hidden_size}),
-                        slice(spec(Weight::expert_up), part, {0, model.hidden_size}),
-                        slice(spec(Weight::expert_down), {0, model.hidden_size}, down), format(), y, {}, options);
+    run_expert(layer, {x.values.data(), x.rows, x.cols}, from, part, {}, y);
   }
   return std::as_const(y).row(row_index);
+}
+
+Recompute::Row Recompute::expert_partial_sum(int layer, std::int64_t row_index, std::int64_t expert, int etp,
+                                             const SliceEdit& loads) {
+  const Range part = partition(plan_.model.layers[layer].feed_forward.intermediate_size, plan_.parallel.etp, etp);
+  Row y(static_cast<std::size_t>(plan_.model.hidden_size));
+  run_expert(layer, one_row(row(tap(layer, TapKind::moe_norm), row_index)), {layer, expert},
+             {.gate_up = part, .down = part, .adds_bias = etp == 0}, loads, one_row(y));
+  return y;
 }
 
 Recompute::Row Recompute::expert_output(int layer, std::int64_t row_index, const ExpertFrom& from) {

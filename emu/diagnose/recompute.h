@@ -2,6 +2,7 @@
 // got. Everything is rounded as the program stores it.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -16,11 +17,15 @@
 
 namespace shardproof {
 
-/// Whose slice of a weight is used: that of a layer, or of a layer and a rank of tp.
+/// Whose slice of a weight is used: that of a layer, or of a layer and a rank of tp; and the layer of the bias.
 struct WeightsFrom {
   int layer = 0;
   int tp = 0;
+  int bias = -1;  ///< -1: that which computes
 };
+
+/// What a rank is supposed to load where it should load rows and columns of a weight.
+using SliceEdit = std::function<void(WeightSpec& spec, Range& rows, Range& cols)>;
 
 /// A routed expert with the weights that it has in a layer.
 struct ExpertFrom {
@@ -32,7 +37,6 @@ struct ExpertFrom {
 struct EtpSlices {
   int gate_up = 0;
   int down = 0;
-  std::int64_t late = 0;  ///< so many columns the down projection's slice begins after that
   int on = -1;  ///< the rank that computes: the first adds the down projection's bias; -1: that whose slice `down` is
 };
 
@@ -42,6 +46,7 @@ struct HeadPair {
   std::int64_t key_value = 0;
   std::int64_t sink = -1;  ///< the query head whose sink takes part; -1: its own
   std::int64_t wider = 0;  ///< keys that the layer's window has beside its own
+  int sinks_of = -1;       ///< the layer whose sinks take part; -1: its own
 };
 
 class Recompute {
@@ -88,7 +93,11 @@ class Recompute {
     /// whole width.
     enum class Squares : std::int8_t { of_all, of_slice, of_slice_over_all } squares = Squares::of_all;
     std::int64_t norm_shift = 0;  ///< the norm's weight begins so many columns further, round its end
+    std::int64_t bias_shift = 0;  ///< so does the bias
     bool other_pairs = false;     ///< elements 2i and 2i + 1 turn together where i and i + d/2 should, or the reverse
+    /// Keys are projected with the values' weight, perhaps with its bias too, and the reverse; or queries are normed
+    /// with the keys' weight, and the reverse.
+    enum class Exchanged : std::int8_t { nothing, weights, weights_and_biases, norms } exchanged = Exchanged::nothing;
     /// Queries or keys of these columns are projected with other rows of the weight, or another layer's; a norm over
     /// all heads is off everywhere.
     struct Elsewhere {
@@ -102,8 +111,9 @@ class Recompute {
   };
   /// Columns, whole heads, of attention.q, k or v of the layer.
   Row heads(TapKind kind, int layer, const Origin& from, Range cols);
-  /// stored(x W^T + b), the given rows of W.
-  Row project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer = -1);
+  /// stored(x W^T + b), the given rows of W; b perhaps another layer's, or so many rows further on, round its end.
+  Row project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer = -1,
+              std::int64_t bias_shift = 0);
   void rotate(Row& heads, int layer, const Origin& from) const;
   /// One head of attention for the query of a row, which attends to so many keys, the last of them as its own.
   Row attend(int layer, std::int64_t query, Range keys, const HeadPair& heads);
@@ -118,11 +128,13 @@ class Recompute {
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);
   Row embedding_partial_sum(std::int64_t row, int tp);
-  /// Of the MLP that serves every token; not rounded. `late`: as in EtpSlices.
-  Row mlp_partial_sum(int layer, std::int64_t row, int tp, std::int64_t late = 0);
+  /// Of the MLP that serves every token; not rounded.
+  Row mlp_partial_sum(int layer, std::int64_t row, int tp, const SliceEdit& loads = {});
   /// What an expert makes of the layer's normed row, of one slice over etp; not rounded.
   std::span<const double> expert_partial_sum(int layer, std::int64_t row, const ExpertFrom& from,
                                              const EtpSlices& slices);
+  /// The same with what that rank of etp loads; not kept for other rows.
+  Row expert_partial_sum(int layer, std::int64_t row, std::int64_t expert, int etp, const SliceEdit& loads);
   /// The stored sum over the slices.
   Row expert_output(int layer, std::int64_t row, const ExpertFrom& from);
   void finish(Row& values) const;
@@ -136,6 +148,14 @@ class Recompute {
   /// Columns of queries or keys, normed over all heads.
   void norm_over_heads(Row& y, TapKind kind, int layer, const Origin& from, Range cols);
   Row vector(const WeightSpec& spec, Range cols);
+  /// x through one slice of an expert, not rounded, into y; `spec` gives its weights.
+  struct ExpertSlice {
+    Range gate_up;
+    Range down;
+    bool adds_bias = false;  ///< of the down projection
+  };
+  void run_expert(int layer, ops::MatrixView<const double> x, const ExpertFrom& from, const ExpertSlice& slice,
+                  const SliceEdit& loads, ops::MatrixView<double> y);
 
   const Plan& plan_;
   Mesh mesh_;
@@ -144,7 +164,7 @@ class Recompute {
   mutable Row zeros_;
   std::vector<Layout> layouts_by_tp_;
   TokenMap tokens_;
-  std::map<std::tuple<int, int, std::int64_t, int, int, std::int64_t, int>, ops::Matrix<double>> experts_;
+  std::map<std::tuple<int, int, std::int64_t, int, int, int>, ops::Matrix<double>> experts_;
 };
 
 }  // namespace shardproof

@@ -22,7 +22,8 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
   if (spec.query_key_norm == QueryKeyNorm::full) {
     norm_over_heads(y, kind, layer, from, cols);
   } else if (spec.query_key_norm == QueryKeyNorm::head) {
-    const Weight norm_weight = kind == TapKind::attention_q ? Weight::attention_q_norm : Weight::attention_k_norm;
+    const bool of_queries = (kind == TapKind::attention_q) != (from.exchanged == Origin::Exchanged::norms);
+    const Weight norm_weight = of_queries ? Weight::attention_q_norm : Weight::attention_k_norm;
     const LoadedWeight<double> scale =
         whole(weight_spec(plan_.model, norm_weight, from.vectors >= 0 ? from.vectors : from.layer));
     const ops::MatrixView<double> by_head(y.data(), std::ssize(y) / spec.head_dim, spec.head_dim);
@@ -34,11 +35,18 @@ Recompute::Row Recompute::heads(TapKind kind, int layer, const Origin& from, Ran
 }
 
 Recompute::Row Recompute::product(TapKind kind, int layer, const Origin& from, Range cols, bool elsewhere) {
-  const Weight weight = kind == TapKind::attention_q   ? Weight::attention_q
-                        : kind == TapKind::attention_k ? Weight::attention_k
-                                                       : Weight::attention_v;
+  using Exchanged = Origin::Exchanged;
+  const bool exchanged = from.exchanged == Exchanged::weights || from.exchanged == Exchanged::weights_and_biases;
+  const Weight weight = kind == TapKind::attention_q                  ? Weight::attention_q
+                        : (kind == TapKind::attention_k) != exchanged ? Weight::attention_k
+                                                                      : Weight::attention_v;
   const std::span<const double> x = row(tap(layer, TapKind::attention_norm), from.row);
-  Row y = project(x, weight_spec(plan_.model, weight, from.layer), cols, from.vectors);
+  WeightSpec spec = weight_spec(plan_.model, weight, from.layer);
+  // Its bias is that of what it is taken for.
+  if (from.exchanged == Exchanged::weights) {
+    spec.weight = kind == TapKind::attention_k ? Weight::attention_k : Weight::attention_v;
+  }
+  Row y = project(x, spec, cols, from.vectors, from.bias_shift);
   const Origin::Elsewhere& other = from.elsewhere;
   const Range both{
       std::max(cols.begin, other.cols.begin),

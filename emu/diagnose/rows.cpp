@@ -63,12 +63,6 @@ Cause cause_of(const PartialSumFault& fault, std::string_view axis, int members)
   return {"unknown", ""};
 }
 
-Cause cut_block_cause(std::string_view axis, int member, std::int64_t late) {
-  return {"wrong_slice", fmt::format("{} {} multiplies with a slice of the down projection that is cut across its "
-                                     "blocks: it begins {} columns into one",
-                                     axis, member, late)};
-}
-
 std::optional<Cause> embedding_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const int tp = model.plan().parallel.tp;
@@ -92,6 +86,39 @@ std::optional<Cause> embedding_cause(const WrongTap& wrong) {
       return Cause{"vocabulary_shifted", fmt::format("token id t has the embedding of id t {} 1 on {}",
                                                      shift > 0 ? "+" : "-", ranks_of(wrong.rows))};
     }
+  }
+  return rows_of_member_cause(wrong, [&](std::int64_t row, int m) { return model.embedding_partial_sum(row, m); });
+}
+
+std::optional<Cause> rows_of_member_cause(const WrongTap& wrong, const PartialSumOf& partial) {
+  Recompute& model = wrong.model;
+  const int tp = model.plan().parallel.tp;
+  // What the row's rank adds up when the member's rows lie otherwise: of itself the others' rows do.
+  const auto sum = [&](const WrongRow& row, int member, std::int64_t other) {
+    std::vector<double> values(row.got.size(), 0.0);
+    for (int m = 0; m < tp; ++m) {
+      const bool elsewhere = (m == member) != (wrong.at(row).tp == member);
+      const std::vector<double> part = partial(elsewhere ? other : row.row, m);
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] += part[i];
+    }
+    model.finish(values);
+    return values;
+  };
+  for (int member = 0; member < tp && tp > 1; ++member) {
+    std::vector<std::int64_t> sources;
+    for (const WrongRow& row : wrong.rows) {
+      const TokenRows near = model.rows_beside(row.row);
+      std::int64_t place = 0;
+      while (place < near.count() && !close(sum(row, member, near[place]), row.got, wrong.tolerance)) ++place;
+      if (place == near.count()) break;
+      sources.push_back(near[place]);
+    }
+    if (sources.size() < wrong.rows.size()) continue;
+    return Cause{
+        "rows_permuted",
+        fmt::format("tp {} has the rows in another order than its group, and {} hold sums over different rows: "
+                    "row {} of it and row {}",
+                    member, ranks_of(wrong.rows), wrong.rows.front().row, sources.front())};
   }
   return std::nullopt;
 }
@@ -142,6 +169,24 @@ std::optional<Cause> layer_order_cause(const WrongTap& wrong) {
   return std::nullopt;
 }
 
+/// A layer norm with its own weight and another layer's bias.
+std::optional<Cause> norm_bias_cause(const WrongTap& wrong) {
+  Recompute& model = wrong.model;
+  const ModelConfig& config = model.plan().model;
+  if (!config.layer_norm || wrong.layer < 0) return std::nullopt;
+  const ExpectedTap& input = model.norm_input(wrong.layer, wrong.kind);
+  for (int layer = 0; layer < config.layers.size(); ++layer) {
+    const WeightSpec biased = norm_weight(config, wrong.kind, layer);
+    const auto with_bias = [&](const WrongRow& row) {
+      return model.norm(model.row(input, row.row), norm_weight(config, wrong.kind, wrong.layer), &biased);
+    };
+    if (layer == wrong.layer || !explains(wrong.rows, with_bias, wrong.tolerance)) continue;
+    return Cause{"weights_of_another_layer", fmt::format("{} uses the bias of layer {}'s {}", ranks_of(wrong.rows),
+                                                         layer, tap_row(wrong.kind).name)};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::optional<Cause> norm_cause(const WrongTap& wrong) {
@@ -166,6 +211,7 @@ std::optional<Cause> norm_cause(const WrongTap& wrong) {
       }
     }
   }
+  if (auto cause = norm_bias_cause(wrong)) return cause;
   if (const auto sources = row_sources(wrong.rows, wrong.expected, wrong.tolerance)) {
     return row_order_cause(wrong, *sources);
   }
@@ -177,7 +223,8 @@ std::optional<Cause> residual_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const bool moe = wrong.kind == TapKind::moe_residual;
   const ExpectedTap& stream = model.norm_input(wrong.layer, moe ? TapKind::moe_norm : TapKind::attention_norm);
-  const ExpectedTap& branch = model.tap(wrong.layer, moe ? TapKind::moe_output : TapKind::attention_output);
+  const ExpectedTap& branch = model.tap(
+      wrong.layer, moe ? feed_forward_addend(model.plan().model.layers[wrong.layer]) : TapKind::attention_output);
   std::vector<double> factors{0, 1, 2};
   for (const auto& [name, degree] : degrees(model.plan().parallel)) factors.push_back(degree);
   for (const double a : factors) {
@@ -214,7 +261,8 @@ std::optional<Cause> row_order_cause(const WrongTap& wrong, const std::vector<st
 }
 
 std::optional<Cause> gather_cause(const WrongTap& wrong) {
-  if (!all_zero(wrong.rows)) return std::nullopt;
+  // Where every rank of tp routes all tokens, none holds the others' rows.
+  if (wrong.model.plan().parallel.routes_alike() || !all_zero(wrong.rows)) return std::nullopt;
   const bool others = std::ranges::none_of(
       wrong.rows, [&](const WrongRow& row) { return wrong.model.tokens().home(row.row).at.tp == wrong.at(row).tp; });
   if (!others) return std::nullopt;

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "emu/diagnose/internal/moe_slots.h"
+#include "emu/plan/deployment.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -18,31 +19,32 @@ constexpr double kSearchedValues = 3e8;
 struct Sent {
   std::int64_t row = 0;
   std::int64_t expert = 0;
+  std::int64_t physical = 0;  ///< that serves it (expert_map.h)
 };
 
-/// What a rank sends in one microbatch, as it lies in memory: by owner, expert, token.
+/// What a rank sends in one microbatch, as it lies in memory: by owner, physical expert, token.
 struct Shipment {
   std::vector<Sent> sent;
   std::vector<std::size_t> chunks;                                        ///< rows for each owner
   std::map<std::pair<std::int64_t, std::int64_t>, std::size_t> position;  ///< of (token, expert)
 };
 
-Shipment shipment_of(const WrongTap& wrong, const TokenRows& own) {
-  const ModelConfig& config = wrong.model.plan().model;
+Shipment shipment_of(const WrongTap& wrong, const Deployment& deployment, const TokenRows& own) {
+  const Plan& plan = wrong.model.plan();
   const ExpectedTap& ids = wrong.model.tap(wrong.layer, TapKind::router_choice);
-  const std::int64_t experts = config.layers[wrong.layer].feed_forward.num_experts;
   Shipment result;
   for (std::int64_t place = 0; place < own.count(); ++place) {
     const std::int64_t row = own[place];
     for (std::int64_t s = 0; s < ids.cols; ++s) {
-      result.sent.push_back({row, static_cast<std::int64_t>(ids.at(row, s))});
+      const auto expert = static_cast<std::int64_t>(ids.at(row, s));
+      result.sent.push_back({row, expert, physical_expert(plan.model, deployment, wrong.layer, row, expert)});
     }
   }
-  std::ranges::stable_sort(result.sent, {}, &Sent::expert);
-  result.chunks.resize(static_cast<std::size_t>(wrong.model.plan().parallel.ep), 0);
+  std::ranges::stable_sort(result.sent, {}, &Sent::physical);
+  result.chunks.resize(static_cast<std::size_t>(plan.parallel.ep), 0);
   for (std::size_t i = 0; i < result.sent.size(); ++i) {
     const Sent& sent = result.sent[i];
-    ++result.chunks[static_cast<std::size_t>(shard_of(experts, wrong.model.plan().parallel.ep, sent.expert))];
+    ++result.chunks[static_cast<std::size_t>(serving_ep(plan.model, deployment, wrong.layer, sent.row, sent.expert))];
     result.position[{sent.row, sent.expert}] = i;
   }
   return result;
@@ -104,32 +106,6 @@ constexpr Misplacement kMisplacements[] = {
     {"with the owners' chunks one rank on", chunks_rotated},
 };
 
-/// All rows of a rank misplaced alike, on the way to the experts or back.
-std::optional<Cause> misplacement_cause(const WrongTap& wrong, const MoeSlots& moe) {
-  Recompute& model = wrong.model;
-  std::vector<Shipment> shipments;
-  for (const WrongRow& row : wrong.rows) {
-    const RowHome home = model.tokens().home(row.row);
-    shipments.push_back(shipment_of(wrong, model.tokens().own(home.at, home.microbatch)));
-  }
-  for (const Misplacement& misplaced : kMisplacements) {
-    std::vector<std::vector<std::size_t>> sources;
-    for (const Shipment& shipment : shipments) sources.push_back(misplaced.sources(shipment));
-    for (const bool back : {false, true}) {
-      const auto output = [&](std::size_t i, std::size_t s) {
-        const std::int64_t expert = moe.slots(i).experts[s];
-        const Shipment& shipment = shipments[i];
-        const Sent& source = shipment.sent[sources[i][shipment.position.at({wrong.rows[i].row, expert})]];
-        return model.expert_output(wrong.layer, source.row, {wrong.layer, back ? source.expert : expert});
-      };
-      if (!moe.explained_by_outputs(output)) continue;
-      return Cause{"tokens_permuted", fmt::format("rows {} the experts lie {}, on {}", back ? "back from" : "sent to",
-                                                  misplaced.text, ranks_of(wrong.rows))};
-    }
-  }
-  return std::nullopt;
-}
-
 /// One or two of a row's slots hold outputs for any other token.
 std::optional<Cause> any_tokens_cause(const WrongTap& wrong, const MoeSlots& moe) {
   Recompute& model = wrong.model;
@@ -190,8 +166,34 @@ std::optional<Cause> any_tokens_cause(const WrongTap& wrong, const MoeSlots& moe
 
 }  // namespace
 
-std::optional<Cause> token_cause(const WrongTap& wrong, const MoeSlots& moe) {
-  if (auto cause = misplacement_cause(wrong, moe)) return cause;
+std::optional<Cause> misplacement_cause(const WrongTap& wrong, const MoeSlots& moe) {
+  Recompute& model = wrong.model;
+  const Plan& plan = model.plan();
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  std::vector<Shipment> shipments;
+  for (const WrongRow& row : wrong.rows) {
+    const RowHome home = model.tokens().home(row.row);
+    shipments.push_back(shipment_of(wrong, deployment, model.tokens().own(home.at, home.microbatch)));
+  }
+  for (const Misplacement& misplaced : kMisplacements) {
+    std::vector<std::vector<std::size_t>> sources;
+    for (const Shipment& shipment : shipments) sources.push_back(misplaced.sources(shipment));
+    for (const bool back : {false, true}) {
+      const auto output = [&](std::size_t i, std::size_t s) {
+        const std::int64_t expert = moe.slots(i).experts[s];
+        const Shipment& shipment = shipments[i];
+        const Sent& source = shipment.sent[sources[i][shipment.position.at({wrong.rows[i].row, expert})]];
+        return model.expert_output(wrong.layer, source.row, {wrong.layer, back ? source.expert : expert});
+      };
+      if (!moe.explained_by_outputs(output)) continue;
+      return Cause{"tokens_permuted", fmt::format("rows {} the experts lie {}, on {}", back ? "back from" : "sent to",
+                                                  misplaced.text, ranks_of(wrong.rows))};
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<Cause> other_tokens_cause(const WrongTap& wrong, const MoeSlots& moe) {
   const ModelConfig& config = wrong.model.plan().model;
   const double outputs = static_cast<double>(wrong.rows.size()) * static_cast<double>(wrong.expected.rows) *
                          static_cast<double>(2 * config.layers[wrong.layer].feed_forward.top_k);

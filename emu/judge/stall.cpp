@@ -16,11 +16,21 @@ bool same_place(const CallInfo& a, const CallInfo& b) {
          std::string_view(a.where.file_name()) == b.where.file_name();
 }
 
+/// A message that is not what is awaited: of another microbatch, where the program says which.
+Cause message_cause(const CollectiveMismatch& error, const std::string& text) {
+  const std::int32_t first = error.first().tag.microbatch, second = error.second().tag.microbatch;
+  if (first < 0 || second < 0 || first == second) return {"call_arguments", text};
+  return {"call_sequence",
+          fmt::format("the call of rank {} is for microbatch {}, that of rank {} for microbatch {}: one "
+                      "before them is left out, or they run in another order; {}",
+                      to_int(error.first().rank), first, to_int(error.second().rank), second, text)};
+}
+
 Cause mismatch_cause(const CollectiveMismatch& error) {
   const std::string text =
       fmt::format("{} and {}: {}", error.first().to_string(), error.second().to_string(), error.problem());
   if (error.kind() == MismatchKind::edge) return {"split_sizes", text};
-  if (error.kind() == MismatchKind::message) return {"call_arguments", text};
+  if (error.kind() == MismatchKind::message) return message_cause(error, text);
   if (error.kind() == MismatchKind::operation || !same_place(error.first(), error.second())) {
     return {"call_sequence", text};
   }

@@ -6,18 +6,28 @@
 
 namespace shardproof {
 
+namespace {
+
+/// Of the rank that routes the row in the first stage: every stage has the same grid of ranks.
+const Layout& routing_layout(const Deployment& deployment, std::int64_t row) {
+  const Mesh mesh(deployment.layouts.front().parallel);
+  return deployment.layouts[static_cast<std::size_t>(mesh.rank_at(deployment.tokens.home(row).at))];
+}
+
+}  // namespace
+
+std::int64_t physical_expert(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,
+                             std::int64_t expert) {
+  const Layout& layout = routing_layout(deployment, row);
+  if (layout.expert_maps == nullptr) return expert;
+  const ExpertMap& map = (*layout.expert_maps)[static_cast<std::size_t>(layer)];
+  return map.choose(expert, row, layout.layer(model, layer).experts, layout.parallel.experts.replica);
+}
+
 int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,
                std::int64_t expert) {
-  // Every stage has the same grid of ranks; the first one's tells.
-  const Mesh mesh(deployment.layouts.front().parallel);
-  const int router = mesh.rank_at(deployment.tokens.home(row).at);
-  const Layout& layout = deployment.layouts[static_cast<std::size_t>(router)];
-  const LayerLayout& held = layout.layer(model, layer);
-  if (layout.expert_maps != nullptr) {
-    const ExpertMap& map = (*layout.expert_maps)[static_cast<std::size_t>(layer)];
-    expert = map.choose(expert, row, held.experts, layout.parallel.experts.replica);
-  }
-  return held.expert_owner[static_cast<std::size_t>(expert)];
+  const std::int64_t physical = physical_expert(model, deployment, layer, row, expert);
+  return routing_layout(deployment, row).layer(model, layer).expert_owner[static_cast<std::size_t>(physical)];
 }
 
 Deployment deploy(const ModelConfig& model, const Parallel& parallel, TokenMap tokens, const Workload& workload) {

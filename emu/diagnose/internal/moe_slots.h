@@ -121,7 +121,18 @@ std::vector<WrongRow> routed_beside(const WrongTap& wrong);
 Coordinates summed_at(const WrongTap& wrong, const WrongRow& row);
 /// The sum over ep, of what the experts of each rank make of a token.
 std::optional<Cause> sum_over_ep_cause(const WrongTap& wrong);
-/// A slot's output is that of another token, or of another slot.
-std::optional<Cause> token_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// Of a sum over etp: it ran over ep, whose ranks have other rows.
+std::optional<Cause> reduced_over_ep_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// Tokens are served by other experts than those that they chose.
+std::optional<Cause> expert_map_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// Of a sum over ep: one rank takes another rank's experts for its own, and serves their tokens beside those of its own
+/// that are still sent to it.
+std::optional<Cause> believed_owner_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// One expert has another's place, or two have each other's.
+std::optional<Cause> exchanged_experts_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// All rows of a rank are misplaced alike, on the way to the experts or back.
+std::optional<Cause> misplacement_cause(const WrongTap& wrong, const MoeSlots& moe);
+/// A slot's output is that of any other token, or of another slot.
+std::optional<Cause> other_tokens_cause(const WrongTap& wrong, const MoeSlots& moe);
 
 }  // namespace shardproof::diagnosis
