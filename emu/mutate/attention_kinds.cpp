@@ -9,6 +9,31 @@ namespace {
 
 using Instances = std::vector<Mutation>;
 
+/// Without a member's partial sum, in every microbatch that shows it, every rank of the tp group has what it would have
+/// had nothing been summed: its own. An embedding's rows are in the slice of one rank.
+bool looks_unreduced(const Sites& sites, int rank, int member, bool embedding) {
+  Coordinates at = sites.mesh.coordinates(rank);
+  const Parallel& p = sites.plan.parallel;
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    bool shows = false, differs = false;
+    for (at.tp = 0; at.tp < p.tp; ++at.tp) {
+      const TokenRows rows = sites.tokens.stream(at, m);
+      shows = shows || (!embedding && rows.count() > 0);
+      differs = differs || (!embedding && rows.count() > 0 && (p.tp > 2 || at.tp == member));
+      for (const std::int32_t id : embedding ? sites.batch.tokens(rows) : std::vector<std::int32_t>()) {
+        const auto is_held = [&](int tp) {
+          const Range held = vocabulary_of(sites.plan.model, p, tp);
+          return id >= held.begin && id < held.end();
+        };
+        shows = shows || is_held(member);
+        differs = differs || is_held(member) == is_held(at.tp);
+      }
+    }
+    if (shows && differs) return false;
+  }
+  return true;
+}
+
 /// A sum over tp after an op: one instance for each place, its member alternating between first and last.
 template <Op op, SumFault fault>
 Instances reduction(const MutablePlan& plan, std::size_t limit) {
@@ -37,6 +62,9 @@ Instances reduction(const MutablePlan& plan, std::size_t limit) {
                       .tap = tap_name(layer, kTap),
                       .causes = causes_of(fault),
                       .make = faulty_reduction(plan, {op, layer, group}, fault, member)});
+    if (fault == SumFault::missing && looks_unreduced(sites, anchor, member, kEmbedding)) {
+      result.back().causes.emplace_back("reduction_dropped");
+    }
     // Of two ranks one may hold every token's row: then its partial sum is the sum.
     if (kEmbedding && fault == SumFault::repeated && plan.parallel.tp == 2) {
       result.back().causes.emplace_back("partial_sum_doubled");

@@ -104,8 +104,15 @@ std::optional<std::size_t> other_table(std::span<const Chunk> chunks, std::size_
 }
 
 Instances table_of_another(const MutablePlan& plan, std::size_t limit) {
-  const auto wanted = [](std::span<const Chunk> chunks, std::size_t index) {
-    return other_table(chunks, index).has_value();
+  const Sites sites(plan);
+  const auto wanted = [&](std::span<const Chunk> chunks, std::size_t index) {
+    const std::optional<std::size_t> other = other_table(chunks, index);
+    if (!other) return false;
+    // Sequences that begin alike have the same keys.
+    const auto first = [&](const Chunk& chunk) {
+      return sites.batch.tokens().begin() + sites.tokens.first_row_of(chunk.sequence);
+    };
+    return !std::equal(first(chunks[index]), first(chunks[index]) + chunks[index].end(), first(chunks[*other]));
   };
   return wrong_passes(plan, limit, wanted, {"block_table"}, [](CachedPass& pass, std::size_t index) {
     std::vector<Chunk> chunks;

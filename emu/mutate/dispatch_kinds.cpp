@@ -10,6 +10,26 @@ namespace {
 
 using Instances = std::vector<Mutation>;
 
+/// Of what the ranks of an ep group route: the owners, and whether a rank has a choice that is not its own experts'.
+struct Summands {
+  std::set<int> owners;
+  bool from_others = false;
+};
+Summands summands_of(const Sites& sites, int layer, const std::vector<int>& group) {
+  Summands result;
+  for (const int rank : group) {
+    for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+      const std::vector<std::int64_t> counts = sites.sends(layer, m, rank);
+      for (int owner = 0; owner < std::ssize(counts); ++owner) {
+        if (counts[static_cast<std::size_t>(owner)] == 0) continue;
+        result.owners.insert(owner);
+        result.from_others = result.from_others || owner != sites.mesh.coordinates(rank).ep;
+      }
+    }
+  }
+  return result;
+}
+
 /// Of the sum over ep of what each rank's experts make.
 template <SumFault fault>
 Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
@@ -18,26 +38,49 @@ Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
     const std::vector<int> group = sites.group(Axis::ep, place.rank);
+    const Summands summands = summands_of(sites, place.layer, group);
+    if (summands.owners.empty() || (fault == SumFault::dropped && !summands.from_others)) continue;
+    const int own = sites.mesh.coordinates(place.rank).ep;
+    const int member = summands.owners.contains(own) ? own : *summands.owners.begin();
     const Site site{.op = Op::moe_reduce, .layer = place.layer, .ranks = group};
     result.push_back({.layer = place.layer,
                       .ranks = group,
                       .group = "ep",
                       .tap = moe_output_tap(place.layer),
                       .causes = causes_of(fault),
-                      .make = faulty_reduction(plan, site, fault, sites.mesh.coordinates(place.rank).ep)});
+                      .make = faulty_reduction(plan, site, fault, member)});
     // The others' choices may be all that there are: without them a token has its own rank's part, or nothing.
     if (fault == SumFault::missing)
       result.back().causes.insert(result.back().causes.end(), {"expert_missing", "reduction_dropped"});
     if (fault == SumFault::doubled) result.back().causes.emplace_back("counted_n_times");
+    // Of two ranks one may have all that is summed: twice its partial sum is twice the sum.
+    if (fault == SumFault::repeated && plan.parallel.ep == 2 && summands.owners.size() == 1) {
+      result.back().causes.emplace_back("partial_sum_doubled");
+    }
   }
   return result;
 }
 
-/// Two ranks of its ep group or more have rows in one microbatch: else there is but one order.
-bool hears_of_two(const Sites& sites, int rank) {
+/// With the senders' rows in reverse, the rank's experts get another row for one that they serve.
+bool serves_moved_rows(const Sites& sites, int layer, int rank) {
+  const Plan& plan = sites.plan;
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
   for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-    const auto has_rows = [&](int sender) { return sites.tokens.own(sites.mesh.coordinates(sender), m).count() > 0; };
-    if (std::ranges::count_if(sites.group(Axis::ep, rank), has_rows) > 1) return true;
+    std::vector<std::int64_t> gathered, reversed;
+    for (const int sender : sites.group(Axis::ep, rank)) {
+      const TokenRows own = sites.tokens.own(sites.mesh.coordinates(sender), m);
+      std::vector<std::int64_t> rows;
+      for (std::int64_t i = 0; i < own.count(); ++i) rows.push_back(own[i]);
+      gathered.insert(gathered.end(), rows.begin(), rows.end());
+      reversed.insert(reversed.begin(), rows.begin(), rows.end());
+    }
+    for (std::size_t i = 0; i < gathered.size(); ++i) {
+      const auto is_mine = [&](std::int32_t expert) {
+        return serving_ep(plan.model, deployment, layer, gathered[i], expert) == sites.mesh.coordinates(rank).ep;
+      };
+      const auto choices = sites.plan.choices[static_cast<std::size_t>(layer)].row(gathered[i]);
+      if (gathered[i] != reversed[i] && std::ranges::any_of(choices, is_mine)) return true;
+    }
   }
   return false;
 }
@@ -48,7 +91,7 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
   if (plan.parallel.dispatch != DispatchComm::all_gather || plan.parallel.ep < 2) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
-    if (!hears_of_two(sites, place.rank)) continue;
+    if (!serves_moved_rows(sites, place.layer, place.rank)) continue;
     const Site site{.op = Op::dispatch_rows, .layer = place.layer, .ranks = {place.rank}};
     result.push_back({.layer = place.layer,
                       .ranks = site.ranks,
@@ -56,6 +99,8 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
                       .tap = moe_output_tap(place.layer),
                       .causes = {"tokens_permuted"},
                       .make = faulty_gather(site, GatherFault::reversed)});
+    // A token's one output, as it is: another token's is that one's row.
+    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }

@@ -90,8 +90,8 @@ Instances other_router(const MutablePlan& plan, std::size_t limit, TapKind tap, 
                       .tap = tap_name(layer, tap),
                       .causes = {cause},
                       .make = script([=](Script& made) {
-                        made.router = [=](const Rank&, const FaultSite& site, ops::RouteOptions<double>& options) {
-                          if (site.layer == layer) edit(options);
+                        made.router = [=](const Rank&, const FaultSite& site, RouterRule& rule) {
+                          if (site.layer == layer) edit(rule);
                         };
                       })});
   }
@@ -102,7 +102,7 @@ Instances bias_in_weights(const MutablePlan& plan, std::size_t limit) {
   return other_router(
       plan, limit, TapKind::router_weights, "selection_bias_in_weights",
       [](const FeedForwardSpec& spec) { return spec.selection_bias && (spec.top_k > 1 || !spec.norm_topk_prob); },
-      [](ops::RouteOptions<double>& options) { options.weighs_bias = true; });
+      [](RouterRule& rule) { rule.weighs_bias = true; });
 }
 
 bool has_biased_groups(const FeedForwardSpec& spec) {
@@ -111,7 +111,7 @@ bool has_biased_groups(const FeedForwardSpec& spec) {
 
 Instances masked_groups_zero(const MutablePlan& plan, std::size_t limit) {
   return other_router(plan, limit, TapKind::router_choice, "masked_groups_zero", has_biased_groups,
-                      [](ops::RouteOptions<double>& options) { options.closed_score = 0; });
+                      [](RouterRule& rule) { rule.closed_score = 0; });
 }
 
 /// Like a layer with experts under sequence parallelism, a dense one works on the rank's own rows, with the rank's

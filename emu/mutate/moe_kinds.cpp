@@ -1,6 +1,7 @@
 // Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
@@ -11,13 +12,6 @@ namespace {
 
 using Instances = std::vector<Mutation>;
 using Causes = std::vector<std::string>;
-
-/// With all experts chosen, another expert's output is another slot's: one error, two names.
-Causes or_weights(const Plan& plan, std::string cause) {
-  if (plan.model.experts().top_k > 1 && plan.model.experts().top_k == plan.model.experts().num_experts)
-    return {std::move(cause), "router_weights_permuted"};
-  return {std::move(cause)};
-}
 
 /// What is done to the rows that a rank gives to a call, and to those that it gets.
 struct RowEdits {
@@ -81,16 +75,34 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
     };
     result.push_back(
         edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = rotate}));
+    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }
 
-/// Some layer's router weights are one, whatever its logits.
-bool weighs_by_one(const Plan& plan) {
-  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
-    const FeedForwardSpec& spec = layer.feed_forward;
-    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
-  });
+/// With the owners' chunks in reverse, every output comes back to its own token in each microbatch, for another choice.
+bool comes_back_to_its_token(const Sites& sites, int layer, int rank) {
+  const Plan& plan = sites.plan;
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    const TokenRows own = sites.tokens.own(sites.mesh.coordinates(rank), m);
+    std::vector<std::pair<std::int64_t, std::int64_t>> sent;  // physical expert and row
+    for (std::int64_t i = 0; i < own.count(); ++i) {
+      for (const std::int32_t expert : sites.plan.choices[static_cast<std::size_t>(layer)].row(own[i])) {
+        sent.emplace_back(physical_expert(plan.model, deployment, layer, own[i], expert), own[i]);
+      }
+    }
+    std::ranges::sort(sent);
+    std::vector<std::int64_t> back;  // rows
+    auto begin = sent.begin();
+    for (const std::int64_t count : sites.sends(layer, m, rank)) {
+      std::vector<std::int64_t> chunk;
+      for (std::int64_t i = 0; i < count; ++i) chunk.push_back((begin++)->second);
+      back.insert(back.begin(), chunk.begin(), chunk.end());
+    }
+    if (!std::ranges::equal(back, sent, {}, {}, [](const auto& slot) { return slot.second; })) return false;
+  }
+  return true;
 }
 
 Instances return_order(const MutablePlan& plan, std::size_t limit) {
@@ -105,7 +117,11 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
         edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.out = reverse}));
     // A token's one output, as it is: another token's is that one's row.
     if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
-    for (const std::string& cause : or_weights(plan, "tokens_permuted")) result.back().causes.push_back(cause);
+    // A token's own outputs in another order are other experts', and stand with the wrong weights.
+    if (plan.model.experts().top_k == plan.model.experts().num_experts ||
+        comes_back_to_its_token(sites, place.layer, place.rank)) {
+      result.back().causes.insert(result.back().causes.end(), {"router_weights_permuted", "expert_map"});
+    }
   }
   return result;
 }
@@ -121,75 +137,7 @@ Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
     };
     result.push_back(
         edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = repeat}));
-  }
-  return result;
-}
-
-enum class MapFault { rotated, rotated_on_one_rank };
-
-template <MapFault fault>
-Instances expert_map(const MutablePlan& plan, std::size_t /*limit*/) {
-  const Sites sites(plan);
-  const int ep = plan.parallel.ep;
-  // An owner that is handed more experts than it holds ends in an error of its rank.
-  if (ep < 2 || (plan.model.experts().num_experts + plan.parallel.experts.redundant) % ep != 0) return {};
-  // The first layer with experts, of all or of the last stage that has one.
-  const auto has_experts = [&](int layer) { return !plan.model.layers[layer].feed_forward.dense(); };
-  int layer = 0;
-  while (layer < plan.model.layers.size() && !has_experts(layer)) ++layer;
-  if (layer == plan.model.layers.size()) return {};
-  int rank = -1;
-  if (fault == MapFault::rotated_on_one_rank) {
-    for (int stage = sites.stage_of(layer); stage < plan.parallel.pp; ++stage) {
-      const Range layers = sites.layers_of(stage);
-      int first = static_cast<int>(layers.begin);
-      while (first < layers.end() && !has_experts(first)) ++first;
-      if (first == layers.end()) continue;
-      layer = first;
-      rank = sites.first_rank({.pp = stage});
-    }
-  }
-  return {{.layer = layer,
-           .ranks = rank < 0 ? std::vector<int>{} : std::vector{rank},
-           .group = "ep",
-           .tap = moe_output_tap(layer),
-           .causes = or_weights(plan, "expert_map"),
-           .make = script([=](Script& made) {
-             made.layouts = [=](std::vector<Layout>& layouts) {
-               for (std::size_t r = 0; r < layouts.size(); ++r) {
-                 if (rank >= 0 && static_cast<int>(r) != rank) continue;
-                 for (LayerLayout& kind : layouts[r].kinds) {
-                   for (int& owner : kind.expert_owner) owner = (owner + 1) % ep;
-                 }
-               }
-             };
-           })}};
-}
-
-/// Logical experts are dispatched as if they were physical ones.
-Instances physical_map_missing(const MutablePlan& plan, std::size_t limit) {
-  const Sites sites(plan);
-  if (sites.expert_maps == nullptr) return {};
-  Instances result;
-  for (const Place& place : sites.moe_places(limit)) {
-    const ExpertMap& map = (*sites.expert_maps)[static_cast<std::size_t>(place.layer)];
-    const std::vector<int> ranks = sites.stage_ranks(sites.stage_of(place.layer));
-    const auto elsewhere = [&](std::int32_t expert) { return map.logical(expert) != expert; };
-    if (std::ranges::none_of(plan.choices[static_cast<std::size_t>(place.layer)].span(), elsewhere)) continue;
-    result.push_back({.layer = place.layer,
-                      .ranks = ranks,
-                      .group = "ep",
-                      .tap = moe_output_tap(place.layer),
-                      .causes = or_weights(plan, "expert_map"),
-                      .make = script([=](Script& made) {
-                        made.replicas = [=](const Rank&, const FaultSite& site, ops::MatrixView<const std::int32_t> ids,
-                                            ops::MatrixView<std::int32_t> physical) {
-                          if (site.layer != place.layer) return;
-                          for (std::int64_t i = 0; i < ids.rows; ++i) {
-                            std::ranges::copy(ids.row(i), physical.row(i).begin());
-                          }
-                        };
-                      })});
+    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }
@@ -366,9 +314,6 @@ Instances reduced_over_tp(const MutablePlan& plan, std::size_t limit) {
 }
 
 constexpr MutationKind kMoeKinds[] = {
-    {"expert_map_rotated", "every rank maps an expert to the next owner", expert_map<MapFault::rotated>},
-    {"expert_map_of_one_rank", "one rank maps an expert to the next owner", expert_map<MapFault::rotated_on_one_rank>},
-    {"expert_map_missing", "logical experts are dispatched as if they were physical ones", physical_map_missing},
     {"expert_map_off_by_one", "tokens go to the expert after theirs", off_by_one},
     {"expert_nonexistent", "a token is sent to an expert that does not exist", nonexistent_expert},
     {"router_weights_swapped", "router weights stand with the wrong expert", weights_swapped},

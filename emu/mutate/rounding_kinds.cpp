@@ -90,16 +90,23 @@ Instances in_layers(const MutablePlan& plan, TapKind tap, std::span<const Format
   return result;
 }
 
-/// What is rotated afterwards shows before that, where it is tapped.
-TapKind first_shown(const MutablePlan& plan, int layer, TapKind tap) {
-  const bool queries = tap == TapKind::attention_q && has_tap(plan, layer, TapKind::attention_q_projection);
-  return queries ? TapKind::attention_q_projection : tap;
+Instances queries_accumulated(const MutablePlan& plan, std::size_t limit) {
+  return in_layers(plan, TapKind::attention_q, kInFloat, limit, [&](int layer, Format format) {
+    // What is rotated afterwards shows before that, where it is tapped.
+    const bool before = has_tap(plan, layer, TapKind::attention_q_projection);
+    return edited(Op::attention_q, layer,
+                  {.layer = layer, .kind = before ? TapKind::attention_q_projection : TapKind::attention_q}, format,
+                  accumulate_narrow);
+  });
 }
 
-template <Op op, TapKind tap>
-Instances product_accumulated(const MutablePlan& plan, std::size_t limit) {
-  return in_layers(plan, tap, kInFloat, limit, [&](int layer, Format format) {
-    return edited(op, layer, {.layer = layer, .kind = first_shown(plan, layer, tap)}, format, accumulate_narrow);
+/// In latent attention values come, with keys, of one product.
+Instances values_accumulated(const MutablePlan& plan, std::size_t limit) {
+  return in_layers(plan, TapKind::attention_v, kInFloat, limit, [&](int layer, Format format) {
+    const bool latent = plan.model.layers[layer].attention.latent();
+    const TapKind tap = latent ? TapKind::attention_kv_projection : TapKind::attention_v;
+    return edited(latent ? Op::attention_kv : Op::attention_v, layer, {.layer = layer, .kind = tap}, format,
+                  accumulate_narrow);
   });
 }
 
@@ -176,10 +183,8 @@ bool sums_one_product(const Plan& plan) {
 constexpr auto kRounding = MutationClass::rounding;
 
 constexpr MutationKind kRoundingKinds[] = {
-    {"q_accumulated_in_bf16", "the query projection is summed in bf16",
-     product_accumulated<Op::attention_q, TapKind::attention_q>, kRounding},
-    {"v_accumulated_in_bf16", "the value projection is summed in bf16",
-     product_accumulated<Op::attention_v, TapKind::attention_v>, kRounding},
+    {"q_accumulated_in_bf16", "the query projection is summed in bf16", queries_accumulated, kRounding},
+    {"v_accumulated_in_bf16", "the value projection is summed in bf16", values_accumulated, kRounding},
     {"attention_output_accumulated_in_bf16", "the partial sums of the attention's output are summed in bf16",
      attention_output_accumulated, kRounding},
     {"attention_reduction_in_bf16", "the attention's sum over tp is added in bf16",

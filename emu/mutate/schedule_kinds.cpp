@@ -20,6 +20,9 @@ Instances microbatches_swapped(const MutablePlan& plan, std::size_t limit) {
   // What maps blocks of a microbatch that has not been run is no order but an error of its rank.
   if (std::ranges::any_of(sites.tokens.chunks(0, 1), [](const Chunk& chunk) { return chunk.prefix_of >= 0; }))
     return {};
+  // Two without rows have no order, and what padding leaves is of no microbatch.
+  const auto is_empty = [&](std::int64_t m) { return sites.tokens.rows({}, m).count() == 0; };
+  if ((is_empty(0) && is_empty(1)) || (plan.workload.idle == Idle::pad && (is_empty(0) || is_empty(1)))) return {};
   Instances result;
   for (const int stage : {1, p.pp - 1}) {
     if (result.size() == limit || (stage == 1 && !result.empty())) continue;
@@ -222,7 +225,7 @@ Instances rank_one_behind(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// A message of the last microbatch of which one side's call does not take place.
+/// A message of the last microbatch of which one side's call does not take place: a later one would come in its place.
 template <Op call_left_out>
 Instances one_sided_message(const MutablePlan& plan, std::size_t limit) {
   static_assert(call_left_out == Op::stage_receive || call_left_out == Op::stage_send);
@@ -233,11 +236,13 @@ Instances one_sided_message(const MutablePlan& plan, std::size_t limit) {
   for (const int stage : {0, p.pp - 2}) {
     if (result.size() == limit || (stage == 0 && !result.empty())) continue;
     const int rank = sites.first_rank({.pp = call_left_out == Op::stage_receive ? stage + 1 : stage});
-    const auto last = plan.workload.microbatches - 1;
+    const auto last = sites.tokens.microbatches() - 1;
+    // Where its tp group routes alike, all of it: else the counts of sums over etp would not fit before the end.
+    const std::vector<int> ranks = p.routes_alike() ? sites.group(Axis::tp, rank) : std::vector{rank};
     const auto here = [=](const Rank& at, const internal::Call& call) {
-      return to_int(at.id()) == rank && is_call_of(call.tag, call_left_out) && call.tag.microbatch == last;
+      return among(ranks, at) && is_call_of(call.tag, call_left_out) && call.tag.microbatch == last;
     };
-    result.push_back({.ranks = {rank},
+    result.push_back({.ranks = ranks,
                       .group = "pp",
                       .microbatch = static_cast<int>(last),
                       .causes = {"message_lost"},
@@ -381,10 +386,10 @@ namespace shardproof {
 std::span<const MutationKind> mutation_kinds() {
   static const std::vector<MutationKind> kAll = [] {
     std::vector<MutationKind> all;
-    for (const auto kinds :
-         {mutations::attention_kinds(), mutations::cache_kinds(), mutations::cp_kinds(), mutations::dcp_kinds(),
-          mutations::weight_kinds(), mutations::moe_kinds(), mutations::dispatch_kinds(), mutations::expert_kinds(),
-          mutations::feature_kinds(), mutations::schedule_kinds(), mutations::rounding_kinds()}) {
+    for (const auto kinds : {mutations::attention_kinds(), mutations::cache_kinds(), mutations::cp_kinds(),
+                             mutations::dcp_kinds(), mutations::weight_kinds(), mutations::expert_map_kinds(),
+                             mutations::moe_kinds(), mutations::dispatch_kinds(), mutations::expert_kinds(),
+                             mutations::feature_kinds(), mutations::schedule_kinds(), mutations::rounding_kinds()}) {
       all.insert(all.end(), kinds.begin(), kinds.end());
     }
     return all;

@@ -239,6 +239,19 @@ bool has_few_rows(const Plan& plan, std::int64_t rows) {
   return false;
 }
 
+bool weighs_by_one(const Plan& plan) {
+  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
+    const FeedForwardSpec& spec = layer.feed_forward;
+    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
+  });
+}
+
+std::vector<std::string> or_weights(const Plan& plan, std::string cause) {
+  if (plan.model.experts().top_k > 1 && plan.model.experts().top_k == plan.model.experts().num_experts)
+    return {std::move(cause), "router_weights_permuted"};
+  return {std::move(cause)};
+}
+
 bool may_have_one_row(const Plan& plan) {
   return has_few_rows(plan, 1);
 }

@@ -90,14 +90,19 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
   Instances result;
   for (const int stage : {0, plan.parallel.pp - 1}) {
     if (result.size() == limit || (!result.empty() && stage == 0)) continue;
-    // Over dcp the ranks that share the head's keys out.
-    const std::vector<int> ranks =
-        sites.group(Axis::dcp, sites.group(Axis::tp, sites.first_rank({.pp = stage})).back());
+    // Over dcp and cp the ranks that share the head's keys out.
+    std::vector<int> ranks;
+    for (const int rank : sites.group(Axis::dcp, sites.group(Axis::tp, sites.first_rank({.pp = stage})).back())) {
+      const std::vector<int> beside = sites.group(Axis::cp, rank);
+      ranks.insert(ranks.end(), beside.begin(), beside.end());
+    }
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
+    // Where no other rank holds the head, nobody hands its keys in.
+    const bool held_by_others = std::ssize(ranks) * kv < plan.parallel.tp * plan.parallel.cp;
     result.push_back({.layer = layer,
                       .ranks = ranks,
-                      .tap = tap_name(layer, TapKind::attention_context),
-                      .causes = {"wrong_kv_head"},
+                      .tap = tap_name(layer, held_by_others ? TapKind::attention_context : TapKind::attention_k),
+                      .causes = {held_by_others ? "wrong_kv_head" : "wrong_slice"},
                       .make = script([=](Script& made) {
                         made.layouts = [=](std::vector<Layout>& layouts) {
                           for (const int rank : ranks) {

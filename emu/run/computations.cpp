@@ -171,10 +171,11 @@ void Computations<T>::choose_and_weigh([[maybe_unused]] int layer, [[maybe_unuse
     if (spec.selection_bias) {
       options.selection_bias = bias.emplace(slice(Weight::router_selection_bias, layer).load()).view().row(0);
     }
-    if constexpr (std::is_same_v<T, double>) {
-      if (ground_.program.fault != nullptr) {
-        ground_.program.fault->edit_router(ground_.rank, {.layer = layer, .microbatch = microbatch_}, options);
-      }
+    if (ground_.program.fault != nullptr) {
+      RouterRule rule{options.closed_score, options.weighs_bias};
+      ground_.program.fault->edit_router(ground_.rank, {.layer = layer, .microbatch = microbatch_}, rule);
+      options.closed_score = rule.closed_score;
+      options.weighs_bias = rule.weighs_bias;
     }
     Tensor scores(logits.rows(), logits.cols());
     ops::selection_scores<T>(logits, options, format_, scores);

@@ -13,7 +13,7 @@
 #include "emu/run/cluster.h"
 #include "emu/run/kv_cache.h"
 #include "emu/run/op.h"
-#include "ops/router.h"
+#include "ops/matrix.h"
 
 namespace shardproof {
 
@@ -29,6 +29,12 @@ struct Operands {
   ops::MatrixView<const float> x = {};
   ops::MatrixView<const float> w = {};
   ops::MatrixView<const std::int64_t> positions = {};
+};
+
+/// Of a router's rules (ops::RouteOptions) those that code has been seen to have otherwise.
+struct RouterRule {
+  double closed_score = 0;
+  bool weighs_bias = false;
 };
 
 /// Every function may change what it is given; the defaults change nothing. Called for different ranks at once.
@@ -49,8 +55,8 @@ class FaultInjector {
   virtual void edit_microbatch(const Rank& /*rank*/, std::int64_t /*microbatch*/, RankTokens& /*tokens*/) {}
   /// What a rank believes of its cache in a microbatch of a plan that serves requests.
   virtual void edit_cache(const Rank& /*rank*/, std::int64_t /*microbatch*/, CachedPass& /*pass*/) {}
-  /// In `exact` and fp64: how a rank's router chooses and weighs.
-  virtual void edit_router(const Rank& /*rank*/, const FaultSite& /*site*/, ops::RouteOptions<double>& /*options*/) {}
+  /// How a rank's router chooses and weighs.
+  virtual void edit_router(const Rank& /*rank*/, const FaultSite& /*site*/, RouterRule& /*rule*/) {}
   /// After the choice of experts: logits [tokens, experts], ids and weights [tokens, top_k], before the dispatch; not
   /// what is tapped.
   virtual void edit_routing(const Rank& /*rank*/, const FaultSite& /*site*/, ops::MatrixView<const double> /*logits*/,

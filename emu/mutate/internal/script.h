@@ -23,7 +23,7 @@ class Script final : public FaultInjector {
   std::function<void(Timetable&)> timetable;
   std::function<void(const Rank&, std::int64_t, RankTokens&)> microbatch;
   std::function<void(const Rank&, std::int64_t, CachedPass&)> cache;
-  std::function<void(const Rank&, const FaultSite&, ops::RouteOptions<double>&)> router;
+  std::function<void(const Rank&, const FaultSite&, RouterRule&)> router;
   std::function<void(const Rank&, const FaultSite&, ops::MatrixView<const double>, ops::MatrixView<std::int32_t>,
                      ops::MatrixView<double>)>
       routing;
@@ -46,7 +46,7 @@ class Script final : public FaultInjector {
   void edit_model(const Rank& rank, ModelConfig& given) override {
     if (model) model(rank, given);
   }
-  void edit_router(const Rank& rank, const FaultSite& site, ops::RouteOptions<double>& given) override {
+  void edit_router(const Rank& rank, const FaultSite& site, RouterRule& given) override {
     if (router) router(rank, site, given);
   }
   bool awaits_in_time(const Rank& rank, Op op, const FaultSite& site) override {
@@ -154,6 +154,10 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, 
 
 /// Some rank of a replica has at most `rows` rows in each of its microbatches.
 bool has_few_rows(const Plan& plan, std::int64_t rows);
+/// With all experts chosen, another expert's output is another slot's: one error, two names.
+std::vector<std::string> or_weights(const Plan& plan, std::string cause);
+/// Some layer's router weights are one, whatever its logits.
+bool weighs_by_one(const Plan& plan);
 /// No order of the rows but one.
 bool may_have_one_row(const Plan& plan);
 /// A rank of a tp group may hold no row of the stream, or route none.
@@ -174,6 +178,7 @@ std::span<const MutationKind> cp_kinds();
 std::span<const MutationKind> dcp_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
+std::span<const MutationKind> expert_map_kinds();
 std::span<const MutationKind> dispatch_kinds();
 std::span<const MutationKind> expert_kinds();
 std::span<const MutationKind> feature_kinds();
