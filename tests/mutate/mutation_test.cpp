@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <map>
+#include <cctype>
+#include <filesystem>
+#include <ostream>
 #include <set>
 #include <string>
 
@@ -15,6 +17,7 @@
 #include "emu/report/json.h"
 #include "tests/mutate/mutation_support.h"
 #include "tests/support/runnable.h"
+#include "tests/support/shipped_plans.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
@@ -328,23 +331,78 @@ TEST(MutationScores, AreZeroForAVerifierThatPassesEverythingOrSaysNothing) {
   }
 }
 
-/// What leaves every bit as it is, of each shipped plan, and nothing else.
-TEST(MutationScores, HaveFewEquivalentMutants) {
-  // Every microbatch of theirs is one sequence.
-  const std::map<std::string, int> pinned{
-      {"tp4_ep4_pp4", 1}, {"tp2_ep4_pp2_dp2", 1}, {"ep64_tp2", 1}, {"ep16_tp2_pp4", 1}, {"ep4_tp2_pp2_sp", 1}};
-  for (const auto& [name, equivalent] : pinned) {
-    const LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/" + name + ".json");
-    ASSERT_TRUE(loaded.plan.has_value());
+/// A shipped plan, and how many mutants of one layer of each kind leave every bit as it is.
+struct Pinned {
+  const char* plan;
+  int equivalent;
+  friend std::ostream& operator<<(std::ostream& out, const Pinned& pinned) { return out << pinned.plan; }
+};
 
-    // The kinds that may be equivalent at all.
-    const MutationScore score = run_mutations(
-        runnable(*loaded.plan).scaled({}),
-        {.per_kind = 1, .wanted = [](std::string_view kind) { return kind == "sequence_boundaries_ignored"; }});
+// Where there is one, every microbatch is one sequence, which ends at no other; in the last, no rank of tp routes more
+// than a row.
+constexpr Pinned kPinned[] = {{"cp4_tp2_ep4", 0},
+                              {"ep16_tp2_pp4", 1},
+                              {"ep4_tp2_pp2_sp", 1},
+                              {"ep64_tp2", 1},
+                              {"tp2_ep4_pp2_dp2", 1},
+                              {"tp4_ep4_pp4", 1},
+                              {"tp8_ep8_all_reduce", 0},
+                              {"models/deepseek-v3", 1},
+                              {"models/deepseek-v3-two-batch", 1},
+                              {"models/glm-4.5", 0},
+                              {"models/gpt-oss-120b", 0},
+                              {"models/granite-3.0-3b-a800m", 0},
+                              {"models/kimi-k2", 1},
+                              {"models/llama-3.1-70b", 0},
+                              {"models/mixtral-8x7b", 0},
+                              {"models/olmoe-1b-7b", 0},
+                              {"models/phi-3.5-moe", 0},
+                              {"models/qwen3-235b-a22b", 0},
+                              {"serving/deepseek-v3-decode-ep144", 0},
+                              {"serving/deepseek-v3-prefill-ep32", 0},
+                              {"serving/ep4_tp2_pp2_sp", 0},
+                              {"serving/ep4_tp2_prefix", 0},
+                              {"serving/ep64_tp2_decode", 0},
+                              {"serving/qwen3-235b-dcp2", 0},
+                              {"serving/ep64_tp2_two_batch", 1}};
 
-    EXPECT_EQ(score.counts(MutationClass::sharding).equivalent, equivalent) << name;
-    EXPECT_EQ(score.counts(MutationClass::sharding).missed, 0) << name;
+class EquivalentMutants : public ::testing::TestWithParam<Pinned> {};
+
+TEST_P(EquivalentMutants, AreAsManyAsArePinned) {
+  const Plan plan = testing::shipped_plan(GetParam().plan);
+
+  const MutationScore score =
+      run_mutations(runnable(plan).scaled({.layers = 1}), {.per_kind = 1, .wanted = [](std::string_view kind) {
+                                                             const auto row = std::ranges::find(mutation_kinds(), kind,
+                                                                                                &MutationKind::name);
+                                                             return row->may_be_equivalent != nullptr;
+                                                           }});
+
+  MutationCounts counts = score.counts(MutationClass::sharding);
+  counts.add(score.counts(MutationClass::rounding));
+  EXPECT_EQ(counts.equivalent, GetParam().equivalent) << report_of(score);
+  EXPECT_EQ(counts.missed, 0) << report_of(score);
+  EXPECT_GE(counts.detected, 3);
+}
+
+INSTANTIATE_TEST_SUITE_P(Plans, EquivalentMutants, ::testing::ValuesIn(kPinned), [](const auto& tested) {
+  std::string name = tested.param.plan;
+  std::ranges::replace_if(
+      name, [](char c) { return std::isalnum(static_cast<unsigned char>(c)) == 0; }, '_');
+  return name;
+});
+
+TEST(EquivalentMutants, ArePinnedForEveryShippedPlan) {
+  const std::filesystem::path folder = std::string(SHARDPROOF_SOURCE_DIR) + "/plans";
+  std::set<std::string> shipped, pinned;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    const std::filesystem::path path = entry.path().lexically_relative(folder);
+    if (path.extension() != ".json" || path.parent_path().filename() == "configs") continue;
+    shipped.insert(path.parent_path() / path.stem());
   }
+  for (const Pinned& plan : kPinned) pinned.insert(plan.plan);
+
+  EXPECT_EQ(pinned, shipped);
 }
 
 TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
