@@ -138,6 +138,36 @@ std::optional<Cause> order_cause(const Rows& rows, const ExpectedTap& expected, 
   return std::nullopt;
 }
 
+/// Of the tensor, what should lie there.
+std::vector<double> block_at(const ExpectedTap& expected, const Placement& place) {
+  std::vector<double> values;
+  for (std::int64_t i = 0; i < place.row_part.count; ++i) {
+    for (std::int64_t c = place.col_part.begin; c < place.col_part.end(); ++c) {
+      values.push_back(expected.at(place.row(i), c));
+    }
+  }
+  return values;
+}
+
+/// Every wrong block is the whole block that another rank should hold.
+std::optional<Cause> other_block_cause(const ExpectedTap& expected, std::span<const TapPart> parts, double tolerance) {
+  const auto shape = [](const TapPart& part) {
+    return std::pair{part.placement.row_part.count, part.placement.col_part.count};
+  };
+  std::string shown;
+  for (const TapPart& part : parts) {
+    if (close(part.values, block_at(expected, part.placement), tolerance)) continue;
+    const auto from = std::ranges::find_if(parts, [&](const TapPart& other) {
+      return other.rank != part.rank && shape(other) == shape(part) &&
+             close(part.values, block_at(expected, other.placement), tolerance);
+    });
+    if (from == parts.end()) return std::nullopt;
+    if (shown.empty()) shown = fmt::format("rank {} holds the block that rank {} should", part.rank, from->rank);
+  }
+  if (shown.empty()) return std::nullopt;
+  return Cause{"blocks_permuted", shown};
+}
+
 std::optional<Cause> shared_term_cause(const Rows& rows, double tolerance) {
   const auto offset = constant_row(rows, tolerance);
   if (!offset) return std::nullopt;
@@ -187,6 +217,7 @@ Cause scheme_cause(const ExpectedTap& expected, const SchemeParts& parts, const 
       if (auto cause = unreduced_cause(rows, parts.whole, mesh, absolute)) return cause;
     }
     if (auto cause = order_cause(rows, expected, mesh, absolute)) return cause;
+    if (auto cause = other_block_cause(expected, parts.whole, absolute)) return cause;
     return shared_term_cause(rows, absolute);
   };
   if (auto cause = general()) return *cause;

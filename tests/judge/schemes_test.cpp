@@ -6,6 +6,7 @@
 #include <functional>
 #include <numeric>
 #include <ostream>
+#include <string>
 #include <vector>
 
 #include "collectives/exchange_handle.h"
@@ -143,6 +144,34 @@ Cluster::Program ring(bool wrong) {
   };
 }
 
+// The same, each block tapped as it comes: of a wrong sum alone, expected and got do not tell which block is in it.
+Cluster::Program tapped_ring(bool wrong) {
+  return [wrong](Rank& rank) -> Task<> {
+    const int n = rank.tp().size(), me = rank.at().tp;
+    const std::int64_t rows = 8 / n;
+    Values keys = filled(rows, 2, [&](std::int64_t i, std::int64_t j) { return value(me * rows + i, j); });
+    Values sum(static_cast<std::size_t>(rows * 2)), next(keys.size());
+    for (int hop = 0; hop < n; ++hop) {
+      const std::int64_t from = (me - hop + n) % n;
+      const std::string name = "keys." + std::to_string(hop);
+      rank.tap<double>(name, view(keys, rows), Placement::shard(0, 8, 2, {from * rows, rows}));
+      add_block(me, from, rows, keys, sum);
+      if (wrong && hop == 1) continue;  // a block is used again instead of the next
+      const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
+      const Recv recvs[] = {{next, GroupRank{(me + n - 1) % n}}};
+      co_await rank.tp().exchange({sends, recvs});
+      std::swap(keys, next);
+    }
+    rank.tap<double>("context", view(sum, rows), Placement::shard(0, 8, 2, {me * rows, rows}));
+  };
+}
+ExpectedTaps tapped_ring_expected() {
+  ExpectedTaps expected;
+  for (int hop = 0; hop < 4; ++hop) expected.add("keys." + std::to_string(hop), 8, 2, filled(8, 2, value));
+  expected.add("context", 8, 2, filled(8, 2, ring_at));
+  return expected;
+}
+
 // The same, the next block under way while the one that is here is used.
 Cluster::Program overlapped_ring(bool wrong) {
   return [wrong](Rank& rank) -> Task<> {
@@ -271,6 +300,18 @@ Cluster::Program summa(bool wrong) {
   };
 }
 
+// Ranks lie on a grid, each with the block at its place; wrong, with the one at its place turned over.
+Cluster::Program grid(bool wrong) {
+  return [wrong](Rank& rank) -> Task<> {
+    const int row = rank.at().dp, col = rank.at().tp;
+    const Values block = filled(2, 2, [&](std::int64_t i, std::int64_t j) {
+      return value(2 * (wrong ? col : row) + i, 2 * (wrong ? row : col) + j);
+    });
+    rank.tap<double>("c", view(block, 2), Placement{4, 4, {2 * row, 2}, {2 * col, 2}});
+    co_return;
+  };
+}
+
 // Parameters lie in shards and are gathered where they are used.
 Cluster::Program fsdp(bool wrong) {
   return [wrong](Rank& rank) -> Task<> {
@@ -358,6 +399,8 @@ const Scheme kSchemes[] = {
     {"Mlp", {.tp = 4}, mlp, [] { return one("y", 4, 3, mlp_at); }, "y", "reduction_dropped"},
     {"Ulysses", {.tp = 4}, ulysses, [] { return one("context", 8, 4, ulysses_at); }, "context", "rows_permuted"},
     {"RingAttention", {.tp = 4}, ring, [] { return one("context", 8, 2, ring_at); }, "context", "unknown"},
+    {"TappedRing", {.tp = 4}, tapped_ring, tapped_ring_expected, "keys.2", "rows_permuted"},
+    {"Grid", {.tp = 2, .dp = 2}, grid, [] { return one("c", 4, 4, value); }, "c", "blocks_permuted"},
     {"OverlappedRing",
      {.tp = 4},
      overlapped_ring,
