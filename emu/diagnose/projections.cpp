@@ -390,6 +390,16 @@ std::optional<Cause> replicated_weight_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   const ReplicatedWeight made = replicated_weight_of(wrong.kind);
   const ExpectedTap& input = model.tap(wrong.layer, made.input);
+  const auto of_others = [&](const WrongRow& row) {
+    if (made.norm || model.tokens().home(row.row).at.tp == wrong.at(row).tp) return std::vector<double>();
+    return model.project(model.row(input, -1), weight_spec(model.plan().model, made.weight, wrong.layer),
+                         {row.col, std::ssize(row.got)});
+  };
+  if (model.plan().parallel.sp && explains(wrong.rows, of_others, wrong.tolerance)) {
+    return Cause{
+        "gather_dropped",
+        fmt::format("{} hold what zeros give in the rows of the other ranks of their tp group", ranks_of(wrong.rows))};
+  }
   for (int layer = 0; layer < model.plan().model.layers.size(); ++layer) {
     if (!is_like(wrong, layer)) continue;
     const WeightSpec other = weight_spec(model.plan().model, made.weight, layer);

@@ -182,6 +182,22 @@ TapKind first_projected(const AttentionSpec& spec) {
   return spec.latent() ? TapKind::attention_kv_latent : TapKind::attention_q;
 }
 
+/// The tokens of a tp group are the same with the ranks' rows in reverse: what is made of each alone, the embedding,
+/// is.
+bool reads_alike_in_reverse(const Sites& sites, int rank) {
+  Coordinates at = sites.mesh.coordinates(rank);
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    std::vector<std::int32_t> ids, reversed;
+    for (at.tp = 0; at.tp < sites.plan.parallel.tp; ++at.tp) {
+      const std::vector<std::int32_t> own = sites.batch.tokens(sites.tokens.stream(at, m));
+      ids.insert(ids.end(), own.begin(), own.end());
+      reversed.insert(reversed.begin(), own.begin(), own.end());
+    }
+    if (ids != reversed) return false;
+  }
+  return true;
+}
+
 /// The gather of the rows over tp, under sequence parallelism.
 template <Op op, GatherFault fault>
 Instances gather(const MutablePlan& plan, std::size_t limit) {
@@ -195,6 +211,7 @@ Instances gather(const MutablePlan& plan, std::size_t limit) {
     const int anchor = kHead
                            ? sites.first_rank({.dp = sites.mesh.coordinates(place.rank).dp, .pp = plan.parallel.pp - 1})
                            : place.rank;
+    if (fault == GatherFault::reversed && layer == 0 && reads_alike_in_reverse(sites, anchor)) continue;
     const std::vector<int> group = sites.group(Axis::tp, anchor);
     const int rank = result.size() % 2 == 0 ? group.front() : group.back();
     const Site site{.op = op, .layer = layer, .ranks = fault == GatherFault::dropped ? group : std::vector{rank}};
