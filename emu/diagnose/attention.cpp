@@ -2,6 +2,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
 #include <set>
 
 #include "emu/diagnose/internal/wrong_tap.h"
@@ -69,11 +72,72 @@ std::optional<Cause> sink_cause(const WrongTap& wrong) {
   return std::nullopt;
 }
 
+/// What each of a rank's heads does in the absorbed form, had it taken that for its own.
+using FormOf = std::function<AbsorbedWith(std::int64_t head, const Range& of_rank)>;
+
+bool explained_by_form(const WrongTap& wrong, const FormOf& form_of) {
+  Recompute& model = wrong.model;
+  const std::int64_t dim = model.plan().model.layers[wrong.layer].attention.value_dim();
+  const auto predicted = [&](const WrongRow& row) {
+    std::vector<std::int64_t> keys(static_cast<std::size_t>(model.tokens().position(row.row) + 1));
+    std::iota(keys.begin(), keys.end(), row.row - std::ssize(keys) + 1);
+    const Range held = model.layout(wrong.at(row).tp).layer(model.plan().model, wrong.layer).heads;
+    std::vector<double> values;
+    for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+      const std::vector<double> one = model.attend_absorbed(wrong.layer, row.row, keys, head, form_of(head, held));
+      values.insert(values.end(), one.begin(), one.end());
+    }
+    return values;
+  };
+  return explains(wrong.rows, predicted, wrong.tolerance);
+}
+
+/// Tokens in the absorbed form of latent attention alone are wrong: by what it is computed with.
+std::optional<Cause> absorbed_cause(const WrongTap& wrong) {
+  Recompute& model = wrong.model;
+  const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
+  const auto absorbed = [&](const WrongRow& row) { return model.is_absorbed(wrong.layer, row.row); };
+  if (!std::ranges::all_of(wrong.rows, absorbed)) return std::nullopt;
+  const auto further_on = [](std::int64_t head, const Range& held, std::int64_t shift) {
+    return held.begin + (head - held.begin + shift) % held.count;
+  };
+  const double scale = spec.score_scale();
+  const std::int64_t held =
+      model.layout(wrong.at(wrong.rows.front()).tp).layer(model.plan().model, wrong.layer).heads.count;
+  for (std::int64_t shift = 1; shift < held; ++shift) {
+    if (explained_by_form(wrong, [&](std::int64_t head, const Range& of_rank) {
+          return AbsorbedWith{further_on(head, of_rank, shift), head, scale};
+        })) {
+      return Cause{"absorbed_keys",
+                   fmt::format("queries on {} absorb the keys of the head {} further on, not of their own",
+                               ranks_of(wrong.rows), shift)};
+    }
+    if (explained_by_form(wrong, [&](std::int64_t head, const Range& of_rank) {
+          return AbsorbedWith{head, further_on(head, of_rank, shift), scale};
+        })) {
+      return Cause{"absorbed_values",
+                   fmt::format("heads on {} make the values of the head {} further on of the latents, "
+                               "not their own",
+                               ranks_of(wrong.rows), shift)};
+    }
+  }
+  const std::int64_t width = spec.kv_lora_rank + spec.rope.dim;
+  const double of_latents = scale * std::sqrt(static_cast<double>(spec.head_dim) / static_cast<double>(width));
+  if (explained_by_form(wrong, [&](std::int64_t head, const Range&) { return AbsorbedWith{head, head, of_latents}; })) {
+    return Cause{"absorbed_scale",
+                 fmt::format("scores on {} are scaled by the width of a latent, 1 / sqrt({}), not of a "
+                             "key, 1 / sqrt({})",
+                             ranks_of(wrong.rows), width, spec.head_dim)};
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::optional<Cause> context_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
   if (auto cause = window_cause(wrong)) return cause;
+  if (auto cause = absorbed_cause(wrong)) return cause;
   const bool over_dcp = model.plan().parallel.dcp > 1;
   if (auto cause = over_dcp ? dcp_merge_cause(wrong) : std::nullopt) return cause;
   // Of a short sequence fewer tokens may be just those of a wrong owner: they are fewer in any case.

@@ -6,9 +6,11 @@
 #include <numeric>
 
 #include "emu/diagnose/internal/one_row.h"
+#include "emu/plan/latent_form.h"
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
+#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 
@@ -18,7 +20,8 @@ Recompute::Recompute(const Plan& plan, const PreparedReference& reference)
       mesh_(plan.parallel),
       stages_(plan.model, plan.parallel),
       reference_(reference),
-      tokens_(plan.parallel, plan.workload) {
+      tokens_(plan.parallel, plan.workload),
+      absorbed_(absorbed_rows(plan)) {
   for (int tp = 0; tp < plan.parallel.tp; ++tp) {
     layouts_by_tp_.push_back(make_layout(plan.model, mesh_, mesh_.rank_at({.tp = tp})));
   }
@@ -154,6 +157,10 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, Range keys, cons
 Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const std::int64_t> keys,
                                  const HeadPair& heads) {
   const AttentionSpec& attention = plan_.model.layers[layer].attention;
+  if (is_absorbed(layer, query)) {
+    return attend_absorbed(layer, query, keys, heads.query,
+                           {heads.key_value, heads.key_value, attention.score_scale()});
+  }
   const auto block = [&](TapKind kind, std::span<const std::int64_t> rows, std::int64_t index, std::int64_t dim) {
     const ExpectedTap& source = tap(layer, kind);
     ops::Matrix<double> values(std::ssize(rows), dim);
@@ -181,6 +188,40 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
                          block(TapKind::attention_v, keys, heads.key_value, attention.value_dim()), {&span, 1}, 0,
                          options, format(), one_row(out));
   return out;
+}
+
+bool Recompute::is_absorbed(int layer, std::int64_t row) const {
+  return !absorbed_.empty() && plan_.model.layers[layer].attention.latent() && absorbed_[static_cast<std::size_t>(row)];
+}
+
+Recompute::Row Recompute::attend_absorbed(int layer, std::int64_t query, std::span<const std::int64_t> keys,
+                                          std::int64_t head, const AbsorbedWith& with) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  const ops::LatentHead of{
+      .still = spec.head_dim - spec.rope.dim, .turned = spec.rope.dim, .value_dim = spec.value_dim()};
+  const std::int64_t rank = spec.kv_lora_rank, both = of.still + of.value_dim;
+  const WeightSpec weight = weight_spec(plan_.model, Weight::attention_kv, layer);
+  const auto weights_of = [&](std::int64_t other) { return slice(weight, {other * both, both}, {0, rank}); };
+  const std::span<const double> q =
+      row(tap(layer, TapKind::attention_q), query)
+          .subspan(static_cast<std::size_t>(head * spec.head_dim), static_cast<std::size_t>(spec.head_dim));
+  Row absorbed(static_cast<std::size_t>(rank + of.turned)), latents(static_cast<std::size_t>(rank)),
+      context(static_cast<std::size_t>(of.value_dim));
+  ops::absorb_queries<double>(one_row(q), weights_of(with.keys_of), of, one_row(absorbed));
+  finish(absorbed);
+  ops::Matrix<double> cached(std::ssize(keys), rank + of.turned);
+  for (std::int64_t i = 0; i < cached.rows(); ++i) {
+    const std::int64_t key = keys[static_cast<std::size_t>(i)];
+    const auto end =
+        std::ranges::copy(row(tap(layer, TapKind::attention_kv_latent_norm), key), cached.row(i).begin()).out;
+    const auto shared = row(tap(layer, TapKind::attention_k), key).subspan(static_cast<std::size_t>(of.still));
+    std::copy_n(shared.begin(), of.turned, end);
+  }
+  const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};
+  ops::attend_to_latents<double>(one_row(absorbed), cached, {&span, 1}, 0, of, with.scale, format(), one_row(latents));
+  ops::expand_context<double>(one_row(latents), weights_of(with.values_of), of, one_row(context));
+  finish(context);
+  return context;
 }
 
 Recompute::Row Recompute::attend_to_parts(int layer, std::int64_t row_index,

@@ -49,6 +49,13 @@ struct HeadPair {
   int sinks_of = -1;       ///< the layer whose sinks take part; -1: its own
 };
 
+/// What a rank takes for its own in the absorbed form of latent attention.
+struct AbsorbedWith {
+  std::int64_t keys_of = 0;    ///< the head whose keys it absorbs
+  std::int64_t values_of = 0;  ///< whose values it makes
+  double scale = 0;            ///< of the scores
+};
+
 class Recompute {
  public:
   using Row = std::vector<double>;
@@ -119,6 +126,11 @@ class Recompute {
   Row attend(int layer, std::int64_t query, Range keys, const HeadPair& heads);
   /// The same to the keys of these rows.
   Row attend(int layer, std::int64_t query, std::span<const std::int64_t> keys, const HeadPair& heads);
+  /// The row's token attends in the absorbed form in that layer, as attend() then does.
+  bool is_absorbed(int layer, std::int64_t row) const;
+  /// The same of such a row, with the weights and the scale of `with`.
+  Row attend_absorbed(int layer, std::int64_t query, std::span<const std::int64_t> keys, std::int64_t head,
+                      const AbsorbedWith& with);
   /// One head of attention of the row to these rows' keys, in order of the parts that they come in, no window: weighed
   /// by what each is of the whole, or every part that has keys alike.
   /// Of the keys in `beside` only the largest score counts.
@@ -164,6 +176,7 @@ class Recompute {
   mutable Row zeros_;
   std::vector<Layout> layouts_by_tp_;
   TokenMap tokens_;
+  std::vector<bool> absorbed_;  // rows; or none
   std::map<std::tuple<int, int, std::int64_t, int, int, int>, ops::Matrix<double>> experts_;
 };
 

@@ -26,6 +26,8 @@ struct TapTraits {
   /// Every right run gives one value throughout, so that a constant proves as much as there is to prove: the router's
   /// weights where one expert is chosen and its weight renormalised; a single column where all tokens are the same one.
   bool constant_by_nature = false;
+  /// Rows that a run has of it; empty: all.
+  std::vector<bool> due = {};
   int step = -1;  ///< of a scheme that goes in steps: in which it is tapped; -1 in none
 };
 
@@ -48,6 +50,7 @@ struct ExpectedTap {
   /// Agreement with this tensor would prove nothing.
   bool proves_nothing() const;
   std::int64_t size() const { return rows * cols; }
+  bool is_due(std::int64_t row) const { return traits.due.empty() || traits.due[static_cast<std::size_t>(row)]; }
   double at(std::int64_t row, std::int64_t col) const { return values[static_cast<std::size_t>(row * cols + col)]; }
 };
 

@@ -11,8 +11,9 @@
 namespace shardproof {
 namespace {
 
-TapTraits traits_of(const ModelConfig& model, const Batch& batch, const TapId& id) {
+TapTraits traits_of(const ModelConfig& model, const Batch& batch, const TapId& id, const std::vector<bool>& absorbed) {
   TapTraits traits{.ids = tap_row(id.kind).ids};
+  if (tap_row(id.kind).absorbed) traits.due = absorbed;
   // Where every token is the same one, so is what comes of it at any position, and one column has one value.
   const auto tokens = batch.tokens();
   const bool one_token = std::ranges::adjacent_find(tokens, std::ranges::not_equal_to{}) == tokens.end();
@@ -44,9 +45,10 @@ PreparedReference prepare_reference(const Plan& plan, ops::Format format, const 
   if (held_to(format) == HeldTo::whole_model) return prepare_whole_model(plan, format, weights, completed);
   PreparedReference prepared = prepare_inputs(plan, format, weights);
   prepared.held_to = HeldTo::own_inputs;
+  const std::vector<bool> absorbed = absorbed_rows(plan);
   for (const TapId& id : all_taps(plan.model, tap_parts(plan))) {
     prepared.expected.add_shape(id, tap_rows(plan.model, id, plan.workload.tokens()), tap_width(plan.model, id),
-                                traits_of(plan.model, prepared.batch, id));
+                                traits_of(plan.model, prepared.batch, id, absorbed));
   }
   return prepared;
 }
@@ -70,7 +72,7 @@ PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, cons
                         std::vector<double>&& values) {
     const TapId id = id_of(name);
     if (completed) completed(id);
-    prepared.expected.add(id, rows, cols, std::move(values), traits_of(plan.model, prepared.batch, id));
+    prepared.expected.add(id, rows, cols, std::move(values), traits_of(plan.model, prepared.batch, id, {}));
   };
   const auto count_bits = [&](const reference::TapName& name, std::string_view sum, int bits) {
     add_sum(prepared.sums, id_of(name), sum, bits);
@@ -78,7 +80,7 @@ PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, cons
   using reference::Arithmetic;
   const Arithmetic arithmetic = format == ops::Format::exact ? Arithmetic::exact : Arithmetic::float64;
   reference::forward(plan.model, prepared.batch.tokens(), prepared.batch.lengths(), read,
-                     {.arithmetic = arithmetic, .on_sum = count_bits}, keep);
+                     {.arithmetic = arithmetic, .on_sum = count_bits, .absorbed = absorbed_rows(plan)}, keep);
   prepared.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return prepared;
 }

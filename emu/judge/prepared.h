@@ -12,6 +12,7 @@
 #include "emu/judge/expected.h"
 #include "emu/model/taps.h"
 #include "emu/plan/batch.h"
+#include "emu/plan/latent_form.h"
 #include "emu/plan/plan.h"
 #include "emu/weights/store.h"
 #include "ops/format.h"
@@ -28,7 +29,8 @@ inline TapPartCounts tap_parts(const Plan& plan) {
   return {.tp = parallel.tp,
           .etp = parallel.etp,
           .ep = parallel.sums_over_ep() ? parallel.ep : 0,
-          .keys = parallel.key_parts(plan.model.layers[0].attention.latent())};
+          .keys = parallel.key_parts(plan.model.layers[0].attention.latent()),
+          .absorbed = has_absorbed(plan)};
 }
 
 /// What a run is held to.

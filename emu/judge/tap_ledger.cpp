@@ -178,9 +178,19 @@ void TapLedger::keep_ids(const Placement& placement, int rank, std::vector<std::
   if (!fresh && rank < kept->second.first) kept->second = {rank, std::move(values)};
 }
 
+/// What no run has counts as present.
+void TapLedger::begin_covering(const ExpectedTap& expected) {
+  covered_.assign(static_cast<std::size_t>(expected.size()), 0);
+  for (std::int64_t row = 0; row < expected.rows; ++row) {
+    if (expected.is_due(row)) continue;
+    std::fill_n(covered_.begin() + row * expected.cols, expected.cols, std::uint8_t{1});
+    covered_count_ += expected.cols;
+  }
+}
+
 /// Marks a block as present; false when part of it was there already.
 bool TapLedger::cover(const ExpectedTap& expected, const Placement& placement) {
-  if (covered_.empty()) covered_.assign(static_cast<std::size_t>(expected.size()), 0);
+  if (covered_.empty()) begin_covering(expected);
   bool fresh = true;
   for (std::int64_t i = 0; i < placement.row_part.count; ++i) {
     const auto marks = std::span(covered_).subspan(

@@ -93,6 +93,7 @@ class TapLedger {
   void finish(const ExpectedTap& expected, const Mesh& mesh, double bound);
 
  private:
+  void begin_covering(const ExpectedTap& expected);
   bool cover(const ExpectedTap& expected, const Placement& placement);
   using Members = std::map<int, const PartialSum*>;
   void add_partial_sums(const ExpectedTap& expected, double bound);

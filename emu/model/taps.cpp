@@ -87,6 +87,20 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .width = sizes::v_width,
      .rows = TapRows::all,
      .cols = Split::kv_heads},
+    {.kind = TapKind::attention_q_absorbed,
+     .name = "attention.q_absorbed",
+     .inner = true,
+     .absorbed = true,
+     .width = sizes::absorbed_q_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
+    {.kind = TapKind::attention_latent_context,
+     .name = "attention.latent_context",
+     .inner = true,
+     .absorbed = true,
+     .width = sizes::latent_context_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
     {.kind = TapKind::attention_ring_context,
      .name = "attention.ring_context",
      .inner = true,
@@ -216,6 +230,7 @@ std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* part
   for (int layer = 0; layer < model.layers.size(); ++layer) {
     for (const TapRow& row : kTapTable) {
       if (!row.in_layer || (row.inner && parts == nullptr) || row.width(model, model.layers[layer]) == 0) continue;
+      if (row.absorbed && !parts->absorbed) continue;
       if (row.parts == TapParts::whole) {
         taps.push_back({.layer = layer, .kind = row.kind});
         continue;

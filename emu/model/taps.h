@@ -36,8 +36,10 @@ enum class TapKind : std::int8_t {
   attention_q,  ///< after the rotary embedding, as is k
   attention_k,
   attention_v,
-  attention_ring_context,  ///< in a ring over cp, or over dcp: of the keys that one rank holds, normalised by ...
-  attention_ring_lse,      ///< ... the log of the sum of their exponentials; -infinity of no key. Not stored
+  attention_q_absorbed,      ///< of absorbed tokens (emu/plan/latent_form.h): each head's query of latents, ...
+  attention_latent_context,  ///< ... and what it weighs of them
+  attention_ring_context,    ///< in a ring over cp, or over dcp: of the keys that one rank holds, normalised by ...
+  attention_ring_lse,        ///< ... the log of the sum of their exponentials; -infinity of no key. Not stored
   attention_context,
   attention_partial,  ///< of the output, before its reduction, as stored
   attention_output,   ///< after its reduction
@@ -86,6 +88,8 @@ struct TapRow {
   bool in_layer = true;
   /// Tapped only for who asks for it (TapSink::inner): the steps of what is otherwise one tap.
   bool inner = false;
+  /// Of absorbed tokens alone; the rows of the others are not there.
+  bool absorbed = false;
   /// A row is not a token but a slot: row token * top_k + i is of the token's i-th chosen expert.
   bool slots = false;
   TapParts parts = TapParts::whole;
@@ -128,8 +132,9 @@ std::vector<TapId> all_taps(const ModelConfig& model);
 struct TapPartCounts {
   int tp = 1;
   int etp = 1;
-  int ep = 0;    ///< of the combined experts, where ranks of ep make them of the same tokens
-  int keys = 0;  ///< of attention, one for the keys of each rank (Parallel::key_parts)
+  int ep = 0;             ///< of the combined experts, where ranks of ep make them of the same tokens
+  int keys = 0;           ///< of attention, one for the keys of each rank (Parallel::key_parts)
+  bool absorbed = false;  ///< some tokens attend in the absorbed form
 };
 /// The same with the inner taps.
 std::vector<TapId> all_taps(const ModelConfig& model, const TapPartCounts& parts);

@@ -386,10 +386,11 @@ namespace shardproof {
 std::span<const MutationKind> mutation_kinds() {
   static const std::vector<MutationKind> kAll = [] {
     std::vector<MutationKind> all;
-    for (const auto kinds : {mutations::attention_kinds(), mutations::cache_kinds(), mutations::cp_kinds(),
-                             mutations::dcp_kinds(), mutations::weight_kinds(), mutations::expert_map_kinds(),
-                             mutations::moe_kinds(), mutations::dispatch_kinds(), mutations::expert_kinds(),
-                             mutations::feature_kinds(), mutations::schedule_kinds(), mutations::rounding_kinds()}) {
+    for (const auto kinds :
+         {mutations::attention_kinds(), mutations::cache_kinds(), mutations::cp_kinds(), mutations::dcp_kinds(),
+          mutations::latent_kinds(), mutations::weight_kinds(), mutations::expert_map_kinds(), mutations::moe_kinds(),
+          mutations::dispatch_kinds(), mutations::expert_kinds(), mutations::feature_kinds(),
+          mutations::schedule_kinds(), mutations::rounding_kinds()}) {
       all.insert(all.end(), kinds.begin(), kinds.end());
     }
     return all;

@@ -247,6 +247,20 @@ std::string read_cache_dtype(ObjectReader& reader) {
   return dtype;
 }
 
+std::optional<LatentForm> read_latent_decode(ObjectReader& reader) {
+  const auto form = reader.string({"latent_decode"});
+  if (!form) return std::nullopt;
+  for (const LatentForm known : {LatentForm::absorbed, LatentForm::plain}) {
+    if (*form == to_string(known)) return known;
+  }
+  reader.problem(
+      reader.field("latent_decode"),
+      fmt::format("{}; \"absorbed\" or \"plain\", the form of latent attention that tokens after a prompt are "
+                  "computed in, is needed",
+                  in_quotes(*form)));
+  return std::nullopt;
+}
+
 }  // namespace
 
 Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
@@ -269,6 +283,7 @@ Workload read_workload(const JsonValue* value, int dp, Problems& problems) {
                                                      in_quotes(idle)));
   }
   workload.kv_cache_dtype = read_cache_dtype(reader);
+  workload.latent_decode = read_latent_decode(reader);
   workload.microbatches = reader.integer({"microbatches", "num_microbatches"}, 1, kMaxBatch).value_or(1);
   workload.seed = static_cast<std::uint64_t>(reader.integer({"seed"}, 0, INT64_MAX).value_or(1));
   if (const auto routing = reader.find({"routing"})) {

@@ -59,6 +59,13 @@ constexpr const char* to_string(Idle idle) {
   return idle == Idle::zero ? "zero" : "pad";
 }
 
+/// How a token attends in latent attention (ops/latent.h).
+enum class LatentForm { plain, absorbed };
+/// "plain", "absorbed".
+constexpr const char* to_string(LatentForm form) {
+  return form == LatentForm::plain ? "plain" : "absorbed";
+}
+
 struct Workload {
   /// Tokens of each sequence of the (global) batch that are run through the model; of requests, Request::tokens().
   std::vector<std::int64_t> lengths = {};
@@ -74,6 +81,8 @@ struct Workload {
   /// What an engine's cache holds keys and values in ("fp8", "bfloat16", ...); empty: the format that it computes in.
   /// It is counted (bytes_of_cache_dtype()); what runs keeps the format of the run.
   std::string kv_cache_dtype = {};
+  /// What the tokens after a prompt are computed in, with latent attention; not stated: latent_form.h.
+  std::optional<LatentForm> latent_decode = {};
 
   std::int64_t batch() const { return static_cast<std::int64_t>(lengths.size()); }
   std::int64_t tokens() const {

@@ -274,6 +274,7 @@ Json workload_json(const Workload& workload) {
     json["lengths"] = lengths;
   }
   if (!workload.kv_cache_dtype.empty()) json["kv_cache_dtype"] = workload.kv_cache_dtype;
+  if (workload.latent_decode) json["latent_decode"] = to_string(*workload.latent_decode);
   json["microbatches"] = workload.microbatches;
   json["seed"] = workload.seed;
   // Even is what is meant without a word.

@@ -1,9 +1,11 @@
 #include "emu/plan/token_map.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "emu/plan/key_spans.h"
+#include "emu/plan/latent_form.h"
 
 namespace shardproof {
 namespace {
@@ -38,7 +40,9 @@ TokenMap::TokenMap(const Parallel& parallel, const Workload& workload, std::span
     : parallel_(parallel),
       microbatches_of_step_(workload.microbatches),
       padding_(workload.idle == Idle::pad ? 1 : 0),
-      offsets_(workload.lengths.size() + 1, 0) {
+      offsets_(workload.lengths.size() + 1, 0),
+      decodes_absorbed_(shardproof::decodes_absorbed(parallel, workload)),
+      absorbed_from_(absorbed_from(parallel, workload)) {
   std::inclusive_scan(workload.lengths.begin(), workload.lengths.end(), offsets_.begin() + 1);
   for (const ReplicaSchedule& replica : schedule) {
     microbatches_ = std::ssize(replica) * microbatches_of_step_;
@@ -151,6 +155,12 @@ void TokenMap::set_past(std::span<const std::int64_t> tokens) {
   split_over_cp(Sharing::contiguous);
   for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
   for (Chunk& piece : pieces_) piece.begin = tokens[static_cast<std::size_t>(piece.sequence)];
+  std::ranges::fill(absorbed_from_, std::numeric_limits<std::int64_t>::max());
+}
+
+std::int64_t TokenMap::plain_of(const Chunk& chunk) const {
+  const std::int64_t from = absorbed_from_[static_cast<std::size_t>(chunk.sequence)];
+  return std::clamp(from - chunk.begin, std::int64_t{0}, chunk.count);
 }
 
 double TokenMap::pairs(const Coordinates& at, std::int64_t microbatch, std::int64_t window) const {
@@ -230,6 +240,7 @@ RankTokens TokenMap::rank_shapes(const Coordinates& at, std::int64_t microbatch)
       .rows = run_rows(at, microbatch), .own = {}, .stream = {}, .own_counts = {}, .offsets = {}, .positions = {}};
   const std::span<const Chunk> all = chunks(at.dp, microbatch), held = pieces(at, microbatch);
   result.chunks.assign(all.begin(), all.end());
+  for (const Chunk& chunk : all) result.plain.push_back(plain_of(chunk));
   result.pieces.assign(held.begin(), held.end());
   result.cp = at.cp;
   Coordinates member = at;

@@ -44,6 +44,8 @@ struct RankTokens {
   std::vector<Chunk> pieces;             ///< of these, what the rank's rows are, in their order
   /// With context parallelism: the pieces of every rank of its cp group, by its place in it.
   std::vector<std::vector<Chunk>> shares;
+  /// Of each of the chunks, the tokens at its beginning that latent attention computes in the plain form.
+  std::vector<std::int64_t> plain;
   int cp = 0;           ///< its place there
   bool padded = false;  ///< the rows are no tokens
 
@@ -84,6 +86,9 @@ class TokenMap {
   Range sequences(int dp) const;
   /// In order of the sequences.
   std::span<const Chunk> chunks(int dp, std::int64_t microbatch) const;
+  /// Of a chunk, the tokens at its beginning that latent attention computes in the plain form (latent_form.h).
+  std::int64_t plain_of(const Chunk& chunk) const;
+  bool decodes_absorbed() const { return decodes_absorbed_; }
 
   /// The rows that the rank's attention works on.
   TokenRows rows(const Coordinates& at, std::int64_t microbatch) const;
@@ -151,10 +156,12 @@ class TokenMap {
   std::int64_t padding_ = 0;  ///< rows of a replica that runs nothing
   std::int64_t microbatches_ = 0;
   std::vector<std::int64_t> offsets_;  ///< first row of each sequence, and their end; sequences + 1
-  std::vector<Chunk> chunks_;          ///< of each part in turn
-  std::vector<Part> parts_;            ///< [dp, microbatch]
-  std::vector<Chunk> pieces_;          ///< of each share in turn
-  std::vector<Share> shares_;          ///< [dp, microbatch, cp]
+  bool decodes_absorbed_;
+  std::vector<std::int64_t> absorbed_from_;  ///< by sequence, the position of its first absorbed token
+  std::vector<Chunk> chunks_;                ///< of each part in turn
+  std::vector<Part> parts_;                  ///< [dp, microbatch]
+  std::vector<Chunk> pieces_;                ///< of each share in turn
+  std::vector<Share> shares_;                ///< [dp, microbatch, cp]
   /// Of prefixes that requests share, by first row: those of another request, which may be shared themselves.
   std::map<std::int64_t, SharedRows> prefixes_;
   /// Of each piece in order of its first row: that row, and the share that it is in.

@@ -39,6 +39,7 @@ class WorkloadRules {
       tokens += length;
     }
     check_token_ids();
+    check_latent_decode();
     if (workload.microbatches < 1) {
       problem("workload.microbatches", fmt::format("{}; at least 1 is needed", workload.microbatches));
     } else if (degrees && !workload.lengths.empty()) {
@@ -56,6 +57,22 @@ class WorkloadRules {
 
  private:
   void problem(std::string field, std::string message) { problems_.push_back({std::move(field), std::move(message)}); }
+
+  void check_latent_decode() {
+    const std::optional<LatentForm>& form = plan_.workload.latent_decode;
+    if (!form) return;
+    const auto latent = [](const LayerSpec& layer) { return layer.attention.latent(); };
+    if (std::ranges::none_of(plan_.model.layers.kinds(), latent)) {
+      problem("workload.latent_decode",
+              fmt::format("\"{}\", but no layer of the model has latent attention (kv_lora_rank); leave it out",
+                          to_string(*form)));
+    } else if (*form == LatentForm::absorbed && p_.cp > 1) {
+      problem(
+          "workload.latent_decode",
+          fmt::format("\"absorbed\" beside cp {}, over which attention is to whole keys; \"plain\", or cp 1, is needed",
+                      p_.cp));
+    }
+  }
 
   void check_token_ids() {
     const auto& ids = plan_.workload.token_ids;

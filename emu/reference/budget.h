@@ -11,6 +11,8 @@
 //   q . k, attention scores                        2^-10 2^-10   head_dim * max |q| * max |k|
 //   p, the softmax's denominator                   2^-20         keys (p <= 1)
 //   p v, attention                                 2^-20 2^-10   keys * max |v|
+//   K^T q, V l of latent attention absorbed        2^-10 2^-16   as x W^T, of a head's columns of K and rows of V
+//   q' . [c, r], absorbed, and p c                 as q . k with rank + turned elements, and as p v
 //   1 + exp(-gate), SiLU and sigmoids              2^-20         1 + exp(the largest -gate, held in [-40, 20])
 //   exp or sigmoid, the router's denominator       2^-20         experts
 //   weight * output, over the experts of a token   2^-10 2^-10   largest row sum of weights * max |output|

@@ -223,7 +223,8 @@ Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64
 }
 
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
-                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic) {
+                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic,
+                 const std::vector<bool>& wanted) {
   const std::int64_t dim = spec.head_dim, value_dim = spec.value_dim();
   const std::int64_t heads = q.cols / dim, share = heads / (k.cols / dim);
   const double scale = spec.score_scale();
@@ -232,6 +233,7 @@ Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<co
   std::int64_t begin = 0;
   for (const std::int64_t length : lengths) {
     for (std::int64_t t = begin; t < begin + length; ++t) {
+      if (!wanted.empty() && !wanted[static_cast<std::size_t>(t)]) continue;
       const std::int64_t first = spec.sliding_window > 0 ? std::max(begin, t + 1 - spec.sliding_window) : begin;
       for (std::int64_t head = 0; head < heads; ++head) {
         const double* query = q.row(t) + head * dim;

@@ -74,9 +74,11 @@ Tensor rope(const Tensor& x, std::span<const std::int64_t> positions, std::int64
 
 /// Causal grouped-query attention inside each sequence: query head h reads key-value head h / (heads / kv_heads), a
 /// token the keys of the spec's window. s_j = stored(score_scale q . k_j), p_j = E(s_j - m), m the largest s_j, out =
-/// stored((sum_j p_j v_j) / (sum_j p_j)). A head's sink is one more s_j, of value zero.
+/// stored((sum_j p_j v_j) / (sum_j p_j)). A head's sink is one more s_j, of value zero. Where `wanted` names rows of q,
+/// the others are zeros.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const std::int64_t> lengths,
-                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic);
+                 const AttentionSpec& spec, std::span<const double> sinks, Arithmetic arithmetic,
+                 const std::vector<bool>& wanted = {});
 
 /// 1 / (1 + E(-x)), itself rounded to kExpStep in `exact`, where -x is clamped as silu() says.
 double sigmoid(double x, Arithmetic arithmetic);

@@ -22,8 +22,9 @@ struct Model {
   const KeepTap& sink;
   const SumRecorder sums;
   Arithmetic arithmetic;
-  std::vector<double>& values;  // of the weight that is in use
-  int layer = -1;               // of the tensors that are made
+  const std::vector<bool>& absorbed;  // tokens; or none
+  std::vector<double>& values;        // of the weight that is in use
+  int layer = -1;                     // of the tensors that are made
 
   TapName at(std::string_view name) const { return {layer, name}; }
 
@@ -112,7 +113,8 @@ struct Model {
   }
 };
 
-void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths) {
+void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
+           const Options& options) {
   require(model.hidden_size > 0 && model.vocab_size > 0, "hidden size and vocabulary must be positive");
   for (const LayerSpec& layer : model.layers.kinds()) {
     const AttentionSpec& attention = layer.attention;
@@ -138,6 +140,9 @@ void check(const ModelConfig& model, std::span<const std::int32_t> tokens, std::
   require(
       total == static_cast<std::int64_t>(tokens.size()),
       "the lengths add up to " + std::to_string(total) + ", there are " + std::to_string(tokens.size()) + " tokens");
+  require(options.absorbed.empty() || options.absorbed.size() == tokens.size(),
+          "a form is given of " + std::to_string(options.absorbed.size()) + " tokens, there are " +
+              std::to_string(tokens.size()));
   for (const std::int32_t token : tokens) {
     require(token >= 0 && token < model.vocab_size,
             "token " + std::to_string(token) + " is outside the vocabulary of " + std::to_string(model.vocab_size));
@@ -180,6 +185,7 @@ Tensor columns_of_blocks(const Tensor& x, std::int64_t block, std::int64_t begin
 
 struct Heads {
   Tensor q, k, v;
+  Tensor latents = {};  // of latent attention, [c, r] as below
 };
 
 /// Queries, keys and values of grouped-query attention.
@@ -233,7 +239,71 @@ Heads project_latent(const Model& model, const AttentionSpec& spec, const Tensor
       std::copy_n(r.row(t), turned, heads.k.row(t) + head * dim + still);
     }
   }
+  heads.latents = Tensor(n.rows, c.cols + turned);
+  for (std::int64_t t = 0; t < n.rows; ++t) {
+    std::copy_n(r.row(t), turned, std::copy_n(c.row(t), c.cols, heads.latents.row(t)));
+  }
   return heads;
+}
+
+/// Rows of x that are wanted, one after another.
+Tensor rows_of(const Tensor& x, const std::vector<bool>& wanted) {
+  Tensor y(std::ranges::count(wanted, true), x.cols);
+  for (std::int64_t t = 0, to = 0; t < x.rows; ++t) {
+    if (wanted[static_cast<std::size_t>(t)]) std::copy_n(x.row(t), x.cols, y.row(to++));
+  }
+  return y;
+}
+
+/// These rows to columns begin.. of their places in y.
+void put_rows(const Tensor& rows, const std::vector<bool>& wanted, std::int64_t begin, Tensor& y) {
+  for (std::int64_t t = 0, from = 0; t < y.rows; ++t) {
+    if (wanted[static_cast<std::size_t>(t)]) std::copy_n(rows.row(from++), rows.cols, y.row(t) + begin);
+  }
+}
+
+/// The absorbed form, of the tokens that are in it (DeepSeek-V2, appendix C): with Wkvb of a head in the rows K and V,
+/// q' = stored(K^T q), s_j = stored(scale (q' . c_j + q_turned . r_j)), l = stored(sum_j p_j c_j / sum_j p_j), out =
+/// stored(V l), in place of what the plain form gives. The scale is that of the plain form.
+void absorb(const Model& model, const AttentionSpec& spec, const Heads& heads, const std::string& weights,
+            Tensor& context) {
+  const std::int64_t dim = spec.head_dim, turned = spec.rope.dim, still = dim - turned, value_dim = spec.value_dim();
+  const std::int64_t rank = spec.kv_lora_rank, width = rank + turned, both = still + value_dim;
+  const std::vector<bool>& absorbed = model.absorbed;
+  const TapName into = model.at("attention.context");
+  const std::span<const double> read = model.weight(weights + "kv_b_proj.weight", spec.heads * both, rank);
+  const std::vector<double> w(read.begin(), read.end());
+  const Tensor queries = rows_of(heads.q, absorbed);
+  Tensor q(heads.q.rows, spec.heads * width);
+  for (std::int64_t head = 0; head < spec.heads; ++head) {
+    std::vector<double> transposed(static_cast<std::size_t>(rank * still));
+    for (std::int64_t i = 0; i < still; ++i) {
+      for (std::int64_t j = 0; j < rank; ++j) {
+        transposed[static_cast<std::size_t>(j * still + i)] = w[static_cast<std::size_t>((head * both + i) * rank + j)];
+      }
+    }
+    const Tensor query = columns_of_blocks(queries, queries.cols, head * dim, still);
+    model.sums.linear(into, "q K of the absorbed form", query, transposed);
+    put_rows(stored(linear(query, transposed, rank), model.arithmetic), absorbed, head * width, q);
+    put_rows(columns_of_blocks(queries, queries.cols, head * dim + still, turned), absorbed, head * width + rank, q);
+  }
+  AttentionSpec of_latents;
+  of_latents.heads = spec.heads;
+  of_latents.kv_heads = 1;
+  of_latents.head_dim = width;
+  of_latents.v_head_dim = rank;
+  of_latents.attention_multiplier = spec.score_scale();
+  const Tensor c = columns_of_blocks(heads.latents, width, 0, rank);
+  model.sums.attention(into, q, heads.latents, c, width, model.lengths, false);
+  const Tensor latents =
+      rows_of(attention(q, heads.latents, c, model.lengths, of_latents, {}, model.arithmetic, absorbed), absorbed);
+  for (std::int64_t head = 0; head < spec.heads; ++head) {
+    const auto begin = static_cast<std::size_t>((head * both + still) * rank);
+    const std::span<const double> values = std::span(w).subspan(begin, static_cast<std::size_t>(value_dim * rank));
+    const Tensor weighed = columns_of_blocks(latents, latents.cols, head * rank, rank);
+    model.sums.linear(into, "V l of the absorbed form", weighed, values);
+    put_rows(stored(linear(weighed, values, value_dim), model.arithmetic), absorbed, head * value_dim, context);
+  }
 }
 
 /// x + Wo attention(...)
@@ -253,7 +323,8 @@ Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tens
     const std::span<const double> read = model.weight(projections + "sinks", 1, spec.heads);
     sinks.assign(read.begin(), read.end());
   }
-  const Tensor context = attention(heads.q, heads.k, heads.v, model.lengths, spec, sinks, model.arithmetic);
+  Tensor context = attention(heads.q, heads.k, heads.v, model.lengths, spec, sinks, model.arithmetic);
+  if (spec.latent() && !model.absorbed.empty()) absorb(model, spec, heads, projections, context);
   model.tap("attention.context", context);
   const Tensor output = model.project(context, projections + "o_proj.weight", x.cols, "attention.output", "x W^T",
                                       spec.output_bias ? projections + "o_proj.bias" : "");
@@ -378,11 +449,12 @@ Tensor feed_forward_block(const Model& model, const FeedForwardSpec& spec, const
 
 void forward(const ModelConfig& config, std::span<const std::int32_t> tokens, std::span<const std::int64_t> lengths,
              const ReadWeight& weights, const Options& options, const KeepTap& sink) {
-  check(config, tokens, lengths);
+  check(config, tokens, lengths, options);
   const std::vector<std::int64_t> positions = positions_of(lengths);
   std::vector<double> values;
   const SumSink on_sum = options.arithmetic == Arithmetic::exact ? options.on_sum : nullptr;
-  Model model{config, lengths, positions, weights, sink, SumRecorder(on_sum), options.arithmetic, values};
+  Model model{config,           lengths, positions, weights, sink, SumRecorder(on_sum), options.arithmetic,
+              options.absorbed, values};
 
   Tensor x = embed(model, tokens);
   model.tap("embedding", x);

@@ -12,9 +12,9 @@
 // What other families have (emu/model/config.h says what each field means; math.h has the functions):
 //   biases of the projections (of latent attention those of the latents), of the router and of the experts; queries and
 //   keys normed inside each head, or over all, before RoPE; these and values clamped;
-//   latent attention (reference.cpp, project_latent); windows and sinks (attention()); scores by sigmoid, with a bias
-//   for the choice alone, and groups (route()); an MLP beside the experts, x = x + (experts + mlp(n)), mlp(n) perhaps
-//   times sigmoid(w n); layers with an MLP and no experts.
+//   latent attention (reference.cpp, project_latent, and absorb() for tokens in its absorbed form); windows and sinks
+//   (attention()); scores by sigmoid, with a bias for the choice alone, and groups (route()); an MLP beside the
+//   experts, x = x + (experts + mlp(n)), mlp(n) perhaps times sigmoid(w n); layers with an MLP and no experts.
 //
 // Taps, in program order, each [tokens, width] with the sequences of the batch one after another:
 //   embedding; per layer N: layer.N.attention.{norm, q, k, v, context, output, residual} (q and k after RoPE),
@@ -54,6 +54,8 @@ struct Options {
   Arithmetic arithmetic = Arithmetic::float64;
   /// In `exact`: told of every sum how many bits it needs to be exact in any order (budget.h).
   SumSink on_sum = {};
+  /// Of each token, whether latent attention computes it in the absorbed form; empty: none.
+  std::vector<bool> absorbed = {};
 };
 
 /// Runs the model on the sequences of `lengths`, whose ids stand one after another in `tokens`, and hands every tap to

@@ -8,6 +8,7 @@
 
 #include "emu/judge/hash.h"
 #include "emu/model/fields.h"
+#include "emu/plan/latent_form.h"
 
 namespace shardproof {
 namespace {
@@ -107,6 +108,10 @@ std::uint64_t hash_inputs(const Plan& plan, ops::Format format) {
   for (const std::int64_t length : plan.workload.lengths) hasher.add(length);
   for (const std::vector<std::int32_t>& sequence : plan.workload.token_ids) {
     for (const std::int32_t id : sequence) hasher.add(id);
+  }
+  if (has_absorbed(plan)) {
+    hasher.add(random_key(6, "absorbed"));
+    for (const std::int64_t position : absorbed_from(plan.parallel, plan.workload)) hasher.add(position);
   }
   if (format != ops::Format::exact) {
     const Parallel& p = plan.parallel;

@@ -15,6 +15,7 @@ struct LayerRows {
   double mlp_rows = 0;           ///< that the MLP for all tokens works on
   double mlp_size = 0;           ///< of its slice
   double gathered = 0;           ///< of the whole ep group, beside their sums
+  double absorbed = 0;           ///< elements of queries of latents, and of what they weigh
   double over_cp = 0;            ///< elements of keys and values of other ranks of cp, beside the rank's own
 };
 
@@ -37,6 +38,8 @@ void add_to_layer(const OpRecord& record, const LayerLayout& held, LayerRows& la
     layer.kv = cols;
   } else if (record.op == Op::attention_heads) {
     layer.kv = cols / 2;
+  } else if (record.op == Op::attention_absorb || record.op == Op::attention_latent_context) {
+    layer.absorbed += rows * cols;
   } else if (record.op == Op::attention_in_order) {
     layer.over_cp += rows * cols;
   } else if (record.op == Op::attention_ring_receive) {
@@ -82,7 +85,8 @@ double alive_elements(const MicrobatchRows& microbatch) {
   double worst = 0;
   for (const auto& [index, layer] : microbatch.layers) {
     const double stream = layer.stream * layer.hidden;
-    const double attention = layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv) + layer.over_cp;
+    const double attention =
+        layer.all * (2 * layer.hidden + 2 * layer.q + 2 * layer.kv) + layer.over_cp + layer.absorbed;
     // One expert works at a time; the rows of the others wait.
     const double experts = stream + 2 * layer.gathered * layer.hidden + layer.slots * layer.hidden +
                            layer.expert_rows * 2 * layer.hidden + layer.busiest * 2 * layer.intermediate_size;

@@ -52,6 +52,16 @@ Task<Heads<T>> project_heads(Context<T>& ctx, int layer, const TensorOf<T>& full
   co_return heads;
 }
 
+/// Keys and values of heads from the latent, normed, and the key that they share.
+template <class T>
+void make_heads(Context<T>& ctx, int layer, const TensorOf<T>& latent, const TensorOf<T>& shared, Heads<T>& heads) {
+  const TensorOf<T> product = ctx.linear(Op::attention_kv, layer, latent, Weight::attention_kv);
+  ctx.tap(TapKind::attention_kv_projection, layer, product);
+  typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_heads, layer, product, shared);
+  heads.k = std::move(split.k);
+  heads.v = std::move(split.v);
+}
+
 /// The same by way of latents, which every rank of tp computes whole: what a cache would hold is theirs together.
 template <class T>
 Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
@@ -75,12 +85,14 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   Tensor norm = ctx.rms_norm(Op::attention_kv_latent_norm, layer, ctx.columns(latent, 0, spec.kv_lora_rank),
                              Weight::attention_kv_latent_norm);
   ctx.tap(TapKind::attention_kv_latent_norm, layer, norm);
-  const Tensor product = ctx.linear(Op::attention_kv, layer, norm, Weight::attention_kv);
-  ctx.tap(TapKind::attention_kv_projection, layer, product);
   const Tensor shared = ctx.columns(latent, spec.kv_lora_rank, spec.rope.dim);
-  typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_heads, layer, product, shared);
-  heads.k = std::move(split.k);
-  heads.v = std::move(split.v);
+  const std::int64_t plain = ctx.rows_in(LatentForm::plain);
+  if (!kIsDry<T> || plain == norm.rows()) {
+    make_heads(ctx, layer, norm, shared, heads);
+  } else if (plain > 0) {
+    // Those of absorbed tokens are made for who holds a run to the reference: no attention reads them.
+    make_heads(ctx, layer, ctx.take_rows(LatentForm::plain, norm), ctx.take_rows(LatentForm::plain, shared), heads);
+  }
   heads.latent = std::move(norm);
   return heads;
 }
@@ -95,19 +107,55 @@ void write_cache(Context<T>& ctx, int layer, const Heads<T>& heads) {
   ctx.write_cache(Op::attention_cache_write, layer, heads.latent, shared);
 }
 
-/// Latent attention: keys and values of all tokens of the step's sequences, made anew from what the cache holds.
+/// Latent attention: what is cached of the sequences that have tokens in that form.
 template <class T>
-Task<> expand_cache(Context<T>& ctx, int layer, Heads<T>& heads) {
+Task<TensorOf<T>> cached_latents(Context<T>& ctx, int layer, LatentForm form) {
+  TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer, form);
+  if (ctx.parallel().dcp > 1) rows = co_await gather_latents(ctx, layer, rows, form);
+  co_return rows;
+}
+
+/// Of the queries in the plain form: keys and values of the tokens that they see are made anew from what is cached.
+template <class T>
+Task<TensorOf<T>> attend_plain(Context<T>& ctx, int layer, const Heads<T>& heads, const TensorOf<T>& q) {
   const AttentionSpec& spec = ctx.model().layers[layer].attention;
-  TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer);
-  if (ctx.parallel().dcp > 1) rows = co_await gather_latents(ctx, layer, rows);
-  if (!ctx.cached()) co_return;  // dry, attention is to what the step itself makes
+  TensorOf<T> rows;
+  if (ctx.cached() || ctx.parallel().dcp > 1) rows = co_await cached_latents(ctx, layer, LatentForm::plain);
+  // Dry, attention is to what the step itself makes.
+  if (!ctx.cached()) co_return ctx.attention(Op::attention_context, layer, q, heads.k, heads.v);
   const TensorOf<T> product =
       ctx.linear(Op::attention_cached_kv, layer, ctx.columns(rows, 0, spec.kv_lora_rank), Weight::attention_kv);
   const TensorOf<T> shared = ctx.columns(rows, spec.kv_lora_rank, spec.rope.dim);
-  typename Context<T>::KeysAndValues split = ctx.split_heads(Op::attention_cached_heads, layer, product, shared);
-  heads.k = std::move(split.k);
-  heads.v = std::move(split.v);
+  const typename Context<T>::KeysAndValues all = ctx.split_heads(Op::attention_cached_heads, layer, product, shared);
+  co_return ctx.attention(Op::attention_context, layer, q, all.k, all.v);
+}
+
+/// Of the queries in the absorbed form, which attend to latents as they are cached.
+template <class T>
+Task<TensorOf<T>> attend_absorbed(Context<T>& ctx, int layer, const TensorOf<T>& q) {
+  using Tensor = TensorOf<T>;
+  const Tensor absorbed = ctx.absorb_queries(Op::attention_absorb, layer, q);
+  ctx.tap_absorbed(TapKind::attention_q_absorbed, layer, absorbed);
+  Tensor gathered;
+  if (ctx.parallel().dcp > 1) gathered = co_await cached_latents(ctx, layer, LatentForm::absorbed);
+  const Tensor latents = ctx.attend_to_latents(Op::attention_latent_context, layer, absorbed, gathered);
+  ctx.tap_absorbed(TapKind::attention_latent_context, layer, latents);
+  co_return ctx.expand_context(Op::attention_expand, layer, latents);
+}
+
+/// Latent attention, each row in its own form.
+template <class T>
+Task<TensorOf<T>> attend_in_forms(Context<T>& ctx, int layer, const Heads<T>& heads) {
+  using Tensor = TensorOf<T>;
+  const std::int64_t absorbed = ctx.rows_in(LatentForm::absorbed);
+  if (absorbed == 0) co_return co_await attend_plain(ctx, layer, heads, heads.q);
+  if (absorbed == heads.q.rows()) co_return co_await attend_absorbed(ctx, layer, heads.q);
+  const Tensor plain = co_await attend_plain(ctx, layer, heads, ctx.take_rows(LatentForm::plain, heads.q));
+  const Tensor rest = co_await attend_absorbed(ctx, layer, ctx.take_rows(LatentForm::absorbed, heads.q));
+  Tensor context(heads.q.rows(), rest.cols());
+  ctx.put_rows(LatentForm::plain, plain, context);
+  ctx.put_rows(LatentForm::absorbed, rest, context);
+  co_return context;
 }
 
 /// Of the rows' queries, with keys and values of the tokens before them from the cache.
@@ -116,14 +164,13 @@ Task<TensorOf<T>> attend_over_cache(Context<T>& ctx, int layer, Heads<T>& heads)
   const bool latent = ctx.model().layers[layer].attention.latent();
   const bool first = ctx.writes_first();
   if (ctx.cached() && first) write_cache(ctx, layer, heads);
-  Heads<T> all{.q = {}, .k = {}, .v = {}, .latent = {}};
-  if (latent) co_await expand_cache(ctx, layer, all);
   TensorOf<T> context;
-  if (!latent && ctx.parallel().dcp > 1) {
+  if (latent) {
+    context = co_await attend_in_forms(ctx, layer, heads);
+  } else if (ctx.parallel().dcp > 1) {
     context = co_await attend_over_dcp(ctx, layer, heads.q);
   } else {
-    const bool own = !ctx.cached();
-    context = ctx.attention(Op::attention_context, layer, heads.q, own ? heads.k : all.k, own ? heads.v : all.v);
+    context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);
   }
   if (ctx.cached() && !first) write_cache(ctx, layer, heads);
   co_return context;
@@ -146,7 +193,7 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
     heads = co_await project_heads(ctx, layer, full);
   }
   ctx.rope(Op::attention_rope_q, layer, heads.q);
-  ctx.rope(Op::attention_rope_k, layer, heads.k);
+  if (heads.k.cols() > 0) ctx.rope(Op::attention_rope_k, layer, heads.k);
   ctx.tap(TapKind::attention_q, layer, heads.q);
   ctx.tap(TapKind::attention_k, layer, heads.k);
   ctx.tap(TapKind::attention_v, layer, heads.v);
@@ -155,7 +202,7 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
     context = ctx.context_of_padding(layer);
   } else if (ctx.parallel().cp > 1) {
     context = co_await attend_over_cp(ctx, layer, std::move(heads.q), std::move(heads.k), std::move(heads.v));
-  } else if (ctx.cached() || ctx.parallel().dcp > 1) {
+  } else if (ctx.cached() || ctx.parallel().dcp > 1 || (latent && ctx.rows_in(LatentForm::absorbed) > 0)) {
     context = co_await attend_over_cache(ctx, layer, heads);
   } else {
     context = ctx.attention(Op::attention_context, layer, heads.q, heads.k, heads.v);

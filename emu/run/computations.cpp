@@ -442,6 +442,7 @@ const WeightSlice<typename Computations<T>::Scalar>& Computations<T>::slice([[ma
 #include "emu/run/internal/cp_computations.h"
 #include "emu/run/internal/dcp_computations.h"
 #include "emu/run/internal/dispatch_computations.h"
+#include "emu/run/internal/latent_computations.h"
 #include "emu/run/internal/padding_computations.h"
 #include "emu/run/internal/stream_computations.h"
 

@@ -30,6 +30,8 @@
 
 namespace shardproof {
 
+struct AbsorbedForm;
+
 /// The rows of one dispatch, by place: rows[i] is where row i comes from. Dry, only the count is known.
 struct RowOrder {
   std::int64_t count = 0;
@@ -101,12 +103,26 @@ class Computations {
   struct KeysAndValues {
     Tensor k, v;
   };
+  /// Of a pass whose tokens are in both forms of latent attention, or in one (emu/plan/latent_form.h): how many rows
+  /// are in one, these rows of x, and back to their places in `all`.
+  std::int64_t rows_in(LatentForm form) const;
+  Tensor take_rows(LatentForm form, const Tensor& x) const;
+  void put_rows(LatentForm form, const Tensor& x, Tensor& all) const;
+  /// Latent attention, absorbed: of local heads [rows, heads * (rank + rope dim)], from queries [rows, heads *
+  /// head_dim].
+  Tensor absorb_queries(Op op, int layer, const Tensor& q);
+  /// What these weigh of the latents of their sequences, [rows, heads * rank]: of those in the cache, or of `gathered`,
+  /// which read_cache() and its gathering over dcp give.
+  Tensor attend_to_latents(Op op, int layer, const Tensor& q, const Tensor& gathered);
+  /// The context of local heads from there.
+  Tensor expand_context(Op op, int layer, const Tensor& latents);
   /// Latent attention: of local heads, from their product with the latent and the key that they share.
   KeysAndValues split_heads(Op op, int layer, const Tensor& product, const Tensor& shared);
   /// Rotates heads [all rows, heads * head_dim] in place.
   void rope(Op op, int layer, Tensor& heads);
   /// Of local heads over all rows: of whole sequences, or with the past that the cache has. Keys and values are then
-  /// read from there; those of latent attention are what was made of read_cache(), of all tokens. With context
+  /// read from there; those of latent attention are what was made of read_cache(), of tokens in the plain form, as the
+  /// queries are. With context
   /// parallelism k and v are those of all tokens, in order of the sequences; so is q in an all-to-all, of `heads` of
   /// the rank's.
   Tensor attention(Op op, int layer, const Tensor& q, const Tensor& k, const Tensor& v);
@@ -149,17 +165,17 @@ class Computations {
   /// Of the rank's queries, from what the keys of every rank of dcp give, one rank after another.
   Tensor merge_kept(Op op, int layer, const KeptPart& all);
   /// What read_cache() gives on every rank of dcp, one after another, to the order of the sequences.
-  RowOrder order_over_dcp() const;
+  RowOrder order_over_dcp(LatentForm form) const;
   /// The plan serves requests, whose past is in a cache.
   bool cached() const;
   /// False only where a fault has it so.
   bool writes_first() const;
   /// The rows of all: keys and values, or of latent attention the normed latent and the rotated key that heads share.
   void write_cache(Op op, int layer, const Tensor& first, const Tensor& second);
-  /// Of latent attention: what the cache holds of all tokens up to this pass', sequence by sequence, [tokens,
-  /// kv_lora_rank + rope dim]. Over dcp what the rank keeps of them, each sequence in as many rows as the rank with the
-  /// most needs.
-  Tensor read_cache(Op op, int layer);
+  /// Of latent attention: what the cache holds of all tokens up to this pass' last in that form, sequence by sequence,
+  /// of those that have any in it: [tokens, kv_lora_rank + rope dim]. Over dcp what the rank keeps of them, each
+  /// sequence in as many rows as the rank with the most needs.
+  Tensor read_cache(Op op, int layer, LatentForm form);
   /// x = factor x.
   void scale(Op op, int layer, Tensor& x, double factor);
   /// x += factor y; the product is stored before it is added.
@@ -223,6 +239,8 @@ class Computations {
   /// The same of a part that is not the rank's own (TapParts::over_keys).
   template <class M>
   void tap_part(TapKind kind, int layer, int part, const M& tensor) const;
+  /// The same of the rows in the absorbed form.
+  void tap_absorbed(TapKind kind, int layer, const Tensor& tensor) const;
   /// The same where the layer has such a tap.
   void tap_if(TapKind kind, int layer, const Tensor& tensor) const;
   /// Somebody takes the inner taps.
@@ -268,6 +286,16 @@ class Computations {
   /// The tokens that the rank keeps, and those that it is to attend to, as it believes.
   CacheShare believed_share() const;
   std::vector<Chunk> cached_chunks() const;
+  /// Tokens of one of the pass' sequences that are in one form of latent attention, as the rank believes.
+  struct FormPiece {
+    std::size_t sequence = 0;  ///< its place in the pass
+    std::int64_t row = 0;      ///< of the first among the rank's
+    Chunk chunk;
+  };
+  std::vector<FormPiece> pieces_in(LatentForm form) const;
+  /// What of the pass is in the plain form: its chunks.
+  RankTokens plain_tokens() const;
+  AbsorbedForm absorbed_form(int layer) const;
   /// Of the rows of these ranks of cp.
   RowOrder order_over(Range ranks) const;
   std::vector<Chunk> own_member() const {

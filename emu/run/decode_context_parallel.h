@@ -5,8 +5,8 @@
 // keys give (ops/attention_parts.h). This is vLLM's all-to-all back end of decode context parallelism, for every step
 // alike. In `exact` the largest score of all ranks' keys is taken first.
 //
-// Latent attention makes its heads' keys and values from latents that all heads share: these are gathered instead, as
-// vLLM does for the past of a prompt.
+// Latent attention makes its heads' keys and values from latents that all heads share, or attends to these as they are:
+// they are gathered instead, for tokens in each of its forms, as vLLM does for the past of a prompt.
 #pragma once
 
 #include "emu/run/context.h"
@@ -17,9 +17,9 @@ namespace shardproof {
 template <class T>
 Task<TensorOf<T>> attend_over_dcp(Context<T>& ctx, int layer, const TensorOf<T>& q);
 
-/// Of latent attention: what all ranks of dcp keep of the step's sequences, in their order, from what this one keeps
-/// (read_cache()).
+/// Of latent attention: what all ranks of dcp keep of the step's sequences with tokens in that form, in their order,
+/// from what this one keeps (read_cache()).
 template <class T>
-Task<TensorOf<T>> gather_latents(Context<T>& ctx, int layer, const TensorOf<T>& kept);
+Task<TensorOf<T>> gather_latents(Context<T>& ctx, int layer, const TensorOf<T>& kept, LatentForm form);
 
 }  // namespace shardproof

@@ -1,5 +1,6 @@
 #include "emu/run/internal/dry_keys.h"
 
+#include <algorithm>
 #include <bit>
 #include <map>
 
@@ -71,6 +72,28 @@ void add_share_of_dcp(const Layout& layout, std::span<const Chunk> chunks, Key& 
   for (const std::int64_t n : {kept, most, tokens, std::bit_cast<std::int64_t>(pairs)}) key.push_back(n);
 }
 
+/// With latent attention: what of the rows is in its absorbed form, and what that reads.
+void add_forms(const ModelConfig& model, const TokenMap& tokens, std::span<const Chunk> chunks, Key& key) {
+  const auto latent = [](const LayerSpec& layer) { return layer.attention.latent(); };
+  if (!tokens.decodes_absorbed() || std::ranges::none_of(model.layers.kinds(), latent)) return;
+  std::int64_t rows = 0, plain_rows = 0, keys = 0, plain_keys = 0, past = 0;
+  double pairs = 0;
+  for (const Chunk& chunk : chunks) {
+    const std::int64_t plain = tokens.plain_of(chunk), absorbed = chunk.count - plain;
+    plain_rows += plain;
+    if (plain > 0) plain_keys += chunk.begin + plain;
+    if (absorbed == 0) continue;
+    rows += absorbed;
+    keys += chunk.end();
+    past += chunk.begin + plain;
+    for (std::int64_t token = chunk.begin + plain; token < chunk.end(); ++token)
+      pairs += static_cast<double>(token + 1);
+  }
+  for (const std::int64_t n : {rows, plain_rows, keys, plain_keys, past, std::bit_cast<std::int64_t>(pairs)}) {
+    key.push_back(n);
+  }
+}
+
 /// Where the rows of the whole ep group are gathered: how many they are.
 void add_gathered(const DryRun& run, const Layout& layout, std::int64_t microbatch, Key& key) {
   if (layout.parallel.dispatch != DispatchComm::all_gather) return;
@@ -97,6 +120,7 @@ void add_tokens(const ModelConfig& model, const Deployment& deployment, const Dr
   }
   add_share_of_cp(model, layout, tokens, m, key);
   add_share_of_dcp(layout, tokens.chunks(layout.at.dp, m), key);
+  add_forms(model, tokens, tokens.chunks(layout.at.dp, m), key);
   add_gathered(run, layout, m, key);
 }
 

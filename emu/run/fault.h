@@ -37,6 +37,13 @@ struct RouterRule {
   bool weighs_bias = false;
 };
 
+/// What a rank does in the absorbed form of latent attention.
+struct AbsorbedForm {
+  std::int64_t keys_of = 0;    ///< each of its heads absorbs the keys of the head so many further on, round its last
+  std::int64_t values_of = 0;  ///< and makes the values of that one
+  double scale = 0;            ///< of the scores
+};
+
 /// Every function may change what it is given; the defaults change nothing. Called for different ranks at once.
 class FaultInjector {
  public:
@@ -72,6 +79,8 @@ class FaultInjector {
   /// tapped; a product before it is stored.
   virtual void edit_double_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/,
                                   ops::MatrixView<double> /*result*/) {}
+  /// Of tokens in the absorbed form, before what they are computed with is read.
+  virtual void edit_absorbed(const Rank& /*rank*/, const FaultSite& /*site*/, AbsorbedForm& /*form*/) {}
   /// Attention in a ring over cp, before the parts are merged: what the keys of one rank of cp make of the rank's
   /// queries. In the float formats its context and the log of its sum of exponentials (attention_parts.h); in `exact`
   /// numerators and denominators. Not what is tapped.

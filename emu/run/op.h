@@ -54,12 +54,15 @@ enum class Op : std::int16_t {
   attention_dcp_sums,          ///< ... and their sums
   attention_dcp_merge,         ///< the context of all parts
   attention_context,
-  attention_ring_merge,    ///< the context of all parts
-  attention_out_of_order,  ///< rows as the ranks of cp hold them
-  attention_heads_out,     ///< over cp: the rank's rows of all heads
-  attention_join_heads,    ///< side by side
-  attention_output,        ///< a partial sum over tp
-  attention_reduce,        ///< over tp
+  attention_absorb,          ///< latent attention, absorbed: each head's query of latents, ...
+  attention_latent_context,  ///< ... what it weighs of those that are cached, ...
+  attention_expand,          ///< ... and the context from there
+  attention_ring_merge,      ///< the context of all parts
+  attention_out_of_order,    ///< rows as the ranks of cp hold them
+  attention_heads_out,       ///< over cp: the rank's rows of all heads
+  attention_join_heads,      ///< side by side
+  attention_output,          ///< a partial sum over tp
+  attention_reduce,          ///< over tp
   attention_residual,
   moe_norm,
   router_logits,

@@ -139,6 +139,7 @@ class Builder {
       case Op::attention_cache_read:
       case Op::attention_cached_kv:
       case Op::attention_cached_heads:
+      case Op::attention_absorb:
       case Op::attention_q_norm:
       case Op::attention_k_norm:
       case Op::attention_rope_q:
@@ -154,6 +155,8 @@ class Builder {
         return step_to(on_rank(rank, record, "attention", "compute"));
       case Op::attention_in_order:
       case Op::attention_context:
+      case Op::attention_latent_context:
+      case Op::attention_expand:
       case Op::attention_out_of_order:
         return step_to(on_rank(rank, record, spread_over_ranks() ? "attention_context" : "attention", "compute"));
       case Op::attention_ring_part:

@@ -90,6 +90,11 @@ Plan served(const Parallel& parallel) {
 Plan cached() {
   return served({.tp = 2, .dp = 2, .ep = 4});
 }
+Plan cached_latents() {
+  Plan plan = served({.tp = 2, .dp = 2, .ep = 4});
+  plan.model.layers = deepseek().model.layers;
+  return plan;
+}
 Plan cached_over_dcp() {
   return served({.tp = 4, .ep = 4, .dcp = 2});
 }

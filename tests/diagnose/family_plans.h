@@ -20,6 +20,7 @@ Plan granite();
 
 /// Requests of two replicas, from a cache; and of one, whose cache ranks of dcp share out.
 Plan cached();
+Plan cached_latents();
 Plan cached_over_dcp();
 
 /// Keys spread over cp: in a ring, gathered, and by heads.

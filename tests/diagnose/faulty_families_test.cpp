@@ -19,6 +19,7 @@ namespace shardproof {
 namespace {
 
 using testing::cached;
+using testing::cached_latents;
 using testing::cached_over_dcp;
 using testing::deepseek;
 using testing::EditedResult;
@@ -207,6 +208,10 @@ INSTANTIATE_TEST_SUITE_P(
                       Noise{"granite", granite, Op::embedding_scale, "embedding.scaled"},
                       Noise{"granite", granite, Op::moe_residual, "layer.1.moe.residual"},
                       Noise{"cached", cached, Op::attention_context, "layer.1.attention.context"},
+                      Noise{"latents", cached_latents, Op::attention_context, "layer.1.attention.context"},
+                      Noise{"latents", cached_latents, Op::attention_absorb, "layer.1.attention.context"},
+                      Noise{"latents", cached_latents, Op::attention_latent_context, "layer.1.attention.context"},
+                      Noise{"latents", cached_latents, Op::attention_expand, "layer.1.attention.context"},
                       Noise{"dcp", cached_over_dcp, Op::attention_dcp_merge, "layer.1.attention.context"},
                       Noise{"ring", ring, Op::attention_ring_merge, "layer.1.attention.context"},
                       Noise{"gathered_keys", gathered_keys, Op::attention_context, "layer.1.attention.context"},

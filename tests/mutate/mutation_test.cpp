@@ -71,6 +71,20 @@ Plan prefix_plan() {
   return plan;
 }
 
+/// Latent attention, of which ranks have two heads.
+Plan latent_plan() {
+  Plan plan = serving_plan();
+  plan.parallel = {.tp = 2, .dp = 2, .ep = 4};
+  plan.model.layers.edit([](LayerSpec& layer) {
+    layer.attention.kv_heads = layer.attention.heads;
+    layer.attention.head_dim = 6;
+    layer.attention.v_head_dim = 4;
+    layer.attention.rope.dim = 2;
+    layer.attention.kv_lora_rank = 7;
+  });
+  return plan;
+}
+
 /// A dense layer, then layers with a window, and experts in groups.
 Plan mixed_plan() {
   Plan plan = small_plan({.tp = 2, .dp = 2, .ep = 4, .sp = true});
@@ -114,6 +128,7 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.push_back(serving_plan());
   plans.push_back(dcp_plan());
   plans.push_back(prefix_plan());
+  plans.push_back(latent_plan());
   plans.push_back(small_plan({.tp = 2, .dp = 2, .ep = 4}));
   plans.back().parallel.experts = {.redundant = 4, .map = ExpertPlacement::Map::round_robin};
   plans.push_back(small_plan({.tp = 2, .cp = 2, .ep = 4}));
@@ -277,6 +292,25 @@ TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
   EXPECT_GE(static_cast<double>(total.cause_right), 0.98 * static_cast<double>(total.detected)) << report;
 }
 
+TEST(Mutations, OfAbsorbedLatentAttentionAreDetectedAndNamedForTheirCause) {
+  std::vector<Plan> plans{latent_plan()};
+  plans.push_back(latent_plan());
+  plans.back().parallel = {.tp = 2, .ep = 2, .dcp = 2};
+  for (const ops::Format format : {ops::Format::exact, ops::Format::fp32, ops::Format::bf16}) {
+    for (const Plan& plan : plans) {
+      const MutationScore score = run_mutations(runnable(plan), {.format = format, .wanted = [](std::string_view kind) {
+                                                                   return kind.starts_with("absorbed_");
+                                                                 }});
+
+      const MutationCounts counts = score.counts(MutationClass::sharding);
+      EXPECT_EQ(counts.instances, 6) << report_of(score);
+      EXPECT_EQ(counts.detected, 6) << report_of(score);
+      EXPECT_EQ(counts.tap_right, 6) << report_of(score);
+      EXPECT_EQ(counts.cause_right, 6) << report_of(score);
+    }
+  }
+}
+
 // What rounds more than it says is caught where sixteen to sixty-four ranks add up little errors.
 TEST(RoundingMutations, AreDetectedAndPlacedOnSixteenToSixtyFourRanks) {
   for (const Parallel& parallel : {Parallel{.tp = 4, .dp = 4, .ep = 4, .etp = 4, .sp = true},
@@ -411,11 +445,11 @@ TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
     if (kind.may_be_equivalent != nullptr) names.push_back(kind.name);
   }
 
-  EXPECT_EQ(names,
-            (std::vector<std::string_view>{"sp_gather_order", "positions_offset", "positions_restarted",
-                                           "sequence_boundaries_ignored", "sp_scatter_order", "head_gather_order",
-                                           "attention_norm_stale", "moe_norm_stale", "router_weights_twice",
-                                           "output_gather_order", "masked_groups_zero", "expert_accumulated_in_bf16"}));
+  EXPECT_EQ(names, (std::vector<std::string_view>{
+                       "sp_gather_order", "positions_offset", "positions_restarted", "sequence_boundaries_ignored",
+                       "sp_scatter_order", "head_gather_order", "absorbed_keys_of_another_head",
+                       "absorbed_scale_of_latents", "attention_norm_stale", "moe_norm_stale", "router_weights_twice",
+                       "output_gather_order", "masked_groups_zero", "expert_accumulated_in_bf16"}));
 }
 
 TEST(MutationScores, AreWrittenAsJson) {

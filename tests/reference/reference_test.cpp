@@ -408,6 +408,66 @@ TEST(ReferenceExact, GivesTheSameBitsTwice) {
   for (const std::string& name : first.order) EXPECT_EQ(first[name], second[name]) << name;
 }
 
+/// Latent attention: 2 heads with keys of 4 and 2 elements and values of 3, by way of 5.
+ModelConfig latent_model() {
+  ModelConfig model = small_model();
+  AttentionSpec& attention = model.layers.kind(0).attention;
+  attention.kv_heads = 2;
+  attention.head_dim = 6;
+  attention.v_head_dim = 3;
+  attention.rope.dim = 2;
+  attention.rope.interleaved = true;
+  attention.kv_lora_rank = 5;
+  return model;
+}
+
+ReadWeight weights_of_table(const ModelConfig& model) {
+  std::map<std::string, std::size_t> sizes;
+  for_each_weight(model,
+                  [&](const WeightSpec& spec) { sizes[spec.name] = static_cast<std::size_t>(spec.rows * spec.cols); });
+  return [sizes](const std::string& name, std::vector<double>& values) { values = dyadic(name, sizes.at(name)); };
+}
+
+TEST(Reference, TokensInTheAbsorbedFormAreThePlainOnesUpToRounding) {
+  const ModelConfig model = latent_model();
+  const ReadWeight weights = weights_of_table(model);
+  const std::vector<std::int32_t> tokens{1, 4, 2, 0, 3, 3, 2};
+  const std::vector<bool> absorbed{false, false, true, true, false, true, true};
+  for (const Arithmetic arithmetic : {Arithmetic::float64, Arithmetic::exact}) {
+    const Taps plain = run(model, tokens, {4, 3}, weights, {.arithmetic = arithmetic});
+    const Taps mixed = run(model, tokens, {4, 3}, weights, {.arithmetic = arithmetic, .absorbed = absorbed});
+
+    const Tap &one = plain.taps.at("layer.0.attention.context"), &other = mixed.taps.at("layer.0.attention.context");
+    const bool exact = arithmetic == Arithmetic::exact;
+    bool differs = false;
+    for (std::size_t i = 0; i < one.values.size(); ++i) {
+      const bool is_absorbed = absorbed[i / static_cast<std::size_t>(one.cols)];
+      EXPECT_NEAR(one.values[i], other.values[i], !is_absorbed ? 0 : exact ? 4 * kActivationStep : 1e-14) << "at " << i;
+      EXPECT_TRUE(!exact || on_grid(other.values[i], kActivationStep));
+      differs = differs || one.values[i] != other.values[i];
+    }
+    EXPECT_TRUE(differs);
+  }
+}
+
+TEST(Reference, CountsTheBitsOfTheAbsorbedFormsSums) {
+  const ModelConfig model = latent_model();
+  std::map<std::string, int> bits;
+  const SumSink on_sum = [&](const TapName& tap, std::string_view sum, int needed) {
+    int& most = bits[to_string(tap) + ": " + std::string(sum)];
+    most = std::max(most, needed);
+  };
+
+  run(model, {1, 4, 2}, {3}, weights_of_table(model),
+      {.arithmetic = Arithmetic::exact, .on_sum = on_sum, .absorbed = {false, true, true}});
+
+  for (const char* sum : {"q K of the absorbed form", "V l of the absorbed form"}) {
+    const int needed = bits["layer.0.attention.context: " + std::string(sum)];
+    EXPECT_GT(needed, 10) << sum;
+    EXPECT_LE(needed, kBudgetBits) << sum;
+  }
+}
+
 TEST(Reference, RefusesInputThatFitsNoModel) {
   const ModelConfig model = small_model();
   ModelConfig odd_head = model;
@@ -427,6 +487,11 @@ TEST(Reference, RefusesInputThatFitsNoModel) {
   EXPECT_THAT(attempt(many_chosen, {0}, {1}, weights_of(many_chosen)), refuses("top_k"));
   EXPECT_THAT(attempt(model, {0}, {1}, weights_of(model, {{"model.norm.weight", {1, 1}}})),
               refuses("model.norm.weight has 2 elements"));
+  EXPECT_THAT(
+      [&] {
+        run(model, {0, 1}, {2}, weights_of(model), {.absorbed = {true}});
+      },
+      refuses("a form is given of 1 tokens"));
 }
 
 }  // namespace

@@ -397,6 +397,7 @@ Plan serving(Plan plan, std::uint64_t seed) {
   if (!plan.model.dense() && draw.chance(50)) plan.parallel.experts = draw_placement(draw, plan);
   plan.workload.serving = std::move(serving);
   set_lengths(plan.workload);
+  if (plan.model.layers[0].attention.latent() && draw.chance(25)) plan.workload.latent_decode = LatentForm::plain;
   return plan;
 }
 

@@ -129,17 +129,17 @@ std::vector<double> errors_of(const Profile& profile, const AttentionInputs& in,
 
 }  // namespace
 
-Judged judge_attention(const Rule& rule) {
+void compare_attention(const Rule& rule, const AttentionInputs& in, const std::vector<bool>& wanted,
+                       Comparison& comparison) {
   const Rules& rules = rule.rules();
-  const AttentionSpec& spec = rule.layer().attention;
-  const AttentionInputs in(rule);
-  const reference::Tensor context =
-      reference::attention(in.q, in.k, in.v, rules.batch.lengths(), spec, in.sinks, reference::Arithmetic::float64);
+  const AttentionSpec& spec = in.spec;
+  const reference::Tensor context = reference::attention(in.q, in.k, in.v, rules.batch.lengths(), spec, in.sinks,
+                                                         reference::Arithmetic::float64, wanted);
   const std::int64_t value_dim = spec.value_dim();
-  Comparison comparison = rule.comparison();
   Query candidate;
   std::int64_t candidate_keys = 0, candidate_at = 0;
   for (std::int64_t row = 0; row < context.rows; ++row) {
+    if (!wanted.empty() && !wanted[static_cast<std::size_t>(row)]) continue;
     for (std::int64_t head = 0; head < spec.heads; ++head) {
       const std::int64_t before = rules.positions[static_cast<std::size_t>(row)];
       const std::int64_t seen = spec.sliding_window > 0 ? std::min(before, spec.sliding_window - 1) : before;
@@ -168,6 +168,11 @@ Judged judge_attention(const Rule& rule) {
     comparison.settle(
         errors_of(rules.profile, in, candidate, candidate_keys, out)[static_cast<std::size_t>(candidate_at)]);
   }
+}
+
+Judged judge_attention(const Rule& rule) {
+  Comparison comparison = rule.comparison();
+  compare_attention(rule, AttentionInputs(rule), {}, comparison);
   return std::move(comparison).finish();
 }
 

@@ -3,6 +3,7 @@
 #include <iterator>
 
 #include "emu/judge/rounding/internal/rule.h"
+#include "emu/plan/latent_form.h"
 
 namespace shardproof::rounding {
 
@@ -79,10 +80,17 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
     case TapKind::attention_ring_context:
     case TapKind::attention_ring_lse:
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+    case TapKind::attention_q_absorbed:
+      return {of(TapKind::attention_q)};
+    case TapKind::attention_latent_context:
+      return {of(TapKind::attention_q_absorbed), of(TapKind::attention_kv_latent_norm), of(TapKind::attention_k)};
     case TapKind::attention_context: {
       const int count = plan.parallel.key_parts(plan.model.layers[tap.layer].attention.latent());
       if (count == 0) {
-        return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+        std::vector<TapId> ids{of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
+        const bool latent = plan.model.layers[tap.layer].attention.latent();
+        if (latent && has_absorbed(plan)) ids.push_back(of(TapKind::attention_latent_context));
+        return ids;
       }
       std::vector<TapId> ids = parts(TapKind::attention_ring_context, count);
       std::ranges::copy(parts(TapKind::attention_ring_lse, count), std::back_inserter(ids));

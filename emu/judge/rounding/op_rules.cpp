@@ -9,6 +9,7 @@
 
 #include "emu/judge/rounding/internal/rule.h"
 #include "emu/plan/cache_share.h"
+#include "emu/plan/latent_form.h"
 #include "emu/run/reduction.h"
 
 namespace shardproof::rounding {
@@ -217,6 +218,7 @@ Rules::Rules(const Plan& plan_, ops::Format format_, const WeightSource& weights
   for (const std::int64_t length : plan.workload.lengths) {
     for (std::int64_t position = 0; position < length; ++position) positions.push_back(position);
   }
+  absorbed = absorbed_rows(plan);
   const CacheShare share = cache_share(plan.parallel, {});
   for (std::int64_t row = 0; row < std::ssize(positions); ++row) {
     part_of.push_back(plan.parallel.in_ring() ? deployment.tokens.home(row).at.cp / plan.parallel.heads_dealt()
@@ -347,7 +349,12 @@ Judged apply(const Rule& rule) {
       return judge_ring_context(rule);
     case TapKind::attention_ring_lse:
       return judge_ring_lse(rule);
+    case TapKind::attention_q_absorbed:
+      return judge_absorbed_queries(rule);
+    case TapKind::attention_latent_context:
+      return judge_latent_context(rule);
     case TapKind::attention_context:
+      if (attention().latent() && !rules.absorbed.empty()) return judge_context_in_forms(rule);
       return rules.plan.parallel.key_parts(attention().latent()) > 0 ? judge_ring_merge(rule) : judge_attention(rule);
     case TapKind::attention_partial:
       return judge_partial(rule, TapKind::attention_context, Weight::attention_output, Weight::attention_output_bias);

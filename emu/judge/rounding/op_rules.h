@@ -18,6 +18,9 @@
 //   combination    products and sums in order of the choices; stored. Of the experts of one rank of ep, the same of the
 //                  choices that it serves
 //   residual       one sum; stored
+//   absorbed       queries of latents: still products a latent's element (latent_forms.cpp), and what turns, as it is;
+//                  attention to latents: attention's rule, of keys of rank + rope dim elements; the context: rank
+//                  products
 // A profile other than `ours` (bounds.h) adds its own roundings. Where an input was not handed in but computed from
 // what was, its errors are carried through: by the weights of a product, the slope of an activation, and so on.
 #pragma once
@@ -62,6 +65,8 @@ struct Rules {
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
   /// Of each token, where attention is made of parts (Parallel::key_parts): which one its key is in.
   std::vector<int> part_of;
+  /// Of each token, whether latent attention computes it in the absorbed form; empty: none (emu/plan/latent_form.h).
+  std::vector<bool> absorbed;
 };
 
 /// The taps that a tap is computed from.

@@ -64,8 +64,9 @@ std::vector<bool> RoundingJudge::tokens_in(std::size_t tap) const {
   const std::vector<std::int64_t>& columns = columns_in_[tap];
   const std::size_t tokens = rules_.positions.size(), rows = columns.size() / tokens;
   std::vector<bool> in(tokens, !columns.empty());
+  const ExpectedTap& expected = rules_.taps.all()[tap];
   for (std::size_t row = 0; row < columns.size(); ++row) {
-    if (columns[row] < rules_.taps.all()[tap].cols) in[row / rows] = false;
+    if (columns[row] < expected.cols && expected.is_due(static_cast<std::int64_t>(row))) in[row / rows] = false;
   }
   return in;
 }
@@ -74,7 +75,7 @@ std::vector<bool> RoundingJudge::judgeable_tokens(std::size_t tap) const {
   std::vector<bool> judgeable = tokens_in(tap);
   const TapKind kind = rules_.taps.all()[tap].id->kind;
   const bool attends = kind == TapKind::attention_context || kind == TapKind::attention_ring_context ||
-                       kind == TapKind::attention_ring_lse;
+                       kind == TapKind::attention_ring_lse || kind == TapKind::attention_latent_context;
   for (const std::size_t input : nodes_[tap].inputs) {
     const std::vector<bool> in = tokens_in(input);
     bool all_before = true;

@@ -31,7 +31,8 @@ void RunTensors::put(std::size_t tap, const Placement& placement, const TapValue
           if (whole.size() == 0) {
             tensor.rows = placement.rows;
             tensor.cols = placement.cols;
-            whole = ops::Matrix<T>(placement.rows, placement.cols);
+            // Rows that no run has are never put.
+            whole = ops::Matrix<T>::zeros(placement.rows, placement.cols);
           }
           for (std::int64_t i = 0; i < values.rows; ++i) {
             std::ranges::copy(values.row(i), whole.row(placement.row(i)).data() + placement.col_part.begin);

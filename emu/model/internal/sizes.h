@@ -70,6 +70,13 @@ inline std::int64_t kv_from_latent(const ModelConfig& /*model*/, const LayerSpec
   const AttentionSpec& attention = layer.attention;
   return attention.latent() ? attention.heads * (attention.head_dim - attention.rope.dim + attention.value_dim()) : 0;
 }
+/// Of all heads' queries of latents, and of what they weigh of these.
+inline std::int64_t absorbed_q_width(const ModelConfig& model, const LayerSpec& layer) {
+  return layer.attention.heads * kv_latent(model, layer);
+}
+inline std::int64_t latent_context_width(const ModelConfig& model, const LayerSpec& layer) {
+  return layer.attention.heads * kv_rank(model, layer);
+}
 inline std::int64_t q_norm(const ModelConfig& model, const LayerSpec& layer) {
   const QueryKeyNorm norm = layer.attention.query_key_norm;
   if (norm == QueryKeyNorm::full) return q_width(model, layer);

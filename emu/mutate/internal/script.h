@@ -31,6 +31,7 @@ class Script final : public FaultInjector {
       replicas;
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<void(const Rank&, Op, const FaultSite&, ops::MatrixView<double>)> double_result;
+  std::function<void(const Rank&, const FaultSite&, AbsorbedForm&)> absorbed;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<float>, ops::MatrixView<float>)> float_part;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
   std::function<bool(const Rank&, Op, const FaultSite&)> in_time;
@@ -75,6 +76,9 @@ class Script final : public FaultInjector {
   }
   void edit_double_result(const Rank& rank, Op op, const FaultSite& site, ops::MatrixView<double> given) override {
     if (double_result) double_result(rank, op, site, given);
+  }
+  void edit_absorbed(const Rank& rank, const FaultSite& site, AbsorbedForm& form) override {
+    if (absorbed) absorbed(rank, site, form);
   }
   void edit_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<float> context,
                  ops::MatrixView<float> lse) override {
@@ -176,6 +180,7 @@ std::span<const MutationKind> attention_kinds();
 std::span<const MutationKind> cache_kinds();
 std::span<const MutationKind> cp_kinds();
 std::span<const MutationKind> dcp_kinds();
+std::span<const MutationKind> latent_kinds();
 std::span<const MutationKind> weight_kinds();
 std::span<const MutationKind> moe_kinds();
 std::span<const MutationKind> expert_map_kinds();

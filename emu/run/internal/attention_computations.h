@@ -10,7 +10,6 @@
 #include "emu/run/kv_cache.h"
 #include "emu/run/transformer.h"
 #include "ops/attention.h"
-#include "ops/latent.h"
 #include "ops/norm.h"
 #include "ops/rope.h"
 #include "ops/threads.h"
@@ -80,22 +79,6 @@ typename Computations<T>::Tensor Computations<T>::columns(const Tensor& x, [[may
 }
 
 template <class T>
-typename Computations<T>::KeysAndValues Computations<T>::split_heads(Op op, int layer, const Tensor& product,
-                                                                     const Tensor& shared) {
-  const AttentionSpec& spec = model_.layers[layer].attention;
-  const std::int64_t heads = held(layer).heads.count;
-  Tensor k(product.rows(), heads * spec.head_dim), v(product.rows(), heads * spec.value_dim());
-  if constexpr (!kDry) {
-    ops::split_latent_heads<T>(product, shared, spec.value_dim(), k, v);
-    inject_result_fault(op, layer, k.view());
-  }
-  record(
-      op, layer, k.rows(), k.cols() + v.cols(),
-      ops::split_latent_heads_cost(product.rows(), product.cols(), shared.cols(), k.cols(), v.cols(), element_bytes()));
-  return {std::move(k), std::move(v)};
-}
-
-template <class T>
 void Computations<T>::rope(Op op, int layer, Tensor& heads) {
   if constexpr (!kDry) {
     const auto kind = static_cast<std::size_t>(model_.layers.kind_of(layer));
@@ -125,8 +108,10 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
     attend(layer, q, k, v, options, context);
     inject_result_fault(op, layer, context.view());
   }
-  const double pairs =
-      by_heads ? tokens_.pairs_over_cp(spec.sliding_window) : tokens_.pairs_within(spec.sliding_window);
+  const bool mixed = spec.latent() && rows_in(LatentForm::absorbed) > 0;
+  const double pairs = mixed      ? plain_tokens().pairs_within(spec.sliding_window)
+                       : by_heads ? tokens_.pairs_over_cp(spec.sliding_window)
+                                  : tokens_.pairs_within(spec.sliding_window);
   ops::Cost cost =
       ops::attention_cost(pairs, q.rows(), heads, held(layer).kv_heads.count / (by_heads ? parallel().cp : 1),
                           spec.head_dim, spec.value_dim(), element_bytes());
@@ -134,7 +119,7 @@ typename Computations<T>::Tensor Computations<T>::attention(Op op, int layer, co
   const std::int64_t more = parallel().cp > 1 ? k.rows() - q.rows() : 0;
   cost.bytes += static_cast<double>(more * (k.cols() + v.cols())) * element_bytes();
   record(op, layer, q.rows(), context.cols(), cost);
-  if (trace_ != nullptr) trace_->ops.back().past = tokens_.past_within(spec.sliding_window);
+  if (trace_ != nullptr) trace_->ops.back().past = (mixed ? plain_tokens() : tokens_).past_within(spec.sliding_window);
   return context;
 }
 
@@ -153,10 +138,15 @@ void Computations<T>::attend(int layer, const Tensor& q, const Tensor& k, const 
     const bool paged = !model_.layers[layer].attention.latent();
     std::vector<ops::AttentionSpan> spans;
     std::int64_t first = 0;
-    for (const CachedSequence& sequence : ground_.cached->sequences) {
-      const Chunk& chunk = sequence.chunk;
-      spans.push_back({.rows = chunk.count, .past = chunk.begin, .first_key = first, .blocks = sequence.blocks});
-      first += chunk.end();
+    if (paged) {
+      for (const CachedSequence& sequence : ground_.cached->sequences) {
+        spans.push_back({.rows = sequence.chunk.count, .past = sequence.chunk.begin, .blocks = sequence.blocks});
+      }
+    } else {
+      for (const FormPiece& piece : pieces_in(LatentForm::plain)) {
+        spans.push_back({.rows = piece.chunk.count, .past = piece.chunk.begin, .first_key = first});
+        first += piece.chunk.end();
+      }
     }
     KvCache<T>& cache = *ground_.cache;
     const std::int64_t block_size = paged ? cache.block_size() : 0;
@@ -203,35 +193,6 @@ void Computations<T>::write_cache(Op op, int layer, [[maybe_unused]] const Tenso
   }
   record(op, layer, first.rows(), first.cols() + second.cols(),
          {0, 2.0 * static_cast<double>(first.size() + second.size()) * element_bytes()});
-}
-
-template <class T>
-typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer) {
-  const CacheShare share = cache_share(parallel(), layout_.at), first{share.ranks, share.interleave, 0};
-  const std::vector<Chunk> chunks = cached_chunks();
-  std::int64_t tokens = 0;
-  for (const Chunk& chunk : chunks) tokens += first.count_of(chunk.end());
-  const AttentionSpec& spec = model_.layers[layer].attention;
-  Tensor rows(tokens, spec.kv_lora_rank + spec.rope.dim);
-  if constexpr (!kDry) {
-    const ops::Matrix<T>& keys = ground_.cache->keys(layer);
-    const std::int64_t size = ground_.cache->block_size();
-    std::int64_t begin = 0;
-    for (std::size_t i = 0; i < chunks.size(); ++i) {
-      const std::int64_t most = first.count_of(chunks[i].end());
-      const std::int64_t kept = std::min(believed_share().count_of(chunks[i].end()), most);
-      for (std::int64_t place = 0; place < kept; ++place) {
-        const std::int64_t block = ground_.cached->sequences[i].blocks[static_cast<std::size_t>(place / size)];
-        std::ranges::copy(keys.row(block * size + place % size), rows.row(begin + place).begin());
-      }
-      for (std::int64_t place = kept; place < most; ++place) {
-        std::ranges::fill(rows.row(begin + place), std::numeric_limits<T>::quiet_NaN());
-      }
-      begin += most;
-    }
-  }
-  record(op, layer, rows.rows(), rows.cols(), {0, 2.0 * static_cast<double>(rows.size()) * element_bytes()});
-  return rows;
 }
 
 }  // namespace shardproof

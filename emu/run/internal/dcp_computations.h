@@ -168,20 +168,22 @@ typename Computations<T>::Tensor Computations<T>::merge_kept(Op op, int layer, [
 }
 
 template <class T>
-RowOrder Computations<T>::order_over_dcp() const {
+RowOrder Computations<T>::order_over_dcp(LatentForm form) const {
   const CacheShare share = cache_share(parallel(), layout_.at), first{share.ranks, share.interleave, 0};
   RowOrder order;
+  const std::vector<FormPiece> pieces = pieces_in(form);
   std::int64_t each = 0;
-  for (const Chunk& chunk : cached_chunks()) each += first.count_of(chunk.end());
+  for (const FormPiece& piece : pieces) each += first.count_of(piece.chunk.end());
   std::int64_t begin = 0;
-  for (const Chunk& chunk : cached_chunks()) {
-    order.count += chunk.end();
+  for (const FormPiece& piece : pieces) {
+    const std::int64_t end = piece.chunk.end();
+    order.count += end;
     if constexpr (!kDry) {
-      for (std::int64_t token = 0; token < chunk.end(); ++token) {
+      for (std::int64_t token = 0; token < end; ++token) {
         order.rows.push_back(share.owner_of(token) * each + begin + share.place_of(token));
       }
     }
-    begin += first.count_of(chunk.end());
+    begin += first.count_of(end);
   }
   return order;
 }

@@ -82,6 +82,11 @@ void compare_product(const Rule& rule, const Product& product, Comparison& compa
 void compare_rotated(const Rule& rule, const Product& product, Comparison& comparison);
 
 Judged judge_attention(const Rule& rule);
+/// Of latent attention in its absorbed form, of the tokens that are in it: queries of latents, what they weigh of
+/// these, and the context; of the context the other tokens' too, which are in the plain form.
+Judged judge_absorbed_queries(const Rule& rule);
+Judged judge_latent_context(const Rule& rule);
+Judged judge_context_in_forms(const Rule& rule);
 /// Of a ring over cp: what the keys of one rank give, the log of what they weigh, and what the parts make together.
 Judged judge_ring_context(const Rule& rule);
 Judged judge_ring_lse(const Rule& rule);

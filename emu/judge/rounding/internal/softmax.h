@@ -9,11 +9,18 @@
 namespace shardproof::rounding {
 
 struct AttentionInputs {
+  /// Of the layer's heads.
   explicit AttentionInputs(const Rule& rule);
+  /// Of latent attention in its absorbed form: queries of latents, which are keys that all heads share.
+  static AttentionInputs of_latents(const Rule& rule);
 
   Input q, k, v;
-  const AttentionSpec& spec;
+  /// How heads attend; of latents, as if they were grouped-query attention with one head of keys.
+  AttentionSpec spec;
   std::vector<double> sinks;
+
+ private:
+  AttentionInputs() = default;
 };
 
 /// Where one query of one head looks.
@@ -37,6 +44,9 @@ struct Softmax {
 Softmax softmax_of(const Profile& profile, const AttentionInputs& in, const Query& query, std::int64_t tiles);
 /// sum P_j v_j, [value_dim].
 std::vector<double> context_of(const AttentionInputs& in, const Query& query, const Softmax& softmax);
+/// Holds the context of rows of the tap, all or those of `wanted`, to the rule.
+void compare_attention(const Rule& rule, const AttentionInputs& in, const std::vector<bool>& wanted,
+                       Comparison& comparison);
 /// The bounds of all elements of a query's context, [value_dim].
 std::vector<double> context_errors(const Profile& profile, const AttentionInputs& in, const Query& query,
                                    const Softmax& softmax, const double* out);
