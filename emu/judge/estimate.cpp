@@ -7,6 +7,7 @@
 #include "emu/judge/verify.h"
 #include "emu/model/taps.h"
 #include "emu/model/tensors.h"
+#include "emu/plan/latent_form.h"
 #include "emu/plan/layout.h"
 #include "emu/plan/schedule.h"
 #include "emu/run/activations.h"
@@ -55,33 +56,63 @@ double working_elements(const Plan& plan, ops::Format format) {
   return std::max(alive_elements(plan, format), alive_elements(unsharded, format));
 }
 
-/// The caches of all ranks; of latent attention also keys and values that a pass makes of all that is cached.
+/// Tokens that latent attention has before it at once in a step of a replica at the most: of sequences that share
+/// blocks of the cache, each its own.
+struct SeenAtOnce {
+  double plain = 0;  ///< by tokens in the plain form, which have keys and values made of them
+  double absorbed = 0;
+};
+
+SeenAtOnce seen_at_once(const Plan& plan, const ReplicaSchedule& schedule) {
+  const std::vector<std::int64_t> from = absorbed_from(plan.parallel, plan.workload);
+  SeenAtOnce most;
+  for (const std::vector<Chunk>& step : schedule) {
+    SeenAtOnce seen;
+    for (const Chunk& chunk : step) {
+      const std::int64_t first = from[static_cast<std::size_t>(chunk.sequence)];
+      if (chunk.begin < first) seen.plain += static_cast<double>(std::min(chunk.end(), first));
+      if (chunk.end() > first) seen.absorbed += static_cast<double>(chunk.end());
+    }
+    most = {std::max(most.plain, seen.plain), std::max(most.absorbed, seen.absorbed)};
+  }
+  return most;
+}
+
+/// Of a rank's layer with latent attention: latents that a pass reads, over dcp gathers and puts in order, and each
+/// head's keys and values from there, before and after they are apart.
+double latent_elements(const Plan& plan, const AttentionSpec& spec, std::int64_t heads, const SeenAtOnce& seen) {
+  const double gathered = plan.parallel.dcp > 1 ? 2 : 0;
+  const double width = static_cast<double>(cached_elements(spec, 1));
+  const double made = static_cast<double>(heads * (2 * spec.head_dim + 2 * spec.value_dim()));
+  return std::max(seen.plain * (width * std::max(gathered, 1.0) + made), seen.absorbed * width * gathered);
+}
+
+/// The caches of all ranks, and what a pass makes of them.
 double cache_elements(const Plan& plan) {
   if (!plan.workload.serving) return 0;
   const Serving& serving = *plan.workload.serving;
   const Mesh mesh(plan.parallel);
   const std::vector<ReplicaSchedule> schedule = make_schedule(plan.parallel, plan.workload);
+  std::vector<SeenAtOnce> seen;
+  for (const ReplicaSchedule& replica : schedule) seen.push_back(seen_at_once(plan, replica));
   double elements = 0;
   for (int rank = 0; rank < mesh.world(); ++rank) {
     const Layout layout = make_layout(plan.model, mesh, rank);
-    const std::int64_t blocks =
-        kv_blocks_of(serving, schedule[static_cast<std::size_t>(layout.at.dp)], plan.parallel.dcp);
+    const auto replica = static_cast<std::size_t>(layout.at.dp);
+    const std::int64_t blocks = kv_blocks_of(serving, schedule[replica], plan.parallel.dcp);
     const double tokens = static_cast<double>(blocks * serving.kv_block_size);
-    const double all_tokens = tokens * plan.parallel.dcp;
     double widest = 0;
     for (std::int64_t layer = layout.layers.begin; layer < layout.layers.end(); ++layer) {
       const CacheWidths widths = cache_widths(layout, plan.model, static_cast<int>(layer));
       elements += tokens * static_cast<double>(widths.keys + widths.values);
       const AttentionSpec& spec = plan.model.layers[layer].attention;
-      // What a rank of dcp attends to, one sequence after another.
-      if (!spec.latent() && plan.parallel.dcp > 1) {
+      if (spec.latent()) {
+        const std::int64_t heads = layout.layer(plan.model, layer).heads.count;
+        widest = std::max(widest, latent_elements(plan, spec, heads, seen[replica]));
+      } else if (plan.parallel.dcp > 1) {
+        // What a rank of dcp attends to, one sequence after another.
         widest = std::max(widest, tokens * static_cast<double>(widths.keys + widths.values));
       }
-      if (!spec.latent()) continue;
-      const double made = static_cast<double>(layout.layer(plan.model, layer).heads.count) *
-                          static_cast<double>(2 * spec.head_dim + 2 * spec.value_dim());
-      widest =
-          std::max(widest, all_tokens * (static_cast<double>(widths.keys) * (plan.parallel.dcp > 1 ? 2 : 1) + made));
     }
     elements += widest;
   }

@@ -133,5 +133,27 @@ TEST(LatentForms, OfARankThatTakesTheOtherOneAreSeen) {
   EXPECT_EQ(latent_tap(rounded, "layer.0.attention.q_absorbed")->verdict, TapVerdict::missing);
 }
 
+// Of blocks that requests share, the latents are cached once, and each request makes keys and values of its own of
+// them.
+TEST(LatentForms, AreEstimatedWithTheKeysThatEachRequestMakesOfSharedBlocks) {
+  constexpr std::int64_t kRequests = 8, kPrompt = 4096, kShared = 4080;
+  Plan plan = latent_plan({.tp = 2, .ep = 2});
+  plan.workload.serving = Serving{.requests = {}, .kv_block_size = 16, .prefix_sharing = true, .steps = {}};
+  plan.workload.serving->requests.assign(kRequests, {.prompt = kPrompt, .output = 1, .prefix = kShared});
+  set_lengths(plan.workload);
+  Plan apart = plan;
+  apart.workload.serving->prefix_sharing = false;
+
+  const double shared = estimated_bytes(plan, ops::Format::exact), all = estimated_bytes(apart, ops::Format::exact);
+
+  // What is saved is the latents of the others, and the one request that comes in a step before them.
+  const AttentionSpec& spec = plan.model.layers[0].attention;
+  const double latent = static_cast<double>(spec.kv_lora_rank + spec.rope.dim);
+  const double made = static_cast<double>(spec.heads * (2 * spec.head_dim + 2 * spec.value_dim()));
+  const double cached = (kRequests - 1) * kShared * latent * 2 * static_cast<double>(plan.model.layers.size());
+  EXPECT_GT(all, shared);
+  EXPECT_LT(all - shared, 8 * 1.2 * (cached + kPrompt * (made + 2 * latent)));
+}
+
 }  // namespace
 }  // namespace shardproof
