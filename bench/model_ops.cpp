@@ -11,6 +11,7 @@
 #include "ops/attention.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
+#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/router.h"
@@ -36,6 +37,30 @@ void latent_attention(benchmark::State& state, Index sequence) {
   time_flops<float>(
       state, ops::attention_cost(ops::causal_pairs(offsets), sequence, kHeads, kHeads, kKey, kValue, sizeof(float)),
       [&] { ops::attention<float>(q, k, v, offsets, options, Format::fp32, out); });
+}
+
+/// DeepSeek-V3's heads in the absorbed form: latents of 512 and 64 turned elements, of which a rank has some heads.
+constexpr ops::LatentHead kLatentHead{.still = 128, .turned = 64, .value_dim = 128};
+constexpr Index kRank = 512;
+
+/// All of the absorbed form of `rows` tokens after `past` others of their sequence: both products and what is between.
+void absorbed_attention(benchmark::State& state, Index rows, Index past, Index heads) {
+  const Index keys = past + rows, width = kRank + kLatentHead.turned;
+  const auto q = filled<float>(rows, heads * kLatentHead.key_dim(), 1);
+  const auto weight = filled<float>(heads * (kLatentHead.still + kLatentHead.value_dim), kRank, 2);
+  const auto latents = filled<float>(keys, width, 3);
+  const std::vector<ops::AttentionSpan> spans{{.rows = rows, .past = past}};
+  Matrix<float> absorbed(rows, heads * width), weighed(rows, heads * kRank), out(rows, heads * kLatentHead.value_dim);
+  const double pairs = static_cast<double>(rows) * static_cast<double>(2 * past + rows + 1) / 2;
+  const ops::Cost cost =
+      ops::absorb_queries_cost(rows, heads, kRank, kLatentHead, sizeof(float)) +
+      ops::attend_to_latents_cost(pairs, rows, keys, heads, kRank, kLatentHead.turned, sizeof(float)) +
+      ops::expand_context_cost(rows, heads, kRank, kLatentHead, sizeof(float));
+  time_flops<float>(state, cost, [&] {
+    ops::absorb_queries<float>(q, weight, kLatentHead, absorbed);
+    ops::attend_to_latents<float>(absorbed, latents, spans, 0, kLatentHead, 0, Format::fp32, weighed);
+    ops::expand_context<float>(weighed, weight, kLatentHead, out);
+  });
 }
 
 /// gpt-oss's heads: a window and sinks.
@@ -130,6 +155,12 @@ void register_model_ops() {
     add(label("latent_attention", {{"sequence", sequence}, {"heads", 4}, {"key", 192}, {"value", 128}}),
         latent_attention, sequence);
   }
+  // A token whose latents no cache of the machine holds, with the heads that a rank of tp 128, 32, 8 and 1 has.
+  for (const Index heads : {1, 4, 16, 128}) {
+    add(label("absorbed_decode", {{"past", 65535}, {"heads", heads}, {"rank", kRank}}), absorbed_attention, 1, 65535,
+        heads);
+  }
+  add(label("absorbed_prefill", {{"sequence", 512}, {"heads", 4}, {"rank", kRank}}), absorbed_attention, 512, 0, 4);
   add("window_attention/sequence:2048/window:128/heads:8/kv_heads:1/head_dim:64", window_attention, 2048, 128);
   add("long_cache/past:131071/heads:8/kv_heads:2/head_dim:128", long_cache, 131071);
   add("route_in_groups/experts:256/top_k:8/groups:8/top_groups:4", route_in_groups, 256);

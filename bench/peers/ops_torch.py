@@ -51,6 +51,9 @@ class Cases:
         for sequence in (512, 2048):
             self.cases[f"latent_attention/sequence:{sequence}/heads:4/key:192/value:128"] = (
                 self.attention, sequence, 192, 128)
+        for heads in (1, 4, 16, 128):
+            self.cases[f"absorbed_decode/past:65535/heads:{heads}/rank:512"] = (self.absorbed, 1, 65535, heads)
+        self.cases["absorbed_prefill/sequence:512/heads:4/rank:512"] = (self.absorbed, 512, 0, 4)
         self.cases["window_attention/sequence:2048/window:128/heads:8/kv_heads:1/head_dim:64"] = (
             self.window_attention, 2048, 128)
         for past in (128, 1024, 8192):
@@ -84,6 +87,40 @@ class Cases:
         return [lambda: functional.scaled_dot_product_attention(q, k, v, is_causal=True),
                 lambda: functional.scaled_dot_product_attention(q, k, wide, is_causal=True)[..., :value]], \
             torch.softmax(q @ k.transpose(2, 3) / key**0.5 + mask, -1) @ v
+
+    def absorbed(self, rows, past, heads):
+        """Latent attention with each head's keys and values in its queries and behind its context, as engines decode."""
+        torch, functional = self.torch, self.functional
+        q, latents = self.uniform(heads, rows, 192), self.uniform(past + rows, 576)
+        keys, values = (self.uniform(heads, 128, 512) for _ in range(2))
+        turned_values = values.transpose(1, 2)
+        mask = torch.full((rows, rows), float("-inf")).triu(1)
+        seen = torch.cat((torch.zeros(rows, past), mask), -1)
+
+        def absorb():
+            return torch.cat((torch.bmm(q[..., :128], keys), q[..., 128:]), -1)
+
+        def products():
+            scores = (absorb().view(heads * rows, 576) @ latents.T).view(heads, rows, -1) * 192**-0.5
+            weights = torch.softmax(scores if rows == 1 else scores + seen, -1)
+            weighed = (weights.view(heads * rows, -1) @ latents[:, :512]).view(heads, rows, 512)
+            return torch.bmm(weighed, turned_values)
+
+        def fused():
+            # One head of keys, of whose queries all heads are rows.
+            query = absorb().view(1, 1, heads * rows, 576)
+            key = latents.view(1, 1, -1, 576)
+            weighed = functional.scaled_dot_product_attention(
+                query, key, key, scale=192**-0.5, attn_mask=None if rows == 1 else seen.repeat(heads, 1))
+            return torch.bmm(weighed.view(heads, rows, 576)[..., :512], turned_values)
+
+        def plain(head):
+            """By its definition: the head's keys and values are made."""
+            key = torch.cat((latents[:, :512] @ keys[head].T, latents[:, 512:]), -1)
+            weights = torch.softmax(q[head] @ key.T * 192**-0.5 + seen, -1)
+            return weights @ (latents[:, :512] @ values[head].T)
+
+        return [products, fused], torch.stack([plain(head) for head in range(heads)])
 
     def window_attention(self, sequence, window):
         torch, functional = self.torch, self.functional
