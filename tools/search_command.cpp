@@ -127,6 +127,9 @@ void add_search_command(CLI::App& app, int& exit_code) {
       ->check(CLI::IsMember({"tpot", "ttft"}))
       ->type_name("WHAT");
   command->add_option("--slo", flags->slo, "Limits, with units: ttft=10s,tpot=50ms")->type_name("LIMITS");
+  command->add_flag(
+      "--exhaustive", flags->exhaustive,
+      "Try dispatch, overlap and dcp on every layout, not on the best alone; takes two to ten times as long");
   add_whole(*command, "--top", flags->top, {1, kMostListed}, "How many are listed, and written");
   command->add_option("--write", flags->write, "Write the best as plan files into this folder")->type_name("DIR");
   add_whole(*command, "--prove", flags->prove, {0, kMostListed}, "Verify the best N; one that fails fails the search");

@@ -158,6 +158,7 @@ SearchRequest read_request(const SearchFlags& flags, FileUses& files) {
   SearchRequest request;
   request.options.objective = objective_of(flags);
   if (!flags.slo.empty()) request.options.limits = parse_slo(flags.slo);
+  request.options.exhaustive = flags.exhaustive;
   const HardwareBook book = flags.hardware.book(files);
   const Model model = read_model_or_plan(flags.model, files);
   const Plan& plan = model.plan;

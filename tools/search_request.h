@@ -22,6 +22,7 @@ struct SearchFlags {
   std::int64_t top = 10;
   std::int64_t prove = 0;
   std::int64_t layers = 2;  ///< of a proof
+  bool exhaustive = false;
   std::string write;
   std::string json;
   int threads = 0;

@@ -31,7 +31,8 @@ struct SearchAxis {
   bool decides_weights = false;
   /// Its further values only matter where the ones before need too much memory, or on several stages.
   bool saves_memory = false;
-  /// Its further values are only tried on the best of the rest, and on the front.
+  /// Its further values are only tried on the best of the rest, on the front, and where the first needs too much
+  /// memory.
   bool refines = false;
 };
 

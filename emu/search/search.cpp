@@ -1,5 +1,7 @@
 #include "emu/search/search.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -10,6 +12,7 @@
 #include <tuple>
 #include <utility>
 
+#include "emu/paper/quantities.h"
 #include "emu/plan/runnable.h"
 #include "emu/plan/validate.h"
 #include "emu/search/internal/evaluate.h"
@@ -29,7 +32,7 @@ class Lattice {
   Lattice(const SearchSpace& space, const SearchOptions& options, SearchReport& report)
       : space_(space), options_(options), report_(report) {}
 
-  /// With the first value of axes that refine.
+  /// With the first value of axes that refine, or all of them where the search is exhaustive.
   std::vector<Family> families() {
     walk(space_.base, nullptr);
     return std::exchange(families_, {});
@@ -40,6 +43,9 @@ class Lattice {
     walk(space_.base, &layout);
     return std::exchange(families_, {});
   }
+
+  /// Of those whose weights do not fit, the one with the least.
+  const std::optional<TooLarge>& lightest() const { return lightest_; }
 
  private:
   void walk(const Plan& chosen, const Choice* refining) {
@@ -61,7 +67,7 @@ class Lattice {
 
   std::vector<std::int64_t> values_of(const SearchAxis& axis, const Plan& chosen, const Choice* refining) const {
     std::vector<std::int64_t> values = axis.values(space_, chosen);
-    if (refining == nullptr && axis.refines && values.size() > 1) values.resize(1);
+    if (refining == nullptr && axis.refines && !options_.exhaustive && values.size() > 1) values.resize(1);
     if (refining != nullptr && !axis.refines && !axis.saves_memory) {
       const std::int64_t wanted = (*refining)[choice_.size()];
       std::erase_if(values, [&](std::int64_t value) { return value != wanted; });
@@ -73,6 +79,9 @@ class Lattice {
     const double bytes = searching::weight_bytes(plan);
     if (bytes <= options_.memory_bytes) return true;
     ++report_.too_large;
+    if (!lightest_ || bytes < lightest_->memory_bytes) {
+      lightest_ = {choice_of(plan), bytes, fmt::format("weights {} alone", readable(bytes, Dimension::bytes))};
+    }
     return false;
   }
 
@@ -81,6 +90,7 @@ class Lattice {
   SearchReport& report_;
   Choice choice_;
   std::vector<Family> families_;
+  std::optional<TooLarge> lightest_;
 };
 
 /// Layouts that axes are refined on, beside the front.
@@ -173,9 +183,10 @@ bool is_refined(const Family& family) {
   return false;
 }
 
-/// Judges families on several threads, and reports them in their order.
-void add(const std::vector<Family>& families, const SearchSpace& space, const SearchOptions& options,
-         const StatedRouting& routing, SearchReport& report) {
+/// Judges families on several threads, and reports them in their order. Returns those that need too much memory.
+std::vector<Choice> add(const std::vector<Family>& families, const SearchSpace& space, const SearchOptions& options,
+                        const StatedRouting& routing, SearchReport& report) {
+  std::vector<Choice> without_room;
   std::vector<Outcome> outcomes(families.size());
   for_each_index(families.size(), options.threads,
                  [&](std::size_t i) { outcomes[i] = judge(families[i], space, options, routing); });
@@ -183,6 +194,7 @@ void add(const std::vector<Family>& families, const SearchSpace& space, const Se
     std::ranges::move(outcome.timed, std::back_inserter(report.ranked));
     for (TooLarge& large : outcome.too_large) {
       ++report.too_large;
+      without_room.push_back(large.choice);
       if (!report.least_too_large || large.memory_bytes < report.least_too_large->memory_bytes) {
         report.least_too_large = std::move(large);
       }
@@ -191,6 +203,15 @@ void add(const std::vector<Family>& families, const SearchSpace& space, const Se
       if (report.refused++ == 0) report.refused_because = problem.field + ": " + problem.message;
     }
   }
+  return without_room;
+}
+
+/// Layouts whose axes that refine are worth their further values: the best, the front, and what has no room without.
+std::vector<Choice> to_refine(const SearchReport& report, std::vector<Choice> without_room) {
+  for (std::size_t i = 0; i < report.ranked.size(); ++i) {
+    if (i < kRefined || report.ranked[i].pareto) without_room.push_back(report.ranked[i].choice);
+  }
+  return without_room;
 }
 
 void rank(SearchReport& report) {
@@ -213,17 +234,19 @@ SearchReport search(const SearchSpace& space, const SearchOptions& options) {
   SearchReport report;
   const StatedRouting routing = StatedRouting::of(space.base);
   Lattice lattice(space, options, report);
-  add(lattice.families(), space, options, routing, report);
+  std::vector<Choice> without_room = add(lattice.families(), space, options, routing, report);
   rank(report);
-  std::set<Family> further;
-  for (std::size_t i = 0; i < report.ranked.size(); ++i) {
-    if (i >= kRefined && !report.ranked[i].pareto) continue;
-    for (Family& family : lattice.refined(report.ranked[i].choice)) {
-      if (is_refined(family)) further.insert(std::move(family));
+  if (!report.least_too_large) report.least_too_large = lattice.lightest();
+  if (!options.exhaustive) {
+    std::set<Family> further;
+    for (const Choice& layout : to_refine(report, std::move(without_room))) {
+      for (Family& family : lattice.refined(layout)) {
+        if (is_refined(family)) further.insert(std::move(family));
+      }
     }
+    add({further.begin(), further.end()}, space, options, routing, report);
+    rank(report);
   }
-  add({further.begin(), further.end()}, space, options, routing, report);
-  rank(report);
   for (std::size_t i = 1; i < report.ranked.size(); ++i) {
     report.ranked[i].loses_by = searching::loses_by(report.ranked[i], report.ranked.front(), options);
   }

@@ -4,7 +4,8 @@
 // virtual clock, at full scale. Layouts are ranked by the objective, those that miss a limit (SLO) behind those
 // that do not; equally good ones by memory, then by their order in the table. Nothing is drawn at random and no layout
 // that fits is passed over, with two exceptions: on one stage, more microbatches than fit need, which cannot win; and
-// axes that refine (dispatch, overlap, dcp), which are tried on the best layouts of the others and on their front.
+// axes that refine (dispatch, overlap, dcp), which are tried on the best layouts of the others, on their front, and
+// where their first values need too much memory, unless `exhaustive` asks for them on every layout.
 //
 // Throughput is that of an engine that takes batch after batch: with `output` tokens a request,
 //   batch * output / (prefill + (output - 1) * time per output token),
@@ -41,6 +42,7 @@ struct SearchOptions {
   ProjectionOptions projection;
   Objective objective = Objective::throughput;
   ServiceLimits limits;
+  bool exhaustive = false;  ///< axes that refine are tried on every layout
   int threads = 1;
 };
 

@@ -1,6 +1,7 @@
 // The search held to a search by hand, and to the clock that `time` uses.
 #include "emu/search/search.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -10,6 +11,7 @@
 #include "emu/paper/check.h"
 #include "emu/paper/quantities.h"
 #include "emu/plan/validate.h"
+#include "tests/search/exhaustive.h"
 #include "tests/support/shipped_plans.h"
 
 namespace shardproof {
@@ -132,6 +134,16 @@ TEST(Search, RefinesTheBestWithEveryDispatchAndOverlap) {
   EXPECT_TRUE(overlaps.contains(Overlap::two_batch));
 }
 
+TEST(Search, FindsTheBestOfAllWhereFewLayoutsAreRefined) {
+  EXPECT_GT(testing::expect_best_of_all({.model = "mixtral-8x7b"}), 0U);
+  EXPECT_GT(testing::expect_best_of_all({.model = "deepseek-v2-lite", .gpus = 4}), 0U);
+}
+
+TEST(Search, FindsTheBestWhereOnlyAnotherDispatchLeavesRoom) {
+  testing::expect_best_of_all(
+      {.model = "qwen3-30b-a3b", .memory_gb = 20, .batch = {.requests = 16, .prompt = 32768, .output = 128}});
+}
+
 TEST(Search, AccountsForTheWholeCostByCause) {
   Asked all = asked();
   for (const bool serves : {false, true}) {
@@ -178,6 +190,20 @@ TEST(Search, SaysWhatIsLeastTooLargeWhereNothingFits) {
   EXPECT_THAT(report.ranked, IsEmpty());
   EXPECT_EQ(report.good(), 0);
   EXPECT_GT(report.too_large, 0);
+  ASSERT_TRUE(report.least_too_large.has_value());
+  EXPECT_GT(report.least_too_large->memory_bytes, all.options.memory_bytes);
+}
+
+TEST(Search, SaysWhatTheWeightsWeighWhereTheyAloneAreTooLarge) {
+  Asked all = asked();
+  all.options.memory_bytes = 1e6;
+
+  const SearchReport report = search(all.space, all.options);
+
+  EXPECT_THAT(report.ranked, IsEmpty());
+  ASSERT_TRUE(report.least_too_large.has_value());
+  EXPECT_EQ(report.least_too_large->arithmetic,
+            fmt::format("weights {} alone", readable(report.least_too_large->memory_bytes, Dimension::bytes)));
 }
 
 TEST(Search, PutsWhatMissesALimitBehindWhatKeepsIt) {
