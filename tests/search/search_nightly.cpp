@@ -19,12 +19,10 @@ TEST(SearchNightly, FindsTheBestOfAllWhateverMemoryThereIs) {
 }
 
 TEST(SearchNightly, FindsTheBestOfAllForShortAndLongRequests) {
-  for (const std::int64_t prompt : {128, 8192, 65536}) {
-    for (const std::int64_t requests : {8, 64}) {
-      expect_best_of_all({.model = "gpt-oss-120b", .batch = {.requests = requests, .prompt = prompt, .output = 256}});
-      expect_best_of_all(
-          {.model = "glm-4.5", .gpus = 16, .batch = {.requests = requests, .prompt = prompt, .output = 256}});
-    }
+  for (const ServedBatch& batch :
+       {ServedBatch{8, 128, 256}, ServedBatch{64, 128, 256}, ServedBatch{8, 16384, 256}, ServedBatch{64, 16384, 256}}) {
+    expect_best_of_all({.model = "gpt-oss-120b", .batch = batch});
+    expect_best_of_all({.model = "glm-4.5", .gpus = 16, .preset = "h200", .memory_gb = 141, .batch = batch});
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "emu/paper/figures.h"
 #include "emu/search/search.h"
 #include "tests/support/shipped_plans.h"
 
