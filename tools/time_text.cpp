@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "tools/median.h"
 #include "tools/terminal.h"
 
 namespace shardproof::tools {
@@ -226,12 +227,10 @@ std::string anchors_text(const std::vector<ProjectedAnchor>& rows) {
                        seconds_text(row.anchor->seconds), seconds_text(row.seconds),
                        fmt::format("{:+.1f} %", 100 * row.error())});
     }
-    std::ranges::sort(held_out);
-    text +=
-        fmt::format("{}{}{}\n", toned(group, Tone::bold), calibrated ? "" : ": uncalibrated",
-                    held_out.empty() ? std::string()
-                                     : fmt::format("; held out: median error {}, worst {}",
-                                                   percent(held_out[held_out.size() / 2]), percent(held_out.back())));
+    text += fmt::format("{}{}{}\n", toned(group, Tone::bold), calibrated ? "" : ": uncalibrated",
+                        held_out.empty() ? std::string()
+                                         : fmt::format("; held out: median error {}, worst {}",
+                                                       percent(median(held_out)), percent(std::ranges::max(held_out))));
     text += table(cells, 2) + "\n";
   }
   return text;

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "ops/machine.h"
+#include "tools/median.h"
 #include "tools/prepared_op.h"
 #include "tools/terminal.h"
 
@@ -18,12 +19,6 @@ constexpr std::int64_t kLeastRows = 512;
 /// A slow machine's: only to decide how much is run.
 constexpr double kSlowFlops = 2e10;
 constexpr double kSlowBytes = 2e9;
-
-double median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 bool is_attention(Kernel kernel) {
   return kernel == Kernel::attention || kernel == Kernel::attention_part;

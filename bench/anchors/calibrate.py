@@ -6,8 +6,9 @@
 
 Fitted, each within what is plausible (tables within a quarter of what data sheets and GEMM tables suggest: a dozen kernels
 must not bend them), by coordinate descent on the sum of squared logarithms of measured / projected: of a card the shares of its
-tables by size and the share of grouped products, on kernels; of an engine on a card launch, overhead of a step, scale of
-the memory's shares and overhead of a request, on steps; of a card alone, launch and overheads, over every engine's steps.
+tables by size and the share of grouped products, on kernels; of an engine on a card launch, overhead of a step and scale of
+the memory's shares, on steps, then scale of the products' shares and overhead of a request, on first tokens; scales of
+both, on steps of training; of a card alone, launch and overheads, over every engine's steps.
 A group with fewer than three rows that calibrate is left as it is. Links are not fitted here: base and step are those
 of the calibrating rows of 512 bytes and 8 KiB, their shares by size what the calibrating all-reduces give.
 """
@@ -23,6 +24,12 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "emu" / "timeline" / "presets.json"
 FEWEST = 3
+# What data sheets and GEMM tables suggest for the H100, where every fit starts: so that one after another ends alike.
+SUGGESTED = {
+    "compute_efficiency": [[1e9, 0.25], [1.6e10, 0.6], [1.4e11, 0.8], [1e12, 0.86]],
+    "memory_efficiency": [[1e6, 0.25], [1e7, 0.55], [3.3e7, 0.72], [3.5e8, 0.8], [2.8e9, 0.88]],
+    "grouped_share": 0.75,
+}
 LEAST_US = 0.5  # of a launch or an overhead: no GPU starts a kernel in less
 
 
@@ -104,6 +111,7 @@ def without_engine(document, card):
 def fit(program, document):
     kernels = {"kind": ("gemm", "fused_moe"), "card": ("h100",)}
     h100 = ("presets", "h100")
+    get(document, h100).update(copy.deepcopy(SUGGESTED))
     tables = {
         (*h100, key, i, 1): (0.75 * share, min(1, 1.25 * share))
         for key in ("compute_efficiency", "memory_efficiency")
@@ -111,13 +119,16 @@ def fit(program, document):
     }
     document = descend(program, document, {**tables, (*h100, "grouped_share"): (0.1, 1)}, kernels)
     rows = project(program, document)
+    for card, engine in sorted({(r["card"], r["engine"]) for r in calibrating(rows, kind=("training",))}):
+        document = fit_training(program, document, card, engine)
     groups = {(r["card"], r["engine"]) for r in calibrating(rows, kind=("decode",)) if r["engine"]}
     for card in sorted({card for card, _ in groups}):
         steps = {"card": (card,), "engine": tuple(sorted({e for c, e in groups if c == card}))}
         if len(calibrating(rows, **steps, kind=("decode",))) < FEWEST:
             continue
         own = document["presets"][card]
-        own.pop("engines", None)
+        for engine in steps["engine"]:
+            own.get("engines", {}).pop(engine, None)
         own.pop("residuals", None)
         for key, value in (("launch_us", 2.5), ("overhead_us", 300), ("request_overhead_us", 20000)):
             own[key] = value
@@ -132,6 +143,17 @@ def fit(program, document):
     return document
 
 
+def fit_training(program, document, card, engine):
+    wanted = {"card": (card,), "engine": (engine,), "kind": ("training",)}
+    if len(calibrating(project(program, document), **wanted)) < FEWEST:
+        return document
+    candidate = copy.deepcopy(document)
+    candidate["presets"][card].setdefault("engines", {})[engine] = {"compute_scale": 1.0, "memory_scale": 1.0}
+    path = ("presets", card, "engines", engine)
+    ranges = {(*path, key): (0.4, 1.15) for key in ("compute_scale", "memory_scale")}
+    return descend(program, candidate, ranges, wanted, rounds=5)
+
+
 def fit_engine(program, document, card, engine):
     wanted = {"card": (card,), "engine": (engine,)}
     own = document["presets"][card]
@@ -144,8 +166,12 @@ def fit_engine(program, document, card, engine):
     ranges = {(*path, "memory_scale"): (0.6, 1.15)}
     ranges |= {(*path, key): (LEAST_US, 1e6) for key in ("launch_us", "overhead_us")}
     candidate = descend(program, candidate, ranges, {**wanted, "kind": ("decode",)}, rounds=5)
+    first = {**wanted, "kind": ("first_token",)}
     ranges = {(*path, "request_overhead_us"): (LEAST_US, 1e6)}
-    candidate = descend(program, candidate, ranges, {**wanted, "kind": ("first_token",)}, rounds=5)
+    if len(calibrating(project(program, candidate), **first)) >= FEWEST:
+        get(candidate, path)["compute_scale"] = 1.0
+        ranges[(*path, "compute_scale")] = (0.4, 1.15)
+    candidate = descend(program, candidate, ranges, first, rounds=5)
     rows = calibrating(project(program, candidate), **wanted)
     candidate["presets"][card]["engines"][engine]["residuals"] = residuals(rows)
     return candidate
@@ -191,7 +217,12 @@ def main():
         run = subprocess.run([program, "time", "--anchors", "--json", "-"], capture_output=True, text=True, check=True)
         (ROOT / "bench" / "anchors" / "RESULTS.md").write_text(table(json.loads(run.stdout)["cases"]))
         return
-    document = fit(program, json.loads(PRESETS.read_text()))
+    document = json.loads(PRESETS.read_text())
+    for card in document["presets"].values():
+        card.pop("engines", None)
+    document["presets"]["h100"]["launch_us"] = 2.5
+    for _ in range(2):  # kernels first, whose launch is known better after the steps
+        document = fit(program, document)
     PRESETS.write_text(text_of(document) + "\n")
 
 

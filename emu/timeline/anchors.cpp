@@ -19,16 +19,25 @@ Plan plan_of(const Anchor& anchor, const ModelConfig& model) {
   plan.name = anchor.id;
   plan.model = model;
   plan.parallel = {.tp = anchor.tp,
+                   .cp = anchor.cp,
                    .dp = anchor.dp,
+                   .pp = anchor.pp,
                    .ep = anchor.ep,
                    .etp = anchor.etp,
-                   .edp = anchor.tp * anchor.dp / (anchor.ep * anchor.etp)};
+                   .edp = anchor.tp * anchor.cp * anchor.dp / (anchor.ep * anchor.etp),
+                   .sp = anchor.sp,
+                   .dispatch = anchor.dispatch,
+                   .overlap = anchor.overlap};
   plan.workload.lengths.assign(static_cast<std::size_t>(anchor.batch), anchor.context);
+  plan.workload.microbatches = anchor.overlap == Overlap::two_batch ? 2 : 1;
   return plan;
 }
 
 double step_seconds(const Anchor& anchor, const ModelConfig& model, const HardwareModel& hardware) {
   const Plan plan = plan_of(anchor, model);
+  if (anchor.kind == AnchorKind::training) {
+    return training_seconds(plan, anchor.training, hardware, {.format = ops::Format::bf16, .weights = anchor.weights});
+  }
   const DryPass pass = anchor.kind == AnchorKind::decode ? DryPass::decode : DryPass::prefill;
   const DryTraces traces = dry_run(plan, ops::Format::bf16, pass, StatedRouting::of(plan));
   const PassTiming timing =
@@ -90,7 +99,8 @@ double collective_seconds(const Anchor& anchor, const HardwareModel& hardware) {
 }  // namespace
 
 std::string_view to_string(AnchorKind kind) {
-  constexpr std::string_view kNames[] = {"decode", "prefill", "first_token", "fused_moe", "gemm", "collective"};
+  constexpr std::string_view kNames[] = {"decode",    "prefill", "first_token", "training",
+                                         "fused_moe", "gemm",    "collective"};
   return kNames[static_cast<std::size_t>(kind)];
 }
 

@@ -1,10 +1,10 @@
 // Published measurements, and what the virtual clock makes of them: bench/anchors/anchors.json.
 //
-// A case is a decode step, a prefill, a first token (a prefill, from the request's arrival), a fused MoE kernel, a
-// product or a collective, with the seconds that somebody measured and where that is published. Half of each group
-// (engine and card; kernels and collectives by card) calibrate: bench/anchors/calibrate.py fits presets.json to them,
-// and their residuals are the intervals that projections are given. The other half is held out. Which is which was
-// fixed before anything was fitted: every other row.
+// A case is a decode step, a prefill, a first token (a prefill, from the request's arrival), a step of training, a
+// fused MoE kernel, a product or a collective, with the seconds that somebody measured and where that is published.
+// Half of each group (engine and card; kernels and collectives by card) calibrate: bench/anchors/calibrate.py fits
+// presets.json to them, and their residuals are the intervals that projections are given. The other half is held out.
+// Which is which was fixed before anything was fitted: every other row.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,17 @@
 
 #include "emu/input/problem.h"
 #include "emu/model/config.h"
+#include "emu/plan/parallel.h"
 #include "emu/timeline/collective_time.h"
 #include "emu/timeline/hardware_model.h"
+#include "emu/timeline/training_time.h"
 #include "emu/timeline/work.h"
 
 namespace shardproof {
 
-enum class AnchorKind { decode, prefill, first_token, fused_moe, gemm, collective };
+enum class AnchorKind { decode, prefill, first_token, training, fused_moe, gemm, collective };
 
-/// "decode", "prefill", "first_token", "fused_moe", "gemm", "collective".
+/// "decode", "prefill", "first_token", "training", "fused_moe", "gemm", "collective".
 std::string_view to_string(AnchorKind kind);
 
 struct Anchor {
@@ -36,10 +38,14 @@ struct Anchor {
   double seconds = 0;       ///< as published
   std::string source;
   WeightFormat weights{};
-  int tp = 1, dp = 1, ep = 1, etp = 1;
+  int tp = 1, dp = 1, ep = 1, etp = 1, pp = 1, cp = 1;
+  bool sp = false;
+  DispatchComm dispatch{};
+  Overlap overlap{};
   // Of a step: so many sequences, each of so many tokens (decode: that are there already).
   std::string model;
   std::int64_t batch = 0, context = 0;
+  TrainingStep training;  ///< of `batch` sequences
   // Of one rank's share of a layer's experts, tokens dealt evenly; and of a product [m, k] x [k, n].
   std::int64_t tokens = 0, hidden = 0, width = 0, experts = 0, top_k = 0;
   std::int64_t m = 0, n = 0, k = 0;

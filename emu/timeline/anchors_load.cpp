@@ -28,7 +28,8 @@ class AnchorReader {
     anchor.id = text("id");
     anchor.engine = reader_.string({"engine"}).value_or("");
     anchor.card = text("card");
-    anchor.kind = one_of<AnchorKind>("kind", {"decode", "prefill", "first_token", "fused_moe", "gemm", "collective"});
+    anchor.kind =
+        one_of<AnchorKind>("kind", {"decode", "prefill", "first_token", "training", "fused_moe", "gemm", "collective"});
     anchor.calibrates = one_of<int>("use", {"held_out", "calibrate"}) == 1;
     anchor.seconds = number("seconds");
     anchor.source = text("source");
@@ -58,7 +59,12 @@ class AnchorReader {
       for (auto [key, to] : {std::pair{"m", &anchor.m}, {"n", &anchor.n}, {"k", &anchor.k}}) *to = whole(key);
       return;
     }
-    for (auto [key, to] : {std::pair{"tp", &anchor.tp}, {"dp", &anchor.dp}, {"ep", &anchor.ep}, {"etp", &anchor.etp}}) {
+    for (auto [key, to] : {std::pair{"tp", &anchor.tp},
+                           {"dp", &anchor.dp},
+                           {"ep", &anchor.ep},
+                           {"etp", &anchor.etp},
+                           {"pp", &anchor.pp},
+                           {"cp", &anchor.cp}}) {
       *to = static_cast<int>(reader_.integer({key}, 1, 1 << 20).value_or(1));
     }
     if (anchor.kind == AnchorKind::fused_moe) {
@@ -74,10 +80,33 @@ class AnchorReader {
     anchor.model = text("model");
     anchor.batch = whole("batch", 1, 1 << 22);
     anchor.context = whole("context", 1, 1 << 24);
-    if (anchor.tp * anchor.dp % (anchor.ep * anchor.etp) != 0) {
-      reader_.problem(reader_.field("ep"), fmt::format("ep {} * etp {} does not divide tp {} * dp {}", anchor.ep,
-                                                       anchor.etp, anchor.tp, anchor.dp));
+    anchor.sp = reader_.boolean({"sp"}).value_or(false);
+    anchor.dispatch = optional_of<DispatchComm>("dispatch", {"all_to_all", "all_gather", "all_reduce"});
+    anchor.overlap = optional_of<Overlap>("overlap", {"none", "shared_expert", "two_batch"});
+    if (anchor.kind == AnchorKind::training) read_training(anchor);
+    if (anchor.tp * anchor.cp * anchor.dp % (anchor.ep * anchor.etp) != 0) {
+      reader_.problem(reader_.field("ep"), fmt::format("ep {} * etp {} does not divide tp {} * cp {} * dp {}",
+                                                       anchor.ep, anchor.etp, anchor.tp, anchor.cp, anchor.dp));
       anchor.ep = anchor.etp = 1;
+    }
+  }
+
+  void read_training(Anchor& anchor) {
+    TrainingStep& step = anchor.training;
+    step.batch = anchor.batch;
+    step.microbatch = reader_.integer({"microbatch"}, 1, 1 << 20).value_or(1);
+    step.chunks = static_cast<int>(reader_.integer({"chunks"}, 1, 1 << 20).value_or(1));
+    step.recompute = optional_of<Recompute>("recompute", {"none", "attention", "layer"});
+    step.scores_in_memory = reader_.boolean({"scores_in_memory"}).value_or(false);
+    step.hides_tp = reader_.boolean({"hides_tp"}).value_or(false);
+    if (step.batch % (step.microbatch * anchor.dp) != 0) {
+      reader_.problem(reader_.field("microbatch"), fmt::format("dp {} * microbatch {} does not divide batch {}",
+                                                               anchor.dp, step.microbatch, step.batch));
+      step.microbatch = 1;
+    }
+    if (anchor.pp == 1 && step.chunks > 1) {
+      reader_.problem(reader_.field("chunks"), fmt::format("{} of one stage; 1 is needed", step.chunks));
+      step.chunks = 1;
     }
   }
 
@@ -97,6 +126,12 @@ class AnchorReader {
     const auto value = reader_.number({key}, 1e-12, 1e18);
     if (!value) reader_.missing(key, "a number above 0 is needed");
     return value.value_or(1);
+  }
+
+  /// The first name where it is left out.
+  template <class Value>
+  Value optional_of(std::string_view key, std::initializer_list<std::string_view> names) {
+    return reader_.find({key}) ? one_of<Value>(key, names) : Value{};
   }
 
   template <class Value>
