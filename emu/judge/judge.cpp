@@ -7,6 +7,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -205,6 +206,11 @@ std::string which_came_first(const Divergence& divergence, const Stall& stall) {
 void judge(const Evidence& evidence, VerifyReport& report) {
   const Doubts doubts = doubts_of(evidence);
   bool proven_wrong = false;
+  struct Missing {
+    std::size_t tap;
+    bool proves;
+  };
+  std::optional<Missing> first_missing;
   for (std::size_t i = 0; i < evidence.expected.all().size(); ++i) {
     const TapOutcome& outcome = evidence.outcomes[i];
     TapReport& tap = report.taps.emplace_back(describe(evidence, i));
@@ -215,8 +221,16 @@ void judge(const Evidence& evidence, VerifyReport& report) {
     if (found == TapVerdict::missing) tap.max_error = std::numeric_limits<double>::infinity();
     if (found == TapVerdict::pass || report.first_divergence) continue;
     if (found == TapVerdict::missing && evidence.stalled) continue;  // the stall explains it
+    if (found == TapVerdict::missing && evidence.failed) {
+      if (!first_missing) first_missing = Missing{i, proves};
+      continue;
+    }
     report.first_divergence = divergence_of(evidence, i, found, report.plan);
     proven_wrong = proves;
+  }
+  if (!report.first_divergence && first_missing) {
+    report.first_divergence = divergence_of(evidence, first_missing->tap, TapVerdict::missing, report.plan);
+    proven_wrong = first_missing->proves;
   }
   report.problems = doubts.problems;
   report.verdict = proven_wrong                                          ? Verdict::mismatch

@@ -25,6 +25,7 @@ struct Evidence {
   std::span<const std::string> unexpected;  ///< taps that nothing is expected of
   std::string_view remedy;                  ///< what would make the reference prove something, after "; "
   bool stalled = false;                     ///< the run did not end: that explains what is missing
+  bool failed = false;                      ///< a rank threw: that explains it too, where nothing else is wrong
 };
 
 /// Fills in the report's taps, first divergence, problems and verdict. A tap that differs is a mismatch, or missing;

@@ -112,7 +112,8 @@ void judge_run(const Session& session, RunResult& run, VerifyReport& report) {
                     .problems = {},
                     .unexpected = run.unexpected,
                     .remedy = "; choose another seed or a larger scale",
-                    .stalled = run.stall.has_value()};
+                    .stalled = run.stall.has_value(),
+                    .failed = !run.error.empty()};
   if (!run.error.empty()) evidence.problems.push_back({"run", run.error});
   judge(evidence, report);
 }
@@ -156,13 +157,22 @@ std::optional<Cause> float_cause(const RunnablePlan& plan, const VerifyOptions& 
                            options.diagnose ? "; in exact it is right" : "")};
 }
 
-/// Of a mismatch.
-std::optional<Cause> cause_of(const RunnablePlan& plan, Session& session, const RunResult& run,
-                              const VerifyReport& report) {
-  if (!run.error.empty()) return Cause{"rank_error", run.error.substr(0, run.error.find('\n'))};
+/// Of a mismatch of values.
+std::optional<Cause> value_cause(const RunnablePlan& plan, Session& session, const VerifyReport& report) {
   if (session.reference().held_to == HeldTo::own_inputs) return float_cause(plan, session.options(), report);
   if (!session.options().diagnose) return std::nullopt;
   return algebra_cause(session, *report.first_divergence);
+}
+
+/// Of a mismatch. What was wrong before a rank failed has its own cause; what is missing is so because it failed.
+std::optional<Cause> cause_of(const RunnablePlan& plan, Session& session, const RunResult& run,
+                              const VerifyReport& report) {
+  if (run.error.empty()) return value_cause(plan, session, report);
+  if (report.first_divergence->verdict == TapVerdict::mismatch) {
+    std::optional<Cause> cause = value_cause(plan, session, report);
+    if (cause && cause->name != "unknown") return cause;
+  }
+  return Cause{"rank_error", run.error.substr(0, run.error.find('\n'))};
 }
 
 /// The report of a plan that is not run.

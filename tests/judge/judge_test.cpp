@@ -11,6 +11,7 @@
 #include "emu/report/json.h"
 #include "emu/report/junit.h"
 #include "emu/run/fault.h"
+#include "tests/judge/dropped_call.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
@@ -131,6 +132,35 @@ class NonexistentExpert final : public FaultInjector {
     if (site.layer == 1 && ids.rows > 0) ids(0, 0) = 99;
   }
 };
+
+/// In the second layer tokens are sent to an expert that there is not, after a sum of the first was not taken.
+class DroppedAndFailed final : public FaultInjector {
+ public:
+  bool before_call(const Rank& rank, internal::Call& call) noexcept override {
+    return dropped_.before_call(rank, call);
+  }
+  void edit_routing(const Rank& rank, const FaultSite& site, ops::MatrixView<const double> logits,
+                    ops::MatrixView<std::int32_t> ids, ops::MatrixView<double> weights) override {
+    failed_.edit_routing(rank, site, logits, ids, weights);
+  }
+
+ private:
+  testing::DroppedCall dropped_{Op::attention_reduce, 0};
+  NonexistentExpert failed_;
+};
+
+TEST(WrongTaps, BeforeARankErrorHaveTheirOwnCause) {
+  DroppedAndFailed fault;
+
+  const VerifyReport report =
+      verify(testing::small_plan({.tp = 2, .edp = 2}), {.format = ops::Format::exact, .fault = &fault});
+
+  EXPECT_EQ(report.verdict, Verdict::mismatch);
+  EXPECT_EQ(report.first_divergence->tap, "layer.0.attention.output");
+  EXPECT_EQ(report.first_divergence->cause->name, "reduction_dropped");
+  ASSERT_FALSE(report.problems.empty());
+  EXPECT_NE(report.problems.front().message.find("expert 99"), std::string::npos) << report.problems.front().message;
+}
 
 TEST(MissingTaps, AfterARankErrorReadMissingEverywhere) {
   NonexistentExpert fault;
