@@ -38,6 +38,7 @@ Instances wrong_form(const MutablePlan& plan, std::size_t limit, const std::stri
     if (!spec.latent() || !decodes(sites, layout.at.dp)) continue;
     if (of_heads && layout.layer(plan.model, place.layer).heads.count < 2) continue;
     const EditForm edit = edit_of(spec);
+    if (!edit) continue;
     result.push_back({.layer = place.layer,
                       .ranks = {place.rank},
                       .tap = tap_name(place.layer, TapKind::attention_context),
@@ -65,7 +66,9 @@ Instances scale_of_latents(const MutablePlan& plan, std::size_t limit) {
   return wrong_form(plan, limit, "absorbed_scale", false, [](const AttentionSpec& spec) {
     const auto plain = static_cast<double>(spec.head_dim);
     const double factor = std::sqrt(plain / static_cast<double>(spec.kv_lora_rank + spec.rope.dim));
-    return [=](AbsorbedForm& form) { form.scale *= factor; };
+    // A latent may be as wide as the key that it stands for.
+    if (factor == 1) return EditForm();
+    return EditForm([=](AbsorbedForm& form) { form.scale *= factor; });
   });
 }
 
@@ -73,14 +76,6 @@ Instances scale_of_latents(const MutablePlan& plan, std::size_t limit) {
 /// few tokens that may be all there are.
 bool sees_few_tokens(const Plan& plan) {
   return std::ranges::max(plan.workload.lengths) <= 8;
-}
-/// A latent as wide as what it stands for.
-bool scale_may_be_the_same(const Plan& plan) {
-  const auto same = [](const LayerSpec& layer) {
-    const AttentionSpec& spec = layer.attention;
-    return spec.latent() && spec.kv_lora_rank + spec.rope.dim == spec.head_dim;
-  };
-  return sees_few_tokens(plan) || std::ranges::any_of(plan.model.layers.kinds(), same);
 }
 
 constexpr MutationKind kKinds[] = {
@@ -95,7 +90,7 @@ constexpr MutationKind kKinds[] = {
      .description =
          "in the absorbed form of latent attention scores are scaled by the width of the latents, not of the keys",
      .instances = scale_of_latents,
-     .may_be_equivalent = scale_may_be_the_same},
+     .may_be_equivalent = sees_few_tokens},
 };
 
 }  // namespace

@@ -155,6 +155,7 @@ void TokenMap::set_past(std::span<const std::int64_t> tokens) {
   split_over_cp(Sharing::contiguous);
   for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
   for (Chunk& piece : pieces_) piece.begin = tokens[static_cast<std::size_t>(piece.sequence)];
+  // On paper every token is plain: what engines do of a decode step, emu/timeline/work.h says.
   std::ranges::fill(absorbed_from_, std::numeric_limits<std::int64_t>::max());
 }
 
