@@ -213,9 +213,11 @@ class RoutingRules {
                                                      counts.size(), layers));
       return;
     }
+    const std::size_t before = problems_.size();
     for (std::int64_t layer = 0; layer < layers; ++layer) {
       const std::size_t row = counts.size() == 1 ? 0 : static_cast<std::size_t>(layer);
       check_routed(fmt::format("workload.routing.counts[{}]", row), counts[row], model_.layers[layer].feed_forward);
+      if (counts.size() == 1 && problems_.size() > before) return;  // it is every layer's
     }
   }
 

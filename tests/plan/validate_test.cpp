@@ -225,6 +225,13 @@ TEST(Validate, AsksForCountsThatARouterCouldHaveGiven) {
   expect({{3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}, "workload.routing.counts[0]", "an expert served 3 slots");
 }
 
+TEST(Validate, ReportsCountsThatAreEveryLayersOnce) {
+  Plan plan = small_plan();
+  plan.workload.routing.counts = {{1, 1}};
+
+  EXPECT_EQ(validate(plan).size(), 1U);
+}
+
 TEST(Validate, ReportsEverythingAtOnce) {
   Plan plan = small_plan();
   plan.parallel = {.tp = 3, .dp = 8, .pp = 20, .ep = 5, .etp = 7};
