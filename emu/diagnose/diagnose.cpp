@@ -110,9 +110,9 @@ std::optional<Cause> cause_by_kind(const diagnosis::WrongTap& wrong) {
     case TapKind::attention_kv_latent_norm:
     case TapKind::shared_gate:
       return replicated_weight_cause(wrong);
+    // What needs no knowledge of the tap has to do.
     case TapKind::shared_output:
     case TapKind::moe_sum:
-      break;
     // Only the rounding is judged by the steps of an op, and its cause is the rounding.
     case TapKind::attention_q_projection:
     case TapKind::attention_squares_partial:

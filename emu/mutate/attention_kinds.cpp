@@ -110,7 +110,7 @@ Instances attention_wrong_axis(const MutablePlan& plan, std::size_t limit) {
 
 /// Two microbatches may be under way at once.
 std::size_t stream_of(const Rank& rank, const internal::Call& call) {
-  return static_cast<std::size_t>(2 * to_int(rank.id()) + call.tag.microbatch % 2);
+  return 2 * static_cast<std::size_t>(to_int(rank.id())) + static_cast<std::size_t>(call.tag.microbatch % 2);
 }
 
 /// Adds to every rank's partial sum of the attention's output.
@@ -315,7 +315,7 @@ Instances all_reduce_before_scatter(const MutablePlan& plan, std::size_t limit) 
 
 /// Some rank may have no token but the first of a sequence: over cp that of a piece, unless there is a last one.
 bool has_one_token_sequences(const Plan& plan) {
-  return std::ranges::min(plan.workload.lengths) < 2 * plan.parallel.cp;
+  return std::ranges::min(plan.workload.lengths) < std::int64_t{2} * plan.parallel.cp;
 }
 
 /// Some replica has no two sequences in a microbatch, and so no boundary to ignore.

@@ -98,7 +98,7 @@ Instances kv_group_wrong(const MutablePlan& plan, std::size_t limit) {
     }
     const int layer = static_cast<int>(sites.layers_of(stage).begin);
     // Where no other rank holds the head, nobody hands its keys in.
-    const bool held_by_others = std::ssize(ranks) * kv < plan.parallel.tp * plan.parallel.cp;
+    const bool held_by_others = std::ssize(ranks) * kv < std::int64_t{plan.parallel.tp} * plan.parallel.cp;
     result.push_back({.layer = layer,
                       .ranks = ranks,
                       .tap = tap_name(layer, held_by_others ? TapKind::attention_context : TapKind::attention_k),
