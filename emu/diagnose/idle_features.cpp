@@ -93,6 +93,9 @@ constexpr Feature kFeatures[] = {
        return layer.feed_forward.scoring == Scoring::sparsemixer && layer.feed_forward.num_experts > 2;
      },
      [](Model&, Layer& layer) { layer.feed_forward.router_jitter = std::numeric_limits<double>::infinity(); }},
+    {"swiglu_limit", TapKind::moe_output,
+     [](const Model&, const Layer& layer) { return layer.feed_forward.swiglu_limit > 0; },
+     [](Model&, Layer& layer) { layer.feed_forward.swiglu_limit = std::numeric_limits<double>::infinity(); }},
     {"logits_scaling", TapKind::logits, [](const Model& model, const Layer&) { return model.logits_scaling != 1; },
      [](Model& model, Layer&) { model.logits_scaling = 1; }},
 };

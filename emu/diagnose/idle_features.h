@@ -14,8 +14,7 @@
 namespace shardproof {
 
 /// Of a reference in `exact`: a problem for each feature that changes no bit of any layer of its kind, except what
-/// nothing can show: what turns with the position where every sequence has one token. The limit of a clamped
-/// activation, which generated weights seldom reach, is not held to it.
+/// nothing can show: what turns with the position where every sequence has one token.
 std::vector<Problem> idle_features(const Plan& plan, const PreparedReference& reference);
 
 }  // namespace shardproof

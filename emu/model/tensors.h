@@ -74,7 +74,7 @@ enum class Split {
 };
 
 /// How a weight's values are made when no checkpoint is given (emu/weights/store.h).
-enum class WeightKind { linear, embedding, norm, bias, sink, selection_bias };
+enum class WeightKind { linear, embedding, norm, bias, gate_bias, sink, selection_bias };
 
 /// A checkpoint stores it as [cols].
 constexpr bool is_vector(WeightKind kind) {

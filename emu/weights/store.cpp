@@ -24,6 +24,8 @@ double vector_step(WeightKind kind) {
   switch (kind) {
     case WeightKind::bias:
       return 0x1p-9;
+    case WeightKind::gate_bias:
+      return 0x1p-5;
     case WeightKind::sink:
       return 0x1p-6;
     case WeightKind::selection_bias:
@@ -36,7 +38,7 @@ double vector_step(WeightKind kind) {
 /// What is added to them. Sigmoids with such a bias are negative, which changes no choice: with a bias of no offset
 /// nothing would tell a closed group whose scores are 0 from one that cannot be chosen.
 double vector_offset(WeightKind kind) {
-  return kind == WeightKind::selection_bias ? -1.125 : 0;
+  return kind == WeightKind::selection_bias ? -1.125 : kind == WeightKind::gate_bias ? 2 : 0;
 }
 
 /// Integers uniform in 0..kBound-1 become values by `value_of`. A block of integers at a time, so that the generator

@@ -38,6 +38,8 @@ class WeightSource {
 ///   embedding  the same, standard deviation near 1
 ///   norm       1 + k/128, k uniform in [-32, 32]
 ///   bias       uniform in [-127, 127] / 512
+///   gate bias  2 + uniform in [-127, 127] / 32, of an expert's gate and up: some are beyond the limit of a clamped
+///              activation, and few gates are closed
 ///   sink       uniform in [-127, 127] / 64, a logit
 ///   selection  uniform in [-127, 127] / 1024: a score lies between 0 and 1
 class GeneratedWeights final : public WeightSource {

@@ -88,6 +88,12 @@ TEST(IdleFeatures, AreEachFoundWhereAValueLeavesThemOut) {
          layer.attention.rope.factor = 4;
        },
        [](ModelConfig&, LayerSpec& layer) { layer.attention.rope.factor = 1; }},
+      {"model.swiglu_limit",
+       [](ModelConfig&, LayerSpec& layer) {
+         layer.feed_forward.expert_bias = true;
+         layer.feed_forward.swiglu_limit = 7;
+       },
+       [](ModelConfig&, LayerSpec& layer) { layer.feed_forward.swiglu_limit = 1000; }},
       {"model.clip_qkv", [](ModelConfig&, LayerSpec& layer) { layer.attention.clip_qkv = 0.5; },
        [](ModelConfig&, LayerSpec& layer) { layer.attention.clip_qkv = 1000; }},
   };
