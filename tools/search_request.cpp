@@ -68,6 +68,7 @@ Model read_model_or_plan(const std::string& path, FileUses& files) {
     LoadedModel loaded = read_model(*document.value, "", document.problems);
     model.plan.model = std::move(loaded.model);
     model.plan.model_notes = std::move(loaded.notes);
+    take_cache_format(model.plan);
   }
   if (!document.problems.empty()) throw UsageError(problems_text(file, document.problems));
   model.plan.name = model.plan.model.model_type;

@@ -20,7 +20,8 @@ struct Quantisation {
   std::string method = {};  ///< quant_method; empty: weights are not quantised
   QuantisedFormat format = QuantisedFormat::none;
   bool zero_points = false;     ///< a value beside each scale, as wide as a weight
-  bool zeros_less_one = false;  ///< each is stored one too small (GPTQ's first format)
+  /// How values lie in words, in the method's own word: "gptq" or "gptq_v2" (checkpoint_format), "gemm" (AWQ's version).
+  std::string packing = {};
   /// Which products' weights are. Never those of embedding, norms, router and head, and no bias.
   bool attention = true;
   bool mlp = true;  ///< of dense layers, and shared experts

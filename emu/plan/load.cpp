@@ -342,11 +342,7 @@ Plan read_plan(const JsonValue& root, const std::filesystem::path& base_dir, Loa
   plan.workload = read_workload(workload ? workload->value : nullptr, plan.parallel.dp, problems);
   if (const auto notes = reader.find({"notes"})) plan.notes = read_notes(*notes->value, problems);
   plan.model_notes = std::move(loaded.notes);
-  if (plan.workload.kv_cache_dtype.empty() && !plan.model.quantisation.kv_cache_dtype.empty()) {
-    plan.workload.kv_cache_dtype = plan.model.quantisation.kv_cache_dtype;
-    plan.defaults.push_back(fmt::format("kv_cache_dtype: {}, as the model's kv_cache_scheme has it",
-                                        in_quotes(plan.workload.kv_cache_dtype)));
-  }
+  take_cache_format(plan);
   if (const auto claims = reader.find({"claims"})) {
     if (!claims->value->is(Kind::array)) {
       reader.problem("claims", fmt::format("{} where an array is needed", describe(*claims->value)));
@@ -382,6 +378,13 @@ LoadedPlan load_plan(const std::filesystem::path& path) {
   FileText file = read_file(path, kMaxPlanBytes);
   if (!file.text) return {.plan = std::nullopt, .problems = std::move(file.problems)};
   return parse_plan(*file.text, path.string(), path.parent_path());
+}
+
+void take_cache_format(Plan& plan) {
+  const std::string& stated = plan.model.quantisation.kv_cache_dtype;
+  if (stated.empty() || !plan.workload.kv_cache_dtype.empty()) return;
+  plan.workload.kv_cache_dtype = stated;
+  plan.defaults.push_back(fmt::format("kv_cache_dtype: {}, as the model's kv_cache_scheme has it", in_quotes(stated)));
 }
 
 }  // namespace shardproof

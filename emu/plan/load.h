@@ -41,4 +41,7 @@ LoadedPlan load_plan(const std::filesystem::path& path);
 /// `name` stands for the text in messages; a relative `model` path starts at `base_dir`.
 LoadedPlan parse_plan(std::string_view text, std::string_view name, const std::filesystem::path& base_dir);
 
+/// Where the workload says nothing of what the cache holds, takes what the model's config says.
+void take_cache_format(Plan& plan);
+
 }  // namespace shardproof

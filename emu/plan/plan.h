@@ -107,7 +107,7 @@ struct Workload {
 
 /// Of one element; 0: not known.
 constexpr int bytes_of_cache_dtype(std::string_view dtype) {
-  if (dtype == "fp8" || dtype == "fp8_e4m3" || dtype == "fp8_e5m2") return 1;
+  if (dtype == "int8" || dtype == "fp8" || dtype == "fp8_e4m3" || dtype == "fp8_e5m2") return 1;
   return dtype == "bfloat16" || dtype == "float16" ? 2 : dtype == "float32" ? 4 : 0;
 }
 /// Of one element that the workload's cache holds, where the run's format has so many.

@@ -144,13 +144,16 @@ Json quantisation_json(const ModelConfig& model) {
   if (method == "compressed-tensors") {
     sizes["type"] = floats ? "float" : "int";
     if (quantisation.zero_points) sizes["symmetric"] = false;
-    if (!quantisation.kv_cache_dtype.empty()) json["kv_cache_scheme"] = {{"num_bits", 8}, {"type", "float"}};
+    if (!quantisation.kv_cache_dtype.empty()) {
+      json["kv_cache_scheme"] = {{"num_bits", 8}, {"type", quantisation.kv_cache_dtype == "fp8" ? "float" : "int"}};
+    }
     json["config_groups"]["group_0"]["weights"] = sizes;
     if (!left_out.empty()) json["ignore"] = left_out;
     return json;
   }
   json.update(sizes);
-  if (method == "gptq" && !quantisation.zeros_less_one) json["checkpoint_format"] = "gptq_v2";
+  if (method == "gptq") json["checkpoint_format"] = quantisation.packing;
+  if (method == "awq") json["version"] = quantisation.packing;
   if (!left_out.empty()) json["modules_to_not_convert"] = left_out;
   return json;
 }

@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "emu/plan/latent_form.h"
 #include "emu/plan/schedule.h"
 
 namespace shardproof {
@@ -71,6 +72,9 @@ class WorkloadRules {
           "workload.latent_decode",
           fmt::format("\"absorbed\" beside cp {}, over which attention is to whole keys; \"plain\", or cp 1, is needed",
                       p_.cp));
+    } else if (*form == LatentForm::absorbed && !has_absorbed(plan_)) {
+      problem("workload.latent_decode",
+              "\"absorbed\", but no token comes after a prompt; leave it out, or give requests an output");
     }
   }
 

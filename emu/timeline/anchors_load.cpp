@@ -84,7 +84,8 @@ class AnchorReader {
     anchor.dispatch = optional_of<DispatchComm>("dispatch", {"all_to_all", "all_gather", "all_reduce"});
     anchor.overlap = optional_of<Overlap>("overlap", {"none", "shared_expert", "two_batch"});
     if (anchor.kind == AnchorKind::training) read_training(anchor);
-    if (anchor.tp * anchor.cp * anchor.dp % (anchor.ep * anchor.etp) != 0) {
+    const std::int64_t attention = std::int64_t{anchor.tp} * anchor.cp * anchor.dp;
+    if (attention % (std::int64_t{anchor.ep} * anchor.etp) != 0) {
       reader_.problem(reader_.field("ep"), fmt::format("ep {} * etp {} does not divide tp {} * cp {} * dp {}",
                                                        anchor.ep, anchor.etp, anchor.tp, anchor.cp, anchor.dp));
       anchor.ep = anchor.etp = 1;

@@ -82,7 +82,8 @@ QuantisedWeight::QuantisedWeight(Packing packing, const ModelConfig& model, cons
       block_(model.weight_block > 0 ? model.weight_block : spec.cols),
       whole_rows_(model.weight_block == 0),
       bits_(model.quantisation.format == QuantisedFormat::int4 ? 4 : 8),
-      zeros_less_one_(model.quantisation.zeros_less_one) {}
+      variant_(model.quantisation.packing),
+      zero_points_(model.quantisation.zero_points) {}
 
 void QuantisedWeight::fail(const std::string& name, const std::string& message) const {
   throw CheckpointError(files_->at(name).file->name(), in_quotes(name), message);
@@ -164,7 +165,7 @@ void QuantisedWeight::find_compressed() {
   need(name_ + ".weight_scale", kFloats, {{rows_, groups()}});
   need(name_ + ".weight_shape", kIds, {{2}});
   check_stored_shape();
-  if (has(name_ + ".weight_zero_point")) {
+  if (zero_points_ || has(name_ + ".weight_zero_point")) {
     need(name_ + ".weight_zero_point", {TensorType::i32}, {{divided_up(rows_, in_word), groups()}});
   }
   if (has(name_ + ".weight_g_idx")) need(name_ + ".weight_g_idx", kIds, {{cols_}});
@@ -177,7 +178,15 @@ void QuantisedWeight::check_stored_shape() const {
   fail(name, fmt::format("{} x {}; the config makes it {} x {}", shape(0, 0), shape(0, 1), rows_, cols_));
 }
 
+void QuantisedWeight::require_variant(std::initializer_list<const char*> read) const {
+  if (std::ranges::find(read, variant_) != read.end()) return;
+  throw CheckpointError(files_->names().front(), in_quotes(name_ + ".qweight"),
+                        fmt::format("packed as quantization_config's {} says; {} is read", in_quotes(variant_),
+                                    fmt::join(read, " or ")));
+}
+
 void QuantisedWeight::find_gptq() {
+  require_variant({"gptq", "gptq_v2"});
   const std::int64_t in_word = 32 / bits_;
   need(name_ + ".qweight", {TensorType::i32}, {{divided_up(cols_, in_word), rows_}});
   need(name_ + ".qzeros", {TensorType::i32}, {{groups(), divided_up(rows_, in_word)}});
@@ -186,6 +195,7 @@ void QuantisedWeight::find_gptq() {
 }
 
 void QuantisedWeight::find_awq() {
+  require_variant({"gemm"});
   const std::int64_t in_word = 32 / bits_;
   if (bits_ != 4) {
     throw CheckpointError(files_->names().front(), in_quotes(name_ + ".qweight"),
@@ -299,7 +309,7 @@ void QuantisedWeight::read_compressed(Range rows, Range cols, ops::MatrixView<do
 }
 
 void QuantisedWeight::read_transposed(Range rows, Range cols, ops::MatrixView<double> out) const {
-  const bool awq = packing_ == Packing::awq;
+  const bool awq = packing_ == Packing::awq, zeros_less_one = variant_ == "gptq";
   const std::int64_t in_word = 32 / bits_, mask = (std::int64_t{1} << bits_) - 1;
   const auto shift = [&](std::int64_t i) {
     return (awq ? kAwqPlaces[static_cast<std::size_t>(i % in_word)] : i % in_word) * bits_;
@@ -317,13 +327,13 @@ void QuantisedWeight::read_transposed(Range rows, Range cols, ops::MatrixView<do
       const std::int64_t value =
           (awq ? packed(j, word) >> shift(row) : packed(col / in_word - col_words.begin, i) >> shift(col)) & mask;
       const std::int64_t zero = packed_zeros(g, word) >> shift(row) & mask;
-      if (zeros_less_one_ && zero == mask) {
+      if (zeros_less_one && zero == mask) {
         fail(name_ + ".qzeros",
              fmt::format("{} of row {}, group {}: a zero point of {} or of 0, implementations differ; "
                          "the checkpoint_format \"gptq_v2\" has no such doubt",
                          zero, row, g, zero + 1));
       }
-      out(i, j) = static_cast<double>(value - zero - (zeros_less_one_ ? 1 : 0)) * scales(g, row - rows.begin);
+      out(i, j) = static_cast<double>(value - zero - (zeros_less_one ? 1 : 0)) * scales(g, row - rows.begin);
     }
   }
 }

@@ -68,6 +68,8 @@ class QuantisedWeight {
   void check_stored_shape() const;
   bool has(const std::string& name) const { return files_->find(name) != nullptr; }
   [[noreturn]] void fail(const std::string& name, const std::string& message) const;
+  /// Throws where the method packs its words in a way that is not read.
+  void require_variant(std::initializer_list<const char*> read) const;
 
   std::int64_t groups() const;
   /// The group of each of these columns.
@@ -87,7 +89,8 @@ class QuantisedWeight {
   std::int64_t rows_, cols_, block_;
   bool whole_rows_ = false;  // a group is a row
   int bits_ = 8;
-  bool zeros_less_one_ = false;
+  std::string variant_;  // of the packing
+  bool zero_points_ = false;
   std::vector<std::string> tensors_;
 };
 

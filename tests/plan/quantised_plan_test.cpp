@@ -47,6 +47,11 @@ constexpr Expected kConfigs[] = {
     {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int",
          "group_size": 32, "symmetric": false}}}})",
      QuantisedFormat::int4, 32, true, true, true},
+    {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int",
+         "group_size": null, "strategy": "channel"}}}})",
+     QuantisedFormat::int4, 0, false, true, true},
+    {R"({"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv"})", QuantisedFormat::int4, 16, true,
+     true, true},
     {R"({"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 8,
          "type": "float"}}}, "ignore": ["model.layers.0.self_attn.q_proj", "model.layers.2.mlp.experts.0.w1"]})",
      QuantisedFormat::fp8, 0, false, true, false},
@@ -80,8 +85,7 @@ TEST(QuantisedPlans, AreRefusedWhereTheConfigIsNone) {
   refused(R"({"quant_method": "fp8", "weight_block_size": [128, 64]})", "model.quantization_config.weight_block_size");
   refused(R"({"quant_method": "awq", "bits": 3})", "model.quantization_config.bits");
   refused(R"({"quant_method": "awq", "group_size": "all"})", "model.quantization_config.group_size");
-  refused(R"({"quant_method": "awq", "version": "gemv"})", "model.quantization_config.version");
-  refused(R"({"quant_method": "gptq", "checkpoint_format": "marlin"})", "model.quantization_config.checkpoint_format");
+  refused(R"({"quant_method": "awq", "version": 2})", "model.quantization_config.version");
   refused(R"({"quant_method": "compressed-tensors", "config_groups": []})", "model.quantization_config.config_groups");
   refused(R"({"quant_method": "fp8", "modules_to_not_convert": "lm_head"})",
           "model.quantization_config.modules_to_not_convert");
@@ -122,12 +126,15 @@ TEST(QuantisedPlans, TakeTheFormatOfTheCacheFromTheModelWhereTheWorkloadSaysNone
                    stated = quantised(method + scheme, R"({"kv_cache_dtype": "bfloat16"})");
   const LoadedPlan none = quantised(method + "null}"),
                    refused = quantised(method + R"({"num_bits": 4, "type": "float"}})");
+  const LoadedPlan integers = quantised(method + R"({"num_bits": 8, "type": "int"}})");
 
   ASSERT_TRUE(taken.plan && stated.plan && none.plan);
   EXPECT_EQ(taken.plan->workload.kv_cache_dtype, "fp8");
   EXPECT_THAT(taken.plan->defaults, ::testing::Contains(HasSubstr("kv_cache_scheme")));
   EXPECT_EQ(stated.plan->workload.kv_cache_dtype, "bfloat16");
   EXPECT_EQ(none.plan->workload.kv_cache_dtype, "");
+  EXPECT_EQ(integers.plan->workload.kv_cache_dtype, "int8");
+  EXPECT_EQ(parse_plan(plan_json(*integers.plan), "again.json", ".").plan->model, integers.plan->model);
   EXPECT_EQ(parse_plan(plan_json(*taken.plan), "again.json", ".").plan->model, taken.plan->model);
   ASSERT_FALSE(refused.plan);
   EXPECT_EQ(refused.problems.front().field, "model.quantization_config.kv_cache_scheme.num_bits");

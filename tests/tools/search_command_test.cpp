@@ -85,6 +85,16 @@ TEST(SearchCommand, TakesACheckpointsFolder) {
   EXPECT_EQ(shardproof("search " + folder + " --gpus 2 --preset a100 --batch 4 --output 0 --min ttft").exit_code, 0);
 }
 
+TEST(SearchCommand, TakesTheFormatOfTheCacheFromTheModel) {
+  const std::string config = temporary_file("quantised.json", std::string("{") + kModel + R"(, "quantization_config": {
+      "quant_method": "compressed-tensors", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}})");
+
+  const CommandResult run = shardproof("search " + config + " --gpus 4 --preset h100 --batch 8 --prompt 16 --json -");
+
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_EQ(Json::parse(run.out)["base"]["workload"]["kv_cache_dtype"], "fp8");
+}
+
 TEST(SearchCommand, EndsWith1WhereNothingKeepsTheLimits) {
   const CommandResult run = shardproof("search " + small_plan() + " --slo tpot=1us");
 

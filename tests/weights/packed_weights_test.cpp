@@ -255,6 +255,29 @@ std::string complaint(const fs::path& folder) {
   return "none";
 }
 
+TEST(PackedWeights, AreRefusedInAPackingThatIsNotRead) {
+  Writer gemv = kAwq;
+  gemv.config = R"({"quant_method": "awq", "bits": 4, "group_size": 16, "version": "gemv"})";
+  const PackedCheckpoint files(gemv);
+
+  EXPECT_THAT(complaint(files.path()), HasSubstr("packed as quantization_config's \"gemv\" says; gemm is read"));
+}
+
+TEST(PackedWeights, AreRefusedWithoutTheZeroPointsThatTheConfigSays) {
+  const fs::path golden = kGoldens / "quantised" / "qwen3_moe_int4";
+  const fs::path folder = fs::temp_directory_path() / ("packed_weights_zero_" + std::to_string(::getpid()));
+  fs::copy(golden, folder);
+  std::ostringstream config;
+  config << std::ifstream(folder / "config.json").rdbuf();
+  std::string text = config.str();
+  const std::string symmetric = "\"symmetric\": true";
+  text.replace(text.find(symmetric), symmetric.size(), "\"symmetric\": false");
+  std::ofstream(folder / "config.json") << text;
+
+  EXPECT_THAT(complaint(folder), HasSubstr(".weight_zero_point\": is missing"));
+  fs::remove_all(folder);
+}
+
 TEST(PackedWeights, AreRefusedWhereATensorIsNotWhatTheConfigMakesIt) {
   PackedCheckpoint files(kGptq);
   const auto with = [&](const std::string& name, auto change) {

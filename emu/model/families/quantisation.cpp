@@ -1,7 +1,6 @@
 #include "emu/model/families/internal/quantisation.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <initializer_list>
@@ -18,6 +17,8 @@ using Kind = JsonValue::Kind;
 
 /// Values of MXFP4 that share a scale.
 constexpr std::int64_t kMxfp4Group = 32;
+/// Columns that share a scale where GPTQ and AWQ say nothing.
+constexpr std::int64_t kCommonGroup = 128;
 
 /// The object under quantization_config, and what is wrong with it.
 class Reader {
@@ -41,16 +42,14 @@ class Reader {
     problem(key, fmt::format("{}: a whole number from 1 to {} is needed", describe(*found), kMaxWidth));
     return otherwise;
   }
-  /// In lower case; the first of `known` where nothing is said.
-  std::string word(const char* key, std::initializer_list<const char*> known) const {
+  /// In lower case.
+  std::string word(const char* key, std::string otherwise) const {
     const JsonValue* const found = find(key);
-    if (found == nullptr) return *known.begin();
-    std::string text = found->is(Kind::string) ? found->text : "";
+    if (found == nullptr) return otherwise;
+    if (!found->is(Kind::string)) problem(key, fmt::format("{}: a word is needed", describe(*found)));
+    std::string text = found->is(Kind::string) ? found->text : std::move(otherwise);
     std::ranges::transform(text, text.begin(),
                            [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
-    if (std::ranges::find(known, text) == known.end()) {
-      problem(key, fmt::format("{}: one of {} is understood", describe(*found), fmt::join(known, ", ")));
-    }
     return text;
   }
 
@@ -72,7 +71,7 @@ std::int64_t read_square(const Reader& config, const char* key) {
 }
 
 /// Integers of 4 or 8 bits in groups of columns.
-void read_integers(const Reader& config, const char* bits_key, ModelConfig& model) {
+void read_integers(const Reader& config, const char* bits_key, std::int64_t default_group, ModelConfig& model) {
   const std::int64_t bits = config.integer(bits_key, 4);
   if (bits != 4 && bits != 8) {
     return config.problem(bits_key, fmt::format("{}: weights of 4 or of 8 bits are counted", bits));
@@ -80,7 +79,7 @@ void read_integers(const Reader& config, const char* bits_key, ModelConfig& mode
   model.quantisation.format = bits == 4 ? QuantisedFormat::int4 : QuantisedFormat::int8;
   const JsonValue* const group = config.find("group_size");
   const bool whole_row = group != nullptr && group->is(Kind::integer) && group->integer == -1;
-  if (!whole_row) model.weight_block = config.integer("group_size", bits == 4 ? 128 : 0);
+  if (!whole_row) model.weight_block = config.integer("group_size", bits == 4 ? default_group : 0);
 }
 
 /// compressed-tensors: the weights of the first group.
@@ -96,10 +95,14 @@ void read_groups(const Reader& config, ModelConfig& model) {
     return config.problem("config_groups." + name, "weights, an object, is needed");
   }
   const Reader inside = config.inside(*weights, "config_groups." + name + ".weights");
-  if (inside.word("type", {"int", "float"}) != "float") {
+  const std::string type = inside.word("type", "int");
+  if (type != "int" && type != "float") {
+    return inside.problem("type", fmt::format("{}: int or float is understood", in_quotes(type)));
+  }
+  if (type == "int") {
     const JsonValue* const symmetric = inside.find("symmetric");
     model.quantisation.zero_points = symmetric != nullptr && symmetric->is(Kind::boolean) && !symmetric->boolean;
-    return read_integers(inside, "num_bits", model);
+    return read_integers(inside, "num_bits", 0, model);
   }
   if (inside.integer("num_bits", 8) != 8) return inside.problem("num_bits", "of floats, 8 bits are counted");
   model.quantisation.format = QuantisedFormat::fp8;
@@ -114,11 +117,11 @@ void read_cache_scheme(const Reader& config, Quantisation& quantisation) {
   if (!scheme->is(Kind::object)) {
     return config.problem("kv_cache_scheme", fmt::format("{}: an object or null is needed", describe(*scheme)));
   }
-  if (inside.word("type", {"float"}) == "float" && inside.integer("num_bits", 8) == 8) {
-    quantisation.kv_cache_dtype = "fp8";
-  } else {
-    inside.problem("num_bits", "a cache of floats of 8 bits is understood");
+  const std::string type = inside.word("type", "float");
+  if (inside.integer("num_bits", 8) != 8 || (type != "float" && type != "int")) {
+    return inside.problem("num_bits", "a cache of floats or integers of 8 bits is counted");
   }
+  quantisation.kv_cache_dtype = type == "float" ? "fp8" : "int8";
 }
 
 /// Whether a name of modules, plain, with * or a regular expression, speaks of what all layers have. A name with a
@@ -169,13 +172,10 @@ void read_method(const Reader& config, ModelConfig& model) {
     model.weight_block = kMxfp4Group;
     quantisation.attention = quantisation.mlp = false;
   } else if (quantisation.method == "awq" || quantisation.method == "gptq") {
-    read_integers(config, "bits", model);
+    const bool gptq = quantisation.method == "gptq";
+    read_integers(config, "bits", kCommonGroup, model);
     quantisation.zero_points = true;
-    if (quantisation.method == "gptq") {
-      quantisation.zeros_less_one = config.word("checkpoint_format", {"gptq", "gptq_v2"}) != "gptq_v2";
-    } else {
-      config.word("version", {"gemm"});
-    }
+    quantisation.packing = gptq ? config.word("checkpoint_format", "gptq") : config.word("version", "gemm");
   } else if (quantisation.method == "compressed-tensors") {
     read_groups(config, model);
     read_cache_scheme(config, quantisation);
