@@ -19,8 +19,9 @@ enum class QuantisedFormat : std::int8_t {
 struct Quantisation {
   std::string method = {};  ///< quant_method; empty: weights are not quantised
   QuantisedFormat format = QuantisedFormat::none;
-  bool zero_points = false;     ///< a value beside each scale, as wide as a weight
-  /// How values lie in words, in the method's own word: "gptq" or "gptq_v2" (checkpoint_format), "gemm" (AWQ's version).
+  bool zero_points = false;  ///< a value beside each scale, as wide as a weight
+  /// How values lie in words, in the method's own word: "gptq" or "gptq_v2" (checkpoint_format), "gemm" (AWQ's
+  /// version).
   std::string packing = {};
   /// Which products' weights are. Never those of embedding, norms, router and head, and no bias.
   bool attention = true;

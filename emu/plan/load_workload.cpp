@@ -239,10 +239,11 @@ std::string read_cache_dtype(ObjectReader& reader) {
   const std::string dtype = reader.string({"kv_cache_dtype"}).value_or("");
   if (dtype.empty() || dtype == "auto") return {};
   if (bytes_of_cache_dtype(dtype) == 0) {
-    reader.problem(reader.field("kv_cache_dtype"),
-                   fmt::format("{}; \"auto\", \"fp8\", \"fp8_e4m3\", \"fp8_e5m2\", \"int8\", \"bfloat16\", \"float16\" or "
-                               "\"float32\" is needed",
-                               in_quotes(dtype)));
+    reader.problem(
+        reader.field("kv_cache_dtype"),
+        fmt::format("{}; \"auto\", \"fp8\", \"fp8_e4m3\", \"fp8_e5m2\", \"int8\", \"bfloat16\", \"float16\" or "
+                    "\"float32\" is needed",
+                    in_quotes(dtype)));
   }
   return dtype;
 }

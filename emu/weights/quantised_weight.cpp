@@ -180,9 +180,9 @@ void QuantisedWeight::check_stored_shape() const {
 
 void QuantisedWeight::require_variant(std::initializer_list<const char*> read) const {
   if (std::ranges::find(read, variant_) != read.end()) return;
-  throw CheckpointError(files_->names().front(), in_quotes(name_ + ".qweight"),
-                        fmt::format("packed as quantization_config's {} says; {} is read", in_quotes(variant_),
-                                    fmt::join(read, " or ")));
+  throw CheckpointError(
+      files_->names().front(), in_quotes(name_ + ".qweight"),
+      fmt::format("packed as quantization_config's {} says; {} is read", in_quotes(variant_), fmt::join(read, " or ")));
 }
 
 void QuantisedWeight::find_gptq() {
