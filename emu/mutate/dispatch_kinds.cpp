@@ -61,10 +61,17 @@ Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
-/// With the senders' rows in reverse, the rank's experts get another row for one that they serve.
-bool serves_moved_rows(const Sites& sites, int layer, int rank) {
+/// With the senders' rows in reverse: whether the rank's experts get another row for one that they serve, and each such
+/// row's token has chosen as the other one's has.
+struct MovedRows {
+  bool served = false;
+  bool chosen_alike = true;
+};
+MovedRows moved_rows(const Sites& sites, int layer, int rank) {
   const Plan& plan = sites.plan;
   const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  const auto& all_choices = sites.plan.choices[static_cast<std::size_t>(layer)];
+  MovedRows result;
   for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
     std::vector<std::int64_t> gathered, reversed;
     for (const int sender : sites.group(Axis::ep, rank)) {
@@ -78,11 +85,13 @@ bool serves_moved_rows(const Sites& sites, int layer, int rank) {
       const auto is_mine = [&](std::int32_t expert) {
         return serving_ep(plan.model, deployment, layer, gathered[i], expert) == sites.mesh.coordinates(rank).ep;
       };
-      const auto choices = sites.plan.choices[static_cast<std::size_t>(layer)].row(gathered[i]);
-      if (gathered[i] != reversed[i] && std::ranges::any_of(choices, is_mine)) return true;
+      const auto choices = all_choices.row(gathered[i]);
+      if (gathered[i] == reversed[i] || std::ranges::none_of(choices, is_mine)) continue;
+      result.served = true;
+      result.chosen_alike = result.chosen_alike && std::ranges::equal(choices, all_choices.row(reversed[i]));
     }
   }
-  return false;
+  return result;
 }
 
 /// One rank has the gathered rows of the ep group in another order than their choices.
@@ -91,7 +100,8 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
   if (plan.parallel.dispatch != DispatchComm::all_gather || plan.parallel.ep < 2) return {};
   Instances result;
   for (const Place& place : sites.expert_places(limit)) {
-    if (!serves_moved_rows(sites, place.layer, place.rank)) continue;
+    const MovedRows moved = moved_rows(sites, place.layer, place.rank);
+    if (!moved.served) continue;
     const Site site{.op = Op::dispatch_rows, .layer = place.layer, .ranks = {place.rank}};
     result.push_back({.layer = place.layer,
                       .ranks = site.ranks,
@@ -99,8 +109,10 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
                       .tap = moe_output_tap(place.layer),
                       .causes = {"tokens_permuted"},
                       .make = faulty_gather(site, GatherFault::reversed)});
-    // A token's one output, as it is: another token's is that one's row.
-    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
+    // The one output of a token that has chosen the same expert, as it is, is that one's row.
+    if (moved.chosen_alike && weighs_by_one(plan.model.layers[place.layer].feed_forward)) {
+      result.back().causes.emplace_back("rows_permuted");
+    }
   }
   return result;
 }

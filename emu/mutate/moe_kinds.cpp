@@ -1,5 +1,6 @@
 // Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
+#include <compare>
 #include <set>
 #include <utility>
 
@@ -64,6 +65,45 @@ Instances counted_per_replica(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// What a rank sends for a choice of one of its tokens: replicas of an expert are physical experts, with its weights.
+struct Slot {
+  std::int64_t physical = 0;
+  std::int64_t row = 0;
+  std::int32_t expert = 0;
+  auto operator<=>(const Slot&) const = default;
+};
+
+/// In each microbatch, in the order in which they are sent.
+std::vector<std::vector<Slot>> sent_slots(const Sites& sites, const Place& place) {
+  const Plan& plan = sites.plan;
+  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+  std::vector<std::vector<Slot>> result;
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    const TokenRows own = sites.tokens.own(sites.mesh.coordinates(place.rank), m);
+    std::vector<Slot>& sent = result.emplace_back();
+    for (std::int64_t i = 0; i < own.count(); ++i) {
+      for (const std::int32_t expert : sites.plan.choices[static_cast<std::size_t>(place.layer)].row(own[i])) {
+        sent.push_back({physical_expert(plan.model, deployment, place.layer, own[i], expert), own[i], expert});
+      }
+    }
+    std::ranges::sort(sent);
+  }
+  return result;
+}
+
+/// Each slot is sent the row of the slot at source_of(its place, slots): a token's one output, as it is, is then the
+/// other token's, if both have chosen the same expert.
+template <class SourceOf>
+bool permutes_outputs(const Sites& sites, const Place& place, const SourceOf& source_of) {
+  if (!weighs_by_one(sites.plan.model.layers[place.layer].feed_forward)) return false;
+  return std::ranges::all_of(sent_slots(sites, place), [&](const std::vector<Slot>& sent) {
+    for (std::size_t i = 0; i < sent.size(); ++i) {
+      if (sent[i].expert != sent[source_of(i, sent.size())].expert) return false;
+    }
+    return true;
+  });
+}
+
 Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (!goes_all_to_all(plan)) return {};
@@ -75,32 +115,25 @@ Instances dispatch_order(const MutablePlan& plan, std::size_t limit) {
     };
     result.push_back(
         edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = rotate}));
-    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
+    const auto next = [](std::size_t i, std::size_t slots) { return (i + 1) % slots; };
+    if (permutes_outputs(sites, place, next)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }
 
 /// With the owners' chunks in reverse, every output comes back to its own token in each microbatch, for another choice.
-bool comes_back_to_its_token(const Sites& sites, int layer, int rank) {
-  const Plan& plan = sites.plan;
-  const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
+bool comes_back_to_its_token(const Sites& sites, const Place& place) {
+  const std::vector<std::vector<Slot>> all_sent = sent_slots(sites, place);
   for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
-    const TokenRows own = sites.tokens.own(sites.mesh.coordinates(rank), m);
-    std::vector<std::pair<std::int64_t, std::int64_t>> sent;  // physical expert and row
-    for (std::int64_t i = 0; i < own.count(); ++i) {
-      for (const std::int32_t expert : sites.plan.choices[static_cast<std::size_t>(layer)].row(own[i])) {
-        sent.emplace_back(physical_expert(plan.model, deployment, layer, own[i], expert), own[i]);
-      }
-    }
-    std::ranges::sort(sent);
+    const std::vector<Slot>& sent = all_sent[static_cast<std::size_t>(m)];
     std::vector<std::int64_t> back;  // rows
     auto begin = sent.begin();
-    for (const std::int64_t count : sites.sends(layer, m, rank)) {
+    for (const std::int64_t count : sites.sends(place.layer, m, place.rank)) {
       std::vector<std::int64_t> chunk;
-      for (std::int64_t i = 0; i < count; ++i) chunk.push_back((begin++)->second);
+      for (std::int64_t i = 0; i < count; ++i) chunk.push_back((begin++)->row);
       back.insert(back.begin(), chunk.begin(), chunk.end());
     }
-    if (!std::ranges::equal(back, sent, {}, {}, [](const auto& slot) { return slot.second; })) return false;
+    if (!std::ranges::equal(back, sent, {}, {}, &Slot::row)) return false;
   }
   return true;
 }
@@ -116,10 +149,9 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
     result.push_back(
         edited_call(return_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.out = reverse}));
     // A token's one output, as it is: another token's is that one's row.
-    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
+    if (weighs_by_one(plan.model.layers[place.layer].feed_forward)) result.back().causes.emplace_back("rows_permuted");
     // A token's own outputs in another order are other experts', and stand with the wrong weights.
-    if (plan.model.experts().top_k == plan.model.experts().num_experts ||
-        comes_back_to_its_token(sites, place.layer, place.rank)) {
+    if (plan.model.experts().top_k == plan.model.experts().num_experts || comes_back_to_its_token(sites, place)) {
       result.back().causes.insert(result.back().causes.end(), {"router_weights_permuted", "expert_map"});
     }
   }
@@ -137,7 +169,8 @@ Instances tokens_duplicated(const MutablePlan& plan, std::size_t limit) {
     };
     result.push_back(
         edited_call(dispatch_site(place.layer, {place.rank}), plan.world(), "tokens_permuted", {.in = repeat}));
-    if (weighs_by_one(plan)) result.back().causes.emplace_back("rows_permuted");
+    const auto before = [](std::size_t i, std::size_t) { return i == 0 ? 0 : i - 1; };
+    if (permutes_outputs(sites, place, before)) result.back().causes.emplace_back("rows_permuted");
   }
   return result;
 }

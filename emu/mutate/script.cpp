@@ -239,11 +239,13 @@ bool has_few_rows(const Plan& plan, std::int64_t rows) {
   return false;
 }
 
+bool weighs_by_one(const FeedForwardSpec& spec) {
+  return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
+}
+
 bool weighs_by_one(const Plan& plan) {
-  return std::ranges::any_of(plan.model.layers.kinds(), [](const LayerSpec& layer) {
-    const FeedForwardSpec& spec = layer.feed_forward;
-    return spec.num_experts == 1 || (spec.top_k == 1 && spec.norm_topk_prob);
-  });
+  return std::ranges::any_of(plan.model.layers.kinds(),
+                             [](const LayerSpec& layer) { return weighs_by_one(layer.feed_forward); });
 }
 
 std::vector<std::string> or_weights(const Plan& plan, std::string cause) {

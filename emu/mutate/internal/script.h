@@ -160,7 +160,8 @@ std::function<std::unique_ptr<FaultInjector>()> faulty_gather(const Site& site, 
 bool has_few_rows(const Plan& plan, std::int64_t rows);
 /// With all experts chosen, another expert's output is another slot's: one error, two names.
 std::vector<std::string> or_weights(const Plan& plan, std::string cause);
-/// Some layer's router weights are one, whatever its logits.
+/// Router weights are one, whatever the logits: in the layer, or in some layer.
+bool weighs_by_one(const FeedForwardSpec& spec);
 bool weighs_by_one(const Plan& plan);
 /// No order of the rows but one.
 bool may_have_one_row(const Plan& plan);

@@ -1,0 +1,85 @@
+// What kinds of mutations say of the plans that they are put into: where they have instances, and which causes are
+// right.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "emu/judge/prepared.h"
+#include "emu/mutate/mutation.h"
+#include "emu/plan/validate.h"
+#include "tests/support/small_plan.h"
+
+namespace shardproof {
+namespace {
+
+using testing::small_plan;
+
+/// The instances of a kind.
+std::vector<Mutation> instances_of(std::string_view kind, const Plan& plan) {
+  const MutablePlan subject(plan, prepare_reference(plan, ops::Format::exact).expected);
+  return std::ranges::find(mutation_kinds(), kind, &MutationKind::name)->instances(subject, 2);
+}
+
+/// What the kind's instances say to whether the cause is right too; nothing where there is no instance.
+std::set<bool> accept(std::string_view kind, const Plan& plan, const std::string& cause) {
+  std::set<bool> answers;
+  for (const Mutation& mutation : instances_of(kind, plan)) {
+    answers.insert(std::ranges::find(mutation.causes, cause) != mutation.causes.end());
+  }
+  return answers;
+}
+const std::set<bool> kAll{true}, kNone{false};
+
+/// Experts of which one, as it is, is a token's output.
+Plan switch_plan(const Parallel& parallel) {
+  Plan plan = small_plan(parallel);
+  plan.model.layers.edit([](LayerSpec& layer) {
+    layer.feed_forward.top_k = 1;
+    layer.feed_forward.norm_topk_prob = true;
+  });
+  return plan;
+}
+
+// What an expert makes of another token's row is that token's output where its own expert is the same.
+TEST(MutationCauses, AreRowsInAnotherOrderWhereTheirTokensHaveChosenAlike) {
+  const Plan experts = switch_plan({.tp = 2, .dp = 2, .ep = 4});
+  Plan replicas = switch_plan({.tp = 2, .ep = 2});
+  replicas.model.layers.edit([](LayerSpec& layer) { layer.feed_forward.num_experts = 1; });
+  replicas.parallel.experts = {.redundant = 1};
+  for (const Plan& plan : {experts, replicas}) {
+    ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+  }
+
+  for (const char* kind : {"dispatch_order", "tokens_duplicated"}) {
+    EXPECT_EQ(accept(kind, experts, "rows_permuted"), kNone) << kind;
+    EXPECT_EQ(accept(kind, replicas, "rows_permuted"), kAll) << kind;
+  }
+  EXPECT_EQ(accept("return_order", experts, "rows_permuted"), kAll);
+  Plan gathered = experts;
+  gathered.parallel.dispatch = DispatchComm::all_gather;
+  EXPECT_EQ(accept("dispatch_gathered_order", gathered, "rows_permuted"), kNone);
+}
+
+// The layer that the fault is in, not another of the model.
+TEST(MutationCauses, AreRowsInAnotherOrderWhereTheLayerWeighsByOne) {
+  Plan plan = switch_plan({.tp = 2, .dp = 2, .ep = 4});
+  const LayerSpec weighs = small_plan(plan.parallel).model.layers[0];
+  LayerList layers(1, weighs);
+  layers.push_back(plan.model.layers[0]);
+  plan.model.layers = layers;
+  ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+
+  const std::vector<Mutation> instances = instances_of("return_order", plan);
+
+  ASSERT_EQ(instances.size(), 2U);
+  for (const Mutation& mutation : instances) {
+    EXPECT_EQ(std::ranges::count(mutation.causes, "rows_permuted"), mutation.layer) << mutation.layer;
+  }
+}
+
+}  // namespace
+}  // namespace shardproof
