@@ -151,7 +151,7 @@ Instances return_order(const MutablePlan& plan, std::size_t limit) {
     // A token's one output, as it is: another token's is that one's row.
     if (weighs_by_one(plan.model.layers[place.layer].feed_forward)) result.back().causes.emplace_back("rows_permuted");
     // A token's own outputs in another order are other experts', and stand with the wrong weights.
-    if (plan.model.experts().top_k == plan.model.experts().num_experts || comes_back_to_its_token(sites, place)) {
+    if (comes_back_to_its_token(sites, place)) {
       result.back().causes.insert(result.back().causes.end(), {"router_weights_permuted", "expert_map"});
     }
   }

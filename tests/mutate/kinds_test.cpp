@@ -64,6 +64,25 @@ TEST(MutationCauses, AreRowsInAnotherOrderWhereTheirTokensHaveChosenAlike) {
   EXPECT_EQ(accept("dispatch_gathered_order", gathered, "rows_permuted"), kNone);
 }
 
+// Another choice's output of the same token stands with the wrong weight; another token's does not.
+TEST(MutationCauses, AreWeightsInAnotherOrderWhereOutputsComeBackToTheirTokens) {
+  Plan all_chosen = small_plan({.tp = 2, .dp = 2, .ep = 4});
+  all_chosen.model.layers.edit([](LayerSpec& layer) { layer.feed_forward.top_k = layer.feed_forward.num_experts; });
+  Plan replicated = all_chosen;
+  replicated.parallel.experts = {.redundant = 3};
+  Plan of_one = switch_plan({.tp = 2, .ep = 2});
+  of_one.model.layers.edit([](LayerSpec& layer) { layer.feed_forward.num_experts = 1; });
+  of_one.parallel.experts = {.redundant = 1};
+
+  for (const char* cause : {"router_weights_permuted", "expert_map"}) {
+    EXPECT_EQ(accept("return_order", all_chosen, cause), kAll) << cause;
+    for (const Plan& plan : {replicated, of_one}) {
+      ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+      EXPECT_EQ(accept("return_order", plan, cause), kNone) << cause;
+    }
+  }
+}
+
 // The layer that the fault is in, not another of the model.
 TEST(MutationCauses, AreRowsInAnotherOrderWhereTheLayerWeighsByOne) {
   Plan plan = switch_plan({.tp = 2, .dp = 2, .ep = 4});
