@@ -36,10 +36,17 @@ Instances sum_over_ep(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (!plan.parallel.sums_over_ep()) return {};
   Instances result;
-  for (const Place& place : sites.expert_places(limit)) {
+  const auto summands_at = [&](const Place& place) {
+    return summands_of(sites, place.layer, sites.group(Axis::ep, place.rank));
+  };
+  const auto shows = [&](const Place& place) {
+    if (!sites.serves(place)) return false;
+    const Summands summands = summands_at(place);
+    return fault == SumFault::dropped ? summands.from_others : !summands.owners.empty();
+  };
+  for (const Place& place : sites.places_with(limit, shows)) {
     const std::vector<int> group = sites.group(Axis::ep, place.rank);
-    const Summands summands = summands_of(sites, place.layer, group);
-    if (summands.owners.empty() || (fault == SumFault::dropped && !summands.from_others)) continue;
+    const Summands summands = summands_at(place);
     const int own = sites.mesh.coordinates(place.rank).ep;
     const int member = summands.owners.contains(own) ? own : *summands.owners.begin();
     const Site site{.op = Op::moe_reduce, .layer = place.layer, .ranks = group};
@@ -67,7 +74,8 @@ struct MovedRows {
   bool served = false;
   bool chosen_alike = true;
 };
-MovedRows moved_rows(const Sites& sites, int layer, int rank) {
+MovedRows moved_rows(const Sites& sites, const Place& place) {
+  const int layer = place.layer, rank = place.rank;
   const Plan& plan = sites.plan;
   const Deployment deployment = deploy(plan.model, plan.parallel, plan.workload);
   const auto& all_choices = sites.plan.choices[static_cast<std::size_t>(layer)];
@@ -99,9 +107,8 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
   const Sites sites(plan);
   if (plan.parallel.dispatch != DispatchComm::all_gather || plan.parallel.ep < 2) return {};
   Instances result;
-  for (const Place& place : sites.expert_places(limit)) {
-    const MovedRows moved = moved_rows(sites, place.layer, place.rank);
-    if (!moved.served) continue;
+  const auto serves_moved = [&](const Place& place) { return moved_rows(sites, place).served; };
+  for (const Place& place : sites.places_with(limit, serves_moved)) {
     const Site site{.op = Op::dispatch_rows, .layer = place.layer, .ranks = {place.rank}};
     result.push_back({.layer = place.layer,
                       .ranks = site.ranks,
@@ -110,7 +117,7 @@ Instances gathered_order(const MutablePlan& plan, std::size_t limit) {
                       .causes = {"tokens_permuted"},
                       .make = faulty_gather(site, GatherFault::reversed)});
     // The one output of a token that has chosen the same expert, as it is, is that one's row.
-    if (moved.chosen_alike && weighs_by_one(plan.model.layers[place.layer].feed_forward)) {
+    if (moved_rows(sites, place).chosen_alike && weighs_by_one(plan.model.layers[place.layer].feed_forward)) {
       result.back().causes.emplace_back("rows_permuted");
     }
   }

@@ -1,6 +1,7 @@
 // Kinds in who is believed to hold which expert.
 #include <algorithm>
 #include <numeric>
+#include <optional>
 
 #include "emu/mutate/internal/script.h"
 #include "emu/mutate/internal/sites.h"
@@ -116,21 +117,28 @@ Instances rotated_everywhere(const MutablePlan& plan, std::size_t /*limit*/) {
   return {rotated(plan, layer, all)};
 }
 
-/// In the last stage that has experts, of whose layers the first that shows it.
+/// Of the stage's layers the first that shows what the rank believes.
+std::optional<int> first_shown(const Sites& sites, const Owners& owners, int stage, int rank) {
+  const Range layers = sites.layers_of(stage);
+  for (auto layer = static_cast<int>(layers.begin); layer < layers.end(); ++layer) {
+    if (has_experts(sites.plan, layer) && shows(sites, owners, layer, rank)) return layer;
+  }
+  return std::nullopt;
+}
+
+/// On the first rank of the last stage that has one which serves others there.
 Instances rotated_on_one_rank(const MutablePlan& plan, std::size_t /*limit*/) {
   const Sites sites(plan);
   if (plan.parallel.ep < 2) return {};
   const Owners owners(sites);
   for (int stage = plan.parallel.pp - 1; stage >= 0; --stage) {
-    const int rank = sites.first_rank({.pp = stage});
-    // Ranks that share experts' slices out, and pick their tokens each, believe the same: else the calls of their sums
-    // do not fit.
-    const std::vector<int> ranks = plan.parallel.routes_alike() ? sites.group(Axis::etp, rank) : std::vector{rank};
-    const Range layers = sites.layers_of(stage);
-    for (auto layer = static_cast<int>(layers.begin); layer < layers.end(); ++layer) {
-      if (!has_experts(plan, layer) || !shows(sites, owners, layer, rank)) continue;
-      if (!serves_others(sites, owners, layer, rank) || hands_on_too_many(sites, owners, ranks)) return {};
-      return {rotated(plan, layer, ranks)};
+    for (const int rank : sites.stage_ranks(stage)) {
+      const std::optional<int> layer = first_shown(sites, owners, stage, rank);
+      if (!layer || !serves_others(sites, owners, *layer, rank)) continue;
+      // Ranks that share experts' slices out, and pick their tokens each, believe the same: else the calls of their
+      // sums do not fit.
+      const std::vector<int> ranks = plan.parallel.routes_alike() ? sites.group(Axis::etp, rank) : std::vector{rank};
+      if (!hands_on_too_many(sites, owners, ranks)) return {rotated(plan, *layer, ranks)};
     }
   }
   return {};

@@ -111,8 +111,7 @@ std::vector<std::int64_t> Sites::receives(int layer, std::int64_t microbatch, in
   return counts;
 }
 
-template <class Wanted>
-std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) const {
+std::vector<Place> Sites::places_with(std::size_t limit, const std::function<bool(const Place&)>& wanted) const {
   std::vector<Place> result;
   for (const Place& place : moe_places(5)) {
     const std::vector<int> ranks = stage_ranks(stage_of(place.layer));
@@ -129,16 +128,18 @@ std::vector<Place> Sites::places_with(std::size_t limit, const Wanted& wanted) c
   return result;
 }
 
-std::vector<Place> Sites::expert_places(std::size_t limit) const {
-  return places_with(limit, [&](const Place& place) {
-    for (const int member : group(Axis::etp, place.rank)) {
-      for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
-        const std::vector<std::int64_t> counts = receives(place.layer, m, member);
-        if (std::ranges::any_of(counts, [](std::int64_t count) { return count > 0; })) return true;
-      }
+bool Sites::serves(const Place& place) const {
+  for (const int member : group(Axis::etp, place.rank)) {
+    for (std::int64_t m = 0; m < tokens.microbatches(); ++m) {
+      const std::vector<std::int64_t> counts = receives(place.layer, m, member);
+      if (std::ranges::any_of(counts, [](std::int64_t count) { return count > 0; })) return true;
     }
-    return false;
-  });
+  }
+  return false;
+}
+
+std::vector<Place> Sites::expert_places(std::size_t limit) const {
+  return places_with(limit, [&](const Place& place) { return serves(place); });
 }
 
 std::vector<Place> Sites::sending_places(std::size_t limit) const {

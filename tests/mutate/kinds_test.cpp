@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 #include <string>
 #include <string_view>
@@ -11,11 +12,15 @@
 #include "emu/judge/prepared.h"
 #include "emu/mutate/mutation.h"
 #include "emu/plan/validate.h"
+#include "tests/mutate/mutation_support.h"
+#include "tests/support/runnable.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
 namespace {
 
+using testing::report_of;
+using testing::runnable;
 using testing::small_plan;
 
 /// The instances of a kind.
@@ -97,6 +102,41 @@ TEST(MutationCauses, AreRowsInAnotherOrderWhereTheLayerWeighsByOne) {
   ASSERT_EQ(instances.size(), 2U);
   for (const Mutation& mutation : instances) {
     EXPECT_EQ(std::ranges::count(mutation.causes, "rows_permuted"), mutation.layer) << mutation.layer;
+  }
+}
+
+/// One token a sequence and a replica, each served by one expert of four.
+Plan few_tokens(const Parallel& parallel, std::uint64_t seed) {
+  Plan plan = switch_plan(parallel);
+  plan.workload.lengths.assign(static_cast<std::size_t>(parallel.dp), 1);
+  plan.workload.microbatches = 1;
+  plan.workload.seed = seed;
+  return plan;
+}
+
+// Of few tokens the first rank may have none that shows the fault, where another has.
+TEST(MutationKinds, ArePutOnARankThatShowsThem) {
+  struct Tried {
+    std::string_view kind;
+    Parallel parallel;
+  };
+  for (const auto& [kind, parallel] :
+       {Tried{"expert_map_of_one_rank", {.dp = 4, .ep = 4, .dispatch = DispatchComm::all_gather}},
+        Tried{"dispatch_gathered_order", {.dp = 3, .ep = 3, .dispatch = DispatchComm::all_gather}},
+        Tried{"moe_reduction_dropped", {.dp = 4, .ep = 2, .edp = 2, .dispatch = DispatchComm::all_gather}}}) {
+    for (std::uint64_t seed = 1; seed <= 32; ++seed) {
+      const Plan plan = few_tokens(parallel, seed);
+      ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+
+      const MutationScore score = run_mutations(
+          runnable(plan), {.per_kind = 1, .wanted = [&only = kind](std::string_view name) { return name == only; }});
+
+      const MutationCounts counts = score.counts(MutationClass::sharding);
+      EXPECT_GT(counts.instances, 0) << kind << ", seed " << seed;
+      EXPECT_EQ(counts.detected, counts.instances) << report_of(score);
+      EXPECT_EQ(counts.tap_right, counts.instances) << report_of(score);
+      EXPECT_EQ(counts.cause_right, counts.instances) << report_of(score);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -25,8 +26,6 @@ class Sites {
   std::vector<Place> places_in(const std::vector<int>& layers, std::size_t limit) const;
   template <class Wanted>
   std::vector<int> layers_with(const Wanted& wanted) const;
-  template <class Wanted>
-  std::vector<Place> places_with(std::size_t limit, const Wanted& wanted) const;
 
  public:
   explicit Sites(const MutablePlan& plan);
@@ -53,8 +52,11 @@ class Sites {
   bool embeds_across(int dp) const;
   /// Whether a token of the replica is in the vocabulary slice of the tp rank: dp and tp count.
   bool embeds(const Coordinates& at) const;
-  /// moe_places(), each with a rank near it to whose experts a token goes, or that sends tokens to two owners or more;
-  /// a place that has none is left out.
+  /// moe_places(), each with a rank near it that is wanted; a place that has none is left out.
+  std::vector<Place> places_with(std::size_t limit, const std::function<bool(const Place&)>& wanted) const;
+  /// A token goes to the rank's experts.
+  bool serves(const Place& place) const;
+  /// places_with() a rank that serves, or that sends tokens to two owners or more.
   std::vector<Place> expert_places(std::size_t limit) const;
   std::vector<Place> sending_places(std::size_t limit) const;
   /// Slots that the rank sends to each ep rank in the microbatch.
