@@ -5,7 +5,9 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <set>
+#include <span>
 
 #include "emu/diagnose/internal/wrong_tap.h"
 
@@ -45,24 +47,27 @@ bool attends_with(const WrongTap& wrong, const SinksOf& sinks) {
   return explains(wrong.rows, predicted, wrong.tolerance);
 }
 
-/// The first query head that is wrong.
-std::int64_t first_wrong_head(const WrongTap& wrong, std::int64_t dim) {
-  const WrongRow& row = wrong.rows.front();
-  std::size_t i = 0;
-  while (close(std::span(row.got).subspan(i, 1), std::span(row.want).subspan(i, 1), wrong.tolerance)) ++i;
-  return (row.col + static_cast<std::int64_t>(i)) / dim;
+/// The first query head that is wrong; none if each is close enough for the largest row's scale.
+std::optional<std::int64_t> first_wrong_head(const WrongTap& wrong, std::int64_t dim) {
+  for (const WrongRow& row : wrong.rows) {
+    for (std::size_t i = 0; i < row.got.size(); ++i) {
+      if (close(std::span(row.got).subspan(i, 1), std::span(row.want).subspan(i, 1), wrong.tolerance)) continue;
+      return (row.col + static_cast<std::int64_t>(i)) / dim;
+    }
+  }
+  return std::nullopt;
 }
 
 /// Each query head attends with another one's sink, or with that of another layer.
 std::optional<Cause> sink_cause(const WrongTap& wrong) {
   const ModelConfig& config = wrong.model.plan().model;
   const AttentionSpec& spec = config.layers[wrong.layer].attention;
-  if (!spec.sinks) return std::nullopt;
+  const std::optional<std::int64_t> shown = first_wrong_head(wrong, spec.value_dim());
+  if (!spec.sinks || !shown) return std::nullopt;
   for (std::int64_t shift = 1; shift < spec.heads; ++shift) {
     if (!attends_with(wrong, {wrong.layer, shift})) continue;
-    const std::int64_t shown = first_wrong_head(wrong, spec.value_dim());
-    return Cause{"sinks_of_another_head", fmt::format("query head {} attends with the sink of head {} on {}", shown,
-                                                      (shown + shift) % spec.heads, ranks_of(wrong.rows))};
+    return Cause{"sinks_of_another_head", fmt::format("query head {} attends with the sink of head {} on {}", *shown,
+                                                      (*shown + shift) % spec.heads, ranks_of(wrong.rows))};
   }
   for (int layer = 0; layer < config.layers.size(); ++layer) {
     if (!is_like(wrong, layer) || !attends_with(wrong, {layer, 0})) continue;

@@ -4,9 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <iterator>
 #include <numeric>
 
+#include "emu/diagnose/recompute.h"
 #include "emu/diagnose/signatures.h"
+#include "tests/diagnose/family_plans.h"
 #include "tests/support/small_plan.h"
 
 namespace shardproof {
@@ -231,6 +235,35 @@ TEST(Diagnose, DoesNotRecomputeExpertsThatAreTooLargeForIt) {
 
   EXPECT_EQ(cause.name, "unknown");
   EXPECT_NE(cause.evidence.find("--scale"), std::string::npos) << cause.evidence;
+}
+
+// Of a float dump each row is held to its own scale, a hypothesis to the largest: the first wrong row may be right
+// enough for any.
+TEST(Diagnosis, NamesAHeadThatIsWrongWhereTheFirstWrongRowIsBarelySo) {
+  const Plan plan = testing::gpt_oss();
+  const PreparedReference reference = prepare_whole_model(plan, ops::Format::fp32);
+  Recompute model(plan, reference);
+  const ExpectedTap& tap = model.tap(1, TapKind::attention_context);
+  const AttentionSpec& spec = plan.model.layers[1].attention;
+  const auto last = std::prev(tap.scale.end());
+  const std::int64_t barely = std::min_element(tap.scale.begin(), last) - tap.scale.begin();
+  const double own = tap.scale[static_cast<std::size_t>(barely)], largest = *std::ranges::max_element(tap.scale);
+  ASSERT_LT(own, 0.9 * largest);
+  const std::vector<TapPart> parts{
+      part_of(tap, 0, {0, tap.cols / plan.parallel.tp}, [&](std::int64_t row, std::int64_t col) {
+        if (row < barely) return tap.at(row, col);
+        if (row == barely) return tap.at(row, col) + 1e-3 * (own + largest) / 2;
+        const std::int64_t head = col / spec.value_dim(), position = model.tokens().position(row);
+        const HeadPair next{.query = head, .key_value = head / (spec.heads / spec.kv_heads), .sink = head + 1};
+        return model.attend(1, row, Range{row - position, position + 1},
+                            next)[static_cast<std::size_t>(col % spec.value_dim())];
+      })};
+  const Divergence divergence{.tap = tap.name};
+
+  const Cause cause = diagnose({plan, reference, divergence, parts, {}});
+
+  EXPECT_EQ(cause.name, "sinks_of_another_head") << cause.evidence;
+  EXPECT_EQ(cause.evidence, "query head 0 attends with the sink of head 1 on rank 0");
 }
 
 }  // namespace
