@@ -3,7 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <string>
+
 #include "emu/paper/expression.h"
+#include "emu/paper/figures.h"
+#include "emu/timeline/projection.h"
 #include "tests/support/shipped_plans.h"
 
 namespace shardproof {
@@ -15,8 +19,15 @@ using V = ClaimVerdict;
 struct Expected {
   const char* text;  ///< the claim's words begin so
   ClaimVerdict verdict;
-  const char* arithmetic;
+  std::string arithmetic;
 };
+
+/// On the hardware that the plan's claims are judged on.
+Projection projected(const std::string& name) {
+  const Plan plan = testing::shipped_plan(name);
+  return project(plan, choose_hardware(built_in_hardware(), plan.hardware, {}),
+                 {format_of(plan.model), weight_format_of(plan.model)});
+}
 
 /// Every claim of the plan that begins with the words comes out so.
 void expect_claims(const char* name, std::initializer_list<Expected> expected) {
@@ -71,6 +82,7 @@ TEST(Claims, OfDocument001) {
 }
 
 TEST(Claims, OfDocuments002And004) {
+  const std::string step = duration(projected("ep64_tp2").seconds_per_output_token().value) + " (";
   expect_claims("ep64_tp2", {{"128 GPUs for EP64", V::holds, "ep 64 * tp 2 * pp 1 = 128"},
                              {"1 expert per GPU", V::holds, "each split over etp 2 GPUs"},
                              {"8 experts per GPU", V::holds, "16 layers * 1 experts / etp 2 = 8"},
@@ -80,12 +92,13 @@ TEST(Claims, OfDocuments002And004) {
                              {"0.02 % of the compute", V::fails, "of the peak in prefill"},
                              {"450,000", V::holds_if, "prompt tokens are meant; of output tokens, "},
                              {"450,000", V::holds_if, "link bandwidth, link latency"},
-                             {"under 2 ms", V::holds_if, "a decode step of 64 sequences takes "},
+                             {"under 2 ms", V::holds_if, "a decode step of 64 sequences takes " + step},
                              {"under 2 ms", V::holds_if, "holds if the time measured lies where it does within"}});
   expect_claims("ep16_tp2_pp4", {{"pipeline stages begin", V::holds, "tp 2 * cp 1 * dp 16 = 32"}});
 }
 
 TEST(Claims, OfDocument003) {
+  const std::string prefill = duration(projected("ep4_tp2_pp2_sp").seconds_to_first_token().value) + ",";
   expect_claims("ep4_tp2_pp2_sp", {{"10B", V::fails, "452.3 M"},
                                    {"16 = EP4", V::holds, "ep 4 * tp 2 * pp 2 = 16"},
                                    {"DP 8", V::fails, "16 GPUs / (tp 2 * cp 1 * pp 2) = 4"},
@@ -97,7 +110,7 @@ TEST(Claims, OfDocument003) {
                                    {"at least 30 GB", V::fails, "weights 75.25 MB + reserved key-value cache 2.684 GB"},
                                    {"320 tokens/ms = 16", V::holds, "16 * 20 = 320"},
                                    {"320 tokens/ms in all", V::holds_if, "663552 prompt tokens in "},
-                                   {"first token", V::holds, "prefill of 663552 tokens takes"},
+                                   {"first token", V::holds, "prefill of 663552 tokens takes " + prefill},
                                    {"first token", V::holds, "uncalibrated"},
                                    {"at least 15 tokens/ms", V::holds_if, "on 16 GPUs = "}});
   const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
