@@ -125,14 +125,18 @@ void add_block(int me, std::int64_t from, std::int64_t rows, const Values& keys,
     }
   }
 }
-Cluster::Program ring(bool wrong) {
-  return [wrong](Rank& rank) -> Task<> {
+Cluster::Program ring_of(bool wrong, bool taps_blocks) {
+  return [=](Rank& rank) -> Task<> {
     const int n = rank.tp().size(), me = rank.at().tp;
     const std::int64_t rows = 8 / n;
     Values keys = filled(rows, 2, [&](std::int64_t i, std::int64_t j) { return value(me * rows + i, j); });
     Values sum(static_cast<std::size_t>(rows * 2)), next(keys.size());
     for (int hop = 0; hop < n; ++hop) {
       const std::int64_t from = (me - hop + n) % n;
+      if (taps_blocks) {
+        const std::string name = "keys." + std::to_string(hop);
+        rank.tap<double>(name, view(keys, rows), Placement::shard(0, 8, 2, {from * rows, rows}));
+      }
       add_block(me, from, rows, keys, sum);
       if (wrong && hop == 1) continue;  // a block is used again instead of the next
       const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
@@ -144,26 +148,13 @@ Cluster::Program ring(bool wrong) {
   };
 }
 
-// The same, each block tapped as it comes: of a wrong sum alone, expected and got do not tell which block is in it.
+Cluster::Program ring(bool wrong) {
+  return ring_of(wrong, false);
+}
+
+// Each block tapped as it comes: of a wrong sum alone, expected and got do not tell which block is in it.
 Cluster::Program tapped_ring(bool wrong) {
-  return [wrong](Rank& rank) -> Task<> {
-    const int n = rank.tp().size(), me = rank.at().tp;
-    const std::int64_t rows = 8 / n;
-    Values keys = filled(rows, 2, [&](std::int64_t i, std::int64_t j) { return value(me * rows + i, j); });
-    Values sum(static_cast<std::size_t>(rows * 2)), next(keys.size());
-    for (int hop = 0; hop < n; ++hop) {
-      const std::int64_t from = (me - hop + n) % n;
-      const std::string name = "keys." + std::to_string(hop);
-      rank.tap<double>(name, view(keys, rows), Placement::shard(0, 8, 2, {from * rows, rows}));
-      add_block(me, from, rows, keys, sum);
-      if (wrong && hop == 1) continue;  // a block is used again instead of the next
-      const Send sends[] = {{keys, GroupRank{(me + 1) % n}}};
-      const Recv recvs[] = {{next, GroupRank{(me + n - 1) % n}}};
-      co_await rank.tp().exchange({sends, recvs});
-      std::swap(keys, next);
-    }
-    rank.tap<double>("context", view(sum, rows), Placement::shard(0, 8, 2, {me * rows, rows}));
-  };
+  return ring_of(wrong, true);
 }
 ExpectedTaps tapped_ring_expected() {
   ExpectedTaps expected;
