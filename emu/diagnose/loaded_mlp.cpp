@@ -4,7 +4,12 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
+#include <optional>
+#include <string>
+#include <tuple>
 #include <utility>
+#include <vector>
 
 #include "emu/diagnose/internal/wrong_tap.h"
 
@@ -125,10 +130,6 @@ std::optional<Cause> cut_block_cause(const WrongTap& wrong, const MlpWeights& we
   }
   return std::nullopt;
 }
-
-}  // namespace
-
-namespace {
 
 /// Trying what a row would be under every supposition must cost no more than this.
 constexpr double kTriedFlops = 1e10;

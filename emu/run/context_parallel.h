@@ -3,8 +3,7 @@
 // The queries of a rank are its own rows; the keys and values that they see are also with others, and come to it as
 // parallel.cp_comm says:
 //   p2p         round a ring: at step i a rank has those of rank (r - i) mod cp, attends to them while they go on to
-//   the
-//               rank behind, and merges what the steps gave (ops/attention_parts.h);
+//               the rank behind, and merges what the steps gave (ops/attention_parts.h);
 //   all_gather  all of them, put in order of the sequences;
 //   a2a         all rows of 1 / cp of the rank's heads, exchanged before and back after.
 #pragma once

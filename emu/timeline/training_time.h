@@ -2,10 +2,9 @@
 //
 // No backward pass is run here. Its time follows from the forward's records by rule, for dense models:
 // - Of a product (of weights, of attention, of an MLP) there are two like it: the gradients of its two factors. All
-// else
-//   has one of its own size.
-// - A call over tp or cp has its mirror image, of as many bytes (Korthikanti et al. 2022, arXiv 2205.05198,
-// section 4.2).
+//   else has one of its own size.
+// - A call over tp or cp has its mirror image, of as many bytes (Korthikanti et al. 2022, arXiv 2205.05198, section
+//   4.2).
 // - Recomputation runs a layer's forward pass once more, calls included, or attention's core alone.
 // - One forward, one backward (1F1B) in interleaved chunks (Narayanan et al. 2021, arXiv 2104.04473, section 2.2): of m
 //   microbatches over stages whose slowest takes t for one, in v chunks,

@@ -9,16 +9,15 @@
 //                       times 2^(e - 127), e of NAME_scales (U8 [.., rows, groups]). OCP Microscaling Formats 1.0,
 //                       sections 5.2 and 6.3
 //   compressed-tensors  NAME.weight_packed (I32 [rows, words]): a row's values, each 2^(bits-1) too large, the lowest
-//   bits
-//                       first; NAME.weight_zero_point (I32 [words, groups]): the same down a column, 0 where it is
-//                       absent; NAME.weight_g_idx (I32 [cols]): the group of a column, where it is not the next;
+//                       bits first; NAME.weight_zero_point (I32 [words, groups]): the same down a column, 0 where it
+//                       is absent; NAME.weight_g_idx (I32 [cols]): the group of a column, where it is not the next;
 //                       NAME.weight_shape: rows, cols. (value - zero point) * NAME.weight_scale [rows, groups]
 //   gptq                NAME.qweight (I32 [words, rows]): a row's values, the lowest bits first; NAME.qzeros
 //                       (I32 [groups, words]): zero points, each one too small (not in "gptq_v2"); NAME.scales [groups,
 //                       rows]; NAME.g_idx (I32 [cols]): the group of a column, where it is there
 //   awq                 NAME.qweight (I32 [cols, words]) and NAME.qzeros (I32 [groups, words]) with the values of 8
-//   rows in
-//                       a word, in the order 0 2 4 6 1 3 5 7 from the lowest bits on; NAME.scales [groups, rows]
+//                       rows in a word, in the order 0 2 4 6 1 3 5 7 from the lowest bits on; NAME.scales
+//                       [groups, rows]
 #pragma once
 
 #include <cstdint>

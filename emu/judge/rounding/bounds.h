@@ -12,8 +12,7 @@
 // angles are taken less exactly and reductions round wherever they send or add:
 //   fused   one kernel an op: as ours, but attention's probabilities are rounded to the format before they meet values
 //   eager   one rounding an elementary op (a product, a sum, an activation, a cast) to the format. Sums of products,
-//   the
-//           mean of a norm and the softmax are taken in the scalar.
+//           the mean of a norm and the softmax are taken in the scalar.
 //
 // What a result is held to is computed in double. Its own error obeys the same bounds with u = 2^-53, and
 // gamma(k, u) + gamma(k, v) <= gamma(k, u + v): every relative unit here is that of the format's scalar plus 2^-53.

@@ -1,9 +1,8 @@
 // The rules of latent attention in its absorbed form (ops/latent.h), of the tokens that are in it. Of a head with
 // weight [K; V], d = still elements of a query that meet K, r = rank of the latent:
 //   q' = K^T q_still     d products a sum, stored: off by gamma(d) sum |K q| and its store; what turns is copied.
-//   l = sum_j P_j c_j    attention's rule (attention.cpp) with the keys [c_j, r_j] of r + turned elements and the
-//   values
-//                        c_j: a score is off by gamma(r + turned + 3) scale sum |q'_i k_ji|.
+//   l = sum_j P_j c_j    attention's rule (attention.cpp) with the keys [c_j, r_j] of r + turned elements and
+//                        the values c_j: a score is off by gamma(r + turned + 3) scale sum |q'_i k_ji|.
 //   out = V l            r products a sum, stored.
 // Each is held to what the run itself had, q', c, l as stored: nothing of one step's error is in the next one's bound.
 // Against the plain form, which stores k = K c and v = V c instead, nothing is bounded: neither is the other's
