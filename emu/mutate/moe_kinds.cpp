@@ -1,6 +1,5 @@
 // Kinds in the Mixture-of-Experts half of a layer: expert map, routing, dispatch and return.
 #include <algorithm>
-#include <compare>
 #include <set>
 #include <utility>
 
@@ -70,7 +69,6 @@ struct Slot {
   std::int64_t physical = 0;
   std::int64_t row = 0;
   std::int32_t expert = 0;
-  auto operator<=>(const Slot&) const = default;
 };
 
 /// In each microbatch, in the order in which they are sent.
@@ -86,7 +84,7 @@ std::vector<std::vector<Slot>> sent_slots(const Sites& sites, const Place& place
         sent.push_back({physical_expert(plan.model, deployment, place.layer, own[i], expert), own[i], expert});
       }
     }
-    std::ranges::sort(sent);
+    std::ranges::sort(sent, {}, [](const Slot& slot) { return std::pair(slot.physical, slot.row); });
   }
   return result;
 }
