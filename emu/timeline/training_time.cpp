@@ -8,6 +8,7 @@
 #include "emu/run/dry_run.h"
 #include "emu/timeline/clock.h"
 #include "emu/timeline/collective_time.h"
+#include "emu/timeline/work.h"
 
 namespace shardproof {
 namespace {
@@ -15,30 +16,13 @@ namespace {
 constexpr double kOptimizerBytes = 30;  // of a parameter
 constexpr double kScoreBytes = 13;      // of a pair of a query and a key
 
-bool has_two_gradients(Op op) {
-  switch (op) {
-    case Op::attention_q_latent:
-    case Op::attention_q:
-    case Op::attention_k:
-    case Op::attention_v:
-    case Op::attention_kv_latent:
-    case Op::attention_kv:
-    case Op::attention_context:
-    case Op::attention_ring_part:
-    case Op::attention_output:
-    case Op::router_logits:
-    case Op::moe_expert:
-    case Op::mlp:
-    case Op::shared_gate:
-    case Op::logits:
-      return true;
-    default:
-      return false;
-  }
-}
-
 bool is_core(Op op) {
   return op == Op::attention_context || op == Op::attention_ring_part;
+}
+
+bool has_two_gradients(Op op) {
+  const bool head = op == Op::router_logits || op == Op::shared_gate || op == Op::logits;
+  return is_projection(op) || is_core(op) || is_mlp(op) || head;
 }
 
 /// Of one microbatch on a rank, there and back.

@@ -9,25 +9,6 @@ namespace {
 
 constexpr double kFourBitBytes = 0.5 + 1.0 / 32;
 
-bool is_projection(Op op) {
-  switch (op) {
-    case Op::attention_q_latent:
-    case Op::attention_q:
-    case Op::attention_k:
-    case Op::attention_v:
-    case Op::attention_kv_latent:
-    case Op::attention_kv:
-    case Op::attention_output:
-      return true;
-    default:
-      return false;
-  }
-}
-
-bool is_mlp(Op op) {
-  return op == Op::moe_expert || op == Op::mlp;
-}
-
 bool fused(Op op) {
   switch (op) {
     case Op::attention_k:
@@ -111,6 +92,25 @@ void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work
 }
 
 }  // namespace
+
+bool is_projection(Op op) {
+  switch (op) {
+    case Op::attention_q_latent:
+    case Op::attention_q:
+    case Op::attention_k:
+    case Op::attention_v:
+    case Op::attention_kv_latent:
+    case Op::attention_kv:
+    case Op::attention_output:
+      return true;
+    default:
+      return false;
+  }
+}
+
+bool is_mlp(Op op) {
+  return op == Op::moe_expert || op == Op::mlp;
+}
 
 WeightFormat weight_format_of(const ModelConfig& model) {
   switch (model.quantisation.format) {

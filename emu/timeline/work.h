@@ -48,6 +48,10 @@ struct KernelWork {
   bool grouped = false;  ///< products of several experts
 };
 
+/// A product of attention with a weight.
+bool is_projection(Op op);
+/// Of an expert, or of what serves every token.
+bool is_mlp(Op op);
 Rate rate_of(ops::Format format);
 /// The record is a computation's.
 KernelWork work_of(const OpRecord& record, const WorkRules& rules);
