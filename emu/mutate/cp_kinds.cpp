@@ -351,8 +351,15 @@ Instances contiguous_shares(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// Chunks of one token: a step of the ring hides a single key of a query, which may weigh nothing beside the others.
+bool may_hide_one_key(const Plan& plan) {
+  const std::int64_t chunks = 2 * plan.parallel.ring();
+  return std::ranges::any_of(plan.workload.lengths, [&](std::int64_t length) { return length <= chunks; });
+}
+
 constexpr MutationKind kCpKinds[] = {
-    {"cp_ring_mask_off", "a step of the ring attends to keys behind the query", ring_mask_off},
+    {"cp_ring_mask_off", "a step of the ring attends to keys behind the query", ring_mask_off, MutationClass::sharding,
+     may_hide_one_key},
     {"cp_part_missing", "what one rank's keys give is not merged", part_missing},
     {"cp_part_merged_twice", "what one rank's keys give is merged twice", part_merged_twice},
     {"cp_lse_not_merged", "what the ranks' keys give is averaged, not weighed by its sums", lse_not_merged},

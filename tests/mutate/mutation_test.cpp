@@ -447,7 +447,7 @@ TEST(MutationKinds, ThatMayBeEquivalentAreTheseOnly) {
 
   EXPECT_EQ(names, (std::vector<std::string_view>{
                        "sp_gather_order", "positions_offset", "positions_restarted", "sequence_boundaries_ignored",
-                       "sp_scatter_order", "head_gather_order", "absorbed_keys_of_another_head",
+                       "sp_scatter_order", "head_gather_order", "cp_ring_mask_off", "absorbed_keys_of_another_head",
                        "absorbed_scale_of_latents", "attention_norm_stale", "moe_norm_stale", "router_weights_twice",
                        "output_gather_order", "masked_groups_zero", "expert_accumulated_in_bf16"}));
 }
