@@ -121,7 +121,10 @@ Recompute::Row Recompute::norm(std::span<const double> x, const WeightSpec& weig
 Recompute::Row Recompute::project(std::span<const double> x, const WeightSpec& weight, Range rows, int bias_layer,
                                   std::int64_t bias_shift) {
   Row y(static_cast<std::size_t>(rows.count));
-  ops::linear<double>(one_row(x), slice(weight, rows, {0, weight.cols}), one_row(y));
+  const WeightSlice<double> held{reference_.slices.get(), weight, rows, {0, weight.cols}};
+  held.for_each_block([&](Range outputs, const LoadedWeight<double>& loaded) {
+    ops::linear<double>(one_row(x), loaded, one_row(y).col_range(outputs.begin, outputs.count));
+  });
   const int from = bias_layer >= 0 ? bias_layer : weight.layer;
   if (const auto bias = bias_of(weight.weight); bias && has_weight(plan_.model, *bias, from)) {
     const WeightSpec spec = weight_spec(plan_.model, *bias, from);
@@ -329,8 +332,9 @@ Recompute::Row Recompute::embedding_partial_sum(std::int64_t row_index, int tp) 
   const Range held = layouts_by_tp_[static_cast<std::size_t>(tp)].vocabulary;
   const std::int32_t id = batch().tokens()[static_cast<std::size_t>(row_index)];
   if (id < held.begin || id >= held.end()) return Row(static_cast<std::size_t>(plan_.model.hidden_size), 0.0);
-  const LoadedWeight<double> table = whole(weight_spec(plan_.model, Weight::embedding));
-  const std::span<const double> values = table.view().row(id);
+  const LoadedWeight<double> row =
+      slice(weight_spec(plan_.model, Weight::embedding), {id, 1}, {0, plan_.model.hidden_size});
+  const std::span<const double> values = row.view().row(0);
   return {values.begin(), values.end()};
 }
 

@@ -72,13 +72,13 @@ std::optional<Cause> embedding_cause(const WrongTap& wrong) {
                         .own = [&](const WrongRow& row) { return wrong.at(row).tp; },
                         .finish = finish};
   if (const auto fault = partial_sum_fault(wrong.witnesses, sum, wrong.tolerance)) return cause_of(*fault, "tp", tp);
-  const LoadedWeight<double> loaded = model.whole(weight_spec(model.plan().model, Weight::embedding));
-  const ops::MatrixView<const double> table = loaded.view();
+  const WeightSpec table = weight_spec(model.plan().model, Weight::embedding);
   for (const std::int64_t shift : {1, -1}) {
     const auto neighbour = [&](const WrongRow& row) -> std::vector<double> {
       const std::int64_t id = model.batch().tokens()[static_cast<std::size_t>(row.row)] + shift;
       if (id < 0 || id >= table.rows) return {};
-      std::vector<double> values(table.row(id).begin(), table.row(id).end());
+      const LoadedWeight<double> loaded = model.slice(table, {id, 1}, {0, table.cols});
+      std::vector<double> values(loaded.view().row(0).begin(), loaded.view().row(0).end());
       model.finish(values);
       return values;
     };

@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "collectives/executor.h"
 #include "emu/judge/prepared.h"
 #include "emu/judge/verify.h"
 #include "emu/model/taps.h"
@@ -13,6 +14,7 @@
 #include "emu/run/activations.h"
 #include "emu/run/dry_run.h"
 #include "emu/run/kv_cache.h"
+#include "emu/weights/store.h"
 
 namespace shardproof {
 namespace {
@@ -169,13 +171,15 @@ double kept_bytes(const Plan& plan, ops::Format format) {
   return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;
 }
 
-/// Weights of the widest expert or MLP: gate, up and down.
-double widest_mlp_elements(const ModelConfig& model) {
-  std::int64_t widest = 0;
-  for (const LayerSpec& layer : model.layers.kinds()) {
-    widest = std::max({widest, layer.feed_forward.intermediate_size, layer.feed_forward.mlp_size()});
+/// Weights that a rank has of the widest expert or MLP: gate, up and down.
+double widest_mlp_elements(const Plan& plan) {
+  double widest = 0;
+  for (const LayerSpec& layer : plan.model.layers.kinds()) {
+    const FeedForwardSpec& spec = layer.feed_forward;
+    const double expert = spec.dense() ? 0 : static_cast<double>(spec.intermediate_size) / plan.parallel.etp;
+    widest = std::max({widest, expert, static_cast<double>(spec.mlp_size()) / plan.parallel.tp});
   }
-  return 3.0 * static_cast<double>(widest) * static_cast<double>(model.hidden_size);
+  return 3 * widest * static_cast<double>(plan.model.hidden_size);
 }
 
 }  // namespace
@@ -185,11 +189,7 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
   constexpr double kScalar = 8;  // of exact, which runs whatever the format
   // Ranks that hold replicas share them, so the weights count once; slices of kv heads overlap nowhere.
   double weights = 0;
-  double largest_weight = 0;
-  for (const TensorCount& count : tensor_counts(model)) {
-    weights += static_cast<double>(count.elements());
-    largest_weight = std::max(largest_weight, static_cast<double>(count.rows) * static_cast<double>(count.cols));
-  }
+  for (const TensorCount& count : tensor_counts(model)) weights += static_cast<double>(count.elements());
 
   // The constants are those under which tests/tools/estimate_nightly.cpp holds.
   constexpr double kProcess = 24e6, kOfTap = 8e3, kOfRank = 6e3, kOfBlock = 450;
@@ -207,11 +207,16 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     heap += kept_bytes(plan, format) + alive / kScalar * scalar + bookkeeping;
     kept_weights += std::min(weights * scalar, static_cast<double>(kWeightBytesKept));
   }
-  // The reference holds a whole weight. An expert, or MLP, that is larger than what is kept is made again for each of
-  // its uses, by the reference and by the run, of which the rounding's is one more.
-  const double made_again =
-      std::max(0.0, widest_mlp_elements(model) * kScalar - static_cast<double>(kWeightBytesKept)) * (both ? 2.25 : 1.5);
-  return kProcess + kFragments * (heap + kept_weights) + largest_weight * 8 + made_again;
+  // Ranks that run at once have each an expert, or MLP, in memory; beyond what is kept it is made again for each of its
+  // uses. Of other weights, and in the reference, a block of rows is in memory.
+  const double at_once = static_cast<double>(std::min<std::int64_t>(plan.world(), available_threads()));
+  const auto made_again = [&](double scalar) {
+    return std::max(0.0, at_once * widest_mlp_elements(plan) * scalar - static_cast<double>(kWeightBytesKept));
+  };
+  constexpr double kBeside = 0.6;  // the run of the rounding is rarely in as many while that of the algebra is
+  const double mlps = made_again(kScalar) + (both ? kBeside * made_again(ops::computes_in_double(format) ? 8 : 4) : 0);
+  const double block = std::min(weights, static_cast<double>(kElementsAtOnce)) * kScalar;
+  return kProcess + kFragments * (heap + kept_weights) + block + mlps;
 }
 
 }  // namespace shardproof

@@ -59,11 +59,11 @@ PreparedReference prepare_whole_model(const Plan& plan, ops::Format format, cons
   PreparedReference prepared = prepare_inputs(plan, format, weights);
   std::unordered_map<std::string, WeightSpec> specs;
   for_each_weight(plan.model, [&](const WeightSpec& spec) { specs.emplace(spec.name, spec); });
-  const auto read = [&](const std::string& name, std::vector<double>& values) {
+  const auto read = [&](const std::string& name, std::int64_t begin, std::int64_t count, std::vector<double>& values) {
     const WeightSpec& spec = specs.at(name);
-    values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
-    prepared.weights->read_stored(spec, {0, spec.rows}, {0, spec.cols}, format,
-                                  ops::MatrixView<double>{values.data(), spec.rows, spec.cols});
+    values.resize(static_cast<std::size_t>(count * spec.cols));
+    prepared.weights->read_stored(spec, {begin, count}, {0, spec.cols}, format,
+                                  ops::MatrixView<double>{values.data(), count, spec.cols});
   };
   const auto id_of = [](const reference::TapName& name) {
     return TapId{.layer = name.layer, .kind = find_tap_kind(name.name).value()};

@@ -9,6 +9,9 @@
 namespace shardproof::reference {
 namespace {
 
+// So many weights of a product are in memory at a time.
+constexpr std::int64_t kWeightsAtOnce = std::int64_t{1} << 22;
+
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument("reference: " + message);
 }
@@ -28,9 +31,10 @@ struct Model {
 
   TapName at(std::string_view name) const { return {layer, name}; }
 
-  /// Until the next is asked for.
-  std::span<const double> weight(const std::string& name, std::int64_t rows, std::int64_t cols) const {
-    source(name, values);
+  /// Rows begin..begin+rows of a weight, until the next is asked for.
+  std::span<const double> weight_rows(const std::string& name, std::int64_t begin, std::int64_t rows,
+                                      std::int64_t cols) const {
+    source(name, begin, rows, values);
     const std::int64_t size = rows * cols;
     require(static_cast<std::int64_t>(values.size()) == size,
             name + " has " + std::to_string(values.size()) + " elements, the model needs " + std::to_string(rows) +
@@ -38,18 +42,25 @@ struct Model {
     return values;
   }
 
+  std::span<const double> vector(const std::string& name, std::int64_t size) const {
+    return weight_rows(name, 0, 1, size);
+  }
+
   /// stored(x W^T + b) for the weight of that name, [outputs, x.cols], and the bias, if it has one. `into` is the tap
   /// that it goes into.
   Tensor project(const Tensor& x, const std::string& name, std::int64_t outputs, std::string_view into,
                  std::string_view sum = "x W^T", const std::string& bias_name = "") const {
-    const std::span<const double> w = weight(name, outputs, x.cols);
-    Tensor y = linear(x, w, outputs);
-    if (bias_name.empty()) {
-      sums.linear(at(into), sum, x, w);
-      return stored(std::move(y), arithmetic);
+    const std::int64_t at_once = std::max<std::int64_t>(1, kWeightsAtOnce / std::max<std::int64_t>(1, x.cols));
+    Tensor y(x.rows, outputs);
+    for (std::int64_t begin = 0; begin < outputs; begin += at_once) {
+      const std::int64_t count = std::min(at_once, outputs - begin);
+      const std::span<const double> w = weight_rows(name, begin, count, x.cols);
+      const Tensor block = linear(x, w, count);
+      sums.linear(at(into), sum, x, w, bias_name.empty() ? 0 : kLargestBias);
+      for (std::int64_t t = 0; t < y.rows; ++t) std::copy_n(block.row(t), count, y.row(t) + begin);
     }
-    sums.linear(at(into), sum, x, w, kLargestBias);
-    const std::span<const double> bias = weight(bias_name, 1, outputs);
+    if (bias_name.empty()) return stored(std::move(y), arithmetic);
+    const std::span<const double> bias = vector(bias_name, outputs);
     sums.bias(at(into), bias);
     for (std::int64_t t = 0; t < y.rows; ++t) {
       for (std::int64_t o = 0; o < outputs; ++o) y.row(t)[o] += bias[static_cast<std::size_t>(o)];
@@ -59,7 +70,7 @@ struct Model {
 
   Tensor norm(const Tensor& x, const std::string& name, std::string_view into) const {
     sums.squares(at(into), x);
-    return rms_norm(x, weight(name, 1, x.cols), config.rms_norm_eps, arithmetic);
+    return rms_norm(x, vector(name, x.cols), config.rms_norm_eps, arithmetic);
   }
 
   /// Of the residual stream: the model's kind of norm. `name` has no ending.
@@ -67,9 +78,9 @@ struct Model {
     if (!config.layer_norm) return norm(x, name + ".weight", into);
     sums.mean(at(into), x);
     sums.squares(at(into), centred(x, arithmetic));
-    const std::span<const double> read = weight(name + ".weight", 1, x.cols);
+    const std::span<const double> read = vector(name + ".weight", x.cols);
     const std::vector<double> scale(read.begin(), read.end());
-    const std::span<const double> bias = weight(name + ".bias", 1, x.cols);
+    const std::span<const double> bias = vector(name + ".bias", x.cols);
     sums.bias(at(into), bias);
     return reference::layer_norm(x, scale, bias, config.rms_norm_eps, arithmetic);
   }
@@ -160,14 +171,10 @@ std::vector<std::int64_t> positions_of(std::span<const std::int64_t> lengths) {
 
 Tensor embed(const Model& model, std::span<const std::int32_t> tokens) {
   const ModelConfig& config = model.config;
-  const std::span<const double> table =
-      model.weight("model.embed_tokens.weight", config.vocab_size, config.hidden_size);
   Tensor x(static_cast<std::int64_t>(tokens.size()), config.hidden_size);
   for (std::int64_t t = 0; t < x.rows; ++t) {
     const std::int64_t token = tokens[static_cast<std::size_t>(t)];
-    for (std::int64_t i = 0; i < x.cols; ++i) {
-      x.row(t)[i] = table[static_cast<std::size_t>(token * x.cols + i)];
-    }
+    std::ranges::copy(model.weight_rows("model.embed_tokens.weight", token, 1, x.cols), x.row(t));
   }
   return stored(std::move(x), model.arithmetic);
 }
@@ -271,15 +278,18 @@ void absorb(const Model& model, const AttentionSpec& spec, const Heads& heads, c
   const std::int64_t rank = spec.kv_lora_rank, width = rank + turned, both = still + value_dim;
   const std::vector<bool>& absorbed = model.absorbed;
   const TapName into = model.at("attention.context");
-  const std::span<const double> read = model.weight(weights + "kv_b_proj.weight", spec.heads * both, rank);
-  const std::vector<double> w(read.begin(), read.end());
+  // Rows begin..begin+count of what a head has of the weight.
+  const auto rows_of_head = [&](std::int64_t head, std::int64_t begin, std::int64_t count) {
+    return model.weight_rows(weights + "kv_b_proj.weight", head * both + begin, count, rank);
+  };
   const Tensor queries = rows_of(heads.q, absorbed);
   Tensor q(heads.q.rows, spec.heads * width);
   for (std::int64_t head = 0; head < spec.heads; ++head) {
-    std::vector<double> transposed(static_cast<std::size_t>(rank * still));
+    const std::span<const double> keys = rows_of_head(head, 0, still);
+    std::vector<double> transposed(keys.size());
     for (std::int64_t i = 0; i < still; ++i) {
       for (std::int64_t j = 0; j < rank; ++j) {
-        transposed[static_cast<std::size_t>(j * still + i)] = w[static_cast<std::size_t>((head * both + i) * rank + j)];
+        transposed[static_cast<std::size_t>(j * still + i)] = keys[static_cast<std::size_t>(i * rank + j)];
       }
     }
     const Tensor query = columns_of_blocks(queries, queries.cols, head * dim, still);
@@ -298,8 +308,7 @@ void absorb(const Model& model, const AttentionSpec& spec, const Heads& heads, c
   const Tensor latents =
       rows_of(attention(q, heads.latents, c, model.lengths, of_latents, {}, model.arithmetic, absorbed), absorbed);
   for (std::int64_t head = 0; head < spec.heads; ++head) {
-    const auto begin = static_cast<std::size_t>((head * both + still) * rank);
-    const std::span<const double> values = std::span(w).subspan(begin, static_cast<std::size_t>(value_dim * rank));
+    const std::span<const double> values = rows_of_head(head, still, value_dim);
     const Tensor weighed = columns_of_blocks(latents, latents.cols, head * rank, rank);
     model.sums.linear(into, "V l of the absorbed form", weighed, values);
     put_rows(stored(linear(weighed, values, value_dim), model.arithmetic), absorbed, head * value_dim, context);
@@ -320,7 +329,7 @@ Tensor attention_block(const Model& model, const AttentionSpec& spec, const Tens
                        spec.sinks);
   std::vector<double> sinks;
   if (spec.sinks) {
-    const std::span<const double> read = model.weight(projections + "sinks", 1, spec.heads);
+    const std::span<const double> read = model.vector(projections + "sinks", spec.heads);
     sinks.assign(read.begin(), read.end());
   }
   Tensor context = attention(heads.q, heads.k, heads.v, model.lengths, spec, sinks, model.arithmetic);
@@ -386,7 +395,7 @@ Tensor experts_of(const Model& model, const FeedForwardSpec& spec, const Tensor&
   if (spec.scoring == Scoring::sigmoid) model.sums.silu(model.at("moe.router_scores"), logits, 1.0);
   std::vector<double> selection_bias;
   if (spec.selection_bias) {
-    const std::span<const double> read = model.weight(moe + "gate.e_score_correction_bias", 1, spec.num_experts);
+    const std::span<const double> read = model.vector(moe + "gate.e_score_correction_bias", spec.num_experts);
     selection_bias.assign(read.begin(), read.end());
   }
   const Routing routing = route(logits, spec, selection_bias, model.arithmetic);

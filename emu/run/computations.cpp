@@ -59,8 +59,18 @@ typename Computations<T>::Tensor Computations<T>::embed(Op op) {
   const std::int64_t hidden = model_.hidden_size;
   Tensor partial(rows(), hidden);
   if constexpr (!kDry) {
+    // Of the rank's part of the table, only the rows that are looked up: `looked_up` has that of ids[i] in row i.
     const std::vector<std::int32_t> ids = ground_.program.batch.tokens(tokens_.rows);
-    ops::embed<T>(ids, slice(Weight::embedding, -1).load(), layout_.vocabulary.begin, partial);
+    const WeightSlice<Scalar>& table = slice(Weight::embedding, -1);
+    std::vector<std::int32_t> places(ids.size(), -1);
+    ops::Matrix<Scalar> looked_up(rows(), hidden);
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const std::int64_t row = ids[i] - layout_.vocabulary.begin;
+      if (row < 0 || row >= table.rows.count) continue;
+      places[i] = static_cast<std::int32_t>(i);
+      table.read_row(row, looked_up.row(static_cast<std::int64_t>(i)));
+    }
+    ops::embed<T>(places, looked_up, 0, partial);
     poison_padding(partial);
     inject_result_fault(op, -1, partial.view());
   }
@@ -81,10 +91,11 @@ typename Computations<T>::Tensor Computations<T>::rms_norm(Op op, int layer, con
 
 template <class T>
 void Computations<T>::add_bias([[maybe_unused]] int layer, [[maybe_unused]] std::optional<Weight> bias,
-                               [[maybe_unused]] Tensor& y) const {
+                               [[maybe_unused]] Range outputs, [[maybe_unused]] ops::MatrixView<Scalar> y) const {
   if constexpr (!kDry) {
     if (!bias || !has_weight(model_, *bias, layer)) return;
-    ops::add_bias<T>(y, slice(*bias, layer).load().view().row(0));
+    const LoadedWeight<Scalar> whole = slice(*bias, layer).load();
+    ops::add_bias<T>(y, whole.view().col_range(outputs.begin, outputs.count).row(0));
   }
 }
 
@@ -95,10 +106,12 @@ typename Computations<T>::Tensor Computations<T>::linear(Op op, int layer, View 
   Tensor y(rows_of(x), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
-    ops::linear<T>(x, loaded, y);
-    add_bias(layer, bias, y);
-    inject_result_fault(op, layer, y.view(), x, loaded.view());
+    slice(weight, layer).for_each_block([&](Range outputs, const LoadedWeight<Scalar>& loaded) {
+      const ops::MatrixView<Scalar> block = y.view().col_range(outputs.begin, outputs.count);
+      ops::linear<T>(x, loaded, block);
+      add_bias(layer, bias, outputs, block);
+      inject_result_fault(op, layer, block, x, loaded.view());
+    });
     ops::round_to<T>(y.span(), format_);
     if (weight == Weight::head && model_.logits_scaling != 1) ops::divide<T>(y, model_.logits_scaling, format_);
   }
@@ -113,10 +126,12 @@ typename Computations<T>::Tensor Computations<T>::partial_linear(Op op, int laye
   Tensor y(x.rows(), w.rows());
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    const LoadedWeight<Scalar> loaded = slice(weight, layer).load();
-    ops::linear<T>(x, loaded, y);
-    if (layout_.at.tp == 0) add_bias(layer, bias, y);
-    inject_result_fault(op, layer, y.view(), x.view(), loaded.view());
+    slice(weight, layer).for_each_block([&](Range outputs, const LoadedWeight<Scalar>& loaded) {
+      const ops::MatrixView<Scalar> block = y.view().col_range(outputs.begin, outputs.count);
+      ops::linear<T>(x, loaded, block);
+      if (layout_.at.tp == 0) add_bias(layer, bias, outputs, block);
+      inject_result_fault(op, layer, block, x.view(), loaded.view());
+    });
   }
   round_partial(y, layout_.parallel.tp);
   record(op, layer, y.rows(), y.cols(), ops::linear_cost(y.rows(), y.cols(), x.cols(), element_bytes()));

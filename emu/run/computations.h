@@ -272,8 +272,8 @@ class Computations {
   /// Shape of the rank's slice of a weight.
   ShapeMatrix slice_shape(Weight weight, int layer) const;
   const WeightSlice<Scalar>& slice(Weight weight, int layer, int expert = -1) const;
-  /// Adds the layer's bias, if it has one, to an unrounded result.
-  void add_bias(int layer, std::optional<Weight> bias, Tensor& y) const;
+  /// Adds the layer's bias, if it has one, to these outputs of an unrounded result.
+  void add_bias(int layer, std::optional<Weight> bias, Range outputs, ops::MatrixView<Scalar> y) const;
   ops::RouteOptions<Scalar> route_options(int layer) const;
   void choose_and_weigh(int layer, const Tensor& logits, Routing& routing);
   void route_padding(Routing& routing) const;

@@ -72,11 +72,11 @@ class FaultInjector {
   virtual void edit_replicas(const Rank& /*rank*/, const FaultSite& /*site*/,
                              ops::MatrixView<const std::int32_t> /*ids*/, ops::MatrixView<std::int32_t> /*physical*/) {}
   /// In the formats that compute in float: what any computation but the router's choice and the dispatch's moves made,
-  /// before it is tapped; a product before it is stored.
+  /// before it is tapped; a product before it is stored, and one with a weight of more than kElementsAtOnce in parts of
+  /// its outputs.
   virtual void edit_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/, const Operands& /*operands*/,
                            ops::MatrixView<float> /*result*/) {}
-  /// In `exact` and fp64: what any computation but the router's choice and the dispatch's moves made, before it is
-  /// tapped; a product before it is stored.
+  /// The same in `exact` and fp64.
   virtual void edit_double_result(const Rank& /*rank*/, Op /*op*/, const FaultSite& /*site*/,
                                   ops::MatrixView<double> /*result*/) {}
   /// Of tokens in the absorbed form, before what they are computed with is read.

@@ -1,6 +1,7 @@
 // Where weights come from, and the store that ranks share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <limits>
@@ -8,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -87,6 +89,10 @@ class WeightStore {
   WeightStore(const WeightSource& source, ops::Format format, std::int64_t bytes_kept = kKeepAll)
       : source_(source), format_(format), bytes_kept_(bytes_kept) {}
   LoadedWeight<T> get(const WeightSpec& spec, Range rows, Range cols);
+  /// Writes rows x cols of the weight to `out`, which has that shape, and keeps nothing.
+  void read(const WeightSpec& spec, Range rows, Range cols, ops::MatrixView<T> out) const {
+    source_.read_stored(spec, rows, cols, format_, out);
+  }
 
  private:
   using Key = std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
@@ -113,6 +119,10 @@ class WeightStore {
   std::int64_t bytes_ = 0;  // of entries_
 };
 
+/// So many elements of a weight are in memory at a time where it is needed row by row: an embedding's or a head's are a
+/// billion.
+inline constexpr std::int64_t kElementsAtOnce = std::int64_t{1} << 22;
+
 /// A slice that a rank holds. It comes into memory when it is used: between uses the store may drop it.
 template <class T>
 struct WeightSlice {
@@ -122,6 +132,20 @@ struct WeightSlice {
   Range cols;
 
   LoadedWeight<T> load() const { return store->get(spec, rows, cols); }
+  /// visit(rows, weight) for its rows in order, counted from its first: a run of at most kElementsAtOnce elements, or
+  /// one row.
+  template <class Visit>
+  void for_each_block(const Visit& visit) const {
+    const std::int64_t at_once = std::max<std::int64_t>(1, kElementsAtOnce / std::max<std::int64_t>(1, cols.count));
+    for (std::int64_t begin = 0; begin < rows.count; begin += at_once) {
+      const Range block{begin, std::min(at_once, rows.count - begin)};
+      visit(block, store->get(spec, {rows.begin + block.begin, block.count}, cols));
+    }
+  }
+  /// Writes one of its rows, counted from its first, to `out`.
+  void read_row(std::int64_t row, std::span<T> out) const {
+    store->read(spec, {rows.begin + row, 1}, cols, {out.data(), 1, cols.count});
+  }
 };
 
 }  // namespace shardproof

@@ -194,6 +194,20 @@ TEST(Verify, RefusesAModelOfWhichAPartIsNotComputed) {
   EXPECT_THAT(report.problems.front().message, HasSubstr("longrope"));
 }
 
+TEST(Verify, ProvesAHeadThatNoRankHasInMemoryWhole) {
+  Plan plan = small_plan({.tp = 2, .edp = 2});
+  plan.model.vocab_size = 2 * (kElementsAtOnce / plan.model.hidden_size + 5);
+  plan.model.head_bias = true;
+  plan.workload.lengths = {3, 2};
+  plan.workload.microbatches = 1;
+
+  for (const ops::Format format : {ops::Format::exact, ops::Format::bf16}) {
+    const VerifyReport report = verify(plan, {.format = format});
+
+    EXPECT_EQ(report.verdict, Verdict::pass) << ops::to_string(format);
+  }
+}
+
 TEST(Verify, IsInconclusiveWhenTheWeightsAreZero) {
   const testing::EditedWeights zero(1, [](const WeightSpec&, std::int64_t, std::int64_t, double) { return 0.0; });
 

@@ -58,11 +58,14 @@ std::map<std::string, double> errors(const Golden& golden, const ModelConfig& mo
   std::map<std::string, double> result;
   std::map<std::string, WeightSpec> specs;
   for_each_weight(model, [&](const WeightSpec& spec) { specs.emplace(spec.name, spec); });
-  const auto weights = [&](const std::string& name, std::vector<double>& values) {
+  const auto weights = [&](const std::string& name, std::int64_t begin, std::int64_t count,
+                           std::vector<double>& values) {
     const WeightSpec& spec = specs.at(name);
-    values.resize(static_cast<std::size_t>(spec.rows * spec.cols));
-    golden.checkpoint.read(spec, {0, spec.rows}, {0, spec.cols}, {values.data(), spec.rows, spec.cols});
-    if (change) values = change(name, std::move(values));
+    std::vector<double> whole(static_cast<std::size_t>(spec.rows * spec.cols));
+    golden.checkpoint.read(spec, {0, spec.rows}, {0, spec.cols}, {whole.data(), spec.rows, spec.cols});
+    if (change) whole = change(name, std::move(whole));
+    const auto first = whole.begin() + begin * spec.cols;
+    values.assign(first, first + count * spec.cols);
   };
   forward(model, golden.tokens, golden.lengths, weights, {},
           [&](const TapName& tap, std::int64_t rows, std::int64_t cols, std::vector<double>&& values) {

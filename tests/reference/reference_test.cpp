@@ -45,21 +45,24 @@ std::vector<double> dyadic(const std::string& name, std::size_t count) {
   return values;
 }
 
-std::int64_t elements(const ModelConfig& m, const std::string& name) {
-  const auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
-  if (has("norm")) return m.hidden_size;
-  if (has("embed_tokens") || has("lm_head")) return m.vocab_size * m.hidden_size;
-  if (has("experts.")) return m.layers[0].feed_forward.intermediate_size * m.hidden_size;
-  if (has("gate")) return m.layers[0].feed_forward.num_experts * m.hidden_size;
-  if (has("q_proj") || has("o_proj"))
-    return m.layers[0].attention.heads * m.layers[0].attention.head_dim * m.hidden_size;
-  return m.layers[0].attention.kv_heads * m.layers[0].attention.head_dim * m.hidden_size;
-}
-
-ReadWeight weights_of(const ModelConfig& model, std::map<std::string, std::vector<double>> given = {}) {
-  return [model, given = std::move(given)](const std::string& name, std::vector<double>& values) {
-    const auto found = given.find(name);
-    values = found != given.end() ? found->second : dyadic(name, static_cast<std::size_t>(elements(model, name)));
+/// Those given, else dyadic ones.
+ReadWeight weights_of(const ModelConfig& model, const std::map<std::string, std::vector<double>>& given = {}) {
+  struct Whole {
+    std::int64_t rows = 0;
+    std::vector<double> values;
+  };
+  std::map<std::string, Whole> weights;
+  for_each_weight(model, [&](const WeightSpec& spec) {
+    const auto found = given.find(spec.name);
+    weights[spec.name] = {spec.rows, found != given.end()
+                                         ? found->second
+                                         : dyadic(spec.name, static_cast<std::size_t>(spec.rows * spec.cols))};
+  });
+  return [weights](const std::string& name, std::int64_t begin, std::int64_t count, std::vector<double>& values) {
+    const Whole& whole = weights.at(name);
+    const std::int64_t cols = std::ssize(whole.values) / whole.rows;
+    const auto first = whole.values.begin() + begin * cols;
+    values.assign(first, first + count * cols);
   };
 }
 
@@ -143,10 +146,12 @@ TEST(Reference, UsesEveryWeightAndMakesEveryTapOfTheTablesOnce) {
   const ReadWeight source = weights_of(model);
   std::map<std::string, int> uses;
 
-  const Taps made = run(model, {0, 1, 2}, {3}, [&](const std::string& name, std::vector<double>& values) {
-    ++uses[name];
-    source(name, values);
-  });
+  const Taps made =
+      run(model, {0, 1, 2}, {3},
+          [&](const std::string& name, std::int64_t begin, std::int64_t count, std::vector<double>& values) {
+            uses[name] += name != "model.embed_tokens.weight" || begin == 0 ? 1 : 0;
+            source(name, begin, count, values);
+          });
 
   std::map<std::string, int> weights;
   for_each_weight(model, [&](const WeightSpec& spec) { weights[spec.name] = 1; });
@@ -356,10 +361,12 @@ TEST(Reference, TiedHeadIsTheEmbedding) {
       run(model, {0, 1}, {2}, weights_of(model, {{"lm_head.weight", dyadic("model.embed_tokens.weight", 40)}}));
   model.tie_word_embeddings = true;
 
-  const Taps tied = run(model, {0, 1}, {2}, [&](const std::string& name, std::vector<double>& values) {
-    EXPECT_NE(name, "lm_head.weight");
-    weights_of(model)(name, values);
-  });
+  const Taps tied =
+      run(model, {0, 1}, {2},
+          [&](const std::string& name, std::int64_t begin, std::int64_t count, std::vector<double>& values) {
+            EXPECT_NE(name, "lm_head.weight");
+            weights_of(model)(name, begin, count, values);
+          });
 
   EXPECT_EQ(tied["logits"], untied["logits"]);
 }
@@ -421,16 +428,9 @@ ModelConfig latent_model() {
   return model;
 }
 
-ReadWeight weights_of_table(const ModelConfig& model) {
-  std::map<std::string, std::size_t> sizes;
-  for_each_weight(model,
-                  [&](const WeightSpec& spec) { sizes[spec.name] = static_cast<std::size_t>(spec.rows * spec.cols); });
-  return [sizes](const std::string& name, std::vector<double>& values) { values = dyadic(name, sizes.at(name)); };
-}
-
 TEST(Reference, TokensInTheAbsorbedFormAreThePlainOnesUpToRounding) {
   const ModelConfig model = latent_model();
-  const ReadWeight weights = weights_of_table(model);
+  const ReadWeight weights = weights_of(model);
   const std::vector<std::int32_t> tokens{1, 4, 2, 0, 3, 3, 2};
   const std::vector<bool> absorbed{false, false, true, true, false, true, true};
   for (const Arithmetic arithmetic : {Arithmetic::float64, Arithmetic::exact}) {
@@ -458,7 +458,7 @@ TEST(Reference, CountsTheBitsOfTheAbsorbedFormsSums) {
     most = std::max(most, needed);
   };
 
-  run(model, {1, 4, 2}, {3}, weights_of_table(model),
+  run(model, {1, 4, 2}, {3}, weights_of(model),
       {.arithmetic = Arithmetic::exact, .on_sum = on_sum, .absorbed = {false, true, true}});
 
   for (const char* sum : {"q K of the absorbed form", "V l of the absorbed form"}) {

@@ -99,6 +99,8 @@ TEST(Transformer, UsesEveryWeightAndMakesEveryTapOfTheTablesOnce) {
   std::map<std::string, std::int64_t> weights;
   std::map<std::string, int> taps;
   for_each_weight(plan.model, [&](const WeightSpec& spec) { weights[spec.name] = spec.rows * spec.cols; });
+  // Of the table of embeddings, a row for each token.
+  weights.at("model.embed_tokens.weight") = plan.workload.tokens() * plan.model.hidden_size;
   for (const TapId& id : all_taps(plan.model)) taps[to_string(id)] = 1;
   EXPECT_EQ(source.elements, weights);
   EXPECT_EQ(sink.taps, taps);

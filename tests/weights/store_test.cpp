@@ -163,6 +163,31 @@ TEST(WeightStore, MakesTheSameValuesAgainAfterDroppingThem) {
   EXPECT_FALSE(std::ranges::equal(other.view().span(), expected.view().span()));
 }
 
+TEST(WeightSlice, ComesInBlocksOfRowsWhereItIsLarge) {
+  const GeneratedWeights source(7);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const std::int64_t cols = kElementsAtOnce / 4 - 1;
+  WeightSpec spec = weight_spec(small_model(), Weight::head);
+  spec.rows = 12;
+  spec.cols = cols + 2;
+  const WeightSlice<float> slice{&store, spec, {2, 9}, {1, cols}};
+  const LoadedWeight<float> whole = store.get(spec, slice.rows, slice.cols);
+  std::vector<std::int64_t> begins;
+
+  slice.for_each_block([&](Range rows, const LoadedWeight<float>& block) {
+    begins.push_back(rows.begin);
+    ASSERT_EQ(block.view().rows, rows.count);
+    for (std::int64_t i = 0; i < rows.count; ++i) {
+      EXPECT_TRUE(std::ranges::equal(block.view().row(i), whole.view().row(rows.begin + i)));
+    }
+  });
+
+  EXPECT_EQ(begins, (std::vector<std::int64_t>{0, 4, 8}));
+  std::vector<float> row(static_cast<std::size_t>(cols));
+  slice.read_row(8, row);
+  EXPECT_TRUE(std::ranges::equal(row, whole.view().row(8)));
+}
+
 TEST(WeightStore, KeepsWhatFits) {
   const GeneratedWeights source(7);
   const WeightSpec first = weight_spec(small_model(), Weight::attention_q, 0),
