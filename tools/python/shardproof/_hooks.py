@@ -1,8 +1,8 @@
 """Which module of a serving or training system makes which tap: what to hook for a dump that `judge` reads.
 
 A row is (module, value, tap). `{layer}` stands for the layer's number. `value` is what of the module's call is the tap:
-"output", "output[1]" of a tuple, "input[0]" for an argument. Taps are those of emu/model/taps.h; what is split over ranks
-is dumped as the rank has it, in a file of its own (`rank_3.safetensors`).
+"output", "output[1]" of a tuple, "output.logits" by its name, "input[0]" for an argument. Taps are those of
+emu/model/taps.h; what is split over ranks is dumped as the rank has it, in a file of its own (`rank_3.safetensors`).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ TRANSFORMERS = [
         ("", "output", "moe.residual"),
     ]),
     Hook("model.norm", "output", "final_norm"),
-    Hook("lm_head", "output", "logits"),
+    Hook("", "output.logits", "logits"),  # what some families divide is the head's output
 ]
 
 #: vLLM. `qkv_proj` and `gate_up_proj` are fused: their outputs are no taps, what follows them is. A norm that takes the
