@@ -82,7 +82,7 @@ constexpr Feature kFeatures[] = {
        return layer.feed_forward.selection_bias && layer.feed_forward.top_k < layer.feed_forward.num_experts;
      },
      [](Model&, Layer& layer) { layer.feed_forward.selection_bias = false; }},
-    {"n_group", TapKind::router_choice,
+    {"n_group, topk_group", TapKind::router_choice,
      [](const Model&, const Layer& layer) { return layer.feed_forward.groups > layer.feed_forward.top_groups; },
      [](Model&, Layer& layer) { layer.feed_forward.groups = layer.feed_forward.top_groups = 1; }},
     {"routed_scaling_factor", TapKind::router_weights,

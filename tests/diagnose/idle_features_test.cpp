@@ -74,7 +74,7 @@ TEST(IdleFeatures, AreEachFoundWhereAValueLeavesThemOut) {
          layer.feed_forward.selection_bias = true;
        },
        nullptr, Weight::router_selection_bias},
-      {"model.n_group",
+      {"model.n_group, topk_group",
        [](ModelConfig&, LayerSpec& layer) {
          layer.feed_forward.num_experts = 8;
          layer.feed_forward.groups = 4;  // of two experts, from one of which both are chosen
