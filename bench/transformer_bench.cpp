@@ -138,6 +138,27 @@ void decode_step_128(benchmark::State& state) {
   state.counters["ranks"] = plan.world();
 }
 
+/// The embedded plan's forward at the size that is verified (--scale auto), on 16 ranks: what
+/// bench/peers/transformer_jax.py has JAX do on as many devices.
+void steady_state_16(benchmark::State& state) {
+  const LayerSpec layer{.attention = {.heads = 64, .kv_heads = 64, .head_dim = 128},
+                        .feed_forward = {.intermediate_size = 18432, .num_experts = 4, .top_k = 2}};
+  Plan plan{.name = "tp4_ep4_pp4",
+            .model = {.hidden_size = 8192, .layers = {8, layer}, .vocab_size = 32000},
+            .parallel = {.tp = 4, .pp = 4, .ep = 4},
+            .workload = workload_of(8, 256, 8)};
+  plan = scaled(plan, {});
+  const GeneratedWeights source(1);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const Batch batch(plan.workload, plan.model.vocab_size);
+  TbbExecutor executor;
+  Prepared run(plan.model, plan.parallel, plan.workload, batch, store);
+  run.seconds(executor);
+  for (auto _ : state) state.SetIterationTime(run.seconds(executor));
+  state.counters["ranks"] = plan.world();
+}
+
+BENCHMARK(steady_state_16)->UseManualTime()->Unit(benchmark::kMillisecond);
 BENCHMARK(decode_step_128)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(5);
 BENCHMARK(ranks_16)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);
 BENCHMARK(ranks_128)->UseManualTime()->Unit(benchmark::kMillisecond)->Iterations(9);

@@ -128,7 +128,8 @@ class Command(Scratch):
     def test_what_it_does_not_understand_is_refused(self):
         for options, text in ((["speed"], "neither a suite"), (["ops", "peers"], "one suite"), (["--filter"], "needs a value"),
                               (["--compare", "absent.json"], "cannot be read"), (["--against", "absent"], "no program"),
-                              (["peers", "--compare", "x"], "no --compare"), (["ops", "--torch"], "belongs to peers"),
+                              (["peers", "--compare", "x"], "no --compare"), (["ops", "--torch"], "belong to peers"),
+                              (["ops", "--jax"], "belong to peers"),
                               (["--json", "absent/x.json"], "no folder"), (["--filter", "no such op", "--json", "x"], "no benchmark")):
             run = self.bench(*options)
             self.assertEqual(run.returncode, 2, options)
