@@ -20,11 +20,16 @@ using tiles::Tile;
 constexpr Index kLineBytes = 64;
 /// Tokens whose rows are asked for ahead: rows of one head among several lie apart, and the processor's prefetcher
 /// stops at every page.
-constexpr Index kTokensAhead = 24;
+constexpr Index kTokensAhead = 16;
 
+/// Into the second level: rows of tokens lie a power of two apart, so that the first has room for a few of them only,
+/// and would drop keys for values that are asked for before these are read.
 template <class T>
 void ask_for(const T* row, Index count) {
-  for (Index d = 0; d < count; d += kLineBytes / static_cast<Index>(sizeof(T))) __builtin_prefetch(row + d);
+  constexpr int kSecondLevel = 2;
+  for (Index d = 0; d < count; d += kLineBytes / static_cast<Index>(sizeof(T))) {
+    __builtin_prefetch(row + d, 0, kSecondLevel);
+  }
 }
 
 template <class T>
