@@ -124,6 +124,17 @@ void round_weight(std::span<double> values, ops::Format format) {
 }
 
 template <class T>
+std::size_t WeightStore<T>::HashOfKey::operator()(const Key& key) const {
+  std::uint64_t hash = static_cast<std::uint64_t>(key.weight);
+  for (const std::int64_t part : {std::int64_t{key.layer}, std::int64_t{key.expert}, key.rows.begin, key.rows.count,
+                                  key.cols.begin, key.cols.count}) {
+    hash = (hash ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15;
+    hash ^= hash >> 32;
+  }
+  return hash;
+}
+
+template <class T>
 std::shared_ptr<typename WeightStore<T>::Entry> WeightStore<T>::add_entry(const Key& key, std::int64_t size) {
   constexpr auto kElement = static_cast<std::int64_t>(sizeof(T));
   auto entry = std::make_shared<Entry>();
@@ -152,10 +163,10 @@ std::shared_ptr<typename WeightStore<T>::Entry> WeightStore<T>::entry_for(const 
     ++entry->users;
     return entry;
   };
-  const auto whole = entries_.find({spec.name, 0, spec.rows, 0, spec.cols});
+  const auto whole = entries_.find(key_of(spec, {0, spec.rows}, {0, spec.cols}));
   const bool inside = rows.begin >= 0 && rows.end() <= spec.rows && cols.begin >= 0 && cols.end() <= spec.cols;
   if (inside && whole != entries_.end() && whole->second->loaded) return used(whole->second);
-  const Key key{spec.name, rows.begin, rows.count, cols.begin, cols.count};
+  const Key key = key_of(spec, rows, cols);
   const auto own = entries_.find(key);
   rows.begin = 0;
   cols.begin = 0;

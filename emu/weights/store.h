@@ -6,12 +6,10 @@
 #include <cstdint>
 #include <limits>
 #include <list>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
-#include <string>
-#include <tuple>
+#include <unordered_map>
 #include <utility>
 
 #include "emu/model/tensors.h"
@@ -95,7 +93,19 @@ class WeightStore {
   }
 
  private:
-  using Key = std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
+  struct Key {
+    Weight weight{};
+    int layer = -1;
+    int expert = -1;
+    Range rows, cols;
+    bool operator==(const Key&) const = default;
+  };
+  struct HashOfKey {
+    std::size_t operator()(const Key& key) const;
+  };
+  static Key key_of(const WeightSpec& spec, Range rows, Range cols) {
+    return {spec.weight, spec.layer, spec.expert, rows, cols};
+  }
   struct Entry {
     std::once_flag once;
     std::atomic<bool> loaded = false;
@@ -114,7 +124,7 @@ class WeightStore {
   ops::Format format_;
   std::int64_t bytes_kept_;
   std::mutex mutex_;  // of all below, and of size, users and age of the entries
-  std::map<Key, std::shared_ptr<Entry>> entries_;
+  std::unordered_map<Key, std::shared_ptr<Entry>, HashOfKey> entries_;
   std::list<Key> by_age_;   // asked for last, first
   std::int64_t bytes_ = 0;  // of entries_
 };
