@@ -21,7 +21,8 @@ std::int64_t physical_expert(const ModelConfig& model, const Deployment& deploym
   const Layout& layout = routing_layout(deployment, row);
   if (layout.expert_maps == nullptr) return expert;
   const ExpertMap& map = (*layout.expert_maps)[static_cast<std::size_t>(layer)];
-  return map.choose(expert, row, layout.layer(model, layer).experts, layout.parallel.experts.replica);
+  return map.choose(expert, deployment.tokens.run_as(row), layout.layer(model, layer).experts,
+                    layout.parallel.experts.replica);
 }
 
 int serving_ep(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,

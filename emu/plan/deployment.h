@@ -19,7 +19,8 @@ struct Deployment {
   std::vector<std::int64_t> kv_blocks;  ///< by replica, of a rank's cache; none without requests
 };
 
-/// The physical expert that serves a token, a global row, that has chosen that expert of the layer.
+/// The physical expert that serves a token, a global row, that has chosen that expert of the layer. Of a row that is
+/// not run, that of the row that is run in its place.
 std::int64_t physical_expert(const ModelConfig& model, const Deployment& deployment, int layer, std::int64_t row,
                              std::int64_t expert);
 /// The place along ep of the rank whose experts serve a token, a global row, that has chosen that expert of the layer.

@@ -38,7 +38,12 @@ Plan prefix_plan(const Parallel& parallel = {.tp = 2, .dp = 2, .pp = 2, .ep = 4}
 TEST(PrefixSharing, PassesInEveryFormatAndShare) {
   const Parallel shares[] = {{.tp = 2, .dp = 2, .pp = 2, .ep = 4},
                              {.tp = 4, .ep = 4, .sp = true, .dcp = 2},
-                             {.tp = 2, .dp = 2, .ep = 4, .overlap = Overlap::two_batch}};
+                             {.tp = 2, .dp = 2, .ep = 4, .overlap = Overlap::two_batch},
+                             {.tp = 4,
+                              .ep = 2,
+                              .edp = 2,
+                              .dispatch = DispatchComm::all_reduce,
+                              .experts = {.redundant = 4, .map = ExpertPlacement::Map::linear}}};
   for (const Parallel& parallel : shares) {
     for (const ops::Format format : kFormats) {
       const VerifyReport report = verify(prefix_plan(parallel), {.format = format});
