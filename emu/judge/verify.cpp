@@ -83,8 +83,7 @@ std::optional<ReplicaReport> count_replicas(const Plan& plan, const ExpectedTaps
       for (std::int64_t s = 0; s < tap.cols; ++s) {
         const std::int64_t expert = outcomes[i].ids[static_cast<std::size_t>(row * tap.cols + s)];
         if (expert < 0 || expert >= std::ssize(report.tokens_per_expert[layer])) return std::nullopt;
-        ++slots[static_cast<std::size_t>(
-            map.choose(expert, tokens.run_as(row), own, plan.parallel.experts.replica))];
+        ++slots[static_cast<std::size_t>(map.choose(expert, tokens.run_as(row), own, plan.parallel.experts.replica))];
       }
     }
     const int ep = plan.parallel.ep;

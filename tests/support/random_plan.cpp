@@ -245,6 +245,8 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
       experts.top_k = 2;
       experts.scoring = Scoring::sparsemixer;
       experts.router_jitter = draw.one_of({3, 4, 6}) * 0.125;
+      // Of a few tokens every choice may be without a rival, and weigh 1.
+      plan.workload.lengths.front() = std::max<std::int64_t>(plan.workload.lengths.front(), 8);
       if (draw.chance(30)) attention.sliding_window = draw.between(1, 6);
       return;
   }
