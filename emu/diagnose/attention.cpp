@@ -148,6 +148,7 @@ std::optional<Cause> context_cause(const WrongTap& wrong) {
   // Of a short sequence fewer tokens may be just those of a wrong owner: they are fewer in any case.
   if (auto cause = model.plan().workload.serving ? cache_cause(wrong) : std::nullopt) return cause;
   if (auto cause = over_dcp ? dcp_owner_cause(wrong) : std::nullopt) return cause;
+  if (auto cause = over_dcp ? dcp_group_cause(wrong) : std::nullopt) return cause;
   const bool over_cp = model.plan().parallel.cp > 1;
   if (auto cause = over_cp ? cp_cause(wrong) : std::nullopt) return cause;
   if (auto cause = sink_cause(wrong)) return cause;

@@ -111,6 +111,27 @@ std::optional<Cause> prefix_cause(const WrongTap& wrong) {
   return std::nullopt;
 }
 
+/// A later chunk of a prompt attends to its own tokens and to those before it apart, and both count alike.
+std::optional<Cause> past_cause(const WrongTap& wrong) {
+  const TokenMap& tokens = wrong.model.tokens();
+  const auto averaged = [&](const WrongRow& row) -> std::vector<double> {
+    const Chunk chunk = chunk_of(tokens, row.row);
+    const std::int64_t position = tokens.position(row.row), begin = row.row - position;
+    if (chunk.begin == 0 || position < chunk.begin) return {};
+    std::vector<double> values = over_keys(wrong, row, Range{begin, chunk.begin});
+    const std::vector<double> own = over_keys(wrong, row, Range{begin + chunk.begin, position + 1 - chunk.begin});
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = (values[i] + own[i]) / 2;
+    wrong.model.finish(values);
+    return values;
+  };
+  if (!explains(wrong.rows, averaged, wrong.tolerance)) return std::nullopt;
+  const Chunk chunk = chunk_of(tokens, wrong.rows.front().row);
+  return Cause{"past_not_weighed",
+               fmt::format("{} hold the mean of what tokens {} to {} of request {} give and what the {} before them "
+                           "do, whatever these weigh",
+                           ranks_of(wrong.rows), chunk.begin, chunk.end() - 1, chunk.sequence, chunk.begin)};
+}
+
 /// The row's chunk was written so many blocks beside its own: what its keys then are, or none where one is not written.
 std::vector<std::int64_t> keys_beside(const WrongTap& wrong, const WrongRow& row, std::int64_t shift) {
   const TokenMap& tokens = wrong.model.tokens();
@@ -191,6 +212,7 @@ std::optional<Cause> cache_cause(const WrongTap& wrong) {
   if (auto cause = length_cause(wrong)) return cause;
   if (auto cause = slots_cause(wrong)) return cause;
   if (auto cause = table_cause(wrong)) return cause;
+  if (auto cause = past_cause(wrong)) return cause;
   return finished_cause(wrong);
 }
 

@@ -16,6 +16,7 @@
 //   head_tying           the head's own tensor used where it is the embedding, or the other way
 //   cache_unwritten      a freed or unwritten slot read     block_table      another request's keys
 //   cache_length         too few or too many of its own keys  cache_slots  written a block beside their own
+//   past_not_weighed     a chunk's own keys and those before it are averaged
 //   blocks_permuted      of a scheme of one's own: columns in blocks, or blocks that other ranks should hold
 //   rows_permuted        rows hold other rows' values       microbatch_order rows of another microbatch
 //   gather_dropped       other ranks' rows are zero         replicas_differ, zero, not_finite

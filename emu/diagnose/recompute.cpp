@@ -8,6 +8,7 @@
 #include "emu/diagnose/internal/one_row.h"
 #include "emu/plan/latent_form.h"
 #include "ops/attention.h"
+#include "ops/attention_parts.h"
 #include "ops/elementwise.h"
 #include "ops/expert.h"
 #include "ops/latent.h"
@@ -164,15 +165,6 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
     return attend_absorbed(layer, query, keys, heads.query,
                            {heads.key_value, heads.key_value, attention.score_scale()});
   }
-  const auto block = [&](TapKind kind, std::span<const std::int64_t> rows, std::int64_t index, std::int64_t dim) {
-    const ExpectedTap& source = tap(layer, kind);
-    ops::Matrix<double> values(std::ssize(rows), dim);
-    for (std::int64_t i = 0; i < values.rows(); ++i) {
-      const auto from = row(source, rows[static_cast<std::size_t>(i)]).subspan(static_cast<std::size_t>(index * dim));
-      std::ranges::copy_n(from.begin(), dim, values.row(i).begin());
-    }
-    return values;
-  };
   Row out(static_cast<std::size_t>(attention.value_dim()));
   ops::AttentionOptions<double> options{
       .head_dim = attention.head_dim,
@@ -186,11 +178,49 @@ Recompute::Row Recompute::attend(int layer, std::int64_t query, std::span<const 
     options.sinks = sink;
   }
   const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};
-  ops::attention<double>(block(TapKind::attention_q, {&query, 1}, heads.query, attention.head_dim),
-                         block(TapKind::attention_k, keys, heads.key_value, attention.head_dim),
-                         block(TapKind::attention_v, keys, heads.key_value, attention.value_dim()), {&span, 1}, 0,
-                         options, format(), one_row(out));
+  ops::attention<double>(head_of({layer, TapKind::attention_q, heads.query}, {&query, 1}),
+                         head_of({layer, TapKind::attention_k, heads.key_value}, keys),
+                         head_of({layer, TapKind::attention_v, heads.key_value}, keys), {&span, 1}, 0, options,
+                         format(), one_row(out));
   return out;
+}
+
+ops::Matrix<double> Recompute::head_of(const Head& of, std::span<const std::int64_t> rows) const {
+  const AttentionSpec& attention = plan_.model.layers[of.layer].attention;
+  const std::int64_t dim = of.kind == TapKind::attention_v ? attention.value_dim() : attention.head_dim;
+  const ExpectedTap& source = tap(of.layer, of.kind);
+  ops::Matrix<double> values(std::ssize(rows), dim);
+  for (std::int64_t i = 0; i < values.rows(); ++i) {
+    const auto from = row(source, rows[static_cast<std::size_t>(i)]).subspan(static_cast<std::size_t>(of.head * dim));
+    std::ranges::copy_n(from.begin(), dim, values.row(i).begin());
+  }
+  return values;
+}
+
+Recompute::KeyPart Recompute::attend_to_part(int layer, std::int64_t query, std::span<const std::int64_t> keys,
+                                             Range seen, const HeadPair& heads) {
+  const AttentionSpec& attention = plan_.model.layers[layer].attention;
+  const ops::AttentionOptions<double> options{
+      .head_dim = attention.head_dim, .value_dim = attention.value_dim(), .scale = attention.score_scale()};
+  const Head of_keys{layer, TapKind::attention_k, heads.key_value};
+  const ops::Matrix<double> q = head_of({layer, TapKind::attention_q, heads.query}, {&query, 1});
+  const ops::Matrix<double> k = head_of(of_keys, keys);
+  const ops::Matrix<double> v = head_of({layer, TapKind::attention_v, heads.key_value}, keys);
+  const ops::PartSpan span{.rows = 1, .keys = k.rows()};
+  KeyPart part{.context = Row(static_cast<std::size_t>(attention.value_dim()), 0)};
+  const ops::MatrixView<double> sum(&part.sum, 1, 1);
+  if (format() != ops::Format::exact) {
+    ops::attend_to_part<double>(q, k, v, {&span, 1}, options, format(), one_row(part.context), sum);
+    return part;
+  }
+  std::vector<std::int64_t> all(static_cast<std::size_t>(seen.count));
+  std::iota(all.begin(), all.end(), seen.begin);
+  ops::Matrix<double> largest(1, 1);
+  largest(0, 0) = -std::numeric_limits<double>::infinity();
+  const ops::PartSpan of_all{.rows = 1, .keys = seen.count};
+  ops::raise_maximum(q, head_of(of_keys, all), {&of_all, 1}, options, largest);
+  ops::add_part(q, k, v, {&span, 1}, options, largest, one_row(part.context), sum);
+  return part;
 }
 
 bool Recompute::is_absorbed(int layer, std::int64_t row) const {

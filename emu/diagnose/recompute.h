@@ -136,6 +136,14 @@ class Recompute {
   /// Of the keys in `beside` only the largest score counts.
   Row attend_to_parts(int layer, std::int64_t row, std::span<const std::vector<std::int64_t>> parts,
                       const HeadPair& heads, bool weighed = true, std::span<const std::int64_t> beside = {});
+  /// One head of attention of the row to some of the keys that it sees, before that is merged with what the others give
+  /// (ops/attention_parts.h): in `exact` numerators and their denominator, else a context and the log of its sum.
+  struct KeyPart {
+    Row context;
+    double sum = 0;
+  };
+  KeyPart attend_to_part(int layer, std::int64_t row, std::span<const std::int64_t> keys, Range seen,
+                         const HeadPair& heads);
   /// The partial sum of the attention's output that the tp rank makes of a row, its weights perhaps from elsewhere; not
   /// rounded.
   Row attention_partial_sum(int layer, std::int64_t row, int tp, const WeightsFrom& from);
@@ -152,6 +160,13 @@ class Recompute {
   void finish(Row& values) const;
 
  private:
+  /// A head of a layer's queries, keys or values, of these rows.
+  struct Head {
+    int layer = 0;
+    TapKind kind{};
+    std::int64_t head = 0;
+  };
+  ops::Matrix<double> head_of(const Head& of, std::span<const std::int64_t> rows) const;
   /// Held within -limit..limit, unless that is 0.
   void clip(Row& values, double limit) const;
   Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);

@@ -140,6 +140,47 @@ Instances past_ignored(const MutablePlan& plan, std::size_t limit) {
                       with_past([](std::int64_t, std::int64_t) { return std::int64_t{0}; }));
 }
 
+/// The first layer of the stage whose past and chunk may be attended to apart: without window or sinks; -1: none.
+int layer_in_parts(const Sites& sites, int stage) {
+  const Range layers = sites.layers_of(stage);
+  for (auto layer = static_cast<int>(layers.begin); layer < layers.end(); ++layer) {
+    const AttentionSpec& spec = sites.plan.model.layers[layer].attention;
+    if (spec.sliding_window == 0 && !spec.sinks) return layer;
+  }
+  return -1;
+}
+
+/// Of a prompt's later chunk: one of a single token is attended to as a token after the prompt is, by one kernel.
+Instances chunk_without_lse(const MutablePlan& plan, std::size_t limit) {
+  if (!plan.workload.serving || plan.parallel.dcp > 1) return {};
+  const Sites sites(plan);
+  const auto wanted = [&](std::span<const Chunk> chunks, std::size_t index) {
+    const Chunk& chunk = chunks[index];
+    const std::int64_t prompt = plan.workload.serving->requests[static_cast<std::size_t>(chunk.sequence)].prompt;
+    return chunk.begin > 0 && std::min(chunk.end(), prompt) - chunk.begin > 1;
+  };
+  Instances result;
+  for (const PassPlace& place : pass_places(sites, wanted)) {
+    if (result.size() == limit) break;
+    const int stage = result.empty() ? 0 : plan.parallel.pp - 1, layer = layer_in_parts(sites, stage);
+    if (layer < 0) continue;
+    const std::vector<int> group = sites.group(Axis::tp, sites.first_rank({.dp = place.dp, .pp = stage}));
+    const int rank = result.empty() ? group.front() : group.back();
+    result.push_back({.layer = layer,
+                      .ranks = {rank},
+                      .microbatch = static_cast<int>(place.microbatch),
+                      .tap = tap_name(layer, TapKind::attention_context),
+                      .causes = {"past_not_weighed"},
+                      .make = script([=](Script& made) {
+                        made.averaged_past = [=](const Rank& at, const FaultSite& site, std::size_t sequence) {
+                          return to_int(at.id()) == rank && site.layer == layer &&
+                                 site.microbatch == place.microbatch && sequence == place.index;
+                        };
+                      })});
+  }
+  return result;
+}
+
 Instances prefix_rounded_to_blocks(const MutablePlan& plan, std::size_t limit) {
   if (!plan.workload.serving) return {};
   const std::int64_t size = plan.workload.serving->kv_block_size;
@@ -374,6 +415,9 @@ constexpr MutationKind kCacheKinds[] = {
     {"cache_table_of_another_request", "a request's cache is read through another's block table", table_of_another},
     {"cache_written_after_read", "the tokens of a step are written to the cache after it is read", written_after_read},
     {"cache_past_ignored", "a chunk attends as if it were the whole sequence", past_ignored},
+    {"cache_chunk_merged_without_lse",
+     "what a later chunk of a prompt makes of its own keys and of those before it is averaged, not weighed by its sums",
+     chunk_without_lse},
     {"cache_prefix_rounded_to_blocks", "the length of what is cached is rounded to whole blocks",
      prefix_rounded_to_blocks},
     {"cache_stale", "a chunk's keys are not written: the slots hold what was there", stale_block},

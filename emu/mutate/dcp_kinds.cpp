@@ -1,5 +1,5 @@
-// Kinds in decode context parallelism: who keeps which token of a sequence, and the merge of what each rank's keys
-// give.
+// Kinds in decode context parallelism: who keeps which token of a sequence, and the group that exchanges what each
+// rank's keys give.
 #include <algorithm>
 #include <optional>
 
@@ -77,10 +77,57 @@ Instances wrong_owner(const MutablePlan& plan, std::size_t limit) {
   return result;
 }
 
+/// A pass of the replica in which what a rank sends, so many columns a head, can be dealt out over tp.
+std::optional<std::int64_t> dealt_over_tp(const Sites& sites, const Coordinates& at, std::int64_t columns) {
+  const Parallel& p = sites.plan.parallel;
+  for (std::int64_t m = 0; m < sites.tokens.microbatches(); ++m) {
+    const std::int64_t count = p.dcp * sites.tokens.rows(at, m).count() * columns;
+    if (count > 0 && count % p.tp == 0) return m;
+  }
+  return std::nullopt;
+}
+
+/// In one pass all ranks of a tp group exchange over it what those of a dcp group should among themselves.
+template <Op op>
+Instances over_tp(const MutablePlan& plan, std::size_t limit) {
+  static_assert(op == Op::attention_dcp_context || op == Op::attention_dcp_sums);
+  const Sites sites(plan);
+  const Parallel& p = plan.parallel;
+  Instances result;
+  if (p.tp == p.dcp) return result;
+  for (const Coordinates& at : dcp_groups(sites, limit)) {
+    const int layer = static_cast<int>(sites.layers_of(at.pp).begin), rank = sites.first_rank(at);
+    const AttentionSpec& spec = plan.model.layers[layer].attention;
+    if (p.key_parts(spec.latent()) == 0) continue;
+    const std::int64_t heads = make_layout(plan.model, sites.mesh, rank).layer(plan.model, layer).heads.count;
+    const auto pass = dealt_over_tp(sites, at, op == Op::attention_dcp_sums ? heads : heads * spec.value_dim());
+    if (!pass) continue;
+    const Site site{
+        .op = op, .layer = layer, .ranks = sites.group(Axis::tp, rank), .microbatch = static_cast<int>(*pass)};
+    result.push_back({.layer = layer,
+                      .ranks = site.ranks,
+                      .group = "dcp",
+                      .microbatch = site.microbatch,
+                      .tap = tap_name(layer, TapKind::attention_context),
+                      .causes = {"wrong_group"},
+                      .make = script([=](Script& made) {
+                        made.before = [=](const Rank& of, internal::Call& call) {
+                          if (site.matches(of, call)) redirect(call, of.on(Axis::tp));
+                          return true;
+                        };
+                      })});
+  }
+  return result;
+}
+
 constexpr MutationKind kDcpKinds[] = {
     {"dcp_wrong_owner", "a rank keeps the tokens of the next rank of dcp", wrong_owner<next_share>},
     {"dcp_wrong_interleave", "a rank shares tokens out over dcp in runs of another length",
      wrong_owner<share_of_other_interleave>},
+    {"dcp_context_over_tp", "what each rank's keys give goes to the ranks of tp, not of dcp",
+     over_tp<Op::attention_dcp_context>},
+    {"dcp_sums_over_tp", "the sums that weigh what each rank's keys give go to the ranks of tp, not of dcp",
+     over_tp<Op::attention_dcp_sums>},
 };
 
 }  // namespace

@@ -309,6 +309,10 @@ class Computations {
   Tensor merge_exact_parts(int layer, const Tensor& q, const RingParts& parts) const;
   void attend(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
               const ops::AttentionOptions<Scalar>& options, Tensor& context) const;
+  /// Over a cache: what a fault has of chunks that average their past (FaultInjector::averages_past). Keys and values
+  /// of the latent's tokens are k and v.
+  void average_past(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
+                    const ops::AttentionOptions<Scalar>& options, Tensor& context) const;
   void inject_routing_fault(int layer, const Tensor& logits, Routing& routing) const;
   /// Lets a fault change a float result, if there is one.
   template <class... From>

@@ -4,6 +4,7 @@
 // pointer.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -81,6 +82,12 @@ class FaultInjector {
                                   ops::MatrixView<double> /*result*/) {}
   /// Of tokens in the absorbed form, before what they are computed with is read.
   virtual void edit_absorbed(const Rank& /*rank*/, const FaultSite& /*site*/, AbsorbedForm& /*form*/) {}
+  /// Attention of a prompt's later chunk, of a sequence of the pass: true, and what its own tokens give and what those
+  /// cached before it give are averaged, where the chunk's keys are one whole. Asked of plain tokens with a past, in
+  /// layers without window and sinks, where the rank has the whole cache.
+  virtual bool averages_past(const Rank& /*rank*/, const FaultSite& /*site*/, std::size_t /*sequence*/) {
+    return false;
+  }
   /// Attention in a ring over cp, before the parts are merged: what the keys of one rank of cp make of the rank's
   /// queries. In the float formats its context and the log of its sum of exponentials (attention_parts.h); in `exact`
   /// numerators and denominators. Not what is tapped.

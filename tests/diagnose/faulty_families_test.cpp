@@ -27,6 +27,7 @@ using testing::gathered_keys;
 using testing::gathered_tokens;
 using testing::gpt_oss;
 using testing::granite;
+using ::testing::HasSubstr;
 using testing::heads_over_cp;
 using testing::olmoe;
 using testing::phimoe;
@@ -253,6 +254,29 @@ INSTANTIATE_TEST_SUITE_P(
         Dropped{"gpt_oss", gpt_oss, Op::attention_reduce, "layer.1.attention.output", "reduction_dropped"},
         Dropped{"olmoe", olmoe, Op::attention_squares_reduce, "layer.1.attention.q", "norm_over_slice"},
         Dropped{"tokens_everywhere", tokens_everywhere, Op::moe_reduce, "layer.1.moe.output", "reduction_dropped"}));
+
+/// Later chunks of prompts average what their own tokens give and what those before them do, in layer 1 on tp 1.
+class AveragedPast final : public FaultInjector {
+ public:
+  bool averages_past(const Rank& rank, const FaultSite& site, std::size_t /*sequence*/) override {
+    return rank.at().tp == 1 && site.layer == 1;
+  }
+};
+
+TEST(AChunkAndItsPast, AveragedAreNamedInEveryFormat) {
+  for (const auto plan : {cached, cached_latents}) {
+    for (const ops::Format format : {ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::bf16}) {
+      AveragedPast fault;
+
+      const VerifyReport report = verify(plan(), {.format = format, .fault = &fault});
+
+      ASSERT_EQ(report.verdict, Verdict::mismatch) << ops::to_string(format);
+      EXPECT_EQ(report.first_divergence->tap, "layer.1.attention.context");
+      EXPECT_EQ(report.first_divergence->cause->name, "past_not_weighed") << report.first_divergence->cause->evidence;
+      EXPECT_THAT(report.first_divergence->cause->evidence, HasSubstr("before them"));
+    }
+  }
+}
 
 }  // namespace
 }  // namespace shardproof

@@ -50,6 +50,12 @@ Plan serving_plan() {
   return plan;
 }
 
+/// The same, of prompts in chunks of several tokens.
+Plan chunked(Plan plan) {
+  plan.workload.serving->max_tokens_per_step = 4;
+  return plan;
+}
+
 /// Two ranks of tp on each key-value head, which share its cache out.
 Plan dcp_plan() {
   Plan plan = serving_plan();
@@ -126,6 +132,7 @@ TEST(Mutations, EachAppliesToSomePlan) {
   plans.back().model.layers.kind(0).attention.sinks = true;
   plans.push_back(mixed_plan());
   plans.push_back(serving_plan());
+  plans.push_back(chunked(serving_plan()));
   plans.push_back(dcp_plan());
   plans.push_back(prefix_plan());
   plans.push_back(latent_plan());
@@ -272,7 +279,7 @@ TEST(Mutations, OfTheEmbeddedPlanAreDetectedAndNamed) {
 }
 
 TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
-  std::vector<Plan> plans{serving_plan(), dcp_plan()};
+  std::vector<Plan> plans{serving_plan(), chunked(serving_plan()), dcp_plan()};
   for (const Plan& plan : mutable_plans(12, 8)) plans.push_back(testing::serving(plan, plan.workload.seed));
   MutationCounts total;
   std::string report;
@@ -290,6 +297,31 @@ TEST(Mutations, OfServingPlansAreDetectedAndNamed) {
   EXPECT_GE(total.detected, 100);
   EXPECT_EQ(total.tap_right, total.detected) << report;
   EXPECT_GE(static_cast<double>(total.cause_right), 0.98 * static_cast<double>(total.detected)) << report;
+}
+
+// A chunk and its past merged without their sums; what dcp exchanges sent over tp.
+TEST(Mutations, OfPartsThatAreMergedWronglyAreDetectedAndNamedInEveryFormat) {
+  struct Merged {
+    Plan plan;
+    std::set<std::string_view> kinds;
+    std::int64_t instances;
+  };
+  for (const auto& [plan, kinds, instances] : {Merged{chunked(serving_plan()), {"cache_chunk_merged_without_lse"}, 1},
+                                               Merged{chunked(latent_plan()), {"cache_chunk_merged_without_lse"}, 1},
+                                               Merged{dcp_plan(), {"dcp_context_over_tp", "dcp_sums_over_tp"}, 2}}) {
+    for (const ops::Format format :
+         {ops::Format::exact, ops::Format::fp64, ops::Format::fp32, ops::Format::fp16, ops::Format::bf16}) {
+      const MutationScore score = run_mutations(
+          runnable(plan),
+          {.format = format, .wanted = [&named = kinds](std::string_view kind) { return named.contains(kind); }});
+
+      const MutationCounts counts = score.counts(MutationClass::sharding);
+      EXPECT_GE(counts.instances, instances) << ops::to_string(format);
+      EXPECT_EQ(counts.detected, counts.instances) << report_of(score);
+      EXPECT_EQ(counts.tap_right, counts.instances) << report_of(score);
+      EXPECT_EQ(counts.cause_right, counts.instances) << report_of(score);
+    }
+  }
 }
 
 TEST(Mutations, OfAbsorbedLatentAttentionAreDetectedAndNamedForTheirCause) {

@@ -82,6 +82,8 @@ std::optional<Cause> cp_cause(const WrongTap& wrong);
 /// Of a context whose keys ranks of dcp share out: merged wrongly, by one of them; or kept wrongly, for all of them.
 std::optional<Cause> dcp_merge_cause(const WrongTap& wrong);
 std::optional<Cause> dcp_owner_cause(const WrongTap& wrong);
+/// The same where what the keys of each rank give went over another group than dcp's.
+std::optional<Cause> dcp_group_cause(const WrongTap& wrong);
 std::optional<Cause> attention_output_cause(const WrongTap& wrong);
 std::optional<Cause> mlp_output_cause(const WrongTap& wrong);
 std::optional<Cause> router_cause(const WrongTap& wrong);

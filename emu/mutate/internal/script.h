@@ -32,6 +32,7 @@ class Script final : public FaultInjector {
   std::function<void(const Rank&, Op, const FaultSite&, const Operands&, ops::MatrixView<float>)> result;
   std::function<void(const Rank&, Op, const FaultSite&, ops::MatrixView<double>)> double_result;
   std::function<void(const Rank&, const FaultSite&, AbsorbedForm&)> absorbed;
+  std::function<bool(const Rank&, const FaultSite&, std::size_t)> averaged_past;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<float>, ops::MatrixView<float>)> float_part;
   std::function<void(const Rank&, const FaultSite&, int, ops::MatrixView<double>, ops::MatrixView<double>)> double_part;
   std::function<bool(const Rank&, Op, const FaultSite&)> in_time;
@@ -79,6 +80,9 @@ class Script final : public FaultInjector {
   }
   void edit_absorbed(const Rank& rank, const FaultSite& site, AbsorbedForm& form) override {
     if (absorbed) absorbed(rank, site, form);
+  }
+  bool averages_past(const Rank& rank, const FaultSite& site, std::size_t sequence) override {
+    return averaged_past && averaged_past(rank, site, sequence);
   }
   void edit_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<float> context,
                  ops::MatrixView<float> lse) override {

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "emu/run/computations.h"
+#include "emu/run/fault.h"
 #include "emu/run/kv_cache.h"
 #include "emu/run/transformer.h"
 #include "ops/attention.h"
@@ -152,6 +154,46 @@ void Computations<T>::attend(int layer, const Tensor& q, const Tensor& k, const 
     const std::int64_t block_size = paged ? cache.block_size() : 0;
     ops::attention<T>(q, paged ? cache.keys(layer).view() : k.view(), paged ? cache.values(layer).view() : v.view(),
                       spans, block_size, options, format_, context);
+    if (ground_.program.fault != nullptr) average_past(layer, q, k, v, options, context);
+  }
+}
+
+template <class T>
+void Computations<T>::average_past(int layer, const Tensor& q, const Tensor& k, const Tensor& v,
+                                   const ops::AttentionOptions<Scalar>& options, Tensor& context) const {
+  if constexpr (!kDry) {
+    const FaultSite site{.layer = layer, .microbatch = microbatch_};
+    const bool latent = model_.layers[layer].attention.latent();
+    const std::int64_t k_cols = held(layer).kv_heads.count * options.head_dim;
+    std::vector<FormPiece> pieces;
+    if (latent) {
+      pieces = pieces_in(LatentForm::plain);
+    } else {
+      for (const Chunk& chunk : cached_chunks()) pieces.push_back({.sequence = pieces.size(), .chunk = chunk});
+    }
+    Tensor kept;
+    std::int64_t row = 0, first = 0;
+    for (const FormPiece& piece : pieces) {
+      const Chunk& chunk = piece.chunk;
+      if (chunk.begin > 0 && ground_.program.fault->averages_past(ground_.rank, site, piece.sequence)) {
+        if (!latent && kept.rows() == 0) kept = kept_keys(layer);
+        const auto keys = latent ? k.view() : std::as_const(kept).view().col_range(0, k_cols);
+        const auto values = latent ? v.view() : std::as_const(kept).view().col_range(k_cols, kept.cols() - k_cols);
+        const auto queries = q.view().row_range(row, chunk.count);
+        const auto out = context.view().row_range(row, chunk.count);
+        // Each query sees all of the past, and of the chunk what is before it.
+        const std::vector<ops::AttentionSpan> of_past(static_cast<std::size_t>(chunk.count),
+                                                      {.rows = 1, .past = chunk.begin - 1, .first_key = first});
+        const ops::AttentionSpan of_chunk{.rows = chunk.count, .first_key = first + chunk.begin};
+        Tensor past(chunk.count, context.cols());
+        ops::attention<T>(queries, keys, values, of_past, 0, options, format_, past);
+        ops::attention<T>(queries, keys, values, {&of_chunk, 1}, 0, options, format_, out);
+        std::ranges::transform(out.span(), past.span(), out.span().begin(), [](T a, T b) { return (a + b) / 2; });
+        ops::round_to<T>(out.span(), format_);
+      }
+      row += chunk.count;
+      first += chunk.end();
+    }
   }
 }
 
