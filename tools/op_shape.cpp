@@ -10,7 +10,6 @@
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/expert.h"
-#include "ops/latent.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/permute.h"
@@ -96,11 +95,17 @@ std::string route_name(const OpShape& s) {
 
 }  // namespace
 
+ops::LatentHead latent_head_of(const OpShape& shape) {
+  return {.still = shape.head_dim - shape.rope_dim, .turned = shape.rope_dim, .value_dim = shape.value_dim};
+}
+
 const char* to_string(Kernel kernel) {
-  constexpr const char* kNames[] = {"embed",       "rms_norm",    "rms_norm_part", "sum_squares", "layer_norm",
-                                    "linear",      "rope",        "split_heads",   "attention",   "attention_part",
-                                    "merge_parts", "add",         "add_scaled",    "scale",       "gate_rows",
-                                    "route",       "gather_rows", "expert",        "combine"};
+  constexpr const char* kNames[] = {
+      "embed",          "rms_norm",  "rms_norm_part",  "sum_squares",    "layer_norm",
+      "linear",         "rope",      "split_heads",    "absorb_queries", "latent_attention",
+      "expand_context", "attention", "attention_part", "merge_parts",    "add",
+      "add_scaled",     "scale",     "gate_rows",      "route",          "gather_rows",
+      "expert",         "combine"};
   return kNames[static_cast<std::size_t>(kernel)];
 }
 
@@ -121,8 +126,14 @@ std::string describe(const OpShape& s) {
     case Kernel::expert:
       return fmt::format("tokens {}, hidden {}, width {}{}{}", s.rows, s.cols, s.inner, s.bias ? ", bias" : "",
                          s.limit > 0 ? ", clamped" : "");
+    case Kernel::absorb_queries:
+      return fmt::format("tokens {}, heads {} x {}+{}, latent {}", s.rows, s.kv_heads, s.head_dim - s.rope_dim,
+                         s.rope_dim, s.inner);
+    case Kernel::expand_context:
+      return fmt::format("tokens {}, heads {} x {}, latent {}", s.rows, s.kv_heads, s.value_dim, s.inner);
     case Kernel::attention:
     case Kernel::attention_part:
+    case Kernel::latent_attention:
       return describe_attention(s);
     case Kernel::merge_parts:
       return fmt::format("{} x {}, parts {}", s.rows, s.cols, s.inner);
@@ -144,8 +155,13 @@ std::string benchmark_name(const OpShape& s) {
     case Kernel::expert:
       return fmt::format("expert/tokens:{}/hidden:{}/width:{}{}{}", s.rows, s.cols, s.inner, s.bias ? "/bias:1" : "",
                          s.limit > 0 ? "/clamped:1" : "");
+    case Kernel::absorb_queries:
+    case Kernel::expand_context:
+      return fmt::format("{}/tokens:{}/heads:{}/head_dim:{}/value_dim:{}/rank:{}", to_string(s.kernel), s.rows,
+                         s.kv_heads, s.head_dim, s.value_dim, s.inner);
     case Kernel::attention:
     case Kernel::attention_part:
+    case Kernel::latent_attention:
       return attention_name(s);
     case Kernel::merge_parts:
       return fmt::format("merge_parts/rows:{}/cols:{}/head_dim:{}/parts:{}", s.rows, s.cols, s.value_dim, s.inner);
@@ -184,6 +200,13 @@ ops::Cost cost_of(const OpShape& shape, int bytes) {
       const std::int64_t product = cols - shape.kv_heads * shape.inner;
       return ops::split_latent_heads_cost(rows, product, shape.inner, cols, 0, bytes);
     }
+    case Kernel::absorb_queries:
+      return ops::absorb_queries_cost(rows, shape.kv_heads, shape.inner, latent_head_of(shape), bytes);
+    case Kernel::expand_context:
+      return ops::expand_context_cost(rows, shape.kv_heads, shape.inner, latent_head_of(shape), bytes);
+    case Kernel::latent_attention:
+      return ops::attend_to_latents_cost(pairs_of(shape), rows, shape.keys, shape.heads(), shape.value_dim,
+                                         shape.head_dim - shape.value_dim, bytes);
     case Kernel::attention:
     case Kernel::attention_part:
       return attention_cost(shape, bytes);

@@ -7,6 +7,7 @@
 
 #include "emu/plan/key_spans.h"
 #include "ops/cost.h"
+#include "ops/latent.h"
 
 namespace shardproof::tools {
 
@@ -20,6 +21,9 @@ enum class Kernel {
   linear,
   rope,
   split_heads,
+  absorb_queries,
+  latent_attention,
+  expand_context,
   attention,
   attention_part,
   merge_parts,
@@ -41,15 +45,15 @@ struct OpShape {
   std::int64_t cols = 0;   ///< of the result
   std::int64_t inner = 0;  ///< that a product sums over; an expert's intermediate size; the table's rows; the experts
                            ///< to choose from; the slots of a token; the parts to merge; the columns of a whole norm;
-                           ///< those of a key that all heads share
-  std::int64_t head_dim = 0;        ///< of rope and attention
-  std::int64_t value_dim = 0;       ///< of attention
-  std::int64_t kv_heads = 0;        ///< of attention
-  std::int64_t keys = 0;            ///< of attention: rows of keys and values
-  std::int64_t window = 0;          ///< of attention
-  bool sinks = false;               ///< of attention
+                           ///< those of a key that all heads share; of a latent that heads absorb or expand
+  std::int64_t head_dim = 0;   ///< of rope and attention; of what a head absorbs or expands, its key in the plain form
+  std::int64_t value_dim = 0;  ///< of attention; so here
+  std::int64_t kv_heads = 0;   ///< of attention
+  std::int64_t keys = 0;       ///< of attention: rows of keys and values
+  std::int64_t window = 0;     ///< of attention
+  bool sinks = false;          ///< of attention
   std::vector<KeySpan> spans = {};  ///< of attention: whose queries see which of the keys
-  std::int64_t rope_dim = 0;        ///< elements of a head that turn
+  std::int64_t rope_dim = 0;        ///< elements of a head that turn, also of a head that absorbs or expands
   bool interleaved = false;         ///< of rope
   bool bias = false;                ///< of linear, expert; of route, for the choice alone
   double limit = 0;                 ///< of expert: the clamp of its activation
@@ -65,6 +69,9 @@ struct OpShape {
   std::int64_t heads() const { return value_dim > 0 ? cols / value_dim : 0; }
   friend bool operator==(const OpShape&, const OpShape&) = default;
 };
+
+/// Of what absorbs or expands.
+ops::LatentHead latent_head_of(const OpShape& shape);
 
 /// Spans of whole sequences that lie one after another.
 std::vector<KeySpan> whole_sequences(const std::vector<std::int64_t>& lengths);

@@ -135,6 +135,12 @@ PreparedOp merge_parts(const OpShape& shape, Format format);
 template <class T>
 PreparedOp split_heads(const OpShape& shape, Format format);
 template <class T>
+PreparedOp absorb_queries(const OpShape& shape, Format format);
+template <class T>
+PreparedOp latent_attention(const OpShape& shape, Format format);
+template <class T>
+PreparedOp expand_context(const OpShape& shape, Format format);
+template <class T>
 PreparedOp linear(const OpShape& shape, Format format);
 template <class T>
 PreparedOp expert(const OpShape& shape, Format format);

@@ -62,7 +62,10 @@ Expected attended(const Heads<T>& a, Index row, Index col, Format format) {
   if (s.sinks) sum += std::exp(static_cast<double>(a.sinks(0, head)) - largest);
   for (std::size_t j = 0; j < scores.size(); ++j) {
     const double p = std::exp(scores[j] - largest);
-    const auto v = static_cast<double>(a.v(seen.first + static_cast<Index>(j), kv * s.value_dim + col % s.value_dim));
+    // A latent's key begins with its value.
+    const Matrix<T>& values = s.kernel == Kernel::latent_attention ? a.k : a.v;
+    const auto v =
+        static_cast<double>(values(seen.first + static_cast<Index>(j), kv * s.value_dim + col % s.value_dim));
     sum += p;
     out += p * v;
     magnitude += p * std::abs(v);
@@ -226,6 +229,95 @@ PreparedOp split_heads(const OpShape& s, Format format) {
       });
 }
 
+/// Every head's keys are the latents; their scale is that of their width.
+template <class T>
+PreparedOp latent_attention(const OpShape& s, Format format) {
+  OpShape without_values = s;
+  without_values.kv_heads = 0;
+  Heads<T> heads = heads_of<T>(without_values, format);
+  heads.k = filled<T>(s.keys, s.head_dim, 2, format);
+  heads.shape = s;
+  return made(
+      std::move(heads), 4, 4,
+      [format](Heads<T>& a) {
+        std::vector<ops::AttentionSpan> spans;
+        for (const KeySpan& span : a.shape.spans) {
+          spans.push_back({.rows = span.queries, .past = span.keys - 1, .first_key = span.first_key});
+        }
+        const ops::LatentHead head{.turned = a.shape.head_dim - a.shape.value_dim, .value_dim = a.shape.value_dim};
+        ops::attend_to_latents<T>(a.q, a.k, spans, 0, head, 1 / std::sqrt(static_cast<double>(a.shape.head_dim)),
+                                  format, a.y);
+      },
+      [format](const Heads<T>& a, Index row, Index col) { return attended(a, row, col, format); });
+}
+
+namespace {
+
+template <class T>
+struct Absorbed {
+  Matrix<T> x, weight, y;
+  ops::LatentHead head;
+  Index rank = 0;
+};
+
+template <class T>
+Absorbed<T> absorbed(const OpShape& s, Index of_head, Format format) {
+  const ops::LatentHead head = latent_head_of(s);
+  return {filled<T>(s.rows, s.kv_heads * of_head, 1, format),
+          filled<T>(s.kv_heads * (head.still + head.value_dim), s.inner, 2, format),
+          {s.rows, s.cols},
+          head,
+          s.inner};
+}
+
+template <class T>
+Expected absorbed_query(const Absorbed<T>& a, Index row, Index col, Format format) {
+  const Index width = a.rank + a.head.turned, head = col / width, place = col % width;
+  const auto query = a.x.row(row).subspan(static_cast<std::size_t>(head * a.head.key_dim()),
+                                          static_cast<std::size_t>(a.head.key_dim()));
+  const auto still = static_cast<std::size_t>(a.head.still);
+  if (place >= a.rank) return {static_cast<double>(query[still + static_cast<std::size_t>(place - a.rank)]), 0};
+  std::vector<T> column;
+  for (Index i = 0; i < a.head.still; ++i) {
+    column.push_back(a.weight(head * (a.head.still + a.head.value_dim) + i, place));
+  }
+  const Expected sum = dot<T>(query.first(still), std::span<const T>(column));
+  return stored<T>(sum.value, sum.bound, format);
+}
+
+template <class T>
+Expected expanded_context(const Absorbed<T>& a, Index row, Index col, Format format) {
+  const Index head = col / a.head.value_dim, both = a.head.still + a.head.value_dim;
+  const auto latents = a.x.row(row).subspan(static_cast<std::size_t>(head * a.rank), static_cast<std::size_t>(a.rank));
+  const Expected sum = dot<T>(latents, a.weight.row(head * both + a.head.still + col % a.head.value_dim));
+  return stored<T>(sum.value, sum.bound, format);
+}
+
+}  // namespace
+
+/// As the program stores it.
+template <class T>
+PreparedOp absorb_queries(const OpShape& s, Format format) {
+  return made(
+      absorbed<T>(s, s.head_dim, format), 4, 16,
+      [format](Absorbed<T>& a) {
+        ops::absorb_queries<T>(a.x, a.weight, a.head, a.y);
+        ops::round_to<T>(a.y.span(), format);
+      },
+      [format](const Absorbed<T>& a, Index row, Index col) { return absorbed_query(a, row, col, format); });
+}
+
+template <class T>
+PreparedOp expand_context(const OpShape& s, Format format) {
+  return made(
+      absorbed<T>(s, s.inner, format), 4, 16,
+      [format](Absorbed<T>& a) {
+        ops::expand_context<T>(a.x, a.weight, a.head, a.y);
+        ops::round_to<T>(a.y.span(), format);
+      },
+      [format](const Absorbed<T>& a, Index row, Index col) { return expanded_context(a, row, col, format); });
+}
+
 template PreparedOp attention<float>(const OpShape&, Format);
 template PreparedOp attention<double>(const OpShape&, Format);
 template PreparedOp attention_part<float>(const OpShape&, Format);
@@ -234,5 +326,11 @@ template PreparedOp merge_parts<float>(const OpShape&, Format);
 template PreparedOp merge_parts<double>(const OpShape&, Format);
 template PreparedOp split_heads<float>(const OpShape&, Format);
 template PreparedOp split_heads<double>(const OpShape&, Format);
+template PreparedOp absorb_queries<float>(const OpShape&, Format);
+template PreparedOp absorb_queries<double>(const OpShape&, Format);
+template PreparedOp latent_attention<float>(const OpShape&, Format);
+template PreparedOp latent_attention<double>(const OpShape&, Format);
+template PreparedOp expand_context<float>(const OpShape&, Format);
+template PreparedOp expand_context<double>(const OpShape&, Format);
 
 }  // namespace shardproof::tools::prepare

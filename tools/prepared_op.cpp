@@ -22,6 +22,12 @@ PreparedOp prepared(const OpShape& shape, ops::Format format) {
       return prepare::rope<T>(shape, format);
     case Kernel::split_heads:
       return prepare::split_heads<T>(shape, format);
+    case Kernel::absorb_queries:
+      return prepare::absorb_queries<T>(shape, format);
+    case Kernel::latent_attention:
+      return prepare::latent_attention<T>(shape, format);
+    case Kernel::expand_context:
+      return prepare::expand_context<T>(shape, format);
     case Kernel::attention:
       return prepare::attention<T>(shape, format);
     case Kernel::attention_part:

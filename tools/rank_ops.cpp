@@ -86,6 +86,12 @@ std::optional<Kernel> kernel_of(Op op) {
     case Op::attention_rope_q:
     case Op::attention_rope_k:
       return Kernel::rope;
+    case Op::attention_absorb:
+      return Kernel::absorb_queries;
+    case Op::attention_latent_context:
+      return Kernel::latent_attention;
+    case Op::attention_expand:
+      return Kernel::expand_context;
     case Op::attention_context:
       return Kernel::attention;
     case Op::attention_ring_part:
@@ -191,7 +197,8 @@ class Reader {
     const LayerLayout& held = layout_.layer(plan_.model, record.layer);
     switch (shape.kernel) {
       case Kernel::rope:
-        shape.head_dim = spec.attention.head_dim;
+        // The end of a key that heads share turns alone.
+        shape.head_dim = std::min(spec.attention.head_dim, record.cols);
         shape.rope_dim = spec.attention.rope_dim();
         shape.interleaved = spec.attention.rope.interleaved;
         return;
@@ -201,6 +208,16 @@ class Reader {
         shape.kv_heads = held.heads.count;
         shape.inner = spec.attention.rope.dim;
         return;
+      case Kernel::absorb_queries:
+      case Kernel::expand_context:
+        shape.head_dim = spec.attention.head_dim;
+        shape.value_dim = spec.attention.value_dim();
+        shape.rope_dim = spec.attention.rope.dim;
+        shape.kv_heads = held.heads.count;
+        shape.inner = spec.attention.kv_lora_rank;
+        return;
+      case Kernel::latent_attention:
+        return see_latents(record, spec.attention, shape);
       case Kernel::attention:
       case Kernel::attention_part:
       case Kernel::merge_parts:
@@ -253,6 +270,22 @@ class Reader {
       default:
         shape.kv_heads = 0;
         shape.inner = record.op == Op::attention_ring_merge ? parallel.ring() : parallel.dcp;
+    }
+  }
+
+  /// The queries of absorbed tokens among the latents of their sequences.
+  void see_latents(const OpRecord& record, const AttentionSpec& spec, OpShape& shape) const {
+    shape.head_dim = spec.kv_lora_rank + spec.rope.dim;
+    shape.value_dim = spec.kv_lora_rank;
+    shape.kv_heads = 1;
+    const RankTokens tokens = tokens_.rank_shapes(layout_.at, record.microbatch);
+    for (std::size_t i = 0; i < tokens.chunks.size(); ++i) {
+      const Chunk& chunk = tokens.chunks[i];
+      const std::int64_t plain = tokens.plain[i];
+      if (plain == chunk.count) continue;
+      shape.spans.push_back(
+          {.queries = chunk.count - plain, .first_key = shape.keys, .keys = chunk.begin + plain + 1, .causal = true});
+      shape.keys += chunk.end();
     }
   }
 

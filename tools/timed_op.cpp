@@ -25,7 +25,8 @@ bool is_attention(Kernel kernel) {
 }
 
 bool reads_mostly(Kernel kernel) {
-  return kernel == Kernel::linear || kernel == Kernel::expert || is_attention(kernel);
+  return kernel == Kernel::linear || kernel == Kernel::expert || is_attention(kernel) ||
+         kernel == Kernel::absorb_queries || kernel == Kernel::latent_attention || kernel == Kernel::expand_context;
 }
 
 /// What the machine can do beside an op of this cost.
@@ -86,6 +87,10 @@ OpShape part_within(const OpShape& shape, ops::Format format, double most_second
     part.kv_heads = std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(shape.kv_heads) * wanted));
     part.cols = part.kv_heads * group;
     share = static_cast<double>(part.kv_heads) / static_cast<double>(shape.kv_heads);
+  } else if (shape.kernel == Kernel::latent_attention) {
+    const auto heads = static_cast<std::int64_t>(static_cast<double>(shape.heads()) * wanted);
+    part.cols = std::max<std::int64_t>(1, heads) * shape.value_dim;
+    share = static_cast<double>(part.cols) / static_cast<double>(shape.cols);
   } else {
     const auto rows = static_cast<std::int64_t>(static_cast<double>(shape.rows) * wanted);
     part.rows = std::min(shape.rows, std::max(kLeastRows, rows));

@@ -49,11 +49,13 @@ void add_flops(std::vector<QuantityDefinition>& table) {
                                                    readable(all, Dimension::flops));
                               });
                         }));
-  table.push_back(entry("decode_flops_per_gpu", "flops", Dimension::flops,
-                        "one more token of every sequence; experts at the workload's routing",
-                        [](const QuantityContext& context) {
-                          return over_ranks(context, [](const RankFigures& r) { return r.decode.flops(); });
-                        }));
+  table.push_back(
+      entry("decode_flops_per_gpu", "flops", Dimension::flops,
+            "one more token of every sequence, latent attention in the form that the plan decodes in; experts at "
+            "the workload's routing",
+            [](const QuantityContext& context) {
+              return over_ranks(context, [](const RankFigures& r) { return r.decode.flops(); });
+            }));
   table.push_back(entry("flops_per_token", "flops", Dimension::flops, "flops of a prefill over all GPUs / tokens",
                         [](const QuantityContext& context) {
                           double sum = 0;

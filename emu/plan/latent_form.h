@@ -3,7 +3,8 @@
 // As in serving engines (vLLM's and SGLang's latent backends), a prompt is computed in the plain form, whatever it is
 // cut into, and a token after it in the absorbed form, unless workload.latent_decode says otherwise. So the form of a
 // token hangs on its position alone, and its bits on no schedule. (vLLM takes a prompt's chunk of one token for one
-// after it; its bits there hang on the schedule.) Over cp, where attention is to whole keys, every token is plain.
+// after it; its bits there hang on the schedule.) Over cp, where attention is to whole keys, every token is plain. A
+// decode step of a dry run (emu/run/dry_run.h) is of tokens after their prompts.
 #pragma once
 
 #include <cstdint>

@@ -155,8 +155,12 @@ void TokenMap::set_past(std::span<const std::int64_t> tokens) {
   split_over_cp(Sharing::contiguous);
   for (Chunk& chunk : chunks_) chunk.begin = tokens[static_cast<std::size_t>(chunk.sequence)];
   for (Chunk& piece : pieces_) piece.begin = tokens[static_cast<std::size_t>(piece.sequence)];
-  // On paper every token is plain: what engines do of a decode step, emu/timeline/work.h says.
-  std::ranges::fill(absorbed_from_, std::numeric_limits<std::int64_t>::max());
+  // Each comes after a prompt.
+  if (decodes_absorbed_) {
+    std::ranges::copy(tokens, absorbed_from_.begin());
+  } else {
+    std::ranges::fill(absorbed_from_, std::numeric_limits<std::int64_t>::max());
+  }
 }
 
 std::int64_t TokenMap::plain_of(const Chunk& chunk) const {

@@ -111,7 +111,7 @@ class TokenMap {
   double past(const Coordinates& at, std::int64_t microbatch, std::int64_t window = 0) const;
 
   /// How many tokens of each sequence came before these rows, and are attended to; of a decode step, which is made as a
-  /// forward over whole sequences of one token.
+  /// forward over whole sequences of one token: of latent attention in the form of tokens after a prompt.
   void set_past(std::span<const std::int64_t> tokens);
 
   /// The inverse of own(). Of a row that no rank runs, where the one is routed that it shares its cache with.

@@ -14,6 +14,7 @@ template <class T>
 struct Heads {
   TensorOf<T> q, k, v;
   TensorOf<T> latent;  ///< of latent attention, normed: what k and v are made from
+  TensorOf<T> shared;  ///< dry, of absorbed tokens, which have no k: the end of the key that their heads share
 };
 
 /// Norms queries and keys over all heads: each rank has the squares of its own, tp has them all.
@@ -89,9 +90,12 @@ Heads<T> project_latent(Context<T>& ctx, int layer, const TensorOf<T>& full) {
   const std::int64_t plain = ctx.rows_in(LatentForm::plain);
   if (!kIsDry<T> || plain == norm.rows()) {
     make_heads(ctx, layer, norm, shared, heads);
-  } else if (plain > 0) {
+  } else {
     // Those of absorbed tokens are made for who holds a run to the reference: no attention reads them.
-    make_heads(ctx, layer, ctx.take_rows(LatentForm::plain, norm), ctx.take_rows(LatentForm::plain, shared), heads);
+    heads.shared = ctx.take_rows(LatentForm::absorbed, shared);
+    if (plain > 0) {
+      make_heads(ctx, layer, ctx.take_rows(LatentForm::plain, norm), ctx.take_rows(LatentForm::plain, shared), heads);
+    }
   }
   heads.latent = std::move(norm);
   return heads;
@@ -194,6 +198,7 @@ Task<> attention_block(Context<T>& ctx, int layer, TensorOf<T>& x) {
   }
   ctx.rope(Op::attention_rope_q, layer, heads.q);
   if (heads.k.cols() > 0) ctx.rope(Op::attention_rope_k, layer, heads.k);
+  if (heads.shared.cols() > 0) ctx.rope(Op::attention_rope_k, layer, heads.shared);
   ctx.tap(TapKind::attention_q, layer, heads.q);
   ctx.tap(TapKind::attention_k, layer, heads.k);
   ctx.tap(TapKind::attention_v, layer, heads.v);

@@ -187,20 +187,23 @@ DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const Stat
   return kept(plan, deployment_of(plan, pass), format, routing, lists);
 }
 
-DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<Chunk>>& step,
+DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<StepChunk>>& step,
                        const StatedRouting& routing) {
   // Every chunk is of a sequence of its own, which ends with it.
   Workload workload = plan.workload.whole();
   workload.lengths.clear();
   workload.token_ids.clear();
+  Serving serving;
   std::vector<ReplicaSchedule> schedule;
-  for (const std::vector<Chunk>& of_replica : step) {
+  for (const std::vector<StepChunk>& of_replica : step) {
     std::vector<Chunk>& chunks = schedule.emplace_back().emplace_back();
-    for (const Chunk& chunk : of_replica) {
+    for (const StepChunk& chunk : of_replica) {
       chunks.push_back({.sequence = std::ssize(workload.lengths), .begin = chunk.begin, .count = chunk.count});
-      workload.lengths.push_back(chunk.end());
+      workload.lengths.push_back(chunk.begin + chunk.count);
+      serving.requests.push_back({.prompt = chunk.begin + chunk.of_prompt});
     }
   }
+  workload.serving = std::move(serving);
   const Deployment deployment =
       deploy(plan.model, plan.parallel, TokenMap(plan.parallel, workload, schedule), plan.workload);
   return kept(plan, deployment, format, routing);

@@ -4,6 +4,7 @@
 // equal share one list: a plan of thousands of ranks has a few.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -104,8 +105,16 @@ enum class DryLists {
 DryTraces dry_run(const Plan& plan, ops::Format format, DryPass pass, const StatedRouting& routing,
                   DryLists lists = DryLists::whole);
 
+/// What a step of an engine runs of a sequence.
+struct StepChunk {
+  std::int64_t begin = 0;
+  std::int64_t count = 0;
+  std::int64_t of_prompt = 0;  ///< how many of these tokens, the first of them, are the prompt's
+  auto operator<=>(const StepChunk&) const = default;
+};
+
 /// The same of one step of an engine, of a plan that serves requests: by data-parallel replica, what it runs.
-DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<Chunk>>& step,
+DryTraces dry_run_step(const Plan& plan, ops::Format format, const std::vector<std::vector<StepChunk>>& step,
                        const StatedRouting& routing);
 
 }  // namespace shardproof

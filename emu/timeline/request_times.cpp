@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <span>
 #include <tuple>
 #include <utility>
 
@@ -16,18 +17,23 @@ namespace shardproof {
 namespace {
 
 using Step = std::vector<std::vector<Chunk>>;  // by replica
+/// What is run, without the sequences.
+using StepShape = std::vector<std::vector<StepChunk>>;
 
 constexpr std::int64_t kMostSteps = std::int64_t{1} << 20;
 
-/// The chunks of a step as far as they decide how long it is.
-Step shape_of_step(const Step& step) {
-  Step shape;
+/// The chunks of a step as far as they decide how long it is. One token with a past is taken for one after a prompt.
+StepShape shape_of_step(const Step& step, std::span<const Request> requests) {
+  StepShape shape;
   for (const std::vector<Chunk>& chunks : step) {
-    std::vector<Chunk>& of_replica = shape.emplace_back();
+    std::vector<StepChunk>& of_replica = shape.emplace_back();
     std::int64_t tokens = 0, past = 0;
     for (const Chunk& chunk : chunks) {
       if (chunk.count > 1 || chunk.begin == 0) {
-        of_replica.push_back({.sequence = 0, .begin = chunk.begin, .count = chunk.count});
+        const std::int64_t prompt = requests[static_cast<std::size_t>(chunk.sequence)].prompt;
+        of_replica.push_back({.begin = chunk.begin,
+                              .count = chunk.count,
+                              .of_prompt = std::clamp<std::int64_t>(prompt - chunk.begin, 0, chunk.count)});
       } else {
         ++tokens;
         past += chunk.begin;
@@ -35,20 +41,10 @@ Step shape_of_step(const Step& step) {
     }
     if (tokens == 0) continue;
     const std::int64_t grains = (past / tokens + kCacheGrain / 2) / kCacheGrain;
-    const Chunk one{.sequence = 0, .begin = std::max<std::int64_t>(1, grains * kCacheGrain), .count = 1};
+    const StepChunk one{.begin = std::max<std::int64_t>(1, grains * kCacheGrain), .count = 1};
     of_replica.insert(of_replica.begin(), static_cast<std::size_t>(tokens), one);
   }
   return shape;
-}
-
-/// What is run, without the sequences.
-std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>> key_of(const Step& shape) {
-  std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>> key;
-  for (const std::vector<Chunk>& chunks : shape) {
-    auto& of_replica = key.emplace_back();
-    for (const Chunk& chunk : chunks) of_replica.emplace_back(chunk.begin, chunk.count);
-  }
-  return key;
 }
 
 class StepTimer {
@@ -57,17 +53,17 @@ class StepTimer {
       : plan_(plan), hardware_(hardware), options_(options), mesh_(plan.parallel), routing_(StatedRouting::of(plan)) {}
 
   double seconds(const Step& step) {
-    const Step shape = shape_of_step(step);
-    const auto [known, is_new] = known_.try_emplace(key_of(shape), 0.0);
+    const StepShape shape = shape_of_step(step, plan_.workload.serving->requests);
+    const auto [known, is_new] = known_.try_emplace(shape, 0.0);
     if (is_new) known->second = replayed(shape);
     return known->second;
   }
   std::int64_t shapes() const { return std::ssize(known_); }
 
  private:
-  double replayed(const Step& shape) const {
-    const bool tokens_alone = std::ranges::all_of(shape, [](const std::vector<Chunk>& chunks) {
-      return std::ranges::all_of(chunks, [](const Chunk& chunk) { return chunk.count == 1 && chunk.begin > 0; });
+  double replayed(const StepShape& shape) const {
+    const bool tokens_alone = std::ranges::all_of(shape, [](const std::vector<StepChunk>& chunks) {
+      return std::ranges::all_of(chunks, [](const StepChunk& chunk) { return chunk.count == 1 && chunk.begin > 0; });
     });
     const DryPass pass = tokens_alone ? DryPass::decode : DryPass::prefill;
     const DryTraces traces = dry_run_step(plan_, options_.format, shape, routing_);
@@ -88,7 +84,7 @@ class StepTimer {
   const ProjectionOptions& options_;
   Mesh mesh_;
   StatedRouting routing_;
-  std::map<std::vector<std::vector<std::pair<std::int64_t, std::int64_t>>>, double> known_;
+  std::map<StepShape, double> known_;
 };
 
 class Clockwork {

@@ -72,6 +72,13 @@ double cached_of_token(const OpRecord& record, const ModelConfig& model) {
   return static_cast<double>(cached_elements(spec, 1)) * (spec.latent() ? 1 : kv_heads);
 }
 
+/// Of absorbed tokens: the latents of their sequences, once, are as wide as they are cached.
+void read_latents(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
+  const double latents = record.past + static_cast<double>(record.rows);
+  const auto elements = static_cast<double>(cached_elements(rules.model.layers[record.layer].attention, 1));
+  work.bytes += latents * elements * (cache_bytes(rules) - ops::bytes_per_element(rules.format));
+}
+
 /// One token of each sequence reads what its sequence has cached. Of the record, 2 (head_dim + value_dim) flops are a
 /// pair of a query and a key in a head.
 void read_cache(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
@@ -101,6 +108,8 @@ bool is_projection(Op op) {
     case Op::attention_v:
     case Op::attention_kv_latent:
     case Op::attention_kv:
+    case Op::attention_absorb:
+    case Op::attention_expand:
     case Op::attention_output:
       return true;
     default:
@@ -143,6 +152,7 @@ KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
                   .launched = !fused(record.op),
                   .grouped = record.op == Op::moe_expert};
   quantise(record, rules, work);
+  if (record.op == Op::attention_latent_context) read_latents(record, rules, work);
   if (record.op != Op::attention_context) return work;
   if (rules.pass == DryPass::decode) {
     read_cache(record, rules, work);

@@ -5,8 +5,11 @@
 //     at that rate. Quantised are the projections and MLPs that the model's config says; of a model that says nothing,
 //     all in fp8 (one byte), the experts alone in four bits (17/32 of one: a scale for each 32). Never the embedding,
 //     the router or the head.
-//   - a decode step reads the cached keys and values of every token that a sequence has seen, once; with latent
-//     attention it reads the latents, and works on them (kv_lora_rank + rope.dim for q.k, kv_lora_rank for p.v).
+//   - a decode step reads the cached keys and values of every token that a sequence has seen, once, in the width of the
+//     cache. With latent attention it reads the latents, and works on them (kv_lora_rank + rope.dim for q.k,
+//     kv_lora_rank for p.v), as records of the absorbed form do (emu/plan/latent_form.h): its two products read the
+//     weight that keys and values are made with once between them. Where the plan decodes in the plain form, the one
+//     product that makes keys and values stands for these, and the work of attention is the same.
 //   - a prompt's chunk reads what is cached of its sequence once too (with latent attention it works on the latents'
 //     keys and values, as the program does; making them anew is not counted).
 //   - the experts of a rank are one grouped product: records of one layer's experts are one launch.

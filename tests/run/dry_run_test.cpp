@@ -209,6 +209,74 @@ TEST(DryRun, CountsThePastThatADecodeStepAttendsTo) {
   EXPECT_EQ(flops, 8.0 * 257 * 4 * 16 * 128);
 }
 
+/// Of layer 0 of a rank, the flops and the rows of each op.
+struct OpWork {
+  double flops = 0, rows = 0, past = 0;
+};
+std::map<Op, OpWork> work_of_first_layer(const RankTrace& trace) {
+  std::map<Op, OpWork> work;
+  for (const OpRecord& record : trace.ops) {
+    if (record.call || record.layer != 0) continue;
+    OpWork& of = work[record.op];
+    of.flops += record.flops;
+    of.rows += static_cast<double>(record.rows);
+    of.past += record.past;
+  }
+  return work;
+}
+
+/// DeepSeek-V3 on one rank: 128 heads of 128 + 64 and values of 128, latents of 512.
+Plan on_one_rank_of_deepseek() {
+  Plan plan = testing::shipped_plan("models/deepseek-v3");
+  plan.parallel = {};
+  plan.workload = {.lengths = {1000, 2000}, .microbatches = 1};
+  return plan;
+}
+
+TEST(DryRun, DecodesLatentAttentionAbsorbed) {
+  Plan plan = on_one_rank_of_deepseek();
+  const auto decode = [&] {
+    return work_of_first_layer(dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan)).of(0));
+  };
+
+  const std::map<Op, OpWork> absorbed = decode();
+  plan.workload.latent_decode = LatentForm::plain;
+  const std::map<Op, OpWork> plain = decode();
+
+  EXPECT_EQ(absorbed.at(Op::attention_absorb).flops, 2.0 * 2 * 128 * 128 * 512);
+  EXPECT_EQ(absorbed.at(Op::attention_latent_context).flops, 2.0 * (1001 + 2001) * 128 * (512 + 64 + 512));
+  EXPECT_EQ(absorbed.at(Op::attention_latent_context).past, 3000);
+  EXPECT_EQ(absorbed.at(Op::attention_expand).flops, 2.0 * 2 * 128 * 128 * 512);
+  for (const Op op : {Op::attention_kv, Op::attention_heads, Op::attention_context}) {
+    EXPECT_FALSE(absorbed.contains(op)) << to_string(op);
+    EXPECT_TRUE(plain.contains(op)) << to_string(op);
+  }
+  // The products of both forms are those with the same weight.
+  EXPECT_EQ(absorbed.at(Op::attention_absorb).flops + absorbed.at(Op::attention_expand).flops,
+            plain.at(Op::attention_kv).flops);
+  EXPECT_EQ(plain.at(Op::attention_context).flops, 2.0 * (1001 + 2001) * 128 * (192 + 128));
+}
+
+TEST(DryRun, TakesTheFormOfAStepsTokensFromTheirPrompts) {
+  const Plan plan = on_one_rank_of_deepseek();
+
+  // A prompt, a token after one, and a chunk that ends two tokens after its prompt.
+  const DryTraces step = dry_run_step(
+      plan, ops::Format::bf16,
+      {{{.begin = 0, .count = 4, .of_prompt = 4}, {.begin = 9, .count = 1}, {.begin = 2, .count = 5, .of_prompt = 3}}},
+      StatedRouting::of(plan));
+
+  std::map<Op, OpWork> work = work_of_first_layer(step.of(0));
+  EXPECT_EQ(work[Op::attention_q].rows, 10);
+  EXPECT_EQ(work[Op::attention_kv].rows, 7);
+  EXPECT_EQ(work[Op::attention_context].rows, 7);
+  EXPECT_EQ(work[Op::attention_context].past, 2);
+  EXPECT_EQ(work[Op::attention_context].flops, 2.0 * (1 + 2 + 3 + 4 + 3 + 4 + 5) * 128 * (192 + 128));
+  EXPECT_EQ(work[Op::attention_absorb].rows, 3);
+  EXPECT_EQ(work[Op::attention_latent_context].past, 9 + 5);
+  EXPECT_EQ(work[Op::attention_latent_context].flops, 2.0 * (10 + 6 + 7) * 128 * (512 + 64 + 512));
+}
+
 TEST(DryRun, TellsReplicasOfDifferentPastsApart) {
   Plan plan = testing::shipped_plan("tp2_ep4_pp2_dp2");
   plan.workload = {.lengths = {1, 1, 1000, 1000}, .microbatches = 1};

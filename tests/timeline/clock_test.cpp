@@ -263,6 +263,34 @@ TEST(VirtualClock, WorksOnLatentsInDecode) {
   EXPECT_NEAR(bytes() - before, 1000.0 * 61 * 576 * 2, 1);
 }
 
+TEST(VirtualClock, ReadsTheWeightOfAbsorbedHeadsOnceAndTheirLatentsInTheWidthOfTheCache) {
+  LoadedPlan loaded = load_plan(std::string(SHARDPROOF_SOURCE_DIR) + "/plans/models/deepseek-v3.json");
+  ASSERT_TRUE(loaded.plan);
+  Plan plan = *loaded.plan;
+  plan.parallel = {};
+  plan.workload.lengths.assign(2, 1000);
+  const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan));
+  const auto bytes = [&](std::initializer_list<Op> ops, const WorkRules& rules) {
+    double sum = 0;
+    for (const OpRecord& record : decode.of(0).ops) {
+      if (record.layer == 0 && std::ranges::find(ops, record.op) != ops.end()) sum += work_of(record, rules).bytes;
+    }
+    return sum;
+  };
+  const WorkRules as_run{.model = plan.model, .format = ops::Format::bf16, .pass = DryPass::decode};
+  WorkRules fp8 = as_run;
+  fp8.weights = WeightFormat::fp8;
+  fp8.cache_bytes = 1;
+
+  // Keys and values of 128 heads of 128 each from latents of 512; 1001 tokens of two sequences, each 512 + 64 values.
+  const double weight = 128.0 * (128 + 128) * 512, kept = quantised_bytes_of_value(plan.model.quantisation, 128);
+  EXPECT_NEAR(bytes({Op::attention_absorb, Op::attention_expand}, as_run) -
+                  bytes({Op::attention_absorb, Op::attention_expand}, fp8),
+              weight * (2 - kept), 1);
+  EXPECT_DOUBLE_EQ(bytes({Op::attention_latent_context}, as_run) - bytes({Op::attention_latent_context}, fp8),
+                   2.0 * 1001 * 576);
+}
+
 TEST(Projection, GivesIntervalsThatHoldTheValue) {
   const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
   const HardwareChoice hardware = choose_hardware(built_in_hardware(), plan.hardware, {});

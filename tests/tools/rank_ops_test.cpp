@@ -44,6 +44,22 @@ std::vector<OpShape> every_kernel() {
       {.kernel = Kernel::rope, .rows = 9, .cols = 36, .head_dim = 12, .rope_dim = 12},
       {.kernel = Kernel::rope, .rows = 9, .cols = 36, .head_dim = 12, .rope_dim = 8, .interleaved = true},
       {.kernel = Kernel::split_heads, .rows = 5, .cols = 57, .inner = 4, .head_dim = 10, .value_dim = 9, .kv_heads = 3},
+      {.kernel = Kernel::absorb_queries,
+       .rows = 5,
+       .cols = 69,
+       .inner = 19,
+       .head_dim = 10,
+       .value_dim = 9,
+       .kv_heads = 3,
+       .rope_dim = 4},
+      {.kernel = Kernel::expand_context,
+       .rows = 5,
+       .cols = 27,
+       .inner = 19,
+       .head_dim = 10,
+       .value_dim = 9,
+       .kv_heads = 3,
+       .rope_dim = 4},
       {.kernel = Kernel::merge_parts, .rows = 5, .cols = 36, .inner = 3, .value_dim = 12},
       {.kernel = Kernel::add, .rows = 5, .cols = 19},
       {.kernel = Kernel::add_scaled, .rows = 5, .cols = 19, .factor = 0.22},
@@ -62,6 +78,9 @@ std::vector<OpShape> every_kernel() {
   shapes.push_back(shapes.back());
   shapes.back().window = 7;
   shapes.back().sinks = true;
+  // Values of 9 elements, the first of each of 12.
+  shapes.push_back(attention_shape(Kernel::latent_attention, chunks, 53));
+  shapes.back().kv_heads = 1;
   shapes.push_back(attention_shape(
       Kernel::attention_part,
       {{.queries = 3, .first_key = 0, .keys = 20}, {.queries = 2, .first_key = 20, .keys = 1, .causal = true}}, 22));
@@ -117,6 +136,26 @@ TEST(RankOps, AddUpToTheFlopsOfTheRankInBothPhases) {
       EXPECT_THAT(prefill.left_out, IsEmpty());
       EXPECT_THAT(decode.left_out, IsEmpty());
     }
+  }
+}
+
+TEST(RankOps, DecodeLatentAttentionAsEnginesDo) {
+  const Plan plan = testing::shipped_plan("models/deepseek-v3");
+  const auto names = [&](DryPass pass) {
+    std::set<Op> all;
+    for (const CountedOp& op : rank_ops(plan, 0, Format::bf16, pass).ops) all.insert(op.names.begin(), op.names.end());
+    return all;
+  };
+
+  const std::set<Op> prefill = names(DryPass::prefill), decode = names(DryPass::decode);
+
+  for (const Op op : {Op::attention_absorb, Op::attention_latent_context, Op::attention_expand}) {
+    EXPECT_TRUE(decode.contains(op)) << to_string(op);
+    EXPECT_FALSE(prefill.contains(op)) << to_string(op);
+  }
+  for (const Op op : {Op::attention_kv, Op::attention_heads, Op::attention_context}) {
+    EXPECT_FALSE(decode.contains(op)) << to_string(op);
+    EXPECT_TRUE(prefill.contains(op)) << to_string(op);
   }
 }
 
@@ -200,6 +239,11 @@ TEST(TimedOp, IsRunInPartWhenItIsLong) {
                           .keys = 65536,
                           .spans = whole_sequences({65536})};
 
+  OpShape latents = attention;
+  latents.kernel = Kernel::latent_attention;
+  latents.head_dim = 192;
+  latents.kv_heads = 1;
+
   const OpShape fewer_rows = part_within(linear, Format::fp32, 1, share);
   EXPECT_LT(fewer_rows.rows, linear.rows);
   EXPECT_DOUBLE_EQ(share, static_cast<double>(fewer_rows.rows) / static_cast<double>(linear.rows));
@@ -209,6 +253,11 @@ TEST(TimedOp, IsRunInPartWhenItIsLong) {
   EXPECT_EQ(fewer_heads.cols / fewer_heads.kv_heads, attention.cols / attention.kv_heads);
   EXPECT_DOUBLE_EQ(share, static_cast<double>(fewer_heads.kv_heads) / 8);
   EXPECT_DOUBLE_EQ(cost_of(fewer_heads, 4).flops, share * cost_of(attention, 4).flops);
+
+  const OpShape fewer_queries = part_within(latents, Format::fp32, 1, share);
+  EXPECT_EQ(fewer_queries.kv_heads, 1);
+  EXPECT_LT(fewer_queries.heads(), latents.heads());
+  EXPECT_DOUBLE_EQ(cost_of(fewer_queries, 4).flops, share * cost_of(latents, 4).flops);
 }
 
 TEST(TimedOp, IsLeftOutWhenItsOperandsDoNotFit) {
