@@ -257,6 +257,11 @@ class Reader {
     shape.head_dim = spec.head_dim;
     shape.value_dim = spec.value_dim();
     shape.kv_heads = held.kv_heads.count / dealt;
+    if (spec.latent() && (record.op == Op::attention_dcp_part || record.op == Op::attention_dcp_merge)) {
+      shape.head_dim = spec.kv_lora_rank + spec.rope.dim;
+      shape.value_dim = spec.kv_lora_rank;
+      shape.kv_heads = 1;
+    }
     const RankTokens tokens = tokens_.rank_shapes(layout_.at, record.microbatch);
     switch (record.op) {
       case Op::attention_context:

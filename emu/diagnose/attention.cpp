@@ -10,6 +10,7 @@
 #include <span>
 
 #include "emu/diagnose/internal/wrong_tap.h"
+#include "emu/plan/cache_share.h"
 
 namespace shardproof::diagnosis {
 namespace {
@@ -97,6 +98,34 @@ bool explained_by_form(const WrongTap& wrong, const FormOf& form_of) {
   return explains(wrong.rows, predicted, wrong.tolerance);
 }
 
+/// The rank of dcp that scales the scores of the latents that it keeps so; -1: none.
+int scaled_by_rank_of_dcp(const WrongTap& wrong, double scale) {
+  Recompute& model = wrong.model;
+  const Parallel& parallel = model.plan().parallel;
+  const AttentionSpec& spec = model.plan().model.layers[wrong.layer].attention;
+  const std::int64_t dim = spec.value_dim();
+  const CacheShare share = cache_share(parallel, {});
+  for (int rank = 0; parallel.dcp > 1 && rank < parallel.dcp; ++rank) {
+    std::vector<double> scales(static_cast<std::size_t>(parallel.dcp), spec.score_scale());
+    scales[static_cast<std::size_t>(rank)] = scale;
+    const auto predicted = [&](const WrongRow& row) {
+      const std::int64_t position = model.tokens().position(row.row);
+      std::vector<std::vector<std::int64_t>> parts(scales.size());
+      for (std::int64_t token = 0; token <= position; ++token) {
+        parts[static_cast<std::size_t>(share.owner_of(token))].push_back(row.row - position + token);
+      }
+      std::vector<double> values;
+      for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+        const std::vector<double> one = model.attend_absorbed_parts(wrong.layer, row.row, parts, head, scales);
+        values.insert(values.end(), one.begin(), one.end());
+      }
+      return values;
+    };
+    if (explains(wrong.rows, predicted, wrong.tolerance)) return rank;
+  }
+  return -1;
+}
+
 /// Tokens in the absorbed form of latent attention alone are wrong: by what it is computed with.
 std::optional<Cause> absorbed_cause(const WrongTap& wrong) {
   Recompute& model = wrong.model;
@@ -133,6 +162,13 @@ std::optional<Cause> absorbed_cause(const WrongTap& wrong) {
                  fmt::format("scores on {} are scaled by the width of a latent, 1 / sqrt({}), not of a "
                              "key, 1 / sqrt({})",
                              ranks_of(wrong.rows), width, spec.head_dim)};
+  }
+  if (const int rank = scaled_by_rank_of_dcp(wrong, of_latents); rank >= 0) {
+    return Cause{
+        "absorbed_scale",
+        fmt::format("dcp {} scales scores by the width of a latent, 1 / sqrt({}), not of a key, 1 / sqrt({}), in "
+                    "what {} hold",
+                    rank, width, spec.head_dim, ranks_of(wrong.rows))};
   }
   return std::nullopt;
 }

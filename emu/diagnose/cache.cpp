@@ -81,13 +81,6 @@ bool has_nan(const WrongRow& row) {
   return std::ranges::any_of(row.got, [](double x) { return std::isnan(x); });
 }
 
-/// The chunk that the row was run in.
-Chunk chunk_of(const TokenMap& tokens, std::int64_t row) {
-  const RowHome home = tokens.home(row);
-  const std::span<const Chunk> chunks = tokens.chunks(home.at.dp, home.microbatch);
-  return *std::ranges::find(chunks, tokens.sequence_of(tokens.run_as(row)), &Chunk::sequence);
-}
-
 /// The first tokens that a request runs of a prompt whose beginning it shares attend as if more of it were cached.
 std::optional<Cause> prefix_cause(const WrongTap& wrong) {
   const auto explained = [&](const WrongRow& row, std::int64_t more) {
@@ -198,6 +191,12 @@ std::optional<Cause> finished_cause(const WrongTap& wrong) {
 }
 
 }  // namespace
+
+Chunk chunk_of(const TokenMap& tokens, std::int64_t row) {
+  const RowHome home = tokens.home(row);
+  const std::span<const Chunk> chunks = tokens.chunks(home.at.dp, home.microbatch);
+  return *std::ranges::find(chunks, tokens.sequence_of(tokens.run_as(row)), &Chunk::sequence);
+}
 
 std::optional<Cause> cache_cause(const WrongTap& wrong) {
   if (std::ranges::all_of(wrong.rows, has_nan)) {

@@ -57,27 +57,24 @@ class Hypotheses {
 
   /// `without`: a part of the keys that the row should see, whose largest score counts though they do not.
   bool explain(const KeysOf& keys_of, bool weighed = true, std::optional<std::size_t> without = {}) const {
-    const std::int64_t dim = spec_.value_dim(), share = spec_.heads / spec_.kv_heads;
-    const auto predicted = [&](const WrongRow& row) {
-      const Parts parts = keys_of(row);
-      const std::vector<std::int64_t> beside = without ? seen(row)[*without] : std::vector<std::int64_t>();
-      std::vector<double> values;
-      for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
-        if (is_right(row, head * dim - row.col, dim)) {
-          values.insert(values.end(), row.got.begin() + head * dim - row.col,
-                        row.got.begin() + (head + 1) * dim - row.col);
-          continue;
-        }
-        const std::vector<double> one =
-            wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed, beside);
-        values.insert(values.end(), one.begin(), one.end());
-      }
-      return values;
-    };
-    return explains(wrong_.rows, predicted, wrong_.tolerance);
+    return std::ranges::all_of(wrong_.rows, [&](const WrongRow& row) {
+      return close(predicted(row, keys_of, weighed, without), row.got, wrong_.tolerance);
+    });
   }
 
-  /// The same had one rank of dcp kept the tokens of that share.
+  /// One rank of dcp keeps the tokens of that share: of what is attended to where it is kept, and of latents of tokens
+  /// in the plain form, which are gathered.
+  bool kept_by(int rank, const CacheShare& share) const {
+    return std::ranges::all_of(wrong_.rows, [&](const WrongRow& row) {
+      const bool gathered = spec_.latent() && !wrong_.model.is_absorbed(wrong_.layer, row.row);
+      const std::vector<std::int64_t> keys = gathered ? gathered_with(row, rank, share) : std::vector<std::int64_t>();
+      if (gathered && keys.empty()) return std::ranges::any_of(row.got, [](double value) { return std::isnan(value); });
+      const auto keys_of = [&](const WrongRow&) { return gathered ? Parts{keys} : seen_with(row, rank, share); };
+      return close(predicted(row, keys_of, true, {}), row.got, wrong_.tolerance);
+    });
+  }
+
+  /// What the row should see had one rank of dcp kept the tokens of that share.
   Parts seen_with(const WrongRow& row, int rank, const CacheShare& share) const {
     Parts parts = seen(row);
     std::vector<std::int64_t>& kept = parts[static_cast<std::size_t>(rank)];
@@ -104,6 +101,39 @@ class Hypotheses {
   }
 
  private:
+  std::vector<double> predicted(const WrongRow& row, const KeysOf& keys_of, bool weighed,
+                                std::optional<std::size_t> without) const {
+    const std::int64_t dim = spec_.value_dim(), share = spec_.heads / spec_.kv_heads;
+    const Parts parts = keys_of(row);
+    const std::vector<std::int64_t> beside = without ? seen(row)[*without] : std::vector<std::int64_t>();
+    std::vector<double> values;
+    for (std::int64_t head = row.col / dim; head < (row.col + std::ssize(row.got)) / dim; ++head) {
+      if (is_right(row, head * dim - row.col, dim)) {
+        values.insert(values.end(), row.got.begin() + head * dim - row.col,
+                      row.got.begin() + (head + 1) * dim - row.col);
+        continue;
+      }
+      const std::vector<double> one =
+          wrong_.model.attend_to_parts(wrong_.layer, row.row, parts, {head, head / share}, weighed, beside);
+      values.insert(values.end(), one.begin(), one.end());
+    }
+    return values;
+  }
+
+  /// What then stands in place of the row's keys in what is gathered; none where one of them was not written.
+  std::vector<std::int64_t> gathered_with(const WrongRow& row, int rank, const CacheShare& share) const {
+    const CacheShare right = cache_share(parallel(), {.dcp = rank});
+    const Chunk chunk = chunk_of(wrong_.model.tokens(), row.row);
+    const std::int64_t end = chunk.begin + wrong_.model.tokens().plain_of(chunk), begin = begin_of(row.row);
+    std::vector<std::int64_t> keys;
+    for (std::int64_t token = 0; token <= row.row - begin; ++token) {
+      const std::int64_t place = right.place_of(token);
+      if (right.owns(token) && place >= share.count_of(end)) return {};
+      keys.push_back(begin + (right.owns(token) ? share.token_at(place) : token));
+    }
+    return keys;
+  }
+
   /// Heads that are dealt out are computed by several ranks, of which one may be wrong.
   bool is_right(const WrongRow& row, std::int64_t begin, std::int64_t count) const {
     if (parallel().cp_comm != CpComm::a2a_p2p) return false;
@@ -189,7 +219,7 @@ std::optional<Cause> owner_cause(const WrongTap& wrong, const Hypotheses& hypoth
       for (int taken = 0; taken < p.dcp; ++taken) {
         const CacheShare share{p.dcp, interleave, taken};
         if (share == CacheShare{p.dcp, p.dcp_interleave, rank}) continue;
-        if (!hypotheses.explain([&](const WrongRow& row) { return hypotheses.seen_with(row, rank, share); })) continue;
+        if (!hypotheses.kept_by(rank, share)) continue;
         return Cause{"dcp_owner", fmt::format("dcp {} keeps the tokens that dcp {} would at interleave {}; its own at "
                                               "interleave {} are missing from what {} attend to",
                                               rank, taken, interleave, p.dcp_interleave, ranks_of(wrong.rows))};

@@ -228,6 +228,8 @@ std::vector<double> predicted(const WrongTap& wrong, const WrongRow& row) {
     case TapKind::mlp_activation:
     case TapKind::mlp_partial:
     case TapKind::attention_q_absorbed:
+    case TapKind::attention_latent_part:
+    case TapKind::attention_latent_lse:
     case TapKind::attention_latent_context:
     case TapKind::attention_ring_context:
     case TapKind::attention_ring_lse:

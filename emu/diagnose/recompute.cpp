@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 #include "emu/diagnose/internal/one_row.h"
 #include "emu/plan/latent_form.h"
@@ -227,40 +228,120 @@ bool Recompute::is_absorbed(int layer, std::int64_t row) const {
   return !absorbed_.empty() && plan_.model.layers[layer].attention.latent() && absorbed_[static_cast<std::size_t>(row)];
 }
 
-Recompute::Row Recompute::attend_absorbed(int layer, std::int64_t query, std::span<const std::int64_t> keys,
-                                          std::int64_t head, const AbsorbedWith& with) {
+namespace {
+
+ops::LatentHead latent_head_of(const AttentionSpec& spec) {
+  return {.still = spec.head_dim - spec.rope.dim, .turned = spec.rope.dim, .value_dim = spec.value_dim()};
+}
+
+}  // namespace
+
+LoadedWeight<double> Recompute::weight_of_latent_head(int layer, std::int64_t head) {
   const AttentionSpec& spec = plan_.model.layers[layer].attention;
-  const ops::LatentHead of{
-      .still = spec.head_dim - spec.rope.dim, .turned = spec.rope.dim, .value_dim = spec.value_dim()};
-  const std::int64_t rank = spec.kv_lora_rank, both = of.still + of.value_dim;
-  const WeightSpec weight = weight_spec(plan_.model, Weight::attention_kv, layer);
-  const auto weights_of = [&](std::int64_t other) { return slice(weight, {other * both, both}, {0, rank}); };
-  const std::span<const double> q =
-      row(tap(layer, TapKind::attention_q), query)
-          .subspan(static_cast<std::size_t>(head * spec.head_dim), static_cast<std::size_t>(spec.head_dim));
-  Row absorbed(static_cast<std::size_t>(rank + of.turned)), latents(static_cast<std::size_t>(rank)),
-      context(static_cast<std::size_t>(of.value_dim));
-  ops::absorb_queries<double>(one_row(q), weights_of(with.keys_of), of, one_row(absorbed));
+  const std::int64_t both = spec.head_dim - spec.rope.dim + spec.value_dim();
+  return slice(weight_spec(plan_.model, Weight::attention_kv, layer), {head * both, both}, {0, spec.kv_lora_rank});
+}
+
+Recompute::Row Recompute::absorbed_query(int layer, std::int64_t query, std::int64_t head, std::int64_t keys_of) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  Row absorbed(static_cast<std::size_t>(spec.kv_lora_rank + spec.rope.dim));
+  ops::absorb_queries<double>(head_of({layer, TapKind::attention_q, head}, {&query, 1}),
+                              weight_of_latent_head(layer, keys_of), latent_head_of(spec), one_row(absorbed));
   finish(absorbed);
-  ops::Matrix<double> cached(std::ssize(keys), rank + of.turned);
+  return absorbed;
+}
+
+ops::Matrix<double> Recompute::latents_of(int layer, std::span<const std::int64_t> keys) const {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  const std::int64_t still = spec.head_dim - spec.rope.dim;
+  ops::Matrix<double> cached(std::ssize(keys), spec.kv_lora_rank + spec.rope.dim);
   for (std::int64_t i = 0; i < cached.rows(); ++i) {
     const std::int64_t key = keys[static_cast<std::size_t>(i)];
     const auto end =
         std::ranges::copy(row(tap(layer, TapKind::attention_kv_latent_norm), key), cached.row(i).begin()).out;
-    const auto shared = row(tap(layer, TapKind::attention_k), key).subspan(static_cast<std::size_t>(of.still));
-    std::copy_n(shared.begin(), of.turned, end);
+    const auto shared = row(tap(layer, TapKind::attention_k), key).subspan(static_cast<std::size_t>(still));
+    std::copy_n(shared.begin(), spec.rope.dim, end);
   }
-  const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};
-  ops::attend_to_latents<double>(one_row(absorbed), cached, {&span, 1}, 0, of, with.scale, format(), one_row(latents));
-  ops::expand_context<double>(one_row(latents), weights_of(with.values_of), of, one_row(context));
+  return cached;
+}
+
+Recompute::Row Recompute::expanded(int layer, const Row& latents, std::int64_t values_of) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  Row context(static_cast<std::size_t>(spec.value_dim()));
+  ops::expand_context<double>(one_row(std::span<const double>(latents)), weight_of_latent_head(layer, values_of),
+                              latent_head_of(spec), one_row(context));
   finish(context);
   return context;
+}
+
+Recompute::Row Recompute::attend_absorbed(int layer, std::int64_t query, std::span<const std::int64_t> keys,
+                                          std::int64_t head, const AbsorbedWith& with) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  const Row absorbed = absorbed_query(layer, query, head, with.keys_of);
+  Row latents(static_cast<std::size_t>(spec.kv_lora_rank));
+  const ops::AttentionSpan span{.rows = 1, .past = std::ssize(keys) - 1};
+  ops::attend_to_latents<double>(one_row(std::span<const double>(absorbed)), latents_of(layer, keys), {&span, 1}, 0,
+                                 latent_head_of(spec), with.scale, format(), one_row(latents));
+  return expanded(layer, latents, with.values_of);
+}
+
+Recompute::Row Recompute::attend_absorbed_parts(int layer, std::int64_t query,
+                                                std::span<const std::vector<std::int64_t>> parts, std::int64_t head,
+                                                std::span<const double> scales) {
+  const AttentionSpec& spec = plan_.model.layers[layer].attention;
+  const std::int64_t rank = spec.kv_lora_rank;
+  const Row absorbed = absorbed_query(layer, query, head, head);
+  const ops::MatrixView<const double> q = one_row(std::span<const double>(absorbed));
+  std::vector<ops::Matrix<double>> kept;
+  for (const std::vector<std::int64_t>& keys : parts) kept.push_back(latents_of(layer, keys));
+  const auto of_part = [&](std::size_t part, const auto& use) {
+    const ops::PartSpan span{.rows = 1, .keys = kept[part].rows()};
+    const ops::MatrixView<const double> k = kept[part];
+    use(k, k.col_range(0, rank), std::span(&span, 1),
+        ops::latent_options<double>(latent_head_of(spec), rank, scales[part]));
+  };
+  Row latents(static_cast<std::size_t>(rank));
+  if (format() == ops::Format::exact) {
+    ops::Matrix<double> largest(1, 1), denominator = ops::Matrix<double>::zeros(1, 1);
+    largest(0, 0) = -std::numeric_limits<double>::infinity();
+    Row numerator(latents.size(), 0);
+    for (std::size_t part = 0; part < kept.size(); ++part) {
+      of_part(part, [&](auto k, auto, auto spans, auto options) { ops::raise_maximum(q, k, spans, options, largest); });
+    }
+    for (std::size_t part = 0; part < kept.size(); ++part) {
+      of_part(part, [&](auto k, auto v, auto spans, auto options) {
+        ops::add_part(q, k, v, spans, options, largest, one_row(numerator), denominator);
+      });
+    }
+    ops::divide_parts(one_row(std::span<const double>(numerator)), denominator, one_row(latents));
+  } else {
+    std::vector<ops::Matrix<double>> context, lse;
+    for (std::size_t part = 0; part < kept.size(); ++part) {
+      context.emplace_back(1, rank);
+      lse.emplace_back(1, 1);
+      of_part(part, [&](auto k, auto v, auto spans, auto options) {
+        ops::attend_to_part<double>(q, k, v, spans, options, format(), context.back(), lse.back());
+      });
+    }
+    std::vector<ops::AttentionPart<double>> merged;
+    for (std::size_t part = 0; part < kept.size(); ++part) {
+      merged.push_back({std::as_const(context[part]).view(), std::as_const(lse[part]).view()});
+    }
+    ops::merge_parts<double>(merged, format(), one_row(latents));
+  }
+  return expanded(layer, latents, head);
 }
 
 Recompute::Row Recompute::attend_to_parts(int layer, std::int64_t row_index,
                                           std::span<const std::vector<std::int64_t>> parts, const HeadPair& heads,
                                           bool weighed, std::span<const std::int64_t> beside) {
   const AttentionSpec& attention = plan_.model.layers[layer].attention;
+  if (is_absorbed(layer, row_index) && weighed && beside.empty()) {
+    std::vector<std::int64_t> keys;
+    for (const std::vector<std::int64_t>& part : parts) keys.insert(keys.end(), part.begin(), part.end());
+    if (keys.empty()) return Row(static_cast<std::size_t>(attention.value_dim()), 0);
+    return attend(layer, row_index, keys, heads);
+  }
   const std::span<const double> q = row(tap(layer, TapKind::attention_q), row_index)
                                         .subspan(static_cast<std::size_t>(heads.query * attention.head_dim),
                                                  static_cast<std::size_t>(attention.head_dim));

@@ -131,6 +131,9 @@ class Recompute {
   /// The same of such a row, with the weights and the scale of `with`.
   Row attend_absorbed(int layer, std::int64_t query, std::span<const std::int64_t> keys, std::int64_t head,
                       const AbsorbedWith& with);
+  /// The same over dcp, where each rank scales the scores of the latents that it keeps, a part.
+  Row attend_absorbed_parts(int layer, std::int64_t query, std::span<const std::vector<std::int64_t>> parts,
+                            std::int64_t head, std::span<const double> scales);
   /// One head of attention of the row to these rows' keys, in order of the parts that they come in, no window: weighed
   /// by what each is of the whole, or every part that has keys alike.
   /// Of the keys in `beside` only the largest score counts.
@@ -167,6 +170,12 @@ class Recompute {
     std::int64_t head = 0;
   };
   ops::Matrix<double> head_of(const Head& of, std::span<const std::int64_t> rows) const;
+  /// Of the absorbed form: a head's rows of the weight, its query of latents with the keys of a head, what the cache
+  /// has of these rows, and the context from what the query weighs of them, with the values of a head.
+  LoadedWeight<double> weight_of_latent_head(int layer, std::int64_t head);
+  Row absorbed_query(int layer, std::int64_t query, std::int64_t head, std::int64_t keys_of);
+  ops::Matrix<double> latents_of(int layer, std::span<const std::int64_t> keys) const;
+  Row expanded(int layer, const Row& latents, std::int64_t values_of);
   /// Held within -limit..limit, unless that is 0.
   void clip(Row& values, double limit) const;
   Row latent_heads(TapKind kind, int layer, const Origin& from, Range cols);

@@ -81,12 +81,13 @@ SeenAtOnce seen_at_once(const Plan& plan, const ReplicaSchedule& schedule) {
 }
 
 /// Of a rank's layer with latent attention: latents that a pass reads, over dcp gathers and puts in order, and each
-/// head's keys and values from there, before and after they are apart.
+/// head's keys and values from there, before and after they are apart; or, absorbed, those that the rank of dcp keeps.
 double latent_elements(const Plan& plan, const AttentionSpec& spec, std::int64_t heads, const SeenAtOnce& seen) {
   const double gathered = plan.parallel.dcp > 1 ? 2 : 0;
   const double width = static_cast<double>(cached_elements(spec, 1));
   const double made = static_cast<double>(heads * (2 * spec.head_dim + 2 * spec.value_dim()));
-  return std::max(seen.plain * (width * std::max(gathered, 1.0) + made), seen.absorbed * width * gathered);
+  const double kept = plan.parallel.dcp > 1 ? seen.absorbed * width / plan.parallel.dcp : 0;
+  return std::max(seen.plain * (width * std::max(gathered, 1.0) + made), kept);
 }
 
 /// The caches of all ranks, and what a pass makes of them.

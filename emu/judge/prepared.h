@@ -30,6 +30,7 @@ inline TapPartCounts tap_parts(const Plan& plan) {
           .etp = parallel.etp,
           .ep = parallel.sums_over_ep() ? parallel.ep : 0,
           .keys = parallel.key_parts(plan.model.layers[0].attention.latent()),
+          .latents = parallel.latent_parts(),
           .absorbed = has_absorbed(plan)};
 }
 

@@ -94,6 +94,22 @@ constexpr std::array<TapRow, kTapKinds> kTapTable{{
      .width = sizes::absorbed_q_width,
      .rows = TapRows::all,
      .cols = Split::q_heads},
+    {.kind = TapKind::attention_latent_part,
+     .name = "attention.latent_part",
+     .inner = true,
+     .absorbed = true,
+     .parts = TapParts::over_keys,
+     .width = sizes::latent_context_width,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
+    {.kind = TapKind::attention_latent_lse,
+     .name = "attention.latent_lse",
+     .inner = true,
+     .absorbed = true,
+     .parts = TapParts::over_keys,
+     .width = sizes::latent_heads,
+     .rows = TapRows::all,
+     .cols = Split::q_heads},
     {.kind = TapKind::attention_latent_context,
      .name = "attention.latent_context",
      .inner = true,
@@ -238,6 +254,7 @@ std::vector<TapId> list_taps(const ModelConfig& model, const TapPartCounts* part
       const int count = row.parts == TapParts::over_tp    ? parts->tp
                         : row.parts == TapParts::over_etp ? parts->etp
                         : row.parts == TapParts::over_ep  ? parts->ep
+                        : row.absorbed                    ? parts->latents
                                                           : parts->keys;
       for (int part = 0; part < count; ++part) taps.push_back({.layer = layer, .kind = row.kind, .part = part});
     }

@@ -37,7 +37,9 @@ enum class TapKind : std::int8_t {
   attention_k,
   attention_v,
   attention_q_absorbed,      ///< of absorbed tokens (emu/plan/latent_form.h): each head's query of latents, ...
-  attention_latent_context,  ///< ... and what it weighs of them
+  attention_latent_part,     ///< ... over dcp what it weighs of those that one rank keeps, and ...
+  attention_latent_lse,      ///< ... the log of the sum, as of a ring's part, ...
+  attention_latent_context,  ///< ... and what it weighs of all
   attention_ring_context,    ///< in a ring over cp, or over dcp: of the keys that one rank holds, normalised by ...
   attention_ring_lse,        ///< ... the log of the sum of their exponentials; -infinity of no key. Not stored
   attention_context,
@@ -134,6 +136,7 @@ struct TapPartCounts {
   int etp = 1;
   int ep = 0;             ///< of the combined experts, where ranks of ep make them of the same tokens
   int keys = 0;           ///< of attention, one for the keys of each rank (Parallel::key_parts)
+  int latents = 0;        ///< of its absorbed form, one for the latents of each rank (Parallel::latent_parts)
   bool absorbed = false;  ///< some tokens attend in the absorbed form
 };
 /// The same with the inner taps.

@@ -38,12 +38,16 @@ std::optional<CacheShare> share_of_other_interleave(const Parallel& parallel, st
   return CacheShare{parallel.dcp, other, rank};
 }
 
-/// A sequence of the replica of which the shares keep different tokens.
-bool shows(const Sites& sites, const Coordinates& at, const CacheShare& right, const CacheShare& wrong) {
+/// A sequence of the replica of which the shares keep different tokens. Of latents of tokens in the plain form, which
+/// are gathered: where one that the rank should keep stands another, whatever it keeps besides.
+bool shows(const Sites& sites, const Coordinates& at, const CacheShare& right, const CacheShare& wrong, bool latent) {
   const Range held = sites.tokens.sequences(at.dp);
   for (std::int64_t s = held.begin; s < held.end(); ++s) {
-    for (std::int64_t token = 0; token < sites.plan.workload.lengths[static_cast<std::size_t>(s)]; ++token) {
-      if (right.owns(token) != wrong.owns(token)) return true;
+    const std::int64_t length = sites.plan.workload.lengths[static_cast<std::size_t>(s)];
+    const std::int64_t plain = latent ? sites.tokens.plain_of({.sequence = s, .begin = 0, .count = length}) : 0;
+    for (std::int64_t token = 0; token < length; ++token) {
+      if (plain < length && right.owns(token) != wrong.owns(token)) return true;
+      if (token < plain && right.owns(token) && wrong.token_at(right.place_of(token)) != token) return true;
     }
   }
   return false;
@@ -56,8 +60,9 @@ Instances wrong_owner(const MutablePlan& plan, std::size_t limit) {
   for (const Coordinates& at : dcp_groups(sites, limit)) {
     const int rank = sites.first_rank(at), place = sites.mesh.coordinates(rank).dcp;
     const auto wrong = wrong_share(plan.parallel, plan.workload.serving->kv_block_size, place);
-    if (!wrong || !shows(sites, at, {plan.parallel.dcp, plan.parallel.dcp_interleave, place}, *wrong)) continue;
     const int layer = static_cast<int>(sites.layers_of(at.pp).begin);
+    const bool latent = plan.model.layers[layer].attention.latent();
+    if (!wrong || !shows(sites, at, {plan.parallel.dcp, plan.parallel.dcp_interleave, place}, *wrong, latent)) continue;
     // Where latents are gathered, a rank may also have kept fewer than the others take from it.
     result.push_back({.layer = layer,
                       .ranks = sites.group(Axis::dcp, rank),

@@ -89,8 +89,10 @@ struct Parallel {
   /// Of what experts make of a token, every rank of ep has a partial sum.
   bool sums_over_ep() const { return ep > 1 && dispatch != DispatchComm::all_to_all; }
   /// Parts that attention is made of and that are merged: one for the keys of each member of a ring over cp, or of dcp,
-  /// over which latents are gathered instead; 0: it is whole.
+  /// over which latents of tokens in the plain form are gathered instead; 0: it is whole.
   int key_parts(bool latent) const { return in_ring() ? ring() : dcp > 1 && !latent ? dcp : 0; }
+  /// The same of latent attention in its absorbed form: one for the latents that each rank of dcp keeps.
+  int latent_parts() const { return dcp > 1 ? dcp : 0; }
   bool operator==(const Parallel&) const = default;
 };
 

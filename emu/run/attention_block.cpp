@@ -111,11 +111,11 @@ void write_cache(Context<T>& ctx, int layer, const Heads<T>& heads) {
   ctx.write_cache(Op::attention_cache_write, layer, heads.latent, shared);
 }
 
-/// Latent attention: what is cached of the sequences that have tokens in that form.
+/// Latent attention: what is cached of the sequences that have tokens in the plain form.
 template <class T>
-Task<TensorOf<T>> cached_latents(Context<T>& ctx, int layer, LatentForm form) {
-  TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer, form);
-  if (ctx.parallel().dcp > 1) rows = co_await gather_latents(ctx, layer, rows, form);
+Task<TensorOf<T>> cached_latents(Context<T>& ctx, int layer) {
+  TensorOf<T> rows = ctx.read_cache(Op::attention_cache_read, layer);
+  if (ctx.parallel().dcp > 1) rows = co_await gather_latents(ctx, layer, rows);
   co_return rows;
 }
 
@@ -124,7 +124,7 @@ template <class T>
 Task<TensorOf<T>> attend_plain(Context<T>& ctx, int layer, const Heads<T>& heads, const TensorOf<T>& q) {
   const AttentionSpec& spec = ctx.model().layers[layer].attention;
   TensorOf<T> rows;
-  if (ctx.cached() || ctx.parallel().dcp > 1) rows = co_await cached_latents(ctx, layer, LatentForm::plain);
+  if (ctx.cached() || ctx.parallel().dcp > 1) rows = co_await cached_latents(ctx, layer);
   // Dry, attention is to what the step itself makes.
   if (!ctx.cached()) co_return ctx.attention(Op::attention_context, layer, q, heads.k, heads.v);
   const TensorOf<T> product =
@@ -140,9 +140,12 @@ Task<TensorOf<T>> attend_absorbed(Context<T>& ctx, int layer, const TensorOf<T>&
   using Tensor = TensorOf<T>;
   const Tensor absorbed = ctx.absorb_queries(Op::attention_absorb, layer, q);
   ctx.tap_absorbed(TapKind::attention_q_absorbed, layer, absorbed);
-  Tensor gathered;
-  if (ctx.parallel().dcp > 1) gathered = co_await cached_latents(ctx, layer, LatentForm::absorbed);
-  const Tensor latents = ctx.attend_to_latents(Op::attention_latent_context, layer, absorbed, gathered);
+  Tensor latents;
+  if (ctx.parallel().dcp > 1) {
+    latents = co_await attend_over_dcp(ctx, layer, absorbed);
+  } else {
+    latents = ctx.attend_to_latents(Op::attention_latent_context, layer, absorbed);
+  }
   ctx.tap_absorbed(TapKind::attention_latent_context, layer, latents);
   co_return ctx.expand_context(Op::attention_expand, layer, latents);
 }

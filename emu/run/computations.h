@@ -111,9 +111,8 @@ class Computations {
   /// Latent attention, absorbed: of local heads [rows, heads * (rank + rope dim)], from queries [rows, heads *
   /// head_dim].
   Tensor absorb_queries(Op op, int layer, const Tensor& q);
-  /// What these weigh of the latents of their sequences, [rows, heads * rank]: of those in the cache, or of `gathered`,
-  /// which read_cache() and its gathering over dcp give.
-  Tensor attend_to_latents(Op op, int layer, const Tensor& q, const Tensor& gathered);
+  /// What these weigh of the latents of their sequences in the cache, [rows, heads * rank].
+  Tensor attend_to_latents(Op op, int layer, const Tensor& q);
   /// The context of local heads from there.
   Tensor expand_context(Op op, int layer, const Tensor& latents);
   /// Latent attention: of local heads, from their product with the latent and the key that they share.
@@ -153,7 +152,8 @@ class Computations {
   std::int64_t rows_of_member(int member) const;
   Tensor merge_parts(Op op, int layer, const Tensor& q, const RingParts& parts);
   /// Of decode context parallelism: keys beside values that the rank keeps of the step's sequences, one after another,
-  /// and what queries of all ranks of dcp, one rank after another, give with them (ops/attention_parts.h).
+  /// and what queries of all ranks of dcp, one rank after another, give with them (ops/attention_parts.h). Of latent
+  /// attention latents, of sequences with tokens in the absorbed form, and these tokens' queries of latents.
   Tensor kept_keys(int layer) const;
   struct KeptPart {
     Tensor context;  ///< in `exact` the numerators
@@ -165,17 +165,17 @@ class Computations {
   /// Of the rank's queries, from what the keys of every rank of dcp give, one rank after another.
   Tensor merge_kept(Op op, int layer, const KeptPart& all);
   /// What read_cache() gives on every rank of dcp, one after another, to the order of the sequences.
-  RowOrder order_over_dcp(LatentForm form) const;
+  RowOrder order_over_dcp() const;
   /// The plan serves requests, whose past is in a cache.
   bool cached() const;
   /// False only where a fault has it so.
   bool writes_first() const;
   /// The rows of all: keys and values, or of latent attention the normed latent and the rotated key that heads share.
   void write_cache(Op op, int layer, const Tensor& first, const Tensor& second);
-  /// Of latent attention: what the cache holds of all tokens up to this pass' last in that form, sequence by sequence,
-  /// of those that have any in it: [tokens, kv_lora_rank + rope dim]. Over dcp what the rank keeps of them, each
-  /// sequence in as many rows as the rank with the most needs.
-  Tensor read_cache(Op op, int layer, LatentForm form);
+  /// Of latent attention: what the cache holds of all tokens up to this pass' last in the plain form, sequence by
+  /// sequence, of those that have any in it: [tokens, kv_lora_rank + rope dim]. Over dcp what the rank keeps of them,
+  /// each sequence in as many rows as the rank with the most needs.
+  Tensor read_cache(Op op, int layer);
   /// x = factor x.
   void scale(Op op, int layer, Tensor& x, double factor);
   /// x += factor y; the product is stored before it is added.
@@ -240,7 +240,7 @@ class Computations {
   template <class M>
   void tap_part(TapKind kind, int layer, int part, const M& tensor) const;
   /// The same of the rows in the absorbed form.
-  void tap_absorbed(TapKind kind, int layer, const Tensor& tensor) const;
+  void tap_absorbed(TapKind kind, int layer, const Tensor& tensor, int part = -1) const;
   /// The same where the layer has such a tap.
   void tap_if(TapKind kind, int layer, const Tensor& tensor) const;
   /// Somebody takes the inner taps.
@@ -293,6 +293,24 @@ class Computations {
     Chunk chunk;
   };
   std::vector<FormPiece> pieces_in(LatentForm form) const;
+  /// The sequences of a pass without latent attention, as such pieces.
+  std::vector<FormPiece> whole_pieces() const;
+  /// What ranks of dcp attend with: whose queries, and where keys and values lie in a row of what is kept.
+  struct KeptHeads {
+    std::vector<FormPiece> pieces;
+    std::int64_t key_cols = 0;
+    Range value_cols;
+    ops::AttentionOptions<Scalar> options;
+    bool latent = false;
+    std::vector<Chunk> chunks() const {
+      std::vector<Chunk> all;
+      for (const FormPiece& piece : pieces) all.push_back(piece.chunk);
+      return all;
+    }
+  };
+  KeptHeads kept_heads(int layer) const;
+  /// Hands out what the keys of one rank of dcp give.
+  void tap_kept(int layer, int keys_of, const KeptPart& part) const;
   /// What of the pass is in the plain form: its chunks.
   RankTokens plain_tokens() const;
   AbsorbedForm absorbed_form(int layer) const;

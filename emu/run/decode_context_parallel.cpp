@@ -18,16 +18,16 @@ Task<TensorOf<T>> attend_over_dcp(Context<T>& ctx, int layer, const TensorOf<T>&
 }
 
 template <class T>
-Task<TensorOf<T>> gather_latents(Context<T>& ctx, int layer, const TensorOf<T>& kept, LatentForm form) {
+Task<TensorOf<T>> gather_latents(Context<T>& ctx, int layer, const TensorOf<T>& kept) {
   const TensorOf<T> all = co_await ctx.gather_over_dcp(Op::attention_dcp_gather_cache, layer, kept);
-  co_return ctx.gather_rows(Op::attention_in_order, layer, all, ctx.order_over_dcp(form));
+  co_return ctx.gather_rows(Op::attention_in_order, layer, all, ctx.order_over_dcp());
 }
 
 template Task<TensorOf<float>> attend_over_dcp(Context<float>&, int, const TensorOf<float>&);
 template Task<TensorOf<double>> attend_over_dcp(Context<double>&, int, const TensorOf<double>&);
 template Task<TensorOf<ShapeOnly>> attend_over_dcp(Context<ShapeOnly>&, int, const TensorOf<ShapeOnly>&);
-template Task<TensorOf<float>> gather_latents(Context<float>&, int, const TensorOf<float>&, LatentForm);
-template Task<TensorOf<double>> gather_latents(Context<double>&, int, const TensorOf<double>&, LatentForm);
-template Task<TensorOf<ShapeOnly>> gather_latents(Context<ShapeOnly>&, int, const TensorOf<ShapeOnly>&, LatentForm);
+template Task<TensorOf<float>> gather_latents(Context<float>&, int, const TensorOf<float>&);
+template Task<TensorOf<double>> gather_latents(Context<double>&, int, const TensorOf<double>&);
+template Task<TensorOf<ShapeOnly>> gather_latents(Context<ShapeOnly>&, int, const TensorOf<ShapeOnly>&);
 
 }  // namespace shardproof

@@ -58,18 +58,25 @@ void add_share_of_cp(const ModelConfig& model, const Layout& layout, const Token
 }
 
 /// With decode context parallelism: what the rank keeps of what is cached, and who sees it.
-void add_share_of_dcp(const Layout& layout, std::span<const Chunk> chunks, Key& key) {
+void add_share_of_dcp(const Layout& layout, const TokenMap& map, std::span<const Chunk> chunks, Key& key) {
   if (layout.parallel.dcp == 1) return;
   const CacheShare share = cache_share(layout.parallel, layout.at), first{share.ranks, share.interleave, 0};
-  std::int64_t kept = 0, most = 0, tokens = 0;
-  double pairs = 0;
+  std::int64_t kept = 0, most = 0, tokens = 0, kept_absorbed = 0;
+  double pairs = 0, absorbed_pairs = 0;
   for (const Chunk& chunk : chunks) {
+    if (const std::int64_t plain = map.plain_of(chunk); plain < chunk.count) {
+      kept_absorbed += share.count_of(chunk.end());
+      absorbed_pairs += share.pairs_of(chunk.end()) - share.pairs_of(chunk.begin + plain);
+    }
     kept += share.count_of(chunk.end());
     most += first.count_of(chunk.end());
     tokens += chunk.end();
     pairs += share.pairs_of(chunk.end()) - share.pairs_of(chunk.begin);
   }
-  for (const std::int64_t n : {kept, most, tokens, std::bit_cast<std::int64_t>(pairs)}) key.push_back(n);
+  for (const std::int64_t n : {kept, most, tokens, std::bit_cast<std::int64_t>(pairs), kept_absorbed,
+                               std::bit_cast<std::int64_t>(absorbed_pairs)}) {
+    key.push_back(n);
+  }
 }
 
 /// With latent attention: what of the rows is in its absorbed form, and what that reads.
@@ -119,7 +126,7 @@ void add_tokens(const ModelConfig& model, const Deployment& deployment, const Dr
     if (window > 0) key.push_back(std::bit_cast<std::int64_t>(tokens.pairs(layout.at, m, window)));
   }
   add_share_of_cp(model, layout, tokens, m, key);
-  add_share_of_dcp(layout, tokens.chunks(layout.at.dp, m), key);
+  add_share_of_dcp(layout, tokens, tokens.chunks(layout.at.dp, m), key);
   add_forms(model, tokens, tokens.chunks(layout.at.dp, m), key);
   add_gathered(run, layout, m, key);
 }

@@ -38,7 +38,7 @@ enum class Op : std::int16_t {
   attention_cache_read,   ///< latent attention: what the cache holds of every token of the step's sequences, ...
   attention_cached_kv,    ///< ... and each head's keys and values from there
   attention_cached_heads,
-  attention_dcp_gather_cache,  ///< latent attention, over dcp: what each rank keeps of the step's sequences
+  attention_dcp_gather_cache,  ///< latent attention, plain, over dcp: what each rank keeps of the step's sequences
   attention_gather_k,          ///< over cp
   attention_gather_v,          ///< over cp
   attention_split_heads,       ///< rows of each rank's heads, to be sent

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <numbers>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -85,6 +86,48 @@ TEST(LatentForms, HaveStepsOfTheirOwnThatAreHeldToWhatTheRunHad) {
   Plan plain = plan;
   plain.workload.latent_decode = LatentForm::plain;
   EXPECT_EQ(latent_tap(verify(plain, {.format = ops::Format::bf16}), "layer.1.attention.q_absorbed"), nullptr);
+}
+
+/// What the latents that dcp 0 keeps give is merged twice, in layer 1 on rank 1.
+class LatentsMergedTwice final : public FaultInjector {
+  static bool is_here(const Rank& rank, const FaultSite& site, int keys_of) {
+    return to_int(rank.id()) == 1 && site.layer == 1 && keys_of == 0;
+  }
+
+ public:
+  void edit_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<float> /*context*/,
+                 ops::MatrixView<float> lse) override {
+    if (!is_here(rank, site, keys_of)) return;
+    for (float& value : lse.span()) value += std::numbers::ln2_v<float>;
+  }
+  void edit_double_part(const Rank& rank, const FaultSite& site, int keys_of, ops::MatrixView<double> numerators,
+                        ops::MatrixView<double> denominators) override {
+    if (!is_here(rank, site, keys_of)) return;
+    for (double& value : numerators.span()) value *= 2;
+    for (double& value : denominators.span()) value *= 2;
+  }
+};
+
+TEST(LatentForms, OverDcpHaveThePartOfEachRanksLatentsHeldToItsOpAndTheirMergeToThem) {
+  const Plan plan = latent_plan({.tp = 4, .ep = 4, .dcp = 2});
+
+  const VerifyReport report = verify(plan, {.format = ops::Format::bf16});
+  LatentsMergedTwice fault;
+  const VerifyReport merged_twice = verify(plan, {.format = ops::Format::bf16, .fault = &fault});
+  const VerifyReport in_exact = verify(plan, {.format = ops::Format::exact, .fault = &fault});
+
+  for (const char* name : {"layer.1.attention.latent_part.part.0", "layer.1.attention.latent_part.part.1",
+                           "layer.1.attention.latent_lse.part.0", "layer.1.attention.latent_context"}) {
+    const TapReport* tap = latent_tap(report, name);
+    ASSERT_NE(tap, nullptr) << name;
+    EXPECT_GT(tap->max_error, 0) << name;
+    EXPECT_LE(tap->max_error, tap->bound) << name;
+  }
+  ASSERT_EQ(merged_twice.verdict, Verdict::mismatch);
+  EXPECT_EQ(merged_twice.first_divergence->tap, "layer.1.attention.latent_context");
+  ASSERT_EQ(in_exact.verdict, Verdict::mismatch);
+  EXPECT_EQ(in_exact.first_divergence->tap, "layer.1.attention.context");
+  EXPECT_EQ(in_exact.first_divergence->cause->name, "keys_counted_twice") << explain(in_exact);
 }
 
 // The bits of the two forms are not the same: agreement with the reference says which was computed.

@@ -343,6 +343,26 @@ TEST(Mutations, OfAbsorbedLatentAttentionAreDetectedAndNamedForTheirCause) {
   }
 }
 
+// Latents are gathered for prompts, and attended to where they are kept after them.
+TEST(Mutations, OfLatentsOverDcpAreDetectedAndNamed) {
+  Plan plan = chunked(latent_plan());
+  plan.parallel = {.tp = 4, .ep = 2, .etp = 2, .dcp = 2};
+  plan.workload.serving->kv_block_size = 4;
+  ASSERT_TRUE(validate(plan).empty()) << validate(plan).front().message;
+  for (const ops::Format format : {ops::Format::exact, ops::Format::fp32, ops::Format::bf16}) {
+    const MutationScore score =
+        run_mutations(runnable(plan), {.format = format, .wanted = [](std::string_view kind) {
+                                         return kind.starts_with("dcp_wrong") || kind == "absorbed_scale_of_latents";
+                                       }});
+
+    const MutationCounts counts = score.counts(MutationClass::sharding);
+    EXPECT_GE(counts.instances, 4) << ops::to_string(format);
+    EXPECT_EQ(counts.detected, counts.instances) << report_of(score);
+    EXPECT_EQ(counts.tap_right, counts.instances) << report_of(score);
+    EXPECT_EQ(counts.cause_right, counts.instances) << report_of(score);
+  }
+}
+
 // What rounds more than it says is caught where sixteen to sixty-four ranks add up little errors.
 TEST(RoundingMutations, AreDetectedAndPlacedOnSixteenToSixtyFourRanks) {
   for (const Parallel& parallel : {Parallel{.tp = 4, .dp = 4, .ep = 4, .etp = 4, .sp = true},

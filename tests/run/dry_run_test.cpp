@@ -257,6 +257,32 @@ TEST(DryRun, DecodesLatentAttentionAbsorbed) {
   EXPECT_EQ(plain.at(Op::attention_context).flops, 2.0 * (1001 + 2001) * 128 * (192 + 128));
 }
 
+TEST(DryRun, AttendsToLatentsWhereRanksOfDcpKeepThem) {
+  Plan plan = on_one_rank_of_deepseek();
+  plan.parallel = {.tp = 8, .ep = 8, .dcp = 4};
+
+  const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan));
+
+  double pairs = 0;
+  for (int rank = 0; rank < 4; ++rank) {
+    std::map<Op, OpWork> work = work_of_first_layer(decode.of(rank));
+    EXPECT_FALSE(work.contains(Op::attention_cache_read)) << "no latents are gathered";
+    EXPECT_EQ(work[Op::attention_dcp_part].rows, 2 * 4);
+    EXPECT_EQ(work[Op::attention_dcp_merge].rows, 2);
+    // 16 heads a rank: 512 + 64 of a query and a key, 512 of a value.
+    pairs += work[Op::attention_dcp_part].flops / (2.0 * 16 * (512 + 64 + 512));
+    std::map<Op, std::int64_t> columns;
+    for (const OpRecord& record : decode.of(rank).ops) {
+      if (record.call && record.layer == 0 && record.axis == Axis::dcp) columns[record.op] = record.cols;
+    }
+    EXPECT_EQ(columns, (std::map<Op, std::int64_t>{{Op::attention_dcp_gather_q, 16 * 576},
+                                                   {Op::attention_dcp_context, 16 * 512},
+                                                   {Op::attention_dcp_sums, 16}}));
+  }
+  EXPECT_EQ(pairs, 4 * (1001 + 2001)) << "each rank's tokens have every query of the four";
+  expect_foldable(plan, DryPass::decode);
+}
+
 TEST(DryRun, TakesTheFormOfAStepsTokensFromTheirPrompts) {
   const Plan plan = on_one_rank_of_deepseek();
 

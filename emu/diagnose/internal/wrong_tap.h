@@ -31,6 +31,8 @@ struct WrongTap {
   Coordinates at(const WrongRow& row) const { return model.mesh().coordinates(row.rank); }
 };
 
+/// The chunk that the row was run in.
+Chunk chunk_of(const TokenMap& tokens, std::int64_t row);
 /// Another layer of the same kind has the same weights to take for one's own.
 bool is_like(const WrongTap& wrong, int layer);
 /// "rank 3", "ranks 0, 1, 4".

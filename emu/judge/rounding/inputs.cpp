@@ -82,8 +82,18 @@ std::vector<TapId> inputs_of(const Plan& plan, const TapId& tap) {
       return {of(TapKind::attention_q), of(TapKind::attention_k), of(TapKind::attention_v)};
     case TapKind::attention_q_absorbed:
       return {of(TapKind::attention_q)};
-    case TapKind::attention_latent_context:
+    case TapKind::attention_latent_part:
+    case TapKind::attention_latent_lse:
       return {of(TapKind::attention_q_absorbed), of(TapKind::attention_kv_latent_norm), of(TapKind::attention_k)};
+    case TapKind::attention_latent_context: {
+      const int count = plan.parallel.latent_parts();
+      if (count == 0) {
+        return {of(TapKind::attention_q_absorbed), of(TapKind::attention_kv_latent_norm), of(TapKind::attention_k)};
+      }
+      std::vector<TapId> ids = parts(TapKind::attention_latent_part, count);
+      std::ranges::copy(parts(TapKind::attention_latent_lse, count), std::back_inserter(ids));
+      return ids;
+    }
     case TapKind::attention_context: {
       const int count = plan.parallel.key_parts(plan.model.layers[tap.layer].attention.latent());
       if (count == 0) {

@@ -346,13 +346,15 @@ Judged apply(const Rule& rule) {
       if (attention().latent()) return judge_copy(rule, latent_values(rule));
       return judge_product(rule, rule.input(TapKind::attention_norm), Weight::attention_v, Weight::attention_v_bias);
     case TapKind::attention_ring_context:
+    case TapKind::attention_latent_part:
       return judge_ring_context(rule);
     case TapKind::attention_ring_lse:
+    case TapKind::attention_latent_lse:
       return judge_ring_lse(rule);
     case TapKind::attention_q_absorbed:
       return judge_absorbed_queries(rule);
     case TapKind::attention_latent_context:
-      return judge_latent_context(rule);
+      return rules.plan.parallel.latent_parts() > 0 ? judge_ring_merge(rule) : judge_latent_context(rule);
     case TapKind::attention_context:
       if (attention().latent() && !rules.absorbed.empty()) return judge_context_in_forms(rule);
       return rules.plan.parallel.key_parts(attention().latent()) > 0 ? judge_ring_merge(rule) : judge_attention(rule);
@@ -437,7 +439,7 @@ Judged judge_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap
 
 std::optional<RunTensor> derive_tap(const Rules& rules, const RunTensors& tensors, const TapId& tap) {
   // The parts of a ring are the program's own: without them nothing is said of what is merged.
-  if (tap.kind == TapKind::attention_ring_context || tap.kind == TapKind::attention_ring_lse) return std::nullopt;
+  if (tap_row(tap.kind).parts == TapParts::over_keys) return std::nullopt;
   const ExpectedTap& shape = rules.taps.all()[static_cast<std::size_t>(rules.taps.find(tap))];
   RunTensor made{.rows = shape.rows, .cols = shape.cols};
   if (tap.kind == TapKind::router_choice) {

@@ -63,7 +63,7 @@ struct Rules {
   ReductionPath path_over_ep;
   ReductionPath path_of_scalars;
   std::vector<std::int64_t> positions;  ///< of each token in its sequence
-  /// Of each token, where attention is made of parts (Parallel::key_parts): which one its key is in.
+  /// Of each token, where attention is made of parts (Parallel::key_parts, latent_parts): which one its key is in.
   std::vector<int> part_of;
   /// Of each token, whether latent attention computes it in the absorbed form; empty: none (emu/plan/latent_form.h).
   std::vector<bool> absorbed;

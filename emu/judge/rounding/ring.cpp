@@ -1,4 +1,5 @@
-// The rules of attention in a ring over cp, or over dcp: a part for the keys of each rank, and the parts merged.
+// The rules of attention in a ring over cp, or over dcp: a part for the keys of each rank, and the parts merged; of the
+// absorbed form of latent attention over dcp, with queries of latents for queries and latents for keys.
 //
 // A part is attention to fewer keys, with the largest of their own scores: its context obeys the rule of attention with
 // one tile. With x_j as there, lse = m + log sum exp(s_j - m) is off by at most
@@ -25,12 +26,24 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 /// Of std::log, relative to its result: within one unit in the last place, a second for what is of second order.
 constexpr double kLogUnits = 2;
 
+/// The tap is of latent attention in its absorbed form, of the tokens that are in it.
+bool is_absorbed(const Rule& rule) {
+  return tap_row(rule.tap().kind).absorbed;
+}
+bool is_due(const Rule& rule, std::int64_t row) {
+  return !is_absorbed(rule) || rule.rules().absorbed[static_cast<std::size_t>(row)];
+}
+AttentionInputs inputs_of_part(const Rule& rule) {
+  return is_absorbed(rule) ? AttentionInputs::of_latents(rule) : AttentionInputs(rule);
+}
+
 /// The keys of the tap's rank that each query sees: use(query) row by row, head by head.
 template <class Use>
 void for_each_query(const Rule& rule, const AttentionInputs& in, std::int64_t rows, const Use& use) {
   const Rules& rules = rule.rules();
   Query query;
   for (query.row = 0; query.row < rows; ++query.row) {
+    if (!is_due(rule, query.row)) continue;
     query.keys.clear();
     for (std::int64_t key = query.row - rules.positions[static_cast<std::size_t>(query.row)]; key <= query.row; ++key) {
       if (rules.part_of[static_cast<std::size_t>(key)] == rule.tap().part) query.keys.push_back(key);
@@ -63,7 +76,7 @@ double lse_error(const Profile& profile, const Softmax& softmax, double lse) {
 }  // namespace
 
 Judged judge_ring_context(const Rule& rule) {
-  const AttentionInputs in(rule);
+  const AttentionInputs in = inputs_of_part(rule);
   const Profile& profile = rule.rules().profile;
   Comparison comparison = rule.comparison();
   const std::int64_t value_dim = in.spec.value_dim();
@@ -84,7 +97,7 @@ Judged judge_ring_context(const Rule& rule) {
 }
 
 Judged judge_ring_lse(const Rule& rule) {
-  const AttentionInputs in(rule);
+  const AttentionInputs in = inputs_of_part(rule);
   const Profile& profile = rule.rules().profile;
   Comparison comparison = rule.comparison();
   bool has_empty = false;
@@ -108,17 +121,20 @@ Judged judge_ring_merge(const Rule& rule) {
   const Profile& profile = rule.rules().profile;
   const double u = profile.compute.relative;
   const AttentionSpec& spec = rule.layer().attention;
-  const std::int64_t value_dim = spec.value_dim();
-  const int count_of_parts = rule.rules().plan.parallel.key_parts(spec.latent());
+  const bool absorbed = is_absorbed(rule);
+  const std::int64_t value_dim = absorbed ? spec.kv_lora_rank : spec.value_dim();
+  const Parallel& parallel = rule.rules().plan.parallel;
+  const int count_of_parts = absorbed ? parallel.latent_parts() : parallel.key_parts(spec.latent());
   const auto parts = static_cast<std::size_t>(count_of_parts);
   std::vector<reference::Tensor> context, lse;
   for (int part = 0; part < count_of_parts; ++part) {
-    context.push_back(rule.input(TapKind::attention_ring_context, part));
-    lse.push_back(rule.input(TapKind::attention_ring_lse, part));
+    context.push_back(rule.input(absorbed ? TapKind::attention_latent_part : TapKind::attention_ring_context, part));
+    lse.push_back(rule.input(absorbed ? TapKind::attention_latent_lse : TapKind::attention_ring_lse, part));
   }
   Comparison comparison = rule.comparison();
   std::vector<double> share(parts), off(parts);
   for (std::int64_t row = 0; row < rule.got().rows; ++row) {
+    if (!is_due(rule, row)) continue;
     for (std::int64_t head = 0; head < spec.heads; ++head) {
       double largest = -kInfinity, sum = 0, worst = 0;
       for (const reference::Tensor& of_part : lse) largest = std::max(largest, of_part.row(row)[head]);

@@ -74,8 +74,8 @@ std::vector<bool> RoundingJudge::tokens_in(std::size_t tap) const {
 std::vector<bool> RoundingJudge::judgeable_tokens(std::size_t tap) const {
   std::vector<bool> judgeable = tokens_in(tap);
   const TapKind kind = rules_.taps.all()[tap].id->kind;
-  const bool attends = kind == TapKind::attention_context || kind == TapKind::attention_ring_context ||
-                       kind == TapKind::attention_ring_lse || kind == TapKind::attention_latent_context;
+  const bool attends = kind == TapKind::attention_context || kind == TapKind::attention_latent_context ||
+                       tap_row(kind).parts == TapParts::over_keys;
   for (const std::size_t input : nodes_[tap].inputs) {
     const std::vector<bool> in = tokens_in(input);
     bool all_before = true;

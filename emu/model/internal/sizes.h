@@ -74,6 +74,9 @@ inline std::int64_t kv_from_latent(const ModelConfig& /*model*/, const LayerSpec
 inline std::int64_t absorbed_q_width(const ModelConfig& model, const LayerSpec& layer) {
   return layer.attention.heads * kv_latent(model, layer);
 }
+inline std::int64_t latent_heads(const ModelConfig& /*model*/, const LayerSpec& layer) {
+  return layer.attention.latent() ? layer.attention.heads : 0;
+}
 inline std::int64_t latent_context_width(const ModelConfig& model, const LayerSpec& layer) {
   return layer.attention.heads * kv_rank(model, layer);
 }

@@ -165,15 +165,9 @@ void Computations<T>::average_past(int layer, const Tensor& q, const Tensor& k, 
     const FaultSite site{.layer = layer, .microbatch = microbatch_};
     const bool latent = model_.layers[layer].attention.latent();
     const std::int64_t k_cols = held(layer).kv_heads.count * options.head_dim;
-    std::vector<FormPiece> pieces;
-    if (latent) {
-      pieces = pieces_in(LatentForm::plain);
-    } else {
-      for (const Chunk& chunk : cached_chunks()) pieces.push_back({.sequence = pieces.size(), .chunk = chunk});
-    }
     Tensor kept;
     std::int64_t row = 0, first = 0;
-    for (const FormPiece& piece : pieces) {
+    for (const FormPiece& piece : latent ? pieces_in(LatentForm::plain) : whole_pieces()) {
       const Chunk& chunk = piece.chunk;
       if (chunk.begin > 0 && ground_.program.fault->averages_past(ground_.rank, site, piece.sequence)) {
         if (!latent && kept.rows() == 0) kept = kept_keys(layer);

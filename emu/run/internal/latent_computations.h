@@ -144,8 +144,7 @@ typename Computations<T>::Tensor Computations<T>::absorb_queries(Op op, int laye
 }
 
 template <class T>
-typename Computations<T>::Tensor Computations<T>::attend_to_latents(Op op, int layer, const Tensor& q,
-                                                                    [[maybe_unused]] const Tensor& gathered) {
+typename Computations<T>::Tensor Computations<T>::attend_to_latents(Op op, int layer, const Tensor& q) {
   const AttentionSpec& spec = model_.layers[layer].attention;
   const std::int64_t heads = held(layer).heads.count, rank = spec.kv_lora_rank;
   Tensor context(q.rows(), heads * rank);
@@ -162,9 +161,7 @@ typename Computations<T>::Tensor Computations<T>::attend_to_latents(Op op, int l
   }
   if constexpr (!kDry) {
     const ops::ThreadScope threads(ground_.program.threads_per_rank);
-    const bool paged = gathered.cols() == 0;
-    ops::attend_to_latents<T>(q, paged ? ground_.cache->keys(layer).view() : gathered.view(), spans,
-                              paged ? ground_.cache->block_size() : 0, latent::head_of(spec),
+    ops::attend_to_latents<T>(q, ground_.cache->keys(layer), spans, ground_.cache->block_size(), latent::head_of(spec),
                               absorbed_form(layer).scale, format_, context);
     inject_result_fault(op, layer, context.view());
   }
@@ -199,10 +196,10 @@ typename Computations<T>::Tensor Computations<T>::expand_context(Op op, int laye
 
 template <class T>
 void Computations<T>::tap_absorbed([[maybe_unused]] TapKind kind, [[maybe_unused]] int layer,
-                                   [[maybe_unused]] const Tensor& tensor) const {
+                                   [[maybe_unused]] const Tensor& tensor, [[maybe_unused]] int part) const {
   if constexpr (!kDry) {
     if (!tapped_inside() || tensor.rows() == 0) return;
-    const TapId id{.layer = layer, .kind = kind};
+    const TapId id{.layer = layer, .kind = kind, .part = part};
     const std::int64_t width = tap_width(model_, id);
     std::vector<std::int64_t> rows;
     for (const FormPiece& piece : pieces_in(LatentForm::absorbed)) {
@@ -215,9 +212,9 @@ void Computations<T>::tap_absorbed([[maybe_unused]] TapKind kind, [[maybe_unused
 }
 
 template <class T>
-typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer, LatentForm form) {
+typename Computations<T>::Tensor Computations<T>::read_cache(Op op, int layer) {
   const CacheShare share = cache_share(parallel(), layout_.at), first{share.ranks, share.interleave, 0};
-  const std::vector<FormPiece> pieces = pieces_in(form);
+  const std::vector<FormPiece> pieces = pieces_in(LatentForm::plain);
   std::int64_t tokens = 0;
   for (const FormPiece& piece : pieces) tokens += first.count_of(piece.chunk.end());
   const AttentionSpec& spec = model_.layers[layer].attention;
