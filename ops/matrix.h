@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <new>
 #include <span>
@@ -100,6 +101,8 @@ class Matrix {
   };
   static std::unique_ptr<T[], Free> allocate(Index count) {
     if (count == 0) return {};
+    constexpr std::size_t kMost = std::numeric_limits<std::size_t>::max() - kAlignment;
+    if (static_cast<std::size_t>(count) > kMost / sizeof(T)) throw std::bad_alloc();
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     void* const memory = ::operator new(bytes + kAlignment);
     void* elements = static_cast<void**>(memory) + 1;

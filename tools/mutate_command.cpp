@@ -126,7 +126,7 @@ RunnablePlan plan_of(const MutateFlags& flags, FileUses& files) {
   }
   dry_run_of(plan_name(flags.plan), [&] {
     // Its runs of the algebra and of each float format follow one another, beside what the formats are held to.
-    require_memory_to_run(runnable.plan->plan(), scale, false, ops::Format::bf16);
+    require_memory_to_run(runnable.plan->plan(), scale, {.format = ops::Format::bf16, .threads = flags.threads});
   });
   return runnable.plan->scaled(scale);
 }

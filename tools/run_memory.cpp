@@ -48,23 +48,23 @@ std::string flags_of(const ScaleOptions& options) {
   return text;
 }
 
-std::string smaller_run(const Plan& original, const ScaleOptions& scale, bool whole_weights, ops::Format format,
-                        double bytes) {
-  for (const ScaleOptions& options : smaller(scaled(original, scale), scale, whole_weights)) {
+std::string smaller_run(const Plan& original, const ScaleOptions& scale, const RunKind& kind, double bytes) {
+  for (const ScaleOptions& options : smaller(scaled(original, scale), scale, kind.whole_weights)) {
     const Plan candidate = scaled(original, options);
     if (!validate(candidate).empty()) continue;
-    if (const double needed = estimated_bytes(candidate, format); needed <= bytes) {
-      return fmt::format("{} would need {}",
-                         whole_weights ? flags_of(options).substr(flags_of(options).find("--b")) : flags_of(options),
-                         human_bytes(needed));
+    if (const double needed = estimated_bytes(candidate, kind.format, kind.threads); needed <= bytes) {
+      return fmt::format(
+          "{} would need {}",
+          kind.whole_weights ? flags_of(options).substr(flags_of(options).find("--b")) : flags_of(options),
+          human_bytes(needed));
     }
   }
   return "no smaller size of it fits; it takes a plan of fewer ranks or layers, or more memory";
 }
 
-void require_memory_to_run(const Plan& original, const ScaleOptions& scale, bool whole_weights, ops::Format format) {
-  require_memory("this run", estimated_bytes(scaled(original, scale), format),
-                 [&](double bytes) { return smaller_run(original, scale, whole_weights, format, bytes); });
+void require_memory_to_run(const Plan& original, const ScaleOptions& scale, const RunKind& kind) {
+  require_memory("this run", estimated_bytes(scaled(original, scale), kind.format, kind.threads),
+                 [&](double bytes) { return smaller_run(original, scale, kind, bytes); });
 }
 
 }  // namespace shardproof::tools

@@ -67,7 +67,7 @@ Verdict proven(const Plan& plan, const SearchFlags& flags) {
   if (!runnable.plan) throw UsageError(problems_text("--prove", runnable.problems));
   const ScaleOptions scale{.layers = flags.layers};
   const ops::Format format = format_of(plan.model);
-  dry_run_of("--prove", [&] { require_memory_to_run(plan, scale, false, format); });
+  dry_run_of("--prove", [&] { require_memory_to_run(plan, scale, {.format = format, .threads = flags.threads}); });
   return prove(runnable.plan->scaled(scale), {.format = format, .threads = flags.threads}).verdict();
 }
 

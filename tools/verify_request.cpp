@@ -81,7 +81,10 @@ Request read_request(const VerifyFlags& flags, const ScaleOptions& scale, FileUs
 RunnablePlan scaled_to_run(const Request& request, const RunnablePlan& original) {
   RunnablePlan run = original.scaled(request.scale);
   dry_run_of(request.name, [&] {
-    require_memory_to_run(original.plan(), request.scale, request.checkpoint != nullptr, request.options.format);
+    require_memory_to_run(original.plan(), request.scale,
+                          {.format = request.options.format,
+                           .threads = request.options.threads,
+                           .whole_weights = request.checkpoint != nullptr});
   });
   return run;
 }

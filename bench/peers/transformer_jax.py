@@ -6,7 +6,7 @@
 Needs JAX; ./tools/bench peers --jax installs it. The model is the embedded plan's at --scale auto, in float32: 4 stages of
 2 layers, in each stage 4 ranks that share heads by tensor parallelism and have one expert each, 8 microbatches of one
 sequence. In JAX it is one compiled shard_map over 16 devices: stages take microbatches in turn and hand them on by
-ppermute; a layer sums attention over the stage by psum, then each device routes its quarter of the tokens, sends them to
+ppermute, and every stage runs in every turn, with nothing to do in the first or last ones; a layer sums attention over the stage by psum, then each device routes its quarter of the tokens, sends them to
 the experts by all_to_all, in buffers that hold the most that may come, and gathers what comes back. Its logits are held to
 the same forward without sharding once. The file has the names steady_state/jax/16_ranks and steady_state/shardproof/16_ranks, which
 compare.py --peers shardproof tabulates.

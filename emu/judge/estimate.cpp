@@ -172,20 +172,27 @@ double kept_bytes(const Plan& plan, ops::Format format) {
   return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;
 }
 
-/// Weights that a rank has of the widest expert or MLP: gate, up and down.
-double widest_mlp_elements(const Plan& plan) {
-  double widest = 0;
+/// Weights that a rank has in memory at once: gate, up and down of the widest expert or MLP, what makes keys and values
+/// of latents, or a block of another's rows.
+double widest_elements(const Plan& plan, double weights) {
+  const Parallel& p = plan.parallel;
+  double widest = std::min(weights, static_cast<double>(kElementsAtOnce));
   for (const LayerSpec& layer : plan.model.layers.kinds()) {
     const FeedForwardSpec& spec = layer.feed_forward;
-    const double expert = spec.dense() ? 0 : static_cast<double>(spec.intermediate_size) / plan.parallel.etp;
-    widest = std::max({widest, expert, static_cast<double>(spec.mlp_size()) / plan.parallel.tp});
+    const double expert = spec.dense() ? 0 : static_cast<double>(spec.intermediate_size) / p.etp;
+    const double width = std::max(expert, static_cast<double>(spec.mlp_size()) / p.tp);
+    const AttentionSpec& attention = layer.attention;
+    const std::int64_t of_head = attention.head_dim - attention.rope.dim + attention.value_dim();
+    const double of_latents =
+        attention.latent() ? static_cast<double>(attention.heads * of_head * attention.kv_lora_rank) / p.tp : 0;
+    widest = std::max({widest, 3 * width * static_cast<double>(plan.model.hidden_size), of_latents});
   }
-  return 3 * widest * static_cast<double>(plan.model.hidden_size);
+  return widest;
 }
 
 }  // namespace
 
-double estimated_bytes(const Plan& plan, ops::Format format) {
+double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   const ModelConfig& model = plan.model;
   constexpr double kScalar = 8;  // of exact, which runs whatever the format
   // Ranks that hold replicas share them, so the weights count once; slices of kv heads overlap nowhere.
@@ -208,16 +215,18 @@ double estimated_bytes(const Plan& plan, ops::Format format) {
     heap += kept_bytes(plan, format) + alive / kScalar * scalar + bookkeeping;
     kept_weights += std::min(weights * scalar, static_cast<double>(kWeightBytesKept));
   }
-  // Ranks that run at once have each an expert, or MLP, in memory; beyond what is kept it is made again for each of its
-  // uses. Of other weights, and in the reference, a block of rows is in memory.
-  const double at_once = static_cast<double>(std::min<std::int64_t>(plan.world(), available_threads()));
+  // Beyond what is kept, what ranks that run at once have each in memory is made again for each of its uses.
+  if (threads == 0) threads = available_threads();
+  const double at_once = static_cast<double>(std::min<std::int64_t>(plan.world(), threads));
   const auto made_again = [&](double scalar) {
-    return std::max(0.0, at_once * widest_mlp_elements(plan) * scalar - static_cast<double>(kWeightBytesKept));
+    return std::max(0.0, at_once * widest_elements(plan, weights) * scalar - static_cast<double>(kWeightBytesKept));
   };
   constexpr double kBeside = 0.6;  // the run of the rounding is rarely in as many while that of the algebra is
-  const double mlps = made_again(kScalar) + (both ? kBeside * made_again(ops::computes_in_double(format) ? 8 : 4) : 0);
+  const double in_use =
+      made_again(kScalar) + (both ? kBeside * made_again(ops::computes_in_double(format) ? 8 : 4) : 0);
+  // The reference's.
   const double block = std::min(weights, static_cast<double>(kElementsAtOnce)) * kScalar;
-  return kProcess + kFragments * (heap + kept_weights) + block + mlps;
+  return kProcess + kFragments * (heap + kept_weights) + block + in_use;
 }
 
 }  // namespace shardproof

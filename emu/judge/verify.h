@@ -77,7 +77,8 @@ Proof prove(const RunnablePlan& plan, const VerifyOptions& options = {});
 /// As verify() does of a plan.
 Proof prove(const Plan& plan, const VerifyOptions& options = {});
 
-/// What prove() will need at its peak, in bytes: weights, expected taps and the ranks' activations.
-double estimated_bytes(const Plan& plan, ops::Format format);
+/// What prove() will need at its peak, in bytes: weights, expected taps and the ranks' activations. `threads` as
+/// VerifyOptions has them.
+double estimated_bytes(const Plan& plan, ops::Format format, int threads = 0);
 
 }  // namespace shardproof

@@ -61,10 +61,12 @@ void add_share_of_cp(const ModelConfig& model, const Layout& layout, const Token
 void add_share_of_dcp(const Layout& layout, const TokenMap& map, std::span<const Chunk> chunks, Key& key) {
   if (layout.parallel.dcp == 1) return;
   const CacheShare share = cache_share(layout.parallel, layout.at), first{share.ranks, share.interleave, 0};
-  std::int64_t kept = 0, most = 0, tokens = 0, kept_absorbed = 0;
+  std::int64_t kept = 0, most = 0, most_plain = 0, tokens = 0, kept_absorbed = 0;
   double pairs = 0, absorbed_pairs = 0;
   for (const Chunk& chunk : chunks) {
-    if (const std::int64_t plain = map.plain_of(chunk); plain < chunk.count) {
+    const std::int64_t plain = map.plain_of(chunk);
+    if (plain > 0) most_plain += first.count_of(chunk.begin + plain);
+    if (plain < chunk.count) {
       kept_absorbed += share.count_of(chunk.end());
       absorbed_pairs += share.pairs_of(chunk.end()) - share.pairs_of(chunk.begin + plain);
     }
@@ -73,7 +75,7 @@ void add_share_of_dcp(const Layout& layout, const TokenMap& map, std::span<const
     tokens += chunk.end();
     pairs += share.pairs_of(chunk.end()) - share.pairs_of(chunk.begin);
   }
-  for (const std::int64_t n : {kept, most, tokens, std::bit_cast<std::int64_t>(pairs), kept_absorbed,
+  for (const std::int64_t n : {kept, most, most_plain, tokens, std::bit_cast<std::int64_t>(pairs), kept_absorbed,
                                std::bit_cast<std::int64_t>(absorbed_pairs)}) {
     key.push_back(n);
   }

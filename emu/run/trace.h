@@ -36,7 +36,8 @@ struct OpRecord {
   // Of a computation.
   double flops = 0;
   double bytes = 0;  ///< read and written, in the run's format
-  double past = 0;   ///< of attention: tokens of its sequences that came before the rows, and are looked at
+  double past = 0;   ///< of attention: tokens of its sequences that came before the rows, and are looked at; over dcp,
+                     ///< those of all of them that the rank keeps
   // Of a call.
   CallPhase phase{};
   Axis axis{};

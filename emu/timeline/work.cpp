@@ -72,11 +72,10 @@ double cached_of_token(const OpRecord& record, const ModelConfig& model) {
   return static_cast<double>(cached_elements(spec, 1)) * (spec.latent() ? 1 : kv_heads);
 }
 
-/// Of absorbed tokens: the latents of their sequences, once, are as wide as they are cached.
-void read_latents(const OpRecord& record, const WorkRules& rules, KernelWork& work) {
-  const double latents = record.past + static_cast<double>(record.rows);
-  const auto elements = static_cast<double>(cached_elements(rules.model.layers[record.layer].attention, 1));
-  work.bytes += latents * elements * (cache_bytes(rules) - ops::bytes_per_element(rules.format));
+/// What the record reads of so many cached tokens, in the run's format, is as wide as it is cached.
+void as_cached(const OpRecord& record, double tokens, const WorkRules& rules, KernelWork& work) {
+  const double elements = tokens * cached_of_token(record, rules.model);
+  work.bytes += elements * (cache_bytes(rules) - ops::bytes_per_element(rules.format));
 }
 
 /// One token of each sequence reads what its sequence has cached. Of the record, 2 (head_dim + value_dim) flops are a
@@ -152,7 +151,10 @@ KernelWork work_of(const OpRecord& record, const WorkRules& rules) {
                   .launched = !fused(record.op),
                   .grouped = record.op == Op::moe_expert};
   quantise(record, rules, work);
-  if (record.op == Op::attention_latent_context) read_latents(record, rules, work);
+  if (record.op == Op::attention_latent_context) {
+    as_cached(record, record.past + static_cast<double>(record.rows), rules, work);
+  }
+  if (record.op == Op::attention_dcp_part) as_cached(record, record.past, rules, work);
   if (record.op != Op::attention_context) return work;
   if (rules.pass == DryPass::decode) {
     read_cache(record, rules, work);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -124,11 +125,10 @@ void round_weight(std::span<double> values, ops::Format format) {
 }
 
 template <class T>
-std::size_t WeightStore<T>::HashOfKey::operator()(const Key& key) const {
-  std::uint64_t hash = static_cast<std::uint64_t>(key.weight);
-  for (const std::int64_t part : {std::int64_t{key.layer}, std::int64_t{key.expert}, key.rows.begin, key.rows.count,
-                                  key.cols.begin, key.cols.count}) {
-    hash = (hash ^ static_cast<std::uint64_t>(part)) * 0x9e3779b97f4a7c15;
+std::size_t WeightStore<T>::Hash::operator()(const Slice& slice) const {
+  std::size_t hash = std::hash<std::string_view>{}(slice.name);
+  for (const std::int64_t part : {slice.rows.begin, slice.rows.count, slice.cols.begin, slice.cols.count}) {
+    hash = (hash ^ static_cast<std::size_t>(part)) * 0x9e3779b97f4a7c15;
     hash ^= hash >> 32;
   }
   return hash;
@@ -163,14 +163,15 @@ std::shared_ptr<typename WeightStore<T>::Entry> WeightStore<T>::entry_for(const 
     ++entry->users;
     return entry;
   };
-  const auto whole = entries_.find(key_of(spec, {0, spec.rows}, {0, spec.cols}));
+  const auto whole = entries_.find(Slice{spec.name, {0, spec.rows}, {0, spec.cols}});
   const bool inside = rows.begin >= 0 && rows.end() <= spec.rows && cols.begin >= 0 && cols.end() <= spec.cols;
   if (inside && whole != entries_.end() && whole->second->loaded) return used(whole->second);
-  const Key key = key_of(spec, rows, cols);
-  const auto own = entries_.find(key);
+  const Slice slice{spec.name, rows, cols};
+  const auto own = entries_.find(slice);
   rows.begin = 0;
   cols.begin = 0;
-  return used(own != entries_.end() ? own->second : add_entry(key, rows.count * cols.count));
+  return used(own != entries_.end() ? own->second
+                                    : add_entry({spec.name, slice.rows, slice.cols}, rows.count * cols.count));
 }
 
 template <class T>

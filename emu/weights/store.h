@@ -9,6 +9,8 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 
@@ -93,19 +95,27 @@ class WeightStore {
   }
 
  private:
-  struct Key {
-    Weight weight{};
-    int layer = -1;
-    int expert = -1;
+  /// Values hang on a weight's name: what a fault takes for another weight has that one's.
+  struct Slice {
+    std::string_view name;
     Range rows, cols;
-    bool operator==(const Key&) const = default;
+    bool operator==(const Slice&) const = default;
   };
-  struct HashOfKey {
-    std::size_t operator()(const Key& key) const;
+  struct Key {
+    std::string name;
+    Range rows, cols;
+    operator Slice() const {
+      return {name, rows, cols};
+    }  // NOLINT(google-explicit-constructor): it is looked up as one
   };
-  static Key key_of(const WeightSpec& spec, Range rows, Range cols) {
-    return {spec.weight, spec.layer, spec.expert, rows, cols};
-  }
+  struct Hash {
+    using is_transparent = void;
+    std::size_t operator()(const Slice& slice) const;
+  };
+  struct Equal {
+    using is_transparent = void;
+    bool operator()(const Slice& a, const Slice& b) const { return a == b; }
+  };
   struct Entry {
     std::once_flag once;
     std::atomic<bool> loaded = false;
@@ -124,7 +134,7 @@ class WeightStore {
   ops::Format format_;
   std::int64_t bytes_kept_;
   std::mutex mutex_;  // of all below, and of size, users and age of the entries
-  std::unordered_map<Key, std::shared_ptr<Entry>, HashOfKey> entries_;
+  std::unordered_map<Key, std::shared_ptr<Entry>, Hash, Equal> entries_;
   std::list<Key> by_age_;   // asked for last, first
   std::int64_t bytes_ = 0;  // of entries_
 };

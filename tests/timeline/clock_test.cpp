@@ -291,6 +291,34 @@ TEST(VirtualClock, ReadsTheWeightOfAbsorbedHeadsOnceAndTheirLatentsInTheWidthOfT
                    2.0 * 1001 * 576);
 }
 
+TEST(VirtualClock, ReadsWhatARankOfDcpKeepsInTheWidthOfTheCache) {
+  struct Case {
+    const char* plan;
+    int tp;
+    double elements;  ///< of a token that the rank keeps: latents, or keys and values of its heads
+  };
+  for (const Case& one : {Case{"models/deepseek-v3", 8, 576}, Case{"models/qwen3-235b-a22b", 8, 2 * 128}}) {
+    Plan plan = testing::shipped_plan(one.plan);
+    plan.parallel = {.tp = one.tp, .edp = one.tp, .dcp = 2};
+    plan.workload.lengths.assign(2, 1001);
+    const DryTraces decode = dry_run(plan, ops::Format::bf16, DryPass::decode, StatedRouting::of(plan));
+    const auto bytes = [&](int of_cache) {
+      double sum = 0;
+      for (const OpRecord& record : decode.of(0).ops) {
+        if (record.layer != 0 || record.op != Op::attention_dcp_part) continue;
+        sum += work_of(
+                   record,
+                   {.model = plan.model, .format = ops::Format::bf16, .pass = DryPass::decode, .cache_bytes = of_cache})
+                   .bytes;
+      }
+      return sum;
+    };
+
+    // Of two sequences of 1002 tokens, every other one.
+    EXPECT_DOUBLE_EQ(bytes(2) - bytes(1), 2.0 * 501 * one.elements) << one.plan;
+  }
+}
+
 TEST(Projection, GivesIntervalsThatHoldTheValue) {
   const Plan plan = testing::shipped_plan("ep4_tp2_pp2_sp");
   const HardwareChoice hardware = choose_hardware(built_in_hardware(), plan.hardware, {});

@@ -124,6 +124,20 @@ TEST(WeightStore, SharesOneCopyOfASlice) {
   EXPECT_EQ(first.view()(0, 3), other.view()(0, 3));
 }
 
+// A head that is not tied where it should be, or the reverse, is the same weight of another name.
+TEST(WeightStore, KnowsWeightsByTheirNames) {
+  const GeneratedWeights source(7);
+  WeightStore<float> store(source, ops::Format::fp32);
+  const WeightSpec head = weight_spec(small_model(), Weight::head);
+  WeightSpec tied = head;
+  tied.name = weight_spec(small_model(), Weight::embedding).name;
+
+  const auto own = store.get(head, {0, head.rows}, {0, head.cols});
+  const auto other = store.get(tied, {0, head.rows}, {0, head.cols});
+
+  EXPECT_FALSE(std::ranges::equal(own.view().span(), other.view().span()));
+}
+
 TEST(WeightStore, ServesPartsFromAWeightThatItHoldsWhole) {
   const GeneratedWeights source(7);
   const WeightSpec spec = weight_spec(small_model(), Weight::attention_output, 1);

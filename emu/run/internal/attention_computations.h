@@ -154,7 +154,8 @@ void Computations<T>::attend(int layer, const Tensor& q, const Tensor& k, const 
     const std::int64_t block_size = paged ? cache.block_size() : 0;
     ops::attention<T>(q, paged ? cache.keys(layer).view() : k.view(), paged ? cache.values(layer).view() : v.view(),
                       spans, block_size, options, format_, context);
-    if (ground_.program.fault != nullptr) average_past(layer, q, k, v, options, context);
+    const bool in_parts = options.window == 0 && options.sinks.empty();
+    if (ground_.program.fault != nullptr && in_parts) average_past(layer, q, k, v, options, context);
   }
 }
 

@@ -155,6 +155,7 @@ typename Computations<T>::KeptPart Computations<T>::attend_to_kept(Op op, int la
                                        with.options.value_dim, element_bytes());
   cost.bytes += static_cast<double>(kept.size()) * element_bytes();
   record(op, layer, q.rows(), part.context.cols(), cost);
+  if (trace_ != nullptr) trace_->ops.back().past = static_cast<double>(kept.rows());
   return part;
 }
 

@@ -77,9 +77,11 @@ def _pattern(module: str) -> re.Pattern[str]:
 
 
 def _pick(value: str, arguments: Sequence[Any], output: Any) -> Any:
-    """What "output", "output[1]", "output.NAME" or "input[0]" is of a call; None where the call has no such thing."""
+    """What "output", "output[1]", "output.NAME" or "input[0]" is of a call; None where the call has no such thing. Without that
+    name an output is, or begins with, what is asked for."""
     if value.startswith("output."):
-        return getattr(output, value.removeprefix("output."), None)
+        first = output[0] if isinstance(output, tuple) and output else output
+        return getattr(output, value.removeprefix("output."), first)
     kind, _, index = value.partition("[")
     if kind == "output" and not index:
         return output[0] if isinstance(output, tuple) else output
