@@ -204,8 +204,8 @@ void add_features(Draw& draw, Drawn drawn, Plan& plan) {
       stretch(draw, attention.rope);
       experts.router_bias = experts.expert_bias = true;
       experts.swiglu_limit = draw.one_of({1, 7});
-      // What is narrow, and clamped throughout, is constant.
-      if (experts.intermediate_size < 4) experts.swiglu_limit = 7;
+      // What a rank has is constant, or zero, where it is narrow and clamped throughout.
+      if (experts.intermediate_size < 4 * p.etp) experts.swiglu_limit = 7;
       return alternate_windows(draw, layers);
     case Drawn::dense:
       experts = {.intermediate_size = p.tp * draw.between(1, 6)};

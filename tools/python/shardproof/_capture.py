@@ -77,8 +77,8 @@ def _pattern(module: str) -> re.Pattern[str]:
 
 
 def _pick(value: str, arguments: Sequence[Any], output: Any) -> Any:
-    """What "output", "output[1]", "output.NAME" or "input[0]" is of a call; None where the call has no such thing. Without that
-    name an output is, or begins with, what is asked for."""
+    """What "output", "output[1]", "output.NAME" or "input[0]" is of a call; None where the call has no such thing. An
+    output without that name is, or begins with, what is asked for."""
     if value.startswith("output."):
         first = output[0] if isinstance(output, tuple) and output else output
         return getattr(output, value.removeprefix("output."), first)
@@ -124,6 +124,11 @@ def _watch(model: Any, hooks: Sequence[Hook], taps: _Taps) -> list[Any]:
     return handles
 
 
+def _clips(module: Any) -> bool:
+    """Queries, keys and values are clipped after the modules that make them: what these give is no tap."""
+    return getattr(getattr(module, "config", None), "clip_qkv", None) is not None
+
+
 #: Whose taps queries and keys go to, by the attention module that they belong to.
 _recorded: dict[int, _Taps] = {}
 _recorded_lock = threading.Lock()
@@ -131,10 +136,12 @@ _recorded_lock = threading.Lock()
 
 def _record_attention(module: Any, query: Any, key: Any, value: Any) -> None:
     """Of [batch, heads, sequence, head_dim]. With latent attention the order of a rotated head's elements is the model's
-    own, so that queries and keys are left out; values belong to no module there."""
+    own, so that queries and keys are left out; values belong to no module there, nor where they are clipped."""
     if (taps := _recorded.get(id(module))) is None:
         return
     own = {"v": value} if hasattr(module, "kv_b_proj") else {"q": query, "k": key}
+    if _clips(module):
+        own["v"] = value
     for name, heads in own.items():
         taps.add(f"layer.{module.layer_idx}.attention.{name}", heads.transpose(1, 2))
 
@@ -205,6 +212,8 @@ def capture(
     if stated is not None and stated != [len(ids) for ids in sequences]:
         raise ValueError(f"input_ids: sequences of {[len(ids) for ids in sequences]} tokens; the plan's are {stated}")
     rows = HOOKS[hooks] if isinstance(hooks, str) else hooks
+    if hooks == "transformers" and _clips(model):
+        rows = [row for row in rows if not row.tap.endswith(("attention.q_normed", "attention.k_normed", "attention.v"))]
     taps = _Taps()
     handles = _watch(model, rows, taps)
     try:
