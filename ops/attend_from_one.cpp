@@ -86,9 +86,9 @@ struct KvHead {
   std::vector<Heads<T>> heads;
 };
 
-/// Tokens `begin` to `end` of a tile of keys, of which the first `hidden` are not seen.
+/// Tokens `begin` to `end` of a tile of keys, of which the first `hidden` are not seen; the sequence ends with `last`.
 struct Seen {
-  Index begin, end, hidden;
+  Index begin, end, hidden, last;
   Index count() const { return end - begin; }
 };
 
@@ -103,7 +103,7 @@ void score_tile(KvHead<T>& kv, const Seen& seen) {
       const Index token = seen.begin + j + l, last = seen.end - 1;
       // What lies beyond the last is not kept.
       keys[static_cast<std::size_t>(l)] = kv.keys.row(std::min(token, last));
-      ask_for(kv.keys.row(std::min(token + kTokensAhead, last)), width);
+      ask_for(kv.keys.row(std::min(token + kTokensAhead, seen.last)), width);
       ask_for(kv.values.row(std::min(token, last)), value_width);
     }
     for (Heads<T>& heads : kv.heads) {
@@ -181,7 +181,7 @@ void attend_from_one(std::span<const T> q, TokenRowsOf<T> k, TokenRowsOf<T> v, I
   }
   for (Index begin = tiles::first_tile(past, options.window); begin <= past; begin += kKeys) {
     const Index end = std::min(begin + kKeys, past + 1);
-    const Seen seen{begin, end, std::clamp(past + 1 - options.window - begin, Index{0}, end - begin)};
+    const Seen seen{begin, end, std::clamp(past + 1 - options.window - begin, Index{0}, end - begin), past};
     for (KvHead<T>& kv : all) attend_tile(kv, seen);
   }
   simd::with_rounding<T>(format, [&](auto rounding) {
