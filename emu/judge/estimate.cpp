@@ -174,9 +174,9 @@ double kept_bytes(const Plan& plan, ops::Format format) {
 
 /// Weights that a rank has in memory at once: gate, up and down of the widest expert or MLP, what makes keys and values
 /// of latents, or a block of another's rows.
-double widest_elements(const Plan& plan, double weights) {
+double widest_elements(const Plan& plan, double block) {
   const Parallel& p = plan.parallel;
-  double widest = std::min(weights, static_cast<double>(kElementsAtOnce));
+  double widest = block;
   for (const LayerSpec& layer : plan.model.layers.kinds()) {
     const FeedForwardSpec& spec = layer.feed_forward;
     const double expert = spec.dense() ? 0 : static_cast<double>(spec.intermediate_size) / p.etp;
@@ -196,8 +196,12 @@ double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   const ModelConfig& model = plan.model;
   constexpr double kScalar = 8;  // of exact, which runs whatever the format
   // Ranks that hold replicas share them, so the weights count once; slices of kv heads overlap nowhere.
-  double weights = 0;
-  for (const TensorCount& count : tensor_counts(model)) weights += static_cast<double>(count.elements());
+  double weights = 0, block = 0;  // a block: of the rows of one
+  for (const TensorCount& count : tensor_counts(model)) {
+    weights += static_cast<double>(count.elements());
+    block = std::max(block, static_cast<double>(count.rows) * static_cast<double>(count.cols));
+  }
+  block = std::min(block, static_cast<double>(kElementsAtOnce));
 
   // The constants are those under which tests/tools/estimate_nightly.cpp holds.
   constexpr double kProcess = 24e6, kOfTap = 8e3, kOfRank = 6e3, kOfBlock = 450;
@@ -219,14 +223,13 @@ double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   if (threads == 0) threads = available_threads();
   const double at_once = static_cast<double>(std::min<std::int64_t>(plan.world(), threads));
   const auto made_again = [&](double scalar) {
-    return std::max(0.0, at_once * widest_elements(plan, weights) * scalar - static_cast<double>(kWeightBytesKept));
+    return std::max(0.0, at_once * widest_elements(plan, block) * scalar - static_cast<double>(kWeightBytesKept));
   };
   constexpr double kBeside = 0.6;  // the run of the rounding is rarely in as many while that of the algebra is
   const double in_use =
       made_again(kScalar) + (both ? kBeside * made_again(ops::computes_in_double(format) ? 8 : 4) : 0);
-  // The reference's.
-  const double block = std::min(weights, static_cast<double>(kElementsAtOnce)) * kScalar;
-  return kProcess + kFragments * (heap + kept_weights) + block + in_use;
+  // The reference has one block of its own.
+  return kProcess + kFragments * (heap + kept_weights) + block * kScalar + in_use;
 }
 
 }  // namespace shardproof
