@@ -20,6 +20,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 import compare
 
@@ -41,6 +42,17 @@ def run(program, arguments):
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise ProgramError(f"{program} {' '.join(arguments)}: exit code {done.returncode}: {last[0]}")
     return done.stdout
+
+
+def seconds_of(function, min_time, clock=time.thread_time):
+    """Of a call, over as many as take so long; by the time that the thread runs, unless another clock is given."""
+    calls, begin = 0, clock()
+    while True:
+        function()
+        calls += 1
+        spent = clock() - begin
+        if spent >= min_time:
+            return spent / calls
 
 
 def names_of(program, pattern):

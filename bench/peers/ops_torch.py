@@ -15,7 +15,6 @@ import os
 import pathlib
 import re
 import sys
-import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -25,17 +24,6 @@ import gate  # noqa: E402
 # else each call of a large one would pay for fresh pages.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
                "MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-
-
-def seconds_of(function, min_time):
-    """Of a call: time that the thread ran."""
-    calls, begin = 0, time.thread_time()
-    while True:
-        function()
-        calls += 1
-        spent = time.thread_time() - begin
-        if spent >= min_time:
-            return spent / calls
 
 
 class Cases:
@@ -232,7 +220,7 @@ class Cases:
         for way in ways:
             scale = expected.abs().max().item()
             assert self.torch.allclose(way(), expected, rtol=1e-3, atol=1e-4 * scale), f"{name}: results differ"
-        return min(ways, key=lambda way: min(seconds_of(way, min_time / 2) for _ in range(3)))
+        return min(ways, key=lambda way: min(gate.seconds_of(way, min_time / 2) for _ in range(3)))
 
 
 def entry(name, library, nanoseconds):
@@ -250,7 +238,7 @@ def measure(args, torch):
             raise gate.ProgramError(f"{args.program} has no benchmark {name}")
         function = cases.fastest(name, args.min_time)
         for _ in range(args.repetitions):
-            entries.append(entry(name, "torch", seconds_of(function, args.min_time) * 1e9))
+            entries.append(entry(name, "torch", gate.seconds_of(function, args.min_time) * 1e9))
             entries.append(entry(name, "shardproof", gate.measure(args.program, name, "cpu_time", args.min_time)[1]))
     return entries
 

@@ -148,16 +148,6 @@ def compiled():
     return lambda: forward(*on_devices).block_until_ready()
 
 
-def seconds_of(function, min_time):
-    calls, begin = 0, time.perf_counter()
-    while True:
-        function()
-        calls += 1
-        spent = time.perf_counter() - begin
-        if spent >= min_time:
-            return spent / calls
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("transformer_bench")
@@ -169,7 +159,7 @@ def main():
     benchmark, = gate.names_of(options.transformer_bench, "^steady_state_16")
     entries = []
     for index in range(options.repetitions):
-        times = {"jax": seconds_of(forward, 0.5),
+        times = {"jax": gate.seconds_of(forward, 0.5, time.perf_counter),
                  "shardproof": gate.measure(options.transformer_bench, benchmark, "real_time", 0.5)[1] / 1e3}
         for name, seconds in times.items():
             entries.append({"name": f"steady_state/{name}/16_ranks", "run_name": f"steady_state/{name}/16_ranks", "run_type": "iteration",
