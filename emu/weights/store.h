@@ -104,9 +104,8 @@ class WeightStore {
   struct Key {
     std::string name;
     Range rows, cols;
-    operator Slice() const {
-      return {name, rows, cols};
-    }  // NOLINT(google-explicit-constructor): it is looked up as one
+    // NOLINTNEXTLINE(google-explicit-constructor): it is looked up as one
+    operator Slice() const { return {name, rows, cols}; }
   };
   struct Hash {
     using is_transparent = void;
