@@ -120,9 +120,9 @@ class WeightStore {
     std::atomic<bool> loaded = false;
     ops::Matrix<T> matrix;  // whose memory the slice is in; of another shape when it was another slice's
     ops::MatrixView<T> view;
-    std::int64_t size = 0;         // elements
-    int users = 0;                 // of the memory
-    std::list<Key>::iterator age;  // its place in by_age_
+    std::int64_t size = 0;                  // elements
+    int users = 0;                          // of the memory
+    typename std::list<Key>::iterator age;  // its place in by_age_
   };
 
   /// The slice's own entry; for a part, the whole's when that is loaded. Then `rows` and `cols` are those in the entry.
