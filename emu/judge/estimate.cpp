@@ -147,12 +147,6 @@ double block_count(const Plan& plan) {
   return taps * steps * static_cast<double>(plan.workload.microbatches) * Mesh(p).world() / p.dp;
 }
 
-/// The scores of one head in the reference.
-double score_bytes(const Plan& plan) {
-  const auto longest = static_cast<double>(std::ranges::max(plan.workload.lengths));
-  return longest * longest * 8;
-}
-
 /// Of the rounding: the run's own taps in its scalar, a byte an element for what has arrived, and what a rule computes
 /// at once, in float64. A tap is dropped when all that is computed from it was judged: one rank goes through the layers
 /// by itself, and half of all taps is never there at once, nor more than some hundred layers' (20 to 60 were, of 256
@@ -211,7 +205,7 @@ double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   const double tap_count = static_cast<double>(all_taps(model).size());
   const double alive = (working_elements(plan, format) + cache_elements(plan)) * kScalar;
   const double bookkeeping = kOfTap * tap_count + kOfRank * plan.world() + kOfBlock * block_count(plan);
-  double heap = expected_bytes(plan) + score_bytes(plan) + alive + bookkeeping;
+  double heap = expected_bytes(plan) + alive + bookkeeping;
   double kept_weights = std::min(weights * kScalar, static_cast<double>(kWeightBytesKept)) * kWeightFragments;
   if (both) {
     // Its run goes on while the reference of the algebra is made.
