@@ -92,8 +92,8 @@ class Matrix {
   operator MatrixView<const T>() const { return view(); }  // NOLINT(google-explicit-constructor)
 
  private:
-  // What operator new gives is aligned here, with its address before the elements: glibc's own aligned allocation takes
-  // more than twice as long (before 2.38), which a run of many ranks feels.
+  // What operator new gives is aligned here, with its address before the elements: glibc's own aligned allocation
+  // splits a block at both ends, which a run of many ranks feels.
   static constexpr std::size_t kAlignment = 64;
   static_assert(__STDCPP_DEFAULT_NEW_ALIGNMENT__ >= sizeof(void*) && alignof(T) <= kAlignment);
   struct Free {

@@ -37,7 +37,7 @@ namespace shardproof::reference {
 /// Makes `values` the rows begin..begin+count of the tensor of that Hugging Face name, row-major, in float64, whatever
 /// it held before: the same memory serves for one tensor after the other; a vector is one row. Asked for layer by
 /// layer, a few million elements at a time, each dropped after its use; an expert that no token chose is not asked for,
-/// nor are rows of the embedding. Names: model.embed_tokens.weight [vocab, hidden],
+/// of the embedding only rows of tokens are. Names: model.embed_tokens.weight [vocab, hidden],
 /// model.layers.N.{input_layernorm, post_attention_layernorm}.weight [hidden],
 /// model.layers.N.self_attn.{q,k,v,o}_proj.weight [out, in], model.layers.N.block_sparse_moe.gate.weight
 /// [experts, hidden], model.layers.N.block_sparse_moe.experts.E.{w1,w3,w2}.weight (gate, up: [width, hidden]; down:
