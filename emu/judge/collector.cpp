@@ -39,6 +39,16 @@ HeldPart digest(ops::MatrixView<const T> part) {
   return result;
 }
 
+template <class T>
+KeptValues in_doubles(ops::MatrixView<const T> part) {
+  auto values = std::make_shared<std::vector<double>>();
+  values->reserve(static_cast<std::size_t>(part.size()));
+  for (ops::Index i = 0; i < part.rows; ++i) {
+    for (const T value : part.row(i)) values->push_back(static_cast<double>(value));
+  }
+  return values;
+}
+
 /// What is expected is known in numbers of 53 bits, which tell no larger integer from its neighbours.
 std::string integer_problem(ops::MatrixView<const std::int64_t> part) {
   constexpr std::int64_t kLimit = std::int64_t{1} << std::numeric_limits<double>::digits;
@@ -116,12 +126,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
     std::vector<int> group(placement.partial_ranks.begin(), placement.partial_ranks.end());
     std::ranges::sort(group);
     if (group.empty()) group = mesh_.group(placement.partial, rank);
-    TapLedger::PartialSum sum{rank, block_of(placement), std::move(group), placement.replicas,
-                              ops::Matrix<double>(part.rows, part.cols)};
-    for (ops::Index i = 0; i < part.rows; ++i) {
-      std::ranges::transform(part.row(i), sum.values.row(i).begin(),
-                             [](T value) { return static_cast<double>(value); });
-    }
+    TapLedger::PartialSum sum{rank, block_of(placement), std::move(group), placement.replicas, in_doubles(part)};
     const std::lock_guard lock(ledger.mutex);
     return ledger.add_partial_sum(std::move(sum));
   }
@@ -136,12 +141,16 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   }
   HeldPart held = digest(part);
   held.replicas = placement.replicas;
-  std::vector<std::int32_t> ids;
-  for (ops::Index i = 0; i < part.rows && (kIds || options_.keep_parts); ++i) {
-    for (const T value : part.row(i)) {
-      if (kIds) ids.push_back(static_cast<std::int32_t>(value));
-      if (options_.keep_parts) held.values.push_back(static_cast<double>(value));
+  if (options_.keep_parts) {
+    {
+      const std::lock_guard lock(ledger.mutex);
+      held.values = ledger.kept(block_of(placement), held.hash);
     }
+    if (held.values == nullptr) held.values = in_doubles(part);
+  }
+  std::vector<std::int32_t> ids;
+  for (ops::Index i = 0; i < part.rows && kIds; ++i) {
+    for (const T value : part.row(i)) ids.push_back(static_cast<std::int32_t>(value));
   }
   bool complete = false;
   {

@@ -44,12 +44,15 @@ struct OddElement {
   double value_of_others = 0;
 };
 
+/// Row-major; of parts that are replicas of one another, one.
+using KeptValues = std::shared_ptr<const std::vector<double>>;
+
 /// A part as a rank handed it in.
 struct KeptPart {
   int rank = 0;
   Placement placement;  ///< as placed() has it
   std::vector<std::int64_t> row_list;
-  std::vector<double> values;
+  KeptValues values;
   std::vector<int> group = {};  ///< of a partial sum: whose make the block
 
   /// The placement, whose list of rows is this part's.

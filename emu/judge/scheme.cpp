@@ -83,7 +83,7 @@ void note_silent_ranks(const ExpectedTaps& expected, const std::vector<TapOutcom
 std::vector<TapPart> tap_parts(const std::vector<KeptPart>& kept) {
   std::vector<TapPart> parts;
   for (const KeptPart& part : kept) {
-    parts.push_back({.tap = {}, .rank = part.rank, .placement = part.placed(), .values = part.values});
+    parts.push_back({.tap = {}, .rank = part.rank, .placement = part.placed(), .values = *part.values});
   }
   return parts;
 }
@@ -155,7 +155,8 @@ SchemeRun run_once(const Parallel& parallel, const Cluster::Program& program, co
 
 bool same_place(const KeptPart& a, const KeptPart& b) {
   return a.rank == b.rank && a.placement.row_part == b.placement.row_part &&
-         a.placement.col_part == b.placement.col_part && a.row_list == b.row_list && a.values.size() == b.values.size();
+         a.placement.col_part == b.placement.col_part && a.row_list == b.row_list &&
+         a.values->size() == b.values->size();
 }
 
 /// The first element that two runs have other bits of; none when they are the same run of that tap.
@@ -169,15 +170,16 @@ std::optional<Divergence> first_difference(const ExpectedTap& tap, const TapOutc
       divergence.message = fmt::format("rank {} hands in another block", two.rank);
       return divergence;
     }
-    for (std::size_t k = 0; k < one.values.size(); ++k) {
-      if (std::bit_cast<std::uint64_t>(one.values[k]) == std::bit_cast<std::uint64_t>(two.values[k])) continue;
+    const std::vector<double>&ones = *one.values, &twos = *two.values;
+    for (std::size_t k = 0; k < ones.size(); ++k) {
+      if (std::bit_cast<std::uint64_t>(ones[k]) == std::bit_cast<std::uint64_t>(twos[k])) continue;
       const std::int64_t width = one.placement.col_part.count, at = static_cast<std::int64_t>(k);
       divergence.row = one.placed().row(at / width);
       divergence.col = one.placement.col_part.begin + at % width;
-      divergence.expected = one.values[k];
-      divergence.got = two.values[k];
-      divergence.error = std::abs(two.values[k] - one.values[k]);
-      const auto [was, is] = told_apart(one.values[k], two.values[k]);
+      divergence.expected = ones[k];
+      divergence.got = twos[k];
+      divergence.error = std::abs(twos[k] - ones[k]);
+      const auto [was, is] = told_apart(ones[k], twos[k]);
       divergence.message = fmt::format("rank {} has {} at row {}, column {}, and had {}", two.rank, is, divergence.row,
                                        divergence.col, was);
       return divergence;

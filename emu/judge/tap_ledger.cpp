@@ -151,6 +151,15 @@ std::string group_problem(const Placement& placement, int rank, int world) {
   return {};
 }
 
+KeptValues TapLedger::kept(const Block& block, std::uint64_t hash) const {
+  const auto found = blocks_.find(block);
+  if (found == blocks_.end()) return nullptr;
+  for (const auto& [rank, held] : found->second) {
+    if (held.hash == hash) return held.values;
+  }
+  return nullptr;
+}
+
 void TapLedger::add_partial_sum(PartialSum part) {
   outcome.seen = true;
   partials_.push_back(std::move(part));
@@ -212,7 +221,7 @@ void TapLedger::add_partial_sums(const ExpectedTap& expected, double bound) {
   std::map<Block, std::map<std::vector<int>, Members>> sums;  // by group
   for (const PartialSum& partial : partials_) {
     const auto [place, first] = sums[partial.block][partial.group].try_emplace(partial.rank, &partial);
-    if (!first && !same_bits(place->second->values.span(), partial.values.span())) {
+    if (!first && !same_bits(*place->second->values, *partial.values)) {
       note_problem(partial.rank, "a rank handed in two partial sums, with different bits: " + to_string(partial.block));
     }
   }
@@ -237,14 +246,16 @@ void TapLedger::add_partial_sums(const ExpectedTap& expected, double bound) {
 
 void TapLedger::add_group(const ExpectedTap& expected, const Block& block, const std::vector<int>& group,
                           const Members& members, double bound) {
-  ops::Matrix<double> sum = members.begin()->second->values.copy();
+  std::vector<double> sum = *members.begin()->second->values;
   for (auto member = std::next(members.begin()); member != members.end(); ++member) {
-    std::ranges::transform(sum.span(), member->second->values.span(), sum.span().begin(), std::plus{});
+    std::ranges::transform(sum, *member->second->values, sum.begin(), std::plus{});
   }
   const Placement placement = block.in(expected);
-  const WorstElement worst = compare<double>(expected, placement, sum.view(), bound);
-  HeldPart held{.values = {sum.span().begin(), sum.span().end()}};
-  for (const double value : held.values) {
+  const auto rows = static_cast<ops::Index>(placement.row_part.count);
+  const auto cols = static_cast<ops::Index>(placement.col_part.count);
+  const WorstElement worst = compare<double>(expected, placement, {sum.data(), rows, cols}, bound);
+  HeldPart held{.values = std::make_shared<const std::vector<double>>(std::move(sum))};
+  for (const double value : *held.values) {
     held.hash = mix64(held.hash ^ std::bit_cast<std::uint64_t>(value));
     held.squares += value * value;
   }
@@ -253,8 +264,7 @@ void TapLedger::add_group(const ExpectedTap& expected, const Block& block, const
     held.replicas = partial->replicas;
     // Groups beside one another have sums of their own, which are replicas.
     blocks_[block].try_emplace(rank, held);
-    const std::span<const double> own = partial->values.span();
-    outcome.partial_sums.push_back({rank, placement, block.row_list, {own.begin(), own.end()}, group});
+    outcome.partial_sums.push_back({rank, placement, block.row_list, partial->values, group});
   }
   cover(expected, placement);
 }
@@ -309,19 +319,18 @@ void TapLedger::fold_replicas(const Block& block, const std::map<int, HeldPart>&
   for (const auto& [rank, held] : holders) {
     if (held.hash == most->second.hash) continue;
     outcome.odd_replicas.push_back(rank);
-    if (outcome.odd_element || held.values.empty()) continue;
-    for (std::size_t i = 0; i < held.values.size(); ++i) {
-      const bool same =
-          std::bit_cast<std::uint64_t>(held.values[i]) == std::bit_cast<std::uint64_t>(most->second.values[i]);
-      if (same) continue;
+    if (outcome.odd_element || held.values == nullptr) continue;
+    const std::vector<double>&own = *held.values, &others = *most->second.values;
+    for (std::size_t i = 0; i < own.size(); ++i) {
+      if (std::bit_cast<std::uint64_t>(own[i]) == std::bit_cast<std::uint64_t>(others[i])) continue;
       const Placement placement = block.in(expected);
       const auto at = static_cast<std::int64_t>(i);
       outcome.odd_element = OddElement{.rank = rank,
                                        .others = most->first,
                                        .row = placement.row(at / block.cols.count),
                                        .col = block.cols.begin + at % block.cols.count,
-                                       .value = held.values[i],
-                                       .value_of_others = most->second.values[i]};
+                                       .value = own[i],
+                                       .value_of_others = others[i]};
       break;
     }
   }

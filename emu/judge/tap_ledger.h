@@ -44,10 +44,10 @@ std::string group_problem(const Placement& placement, int rank, int world);
 
 /// A part as a rank handed it in.
 struct HeldPart {
-  std::uint64_t hash = 0;           ///< of its bits
-  double squares = 0;               ///< the sum of their squares
-  Axes replicas = {};               ///< along which others must have it too (Placement::replicas)
-  std::vector<double> values = {};  ///< row-major, where parts are kept
+  std::uint64_t hash = 0;  ///< of its bits
+  double squares = 0;      ///< the sum of their squares
+  Axes replicas = {};      ///< along which others must have it too (Placement::replicas)
+  KeptValues values = {};  ///< where parts are kept
 };
 
 class TapLedger {
@@ -57,7 +57,7 @@ class TapLedger {
     Block block;
     std::vector<int> group;  ///< whose partial sums make the block, ascending
     Axes replicas;
-    ops::Matrix<double> values;
+    KeptValues values;
   };
 
   std::mutex mutex;  // of all below
@@ -80,6 +80,9 @@ class TapLedger {
     if (fresh_elements) keep();
     return covered_count_ == expected.size();
   }
+
+  /// What is kept of the block with that hash already; empty when nothing is.
+  KeptValues kept(const Block& block, std::uint64_t hash) const;
 
   void add_partial_sum(PartialSum part);
   void note_problem(int rank, const std::string& problem) { problems_[problem].insert(rank); }

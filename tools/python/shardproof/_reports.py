@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import types
@@ -14,12 +15,17 @@ T = typing.TypeVar("T")
 
 def from_json(kind: type[T], document: dict[str, Any]) -> T:
     """Builds a report; keys that it does not name (added within a schema's version) are kept in `other`."""
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
     values = {name: _value(hints[name], value) for name, value in document.items() if name in known}
     if "other" in known:
         values["other"] = {name: value for name, value in document.items() if name not in known}
     return kind(**values)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _value(hint: Any, value: Any) -> Any:

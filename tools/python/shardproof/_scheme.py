@@ -92,11 +92,14 @@ def judge_blocks(blocks: Sequence[Block], expected: Mapping[str, Any], degrees: 
                  bound: float) -> VerifyReport:
     """As run() with ranks that tap their blocks, in order, and do nothing else."""
     held = []
+    at: dict[Any, placing.Block] = {}  # most ranks have a block in common with another, or in another tensor
     for block in blocks:
         array = _arrays.values(block.value)
         # A single number is a tensor of one element.
         whole, offsets = (tuple(block.whole), tuple(block.offsets)) if block.whole else ((1,), (0,))
-        made = placing.block_at(array.shape, whole, offsets)
+        made = at.get((array.shape, whole, offsets))
+        if made is None:
+            made = at[array.shape, whole, offsets] = placing.block_at(array.shape, whole, offsets)
         held.append((block.rank, block.name, made.whole, made.rows, made.cols, made.row_list,
                      list(block.partial_ranks), _arrays.CODES[array.dtype.name], array))
     return parse(VerifyReport, _core.judge_blocks(dict(degrees), held, _tensors(expected), bound))

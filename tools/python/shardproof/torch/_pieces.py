@@ -148,14 +148,14 @@ def cover(whole: torch.Tensor, pieces: Sequence[Piece]) -> tuple[torch.Tensor, b
     meet: the first to be written stays."""
     seen = torch.zeros(whole.shape, dtype=torch.bool)
     agree = True
-    of_block: dict[tuple[tuple[int, ...], torch.Size], torch.Tensor] = {}
+    of_block: dict[tuple[tuple[int, ...], torch.Size, torch.dtype], torch.Tensor] = {}
     for piece in pieces:
-        values = piece.value.to(whole.dtype)
-        block = (piece.block.offsets, values.shape)
+        block = (piece.block.offsets, piece.value.shape, piece.value.dtype)
         if block in of_block:  # a replica
-            agree = agree and torch.equal(of_block[block], values)
+            agree = agree and torch.equal(of_block[block], piece.value)
             continue
-        of_block[block] = values
+        of_block[block] = piece.value
+        values = piece.value.to(whole.dtype)
         place = tuple(slice(begin, begin + count) for begin, count in zip(piece.block.offsets, values.shape))
         again = seen[place]
         if bool(again.any()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -84,17 +86,32 @@ def run(
     if profile not in PROFILES:
         raise ValueError(f'profile="{profile}": "eager" or "fused" is needed')
     settings = _Settings(world_size, {"algorithm": algorithm, "wire": wire, "accumulate": accumulate})
-    if isolation == "process":
-        report = _in_processes(settings, main, args, schedule, patience)
-    else:
-        report = _in_threads(settings, main, args, schedule=0 if schedule is None else schedule, schedules=schedules,
-                             patience=patience)
-    if reference is None or report.stall is not None:
-        return report
-    report.problems = []
-    with torch.random.fork_rng(devices=[]):  # reference() may draw its weights
-        return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference, step,
-                                 max_amplification, profile, report)
+    with _only_own_garbage():
+        if isolation == "process":
+            report = _in_processes(settings, main, args, schedule, patience)
+        else:
+            report = _in_threads(settings, main, args, schedule=0 if schedule is None else schedule,
+                                 schedules=schedules, patience=patience)
+        if reference is None or report.stall is not None:
+            return report
+        report.problems = []
+        with torch.random.fork_rng(devices=[]):  # reference() may draw its weights
+            return held_to_reference([settings.records[rank] for rank in range(world_size)], world_size, reference,
+                                     step, max_amplification, profile, report)
+
+
+@contextmanager
+def _only_own_garbage() -> Iterator[None]:
+    """While it lasts, Python does not search for cycles in what was there before, which is all of torch: a tenth of a
+    short run."""
+    if gc.get_freeze_count():
+        yield  # the program's own: gc.unfreeze() would undo it
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass

@@ -78,15 +78,15 @@ def judge_alone(module: nn.Module, expected: Mapping[Key, Expected], weights: Ma
                 outputs: Mapping[Key, Sequence[Piece]], inputs: Mapping[Key, Sequence[Piece]],
                 whole_inputs: Mapping[Key, tuple[int, ...]], profile: str) -> None:
     """Fills in `alone` where a module's arithmetic and what it got are known."""
-    modules = {_watch.own_path(path) or _watch.MODEL: made for path, made in module.named_modules()}
+    exact = dict(copy.deepcopy(module).to(torch.float64).named_modules())
+    modules = {_watch.own_path(path) or _watch.MODEL: (made, exact[path]) for path, made in module.named_modules()}
     for key, held in expected.items():
-        found = modules.get(key[0])
+        found, in_double = modules.get(key[0], (None, None))
         if found is None or not _local.known(found) or key not in inputs or key not in whole_inputs:
             continue
         own = [piece for name, _ in found.named_parameters() for piece in weights.get(f"{key[0]}.{name}", [])]
         if _local.one_format(found, own, inputs[key], outputs[key]):
-            exact = copy.deepcopy(found).to(torch.float64)
-            held.alone = _local.local(exact, inputs[key], outputs[key], whole_inputs[key], profile)
+            held.alone = _local.local(in_double, inputs[key], outputs[key], whole_inputs[key], profile)
 
 
 def degrees_of(records: Sequence[_watch.Record], world_size: int) -> dict[str, int]:
@@ -169,7 +169,7 @@ def _run(module: nn.Module, dtype: torch.dtype,
          step: Callable[[nn.Module], Any]) -> tuple[dict[Key, np.ndarray], dict[Key, tuple[int, ...]]]:
     made = copy.deepcopy(module).to(dtype)
     record = _watch.Record(rank=-1)
-    watched = _watch.Watched(made, (), {}, {weight: weight._version for weight in made.parameters()})
+    watched = _watch.Watched(made, (), {}, {id(weight): (weight, weight._version) for weight in made.parameters()})
     record.watched.append(watched)
 
     def cast(_: nn.Module, arguments: Any, named: Any) -> Any:
@@ -287,8 +287,9 @@ def _held_to_estimates(degrees: Mapping[str, int], tensors: Tensors,
     first: Optional[Divergence] = None
     for bound, keys in bounds.items():
         found = _held(degrees, {key: tensors[key] for key in keys}, bound)
+        estimates = {_shown(key): tensors[key][1].estimate for key in keys}
         for tap in found.taps:
-            estimate = next(tensors[key][1].estimate for key in keys if _shown(key) == tap.name)
+            estimate = estimates[tap.name]
             # An error counts in bounds of its own row: in estimates, it is so many times.
             own = tap.max_error / tap.bound if tap.max_error > 0 < tap.bound else 0.0
             tap.other["estimates"] = own * bound / estimate if estimate > 0 else 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ MODEL = "model"  # the name of the module itself
 INPUT = ".input"  # of what a module gets, behind its name
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def own_path(path: str) -> str:
     return ".".join(part for part in path.split(".") if part not in _WRAPPERS)
 
@@ -29,20 +31,32 @@ class Watched:
     model: nn.Module
     axes: Sequence[Axis]
     placements: Mapping[str, Placements]
-    versions: dict[nn.Parameter, int] = field(default_factory=dict)  # of the weights, as they were recorded
+    #: By id(): the weights that were recorded, and their versions then.
+    versions: dict[int, tuple[nn.Parameter, int]] = field(default_factory=dict)
     optimizer: Optional[torch.optim.Optimizer] = None
 
     def unchanged(self, module: nn.Module) -> bool:
         """Whether a module without modules in it has the weights that were recorded."""
-        return all(self.versions.get(weight) == weight._version for weight in module._parameters.values()
-                   if weight is not None)
+        for weight in module._parameters.values():
+            if weight is not None:
+                recorded = self.versions.get(id(weight))
+                if recorded is None or recorded[1] != weight._version:
+                    return False
+        return True
 
     def placements_of(self, name: str) -> Optional[Placements]:
-        for pattern, placements in self.placements.items():
-            # "*" says something of what modules give; of what they get, "*.input".
-            if fnmatchcase(name, pattern) and pattern.endswith(INPUT) == name.endswith(INPUT):
-                return placements if isinstance(placements, (list, tuple)) else [placements]
-        return None
+        pattern = _first_fit(tuple(self.placements), name)
+        if pattern is None:
+            return None
+        placements = self.placements[pattern]
+        return placements if isinstance(placements, (list, tuple)) else [placements]
+
+
+@functools.lru_cache(maxsize=1 << 16)  # every rank asks for the same names
+def _first_fit(patterns: tuple[str, ...], name: str) -> Optional[str]:
+    # "*" says something of what modules give; of what they get, "*.input".
+    return next((pattern for pattern in patterns
+                 if fnmatchcase(name, pattern) and pattern.endswith(INPUT) == name.endswith(INPUT)), None)
 
 
 @dataclass
@@ -127,7 +141,7 @@ def watch(
     record.watched.append(watched)
     for path, parameter in model.named_parameters():
         record.add(record.weights, parameter, own_path(path), -1, watched)
-        watched.versions[parameter] = parameter._version
+        watched.versions[id(parameter)] = (parameter, parameter._version)
     hook(model, [names] if isinstance(names, str) else list(names), record, watched)
     return model
 
