@@ -13,7 +13,7 @@ import torch.nn as nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from . import _isolation
-from ._pieces import Axis, Piece, Placements, axes_of, piece_of
+from ._pieces import Axis, Copies, Piece, Placements, axes_of, piece_of
 
 #: What wrappers put into a module's path.
 _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -69,6 +69,7 @@ class Record:
     inputs: list[Piece] = field(default_factory=list)  # of modules without modules in them, named as what they give
     watched: list[Watched] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    copies: Copies = field(default_factory=Copies)
 
     def next_step(self, name: str) -> int:
         step = self.calls.get(name, -1) + 1
@@ -80,7 +81,7 @@ class Record:
         if not (tensor.is_floating_point() or tensor.dtype in (torch.int32, torch.int64)):
             return
         placed = watched.placements_of(name) if placements is None else placements
-        piece = piece_of(tensor, self.rank, name, step, watched.axes, placed)
+        piece = piece_of(tensor, self.rank, name, step, watched.axes, placed, self.copies)
         if piece is not None:
             to.append(piece)
 
@@ -88,6 +89,7 @@ class Record:
         """Without the modules: what may go to another process."""
         for watched in self.watched:
             watched.model, watched.versions, watched.optimizer = nn.Identity(), {}, None
+        self.copies = Copies()
         return self
 
     def gradients(self) -> None:

@@ -69,6 +69,41 @@ def test_a_wrong_slice_of_what_a_module_gets_is_named_at_the_module():
     assert (report.verdict, report.first_divergence.tap) == ("mismatch", "down")
 
 
+class Summed(nn.Module):
+    """Linears one after the other; what the first gives is summed over the ranks where it lies."""
+
+    def __init__(self, ranks=1):
+        super().__init__()
+        self.ranks = ranks
+        self.down = nn.Linear(INNER // ranks, WIDTH, bias=False)
+        self.last = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def forward(self, x):
+        y = self.down(x)
+        if self.ranks > 1:
+            dist.all_reduce(y)
+        return self.last(y)
+
+
+def test_what_a_collective_changes_in_place_is_recorded_as_it_was_and_as_it_is():
+    with torch.random.fork_rng():
+        whole = Summed()
+    x = X.repeat(1, INNER // WIDTH)
+
+    def main():
+        dist.init_process_group()
+        rank, block = dist.get_rank(), Summed(4)
+        block.load_state_dict({"down.weight": whole.down.weight.chunk(4, 1)[rank], "last.weight": whole.last.weight})
+        with torch.no_grad():
+            shardproof.torch.watch(block, placements={"down": Partial()})
+            block(x.chunk(4, 1)[rank].contiguous())
+
+    report = judged(main, max_amplification=None, reference=lambda: whole, step=lambda block: block(x))
+
+    assert report.verdict == "pass", str(report)
+    assert [tap.name for tap in report.taps if "alone" in tap.other] == ["down", "last"]
+
+
 def test_weights_that_change_on_the_way_are_not_held_to_what_they_were():
     def main():
         dist.init_process_group()
