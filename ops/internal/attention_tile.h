@@ -59,13 +59,20 @@ void soften(Tile<T>& tile, Index row, Index from, Index keys) {
   std::fill(scores + keys, scores + padded, -std::numeric_limits<T>::infinity());
   const T before = tile.largest[row];
   const T largest = std::max(before, simd::largest_of<T>(padded - begin, scores + begin));
+  constexpr Index kTogether = std::min<Index>(4, simd::Partials<T>::vectors());
   simd::Partials<T> partials(T{0});
   for (Index j = begin; j < padded; j += kRound) {
-    for (Index v = 0; v < partials.vectors(); ++v) {
+    for (Index v = 0; v < partials.vectors(); v += kTogether) {
+      Vec<T> p[static_cast<std::size_t>(kTogether)];
       T* const at = scores + j + v * simd::kLanes<T>;
-      const Vec<T> p = simd::exponential<T>(simd::load<T>(at) - largest);
-      simd::store<T>(at, p);
-      partials[v] += p;
+      SHARDPROOF_UNROLL
+      for (Index i = 0; i < kTogether; ++i) p[i] = simd::load<T>(at + i * simd::kLanes<T>) - largest;
+      simd::exponentials<T>(p);
+      SHARDPROOF_UNROLL
+      for (Index i = 0; i < kTogether; ++i) {
+        simd::store<T>(at + i * simd::kLanes<T>, p[i]);
+        partials[v + i] += p[i];
+      }
     }
   }
   const T sum = partials.fold([](auto a, auto b) { return a + b; });

@@ -6,7 +6,10 @@
 #pragma once
 
 #include <array>
+#include <iterator>
 #include <limits>
+#include <tuple>
+#include <utility>
 
 #include "ops/format.h"
 #include "ops/internal/rounding.h"
@@ -14,54 +17,74 @@
 
 namespace shardproof::ops::simd {
 
-/// exp(x) to about one unit in the last place; exactly 1 at 0. 0 below exp(-86.6) (float) or exp(-708) (double), held
-/// at exp(88.3) or exp(709.4) above; NaN stays NaN.
-template <class T>
-[[gnu::always_inline]] inline Vec<T> exponential(Vec<T> x);
-
 // exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 with ln 2 in two parts, the first short enough that n times
-// it is exact. The magic number's sum leaves n in the low bits, from where a shift makes it an exponent.
+// it is exact. The magic number's sum leaves n in the low bits, from where a shift makes it the exponent of 2^n.
+template <class T>
+struct ExponentialOf;
+
 template <>
-[[gnu::always_inline]] inline Vec<float> exponential<float>(Vec<float> x) {
-  const Vec<float> low = broadcast(-86.6F), high = broadcast(88.3F);
-  const Vec<float> clamped = x < low ? low : (x > high ? high : x);
-  const Vec<float> shifted = clamped * 1.44269504088896341F + 0x1.8p23F;
-  const Vec<float> n = shifted - 0x1.8p23F;
-  const Vec<float> r = (clamped - n * 0.693359375F) - n * -2.12194440e-4F;
-  Vec<float> p = r * 1.9875691500e-4F + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = (p * (r * r) + r) + 1.0F;
-  p = from_bits<float>(to_bits<float>(p) + (to_bits<float>(shifted) << 23));
-  p = x < low ? Vec<float>{} : p;
-  return x == x ? p : x;
+struct ExponentialOf<float> {
+  static constexpr float kLow = -86.6F, kHigh = 88.3F, kNothing = -88.03F;  // of which 2^n is 0
+  static constexpr std::uint32_t kOne = 0x3f800000;
+  static constexpr float kLog2E = 1.44269504088896341F, kMagic = 0x1.8p23F;
+  static constexpr float kLn2 = 0.693359375F, kLn2Rest = -2.12194440e-4F;
+  static constexpr int kExponent = 23;
+  static constexpr float kPolynomial[] = {1.9875691500e-4F, 1.3981999507e-3F, 8.3334519073e-3F,
+                                          4.1665795894e-2F, 1.6666665459e-1F, 5.0000001201e-1F};
+};
+
+template <>
+struct ExponentialOf<double> {
+  static constexpr double kLow = -708.0, kHigh = 709.4, kNothing = -709.1;
+  static constexpr std::uint64_t kOne = 0x3ff0000000000000;
+  static constexpr double kLog2E = 1.4426950408889634, kMagic = 0x1.8p52;
+  static constexpr double kLn2 = 6.93147180369123816490e-01, kLn2Rest = 1.90821492927058770002e-10;
+  static constexpr int kExponent = 52;
+  // 1/k! for k = 13 .. 2: the remainder at |r| <= ln(2)/2 is under 2^-57.
+  static constexpr double kPolynomial[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+                                           1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+                                           1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
+};
+
+/// exp(x) to about one unit in the last place; exactly 1 at 0. 0 below exp(-86.6) (float) or exp(-708) (double), held
+/// at exp(88.3) or exp(709.4) above; NaN stays NaN. In place, of several vectors side by side: the chain of one is long
+/// enough to fill the processor's queue before the next begins.
+template <class T, std::size_t kVectors>
+[[gnu::always_inline]] inline void exponentials(Vec<T> (&x)[kVectors]) {
+  using Of = ExponentialOf<T>;
+  Vec<T> shifted[kVectors], r[kVectors], p[kVectors];
+  const auto each = [](const auto& step) __attribute__((always_inline)) {
+    [&]<std::size_t... v>(std::index_sequence<v...>) {
+      (step(v), ...);
+    }
+    (std::make_index_sequence<kVectors>{});
+  };
+  const Vec<T> low = broadcast(Of::kLow), high = broadcast(Of::kHigh), nothing = broadcast(Of::kNothing);
+  each([&](std::size_t v) { r[v] = x[v] > high ? high : x[v]; });
+  each([&](std::size_t v) { r[v] = r[v] < low ? nothing : r[v]; });
+  each([&](std::size_t v) { shifted[v] = r[v] * Of::kLog2E + Of::kMagic; });
+  each([&](std::size_t v) {
+    const Vec<T> n = shifted[v] - Of::kMagic;
+    r[v] = (r[v] - n * Of::kLn2) - n * Of::kLn2Rest;
+  });
+  each([&](std::size_t v) { p[v] = r[v] * Of::kPolynomial[0] + Of::kPolynomial[1]; });
+  const auto add_term = [&](T coefficient) __attribute__((always_inline)) {
+    each([&](std::size_t v) { p[v] = p[v] * r[v] + coefficient; });
+  };
+  [&]<std::size_t... term>(std::index_sequence<term...>) {
+    (add_term(Of::kPolynomial[term + 2]), ...);
+  }
+  (std::make_index_sequence<std::size(Of::kPolynomial) - 2>{});
+  each([&](std::size_t v) { p[v] = (p[v] * (r[v] * r[v]) + r[v]) + T{1}; });
+  // An exact product, whatever it is contracted with. NaN is one by now, whatever its bits make of 2^n.
+  each([&](std::size_t v) { x[v] = p[v] * from_bits<T>((to_bits<T>(shifted[v]) << Of::kExponent) + Of::kOne); });
 }
 
-template <>
-[[gnu::always_inline]] inline Vec<double> exponential<double>(Vec<double> x) {
-  const Vec<double> low = broadcast(-708.0), high = broadcast(709.4);
-  const Vec<double> clamped = x < low ? low : (x > high ? high : x);
-  const Vec<double> shifted = clamped * 1.4426950408889634 + 0x1.8p52;
-  const Vec<double> n = shifted - 0x1.8p52;
-  const Vec<double> r = (clamped - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
-  // 1/k! for k = 13 .. 2: the remainder at |r| <= ln(2)/2 is under 2^-57.
-  Vec<double> p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = (p * (r * r) + r) + 1.0;
-  p = from_bits<double>(to_bits<double>(p) + (to_bits<double>(shifted) << 52));
-  p = x < low ? Vec<double>{} : p;
-  return x == x ? p : x;
+template <class T>
+[[gnu::always_inline]] inline Vec<T> exponential(Vec<T> x) {
+  Vec<T> alone[1] = {x};
+  exponentials<T>(alone);
+  return alone[0];
 }
 
 /// exp(x) as the format has it: in `exact` rounded to a multiple of kExpStep. For x <= 0 that are multiples of
@@ -83,7 +106,10 @@ inline constexpr Index kPartials = 128 / static_cast<Index>(sizeof(T));
 template <class T>
 class Partials {
  public:
-  explicit Partials(T initial) { vectors_.fill(broadcast<T>(initial)); }
+  explicit Partials(T initial) {
+    SHARDPROOF_UNROLL
+    for (Vec<T>& vector : vectors_) vector = broadcast<T>(initial);
+  }
 
   Vec<T>& operator[](Index index) { return vectors_[static_cast<std::size_t>(index)]; }
   static constexpr Index vectors() { return kPartials<T> / kLanes<T>; }
@@ -91,8 +117,14 @@ class Partials {
   /// combine(a, b) of two vectors or two elements; partial i meets partial i + kPartials / 2, and so on by halves.
   template <class F>
   T fold(F combine) const {
-    auto vectors = vectors_;
-    for (std::size_t half = vectors.size() / 2; half > 0; half /= 2) {
+    // Vector by vector: in halves of vectors, as the compiler copies an array, each would wait to be read whole.
+    constexpr std::size_t kVectors = std::tuple_size_v<decltype(vectors_)>;
+    Vec<T> vectors[kVectors];
+    SHARDPROOF_UNROLL
+    for (std::size_t i = 0; i < kVectors; ++i) vectors[i] = vectors_[i];
+    SHARDPROOF_UNROLL
+    for (std::size_t half = kVectors / 2; half > 0; half /= 2) {
+      SHARDPROOF_UNROLL
       for (std::size_t i = 0; i < half; ++i) vectors[i] = combine(vectors[i], vectors[i + half]);
     }
     std::array<T, static_cast<std::size_t>(kLanes<T>)> lanes;
