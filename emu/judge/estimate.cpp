@@ -149,8 +149,8 @@ double block_count(const Plan& plan) {
 
 /// Of the rounding: the run's own taps in its scalar, a byte an element for what has arrived, and what a rule computes
 /// at once, in float64. A tap is dropped when all that is computed from it was judged: one rank goes through the layers
-/// by itself, and half of all taps is never there at once, nor more than some hundred layers' (20 to 60 were, of 256
-/// and of 2,048); many ranks go through them together.
+/// by itself, as the stages of one microbatch do one after the other, and half of all taps is never there at once, nor
+/// more than some hundred layers' (20 to 60 were, of 256 and of 2,048); many ranks go through them together.
 double kept_bytes(const Plan& plan, ops::Format format) {
   double elements = 0, largest = 0;
   for (const TapId& tap : all_taps(plan.model, tap_parts(plan))) {
@@ -160,7 +160,9 @@ double kept_bytes(const Plan& plan, ops::Format format) {
   const int world = Mesh(plan.parallel).world();
   constexpr double kMostLayers = 512;
   const double one_by_one = std::min(0.5, kMostLayers / static_cast<double>(plan.model.layers.size()));
-  const double share = world <= 2 ? one_by_one : world <= 16 ? 0.6 : 1;
+  const int together =
+      world / plan.parallel.pp * std::min(plan.parallel.pp, static_cast<int>(plan.workload.microbatches));
+  const double share = together <= 2 ? one_by_one : world <= 16 ? 0.5 : 1;
   // What a ring's steps gave is merged at once.
   const double tensors = std::max(1, tap_parts(plan).keys);
   return share * elements * ((ops::computes_in_double(format) ? 8 : 4) + 1) + tensors * 8 * largest;
@@ -219,9 +221,10 @@ double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   const auto made_again = [&](double scalar) {
     return std::max(0.0, at_once * widest_elements(plan, block) * scalar - static_cast<double>(kWeightBytesKept));
   };
-  constexpr double kBeside = 0.6;  // the run of the rounding is rarely in as many while that of the algebra is
-  const double in_use =
-      made_again(kScalar) + (both ? kBeside * made_again(ops::computes_in_double(format) ? 8 : 4) : 0);
+  // The run of the rounding is rarely in as many while that of the algebra is; in float64 it was measured to take no more
+  // than in float.
+  constexpr double kBeside = 0.6;
+  const double in_use = made_again(kScalar) + (both ? kBeside * made_again(4) : 0);
   // The reference has one block of its own.
   return kProcess + kFragments * (heap + kept_weights) + block * kScalar + in_use;
 }
