@@ -141,10 +141,11 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   }
   HeldPart held = digest(part);
   held.replicas = placement.replicas;
+  const Block block = block_of(placement);
   if (options_.keep_parts) {
     {
       const std::lock_guard lock(ledger.mutex);
-      held.values = ledger.kept(block_of(placement), held.hash);
+      held.values = ledger.kept(block, held);
     }
     if (held.values == nullptr) held.values = in_doubles(part);
   }
@@ -156,7 +157,7 @@ void TapCollector::collect(GlobalRank rank_id, const TapKey& key, const Placemen
   {
     const std::lock_guard lock(ledger.mutex);
     ledger.note_worst(worst, rank);
-    complete = ledger.add(expected, placement, rank, std::move(held), [&] {
+    complete = ledger.add(expected, placement, block, rank, std::move(held), [&] {
       if (options_.judge != nullptr) options_.judge->put(tap, placement, part);
     });
     if (kIds) ledger.keep_ids(placement, rank, std::move(ids));

@@ -44,7 +44,7 @@ struct OddElement {
   double value_of_others = 0;
 };
 
-/// Row-major; of parts that are replicas of one another, one.
+/// Row-major; replicas share them where one came after the other.
 using KeptValues = std::shared_ptr<const std::vector<double>>;
 
 /// A part as a rank handed it in.

@@ -221,8 +221,8 @@ double estimated_bytes(const Plan& plan, ops::Format format, int threads) {
   const auto made_again = [&](double scalar) {
     return std::max(0.0, at_once * widest_elements(plan, block) * scalar - static_cast<double>(kWeightBytesKept));
   };
-  // The run of the rounding is rarely in as many while that of the algebra is; in float64 it was measured to take no more
-  // than in float.
+  // The run of the rounding is rarely in as many while that of the algebra is; in float64 it was measured to take no
+  // more than in float.
   constexpr double kBeside = 0.6;
   const double in_use = made_again(kScalar) + (both ? kBeside * made_again(4) : 0);
   // The reference has one block of its own.

@@ -151,11 +151,12 @@ std::string group_problem(const Placement& placement, int rank, int world) {
   return {};
 }
 
-KeptValues TapLedger::kept(const Block& block, std::uint64_t hash) const {
+KeptValues TapLedger::kept(const Block& block, const HeldPart& part) const {
   const auto found = blocks_.find(block);
   if (found == blocks_.end()) return nullptr;
   for (const auto& [rank, held] : found->second) {
-    if (held.hash == hash) return held.values;
+    // An integer and a number may have the same bits.
+    if (held.hash == part.hash && held.squares == part.squares) return held.values;
   }
   return nullptr;
 }
@@ -319,7 +320,7 @@ void TapLedger::fold_replicas(const Block& block, const std::map<int, HeldPart>&
   for (const auto& [rank, held] : holders) {
     if (held.hash == most->second.hash) continue;
     outcome.odd_replicas.push_back(rank);
-    if (outcome.odd_element || held.values == nullptr) continue;
+    if (outcome.odd_element || held.values == nullptr || most->second.values == nullptr) continue;
     const std::vector<double>&own = *held.values, &others = *most->second.values;
     for (std::size_t i = 0; i < own.size(); ++i) {
       if (std::bit_cast<std::uint64_t>(own[i]) == std::bit_cast<std::uint64_t>(others[i])) continue;

@@ -66,9 +66,10 @@ class TapLedger {
   /// A part that was compared. True: nothing of the tap is missing any more, for the first time. `keep` is called where
   /// the block has elements and nobody has brought any of them before: never after the tap is complete.
   template <class Keep>
-  bool add(const ExpectedTap& expected, const Placement& placement, int rank, HeldPart&& part, const Keep& keep) {
+  bool add(const ExpectedTap& expected, const Placement& placement, const Block& block, int rank, HeldPart&& part,
+           const Keep& keep) {
     outcome.seen = true;
-    const auto [holders, fresh] = blocks_.try_emplace(block_of(placement));
+    const auto [holders, fresh] = blocks_.try_emplace(block);
     const auto [mine, first] = holders->second.try_emplace(rank, std::move(part));
     if (!first && mine->second.hash != part.hash) {
       note_problem(rank, "a rank handed in the same block twice, with different bits: " + to_string(holders->first));
@@ -81,8 +82,8 @@ class TapLedger {
     return covered_count_ == expected.size();
   }
 
-  /// What is kept of the block with that hash already; empty when nothing is.
-  KeptValues kept(const Block& block, std::uint64_t hash) const;
+  /// What is kept already of the block with the same values; empty when nothing is.
+  KeptValues kept(const Block& block, const HeldPart& part) const;
 
   void add_partial_sum(PartialSum part);
   void note_problem(int rank, const std::string& problem) { problems_[problem].insert(rank); }

@@ -1,15 +1,14 @@
 // Exponentials and fixed-order reductions over vectors.
 //
 // They are written in plain additions and multiplications, so where a file is built without contraction, as nearly all
-// are, their bits are the same for every instruction set and compiler. `exponential` is always inlined: a file built
-// with contraction must not lend its copy to others.
+// are, their bits are the same for every instruction set and compiler. `exponential` and `exponentials` are always
+// inlined: a file built with contraction must not lend its copy to others.
 #pragma once
 
 #include <array>
 #include <iterator>
 #include <limits>
 #include <tuple>
-#include <utility>
 
 #include "ops/format.h"
 #include "ops/internal/rounding.h"
@@ -46,45 +45,60 @@ struct ExponentialOf<double> {
                                            1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
 };
 
-/// exp(x) to about one unit in the last place; exactly 1 at 0. 0 below exp(-86.6) (float) or exp(-708) (double), held
-/// at exp(88.3) or exp(709.4) above; NaN stays NaN. In place, of several vectors side by side: the chain of one is long
-/// enough to fill the processor's queue before the next begins.
-template <class T, std::size_t kVectors>
-[[gnu::always_inline]] inline void exponentials(Vec<T> (&x)[kVectors]) {
+/// The steps of one exponential.
+template <class T>
+struct ExponentialSteps {
   using Of = ExponentialOf<T>;
-  Vec<T> shifted[kVectors], r[kVectors], p[kVectors];
-  const auto each = [](const auto& step) __attribute__((always_inline)) {
-    [&]<std::size_t... v>(std::index_sequence<v...>) {
-      (step(v), ...);
-    }
-    (std::make_index_sequence<kVectors>{});
-  };
-  const Vec<T> low = broadcast(Of::kLow), high = broadcast(Of::kHigh), nothing = broadcast(Of::kNothing);
-  each([&](std::size_t v) { r[v] = x[v] > high ? high : x[v]; });
-  each([&](std::size_t v) { r[v] = r[v] < low ? nothing : r[v]; });
-  each([&](std::size_t v) { shifted[v] = r[v] * Of::kLog2E + Of::kMagic; });
-  each([&](std::size_t v) {
-    const Vec<T> n = shifted[v] - Of::kMagic;
-    r[v] = (r[v] - n * Of::kLn2) - n * Of::kLn2Rest;
-  });
-  each([&](std::size_t v) { p[v] = r[v] * Of::kPolynomial[0] + Of::kPolynomial[1]; });
-  const auto add_term = [&](T coefficient) __attribute__((always_inline)) {
-    each([&](std::size_t v) { p[v] = p[v] * r[v] + coefficient; });
-  };
-  [&]<std::size_t... term>(std::index_sequence<term...>) {
-    (add_term(Of::kPolynomial[term + 2]), ...);
-  }
-  (std::make_index_sequence<std::size(Of::kPolynomial) - 2>{});
-  each([&](std::size_t v) { p[v] = (p[v] * (r[v] * r[v]) + r[v]) + T{1}; });
-  // An exact product, whatever it is contracted with. NaN is one by now, whatever its bits make of 2^n.
-  each([&](std::size_t v) { x[v] = p[v] * from_bits<T>((to_bits<T>(shifted[v]) << Of::kExponent) + Of::kOne); });
-}
+  Vec<T> r, shifted, p;
 
+  [[gnu::always_inline]] void hold(Vec<T> x) {
+    r = x > broadcast(Of::kHigh) ? broadcast(Of::kHigh) : x;
+    r = r < broadcast(Of::kLow) ? broadcast(Of::kNothing) : r;
+  }
+  [[gnu::always_inline]] void reduce() {
+    shifted = r * Of::kLog2E + Of::kMagic;
+    const Vec<T> n = shifted - Of::kMagic;
+    r = (r - n * Of::kLn2) - n * Of::kLn2Rest;
+  }
+  [[gnu::always_inline]] void begin_sum() { p = r * Of::kPolynomial[0] + Of::kPolynomial[1]; }
+  [[gnu::always_inline]] void add_term(std::size_t term) { p = p * r + Of::kPolynomial[term]; }
+  [[gnu::always_inline]] Vec<T> result() {
+    p = (p * (r * r) + r) + T{1};
+    // An exact product, whatever it is contracted with. NaN is one by now, whatever its bits make of 2^n.
+    return p * from_bits<T>((to_bits<T>(shifted) << Of::kExponent) + Of::kOne);
+  }
+};
+
+/// exp(x) to about one unit in the last place; exactly 1 at 0. 0 below exp(-86.6) (float) or exp(-708) (double), held
+/// at exp(88.3) or exp(709.4) above; NaN stays NaN.
 template <class T>
 [[gnu::always_inline]] inline Vec<T> exponential(Vec<T> x) {
-  Vec<T> alone[1] = {x};
-  exponentials<T>(alone);
-  return alone[0];
+  ExponentialSteps<T> steps;
+  steps.hold(x);
+  steps.reduce();
+  steps.begin_sum();
+  for (std::size_t term = 2; term < std::size(ExponentialOf<T>::kPolynomial); ++term) steps.add_term(term);
+  return steps.result();
+}
+
+/// The same of several vectors, in place and side by side: the chain of one is long enough to fill the processor's
+/// queue before the next begins.
+template <class T, std::size_t kVectors>
+[[gnu::always_inline]] inline void exponentials(Vec<T> (&x)[kVectors]) {
+  static_assert(kVectors > 1);
+  ExponentialSteps<T> steps[kVectors];
+  SHARDPROOF_UNROLL
+  for (std::size_t v = 0; v < kVectors; ++v) steps[v].hold(x[v]);
+  SHARDPROOF_UNROLL
+  for (std::size_t v = 0; v < kVectors; ++v) steps[v].reduce();
+  SHARDPROOF_UNROLL
+  for (std::size_t v = 0; v < kVectors; ++v) steps[v].begin_sum();
+  for (std::size_t term = 2; term < std::size(ExponentialOf<T>::kPolynomial); ++term) {
+    SHARDPROOF_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) steps[v].add_term(term);
+  }
+  SHARDPROOF_UNROLL
+  for (std::size_t v = 0; v < kVectors; ++v) x[v] = steps[v].result();
 }
 
 /// exp(x) as the format has it: in `exact` rounded to a multiple of kExpStep. For x <= 0 that are multiples of

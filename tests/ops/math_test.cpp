@@ -42,6 +42,34 @@ TEST(Exponential, HoldsItsEnds) {
   EXPECT_TRUE(std::isnan(exponential(std::numeric_limits<double>::quiet_NaN())));
 }
 
+TEST(Exponential, IsNothingBelowItsLowestAndHeldAboveItsHighest) {
+  constexpr float kInfinite = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(exponential(std::nextafter(-86.6F, -kInfinite)), 0.0F);
+  EXPECT_GT(exponential(-86.6F), std::numeric_limits<float>::min());
+  EXPECT_EQ(exponential(kInfinite), exponential(88.3F));
+  EXPECT_GT(exponential(88.3F), exponential(std::nextafter(88.0F, 0.0F)));
+  EXPECT_EQ(exponential(std::nextafter(-708.0, -1000.0)), 0.0);
+  EXPECT_GT(exponential(-708.0), std::numeric_limits<double>::min());
+  EXPECT_EQ(exponential(1e300), exponential(709.4));
+}
+
+template <class T, std::size_t kVectors>
+void expect_each_alone(T x) {
+  simd::Vec<T> together[kVectors];
+  for (std::size_t v = 0; v < kVectors; ++v) together[v] = simd::broadcast(x / static_cast<T>(v + 1));
+  simd::exponentials<T>(together);
+  for (std::size_t v = 0; v < kVectors; ++v) EXPECT_EQ(together[v][0], exponential(x / static_cast<T>(v + 1))) << x;
+}
+
+TEST(Exponential, OfSeveralVectorsIsThatOfEach) {
+  for (int i = -900; i < 900; i += 7) {
+    expect_each_alone<float, 2>(static_cast<float>(i) / 9);
+    expect_each_alone<float, 4>(static_cast<float>(i) / 9);
+    expect_each_alone<double, 2>(i);
+    expect_each_alone<double, 4>(i);
+  }
+}
+
 // The same bits on every instruction set and compiler: golden checksums.
 TEST(Exponential, HasTheSameBitsOnEveryBuild) {
   std::uint64_t floats = 0, doubles = 0;

@@ -150,7 +150,7 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     b = b.detach()
     if a.shape != b.shape or a.dtype != b.dtype or not b.is_contiguous() or not a.is_contiguous():
         return False
-    if a.is_complex() or a.dim() == 0:
+    if b.is_neg():  # a view that torch negates when it is read
         return False
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(a.element_size())
     return integer is not None and torch.equal(a.view(integer), b.view(integer))
@@ -183,7 +183,9 @@ def cover(whole: torch.Tensor, pieces: Sequence[Piece]) -> tuple[torch.Tensor, b
     for piece in pieces:
         block = (piece.block.offsets, piece.value.shape, piece.value.dtype)
         if block in of_block:  # a replica
-            agree = agree and torch.equal(of_block[block], piece.value)
+            first = of_block[block]
+            agree = agree and (torch.equal(first, piece.value)
+                               or torch.equal(first.to(whole.dtype), piece.value.to(whole.dtype)))
             continue
         of_block[block] = piece.value
         values = piece.value.to(whole.dtype)

@@ -103,14 +103,15 @@ def run(
 @contextmanager
 def _only_own_garbage() -> Iterator[None]:
     """While it lasts, Python does not search for cycles in what was there before, which is all of torch: a tenth of a
-    short run."""
+    short run. A gc.freeze() of main()'s own ends with it."""
     if gc.get_freeze_count():
-        yield  # the program's own: gc.unfreeze() would undo it
+        yield  # the caller's own: gc.unfreeze() would undo it
         return
     gc.freeze()
     try:
         yield
     finally:
+        gc.collect()  # of the run alone: freeze() let the next full search begin to count anew
         gc.unfreeze()
 
 
@@ -135,6 +136,7 @@ def _in_threads(settings: _Settings, main: Callable[..., Any], args: Sequence[An
         program = _Program(rank.id, _isolation.InTurns(rank._scheme, turns), store, settings)
         settings.records[rank.id] = program.record
         program.run(main, args)
+        program.record.finished()
 
     with _isolation.threads_are_ranks():
         try:

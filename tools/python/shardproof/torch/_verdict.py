@@ -78,15 +78,17 @@ def judge_alone(module: nn.Module, expected: Mapping[Key, Expected], weights: Ma
                 outputs: Mapping[Key, Sequence[Piece]], inputs: Mapping[Key, Sequence[Piece]],
                 whole_inputs: Mapping[Key, tuple[int, ...]], profile: str) -> None:
     """Fills in `alone` where a module's arithmetic and what it got are known."""
-    exact = dict(copy.deepcopy(module).to(torch.float64).named_modules())
-    modules = {_watch.own_path(path) or _watch.MODEL: (made, exact[path]) for path, made in module.named_modules()}
+    modules = {_watch.own_path(path) or _watch.MODEL: made for path, made in module.named_modules()}
+    exact: dict[str, nn.Module] = {}  # one for all steps
     for key, held in expected.items():
-        found, in_double = modules.get(key[0], (None, None))
+        found = modules.get(key[0])
         if found is None or not _local.known(found) or key not in inputs or key not in whole_inputs:
             continue
         own = [piece for name, _ in found.named_parameters() for piece in weights.get(f"{key[0]}.{name}", [])]
         if _local.one_format(found, own, inputs[key], outputs[key]):
-            held.alone = _local.local(in_double, inputs[key], outputs[key], whole_inputs[key], profile)
+            if key[0] not in exact:
+                exact[key[0]] = copy.deepcopy(found).to(torch.float64)
+            held.alone = _local.local(exact[key[0]], inputs[key], outputs[key], whole_inputs[key], profile)
 
 
 def degrees_of(records: Sequence[_watch.Record], world_size: int) -> dict[str, int]:
@@ -188,6 +190,7 @@ def _run(module: nn.Module, dtype: torch.dtype,
     if isinstance(made_by_step, torch.optim.Optimizer):
         watched.optimizer = made_by_step
     record.gradients()
+    record.finished()
     return ({(piece.name, piece.step): piece.value.double().numpy() for piece in record.taps},
             {(piece.name.removesuffix(_watch.INPUT), piece.step): tuple(piece.value.shape) for piece in record.inputs})
 

@@ -52,7 +52,7 @@ class Watched:
         return placements if isinstance(placements, (list, tuple)) else [placements]
 
 
-@functools.lru_cache(maxsize=1 << 16)  # every rank asks for the same names
+@functools.lru_cache(maxsize=1 << 16)  # every step, and every rank that is a thread, asks for the same names
 def _first_fit(patterns: tuple[str, ...], name: str) -> Optional[str]:
     # "*" says something of what modules give; of what they get, "*.input".
     return next((pattern for pattern in patterns
@@ -86,7 +86,7 @@ class Record:
             to.append(piece)
 
     def finished(self) -> Record:
-        """Without the modules: what may go to another process."""
+        """Without the modules, whose hooks have the record: what may go to another process, and keeps no other alive."""
         for watched in self.watched:
             watched.model, watched.versions, watched.optimizer = nn.Identity(), {}, None
         self.copies = Copies()

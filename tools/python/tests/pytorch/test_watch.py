@@ -1,5 +1,8 @@
 """Sharded modules held to the unsharded one: right programs, and the bugs that people have had, each by its name."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import shardproof
 import shardproof.torch
-from shardproof.torch._pieces import Partial, Replicate, Shard
+from shardproof.torch._pieces import Copies, Partial, Replicate, Shard
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -293,3 +296,42 @@ def test_a_bound_as_large_as_the_values_proves_nothing():
     report = judged(only_the_whole, False, max_amplification=1e8, step=lambda block: block(X))
 
     assert report.verdict == "inconclusive" and "agreement proves nothing" in str(report)
+
+
+@pytest.mark.threads
+def test_what_was_recorded_and_is_as_it_was_is_not_copied_again():
+    copies, x = Copies(), torch.arange(6.0)
+    first = copies.of(x)
+    assert copies.of(x) is first and torch.equal(first, x)
+    x.numpy()[0] = -0.0  # where autograd does not see it
+    second = copies.of(x)
+    assert second is not first and torch.signbit(second[0]) and not torch.signbit(first[0])
+    turned = torch.tensor([1 + 2j, 3 + 4j]).conj().imag  # read through a sign that its memory does not have
+    assert torch.equal(copies.of(turned), copies.of(turned))
+
+
+@pytest.mark.threads
+def test_a_run_leaves_nothing_behind_and_what_was_frozen_frozen():
+    models = []
+
+    def main(raises=False):
+        dist.init_process_group()
+        model = shardproof.torch.watch(slice_of(4), placements={"down": Partial()})
+        models.append(weakref.ref(model))
+        model(X)
+        if raises:
+            raise ValueError("on purpose")
+
+    options = dict(world_size=4, isolation="thread", reference=Block, step=lambda block: block(X))
+    shardproof.torch.run(main, **options)
+    with pytest.raises(shardproof.RankError, match="on purpose"):
+        shardproof.torch.run(main, args=(True,), **options)
+    assert len(models) == 8 and not any(model() for model in models[:4])
+    assert gc.get_freeze_count() == 0
+
+    gc.freeze()
+    try:
+        shardproof.torch.run(main, **options)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
