@@ -80,8 +80,9 @@ TEST(ChromeTrace, ShowsWhatIsHiddenOnTracksOfItsOwn) {
   double hidden = 0, said = 0;
   for (const Json& event : trace["traceEvents"]) {
     if (event["ph"] != "X") continue;
-    if (event["args"].contains("hidden_us")) said += event["args"]["hidden_us"].get<double>() * 1e-6;
-    if (event["cat"] != "hidden") continue;
+    const Json args = event.value("args", Json::object());
+    said += args.value("hidden_us", 0.0) * 1e-6;
+    if (event.value("cat", "") != "hidden") continue;
     double& end = ends[{event["pid"].get<int>(), event["tid"].get<int>()}];
     EXPECT_GE(event["ts"].get<double>(), end - 0.0021) << "slices of a track overlap: " << event;
     EXPECT_GE(event["tid"].get<int>(), 2);

@@ -122,6 +122,7 @@ TEST(VerifyCommand, RefusesARunThatCannotFitWithAScaleThatWould) {
   EXPECT_THAT(result.err, HasSubstr("--batch"));
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these map more than any limit leaves
 TEST(VerifyCommand, EveryCommandAsksForItsMemoryAndGivesAdviceThatHelps) {
   const std::string limited = "ulimit -v 220000; timeout 120";
   for (const std::string arguments : {"verify --scale full --sequence 64", "verify --batch 512 --sequence 256",
@@ -145,6 +146,7 @@ TEST(VerifyCommand, EveryCommandAsksForItsMemoryAndGivesAdviceThatHelps) {
     EXPECT_THAT(refused.err, HasSubstr("available under ulimit -v"));
   }
 }
+#endif
 
 /// The arguments are made when the test runs: most need a file.
 using Arguments = std::function<std::string()>;
