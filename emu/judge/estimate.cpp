@@ -160,8 +160,8 @@ double kept_bytes(const Plan& plan, ops::Format format) {
   const int world = Mesh(plan.parallel).world();
   constexpr double kMostLayers = 512;
   const double one_by_one = std::min(0.5, kMostLayers / static_cast<double>(plan.model.layers.size()));
-  const int together =
-      world / plan.parallel.pp * std::min(plan.parallel.pp, static_cast<int>(plan.workload.microbatches));
+  const std::int64_t together =
+      world / plan.parallel.pp * std::min<std::int64_t>(plan.parallel.pp, plan.workload.microbatches);
   const double share = together <= 2 ? one_by_one : world <= 16 ? 0.5 : 1;
   // What a ring's steps gave is merged at once.
   const double tensors = std::max(1, tap_parts(plan).keys);
